@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.runtime.settings import StartError
 
-class PartError(Exception):
+
+class PartError(StartError):
     """A part of a bundle cannot be used. The message names part, file and remedy on one line."""
 
     def __init__(self, part: str, file: str, reason: str, remedy: str):

@@ -1,0 +1,123 @@
+"""The server half of every call: its span, its errors, its end. One interceptor for all servers.
+
+A streaming handler is an async generator; here it becomes a coroutine that writes. Then a call
+that is cancelled, timed out or broken off is a CancelledError in *our* frame, and the handler is
+closed at once and in the same task: its `finally` blocks run without waiting for the garbage
+collector. Handlers clean up in `finally` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from opentelemetry import context as otel_context
+from opentelemetry import propagate, trace
+from opentelemetry.trace import SpanKind
+
+from services.runtime.errors import Broken, CallError
+from services.runtime.tracing import call_attributes, record_code
+
+log = logging.getLogger(__name__)
+_tracer = trace.get_tracer("csm.runtime")
+
+# OpenTelemetry: these are the server's own failures; the others are the caller's business.
+_SERVER_FAULTS = {
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DATA_LOSS,
+}
+_UNTRACED = ("/grpc.health.", "/grpc.reflection.")
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Traces each call as a SERVER span and sends CallErrors as rich statuses."""
+
+    async def intercept_service(self, continuation, handler_call_details):
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith(_UNTRACED):
+            return handler
+        serializers = handler.request_deserializer, handler.response_serializer
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(_unary(method, handler.unary_unary), *serializers)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(_stream(method, handler.unary_stream), *serializers)
+        if handler.stream_stream:
+            return grpc.stream_stream_rpc_method_handler(_stream(method, handler.stream_stream), *serializers)
+        return handler  # CSM has no client-streaming method
+
+
+def _unary(method: str, behavior: Any) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        async with _Call(method, context):
+            return await behavior(request, context)
+
+    return call
+
+
+def _stream(method: str, behavior: Any) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> None:
+        async with _Call(method, context), aclosing(behavior(request, context)) as responses:
+            async for response in responses:
+                await context.write(response)
+
+    return call
+
+
+class _Call:
+    """One call, from its first to its last moment on this server."""
+
+    def __init__(self, method: str, context: grpc.aio.ServicerContext):
+        self._method, self._context = method, context
+
+    async def __aenter__(self) -> None:
+        carrier = {key: value for key, value in self._context.invocation_metadata() if isinstance(value, str)}
+        self._span = _tracer.start_span(
+            self._method.lstrip("/"),
+            context=propagate.extract(carrier),
+            kind=SpanKind.SERVER,
+            attributes=call_attributes(self._method),
+        )
+        self._token = otel_context.attach(trace.set_span_in_context(self._span))
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        code, text = grpc.StatusCode.OK, ""
+        try:
+            if isinstance(error, CallError):
+                code, text = error.code, error.text
+            elif isinstance(error, grpc.aio.AbortError):
+                code, text = self._context.code(), self._context.details()
+            elif _is_gone(error, self._context):
+                code, text = _gone_code(self._context), "the caller is gone"
+            elif error is not None:
+                log.exception("call failed", extra={"rpc": self._method}, exc_info=error)
+                error = Broken(f"internal error ({type(error).__name__})")
+                code, text = error.code, error.text
+        finally:
+            # Ended before the status is sent: whoever sees the status can find the span.
+            record_code(self._span, code, text, is_error=code in _SERVER_FAULTS)
+            self._span.end()
+            otel_context.detach(self._token)
+        if isinstance(error, CallError):
+            await self._context.abort_with_status(error.status())
+
+
+def _is_gone(error: BaseException | None, context: grpc.aio.ServicerContext) -> bool:
+    """Whether the call ended because its caller did, in any of the shapes gRPC gives that."""
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        return True
+    return isinstance(error, Exception) and (context.cancelled() or context.done())
+
+
+def _gone_code(context: grpc.aio.ServicerContext) -> grpc.StatusCode:
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED

@@ -1,0 +1,62 @@
+"""Channels between services: balanced over every address behind a name, health-checked, retried, traced."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+
+from services.runtime.tracing import client_interceptors
+
+MIB = 1024 * 1024
+
+# Retries never happen after a first message, so they cannot repeat audio. A full replica's refusal
+# is tried on the next one, which is what round_robin picks.
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": "readiness"},
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.02s",
+                "maxBackoff": "0.2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+            },
+        }
+    ],
+}
+
+# Bounds what gRPC reads ahead of a slow consumer to a few frames of audio instead of megabytes.
+FLOW_CONTROL = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 16384)]
+
+
+def open_channel(target: str, *, max_message_mib: int = 32) -> grpc.aio.Channel:
+    """A channel to `target` (`host:port`; a name with several addresses is balanced over all of them).
+
+    Not blocking: calls on a target that is down end with UNAVAILABLE at once, and the channel keeps
+    looking for it, at most two seconds apart.
+    """
+    if "://" not in target and not target.startswith(("dns:", "ipv4:", "ipv6:", "unix:")):
+        target = f"dns:///{target}"
+    return grpc.aio.insecure_channel(
+        target,
+        options=[
+            ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+            ("grpc.enable_retries", 1),
+            ("grpc.max_receive_message_length", max_message_mib * MIB),
+            ("grpc.max_send_message_length", max_message_mib * MIB),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+            ("grpc.keepalive_time_ms", 20_000),
+            ("grpc.keepalive_timeout_ms", 5_000),
+            ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+            # Channels to the same target in one process must not share their connection's fate.
+            ("grpc.use_local_subchannel_pool", 1),
+            *FLOW_CONTROL,
+        ],
+        interceptors=client_interceptors(),
+    )

@@ -1,0 +1,130 @@
+"""Errors that travel as a gRPC status with google.rpc details. Servicers raise them, `calls` sends them.
+
+    CallError                 any status
+     ├─ InvalidRequest        INVALID_ARGUMENT + BadRequest: which field, which limit
+     ├─ Overloaded            RESOURCE_EXHAUSTED + RetryInfo: come back in so many seconds
+     ├─ Unavailable           UNAVAILABLE: this server or a stage behind it went away
+     └─ Broken                INTERNAL: our fault
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2, message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+DOMAIN = "csm"
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class CallError(Exception):
+    """Ends a call with `code`, a one-line message and google.rpc details.
+
+    reason: UPPER_SNAKE_CASE, stable, for programs (ErrorInfo.reason).
+    """
+
+    def __init__(
+        self, code: grpc.StatusCode, text: str, *, reason: str, details: Sequence[message.Message] = ()
+    ):
+        super().__init__(text)
+        self.code, self.text, self.reason = code, text, reason
+        self.details = list(details)
+
+    def status(self) -> grpc.Status:
+        """What context.abort_with_status takes."""
+        info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)
+        packed = []
+        for detail in [info, *self.details]:
+            box = any_pb2.Any()
+            box.Pack(detail)
+            packed.append(box)
+        return rpc_status.to_status(
+            status_pb2.Status(code=self.code.value[0], message=self.text, details=packed)
+        )
+
+
+class InvalidRequest(CallError):
+    """A field breaks a limit. `field` is its path in the request, `description` says the limit."""
+
+    def __init__(self, field: str, description: str):
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+        super().__init__(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            f"{field}: {description}",
+            reason="INVALID_FIELD",
+            details=[error_details_pb2.BadRequest(field_violations=[violation])],
+        )
+        self.field, self.description = field, description
+
+
+class Overloaded(CallError):
+    """No room now; `retry_after_s` is when trying again makes sense."""
+
+    def __init__(self, text: str, retry_after_s: float):
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(retry_after_s * 1e9))
+        super().__init__(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            text,
+            reason="OVERLOADED",
+            details=[error_details_pb2.RetryInfo(retry_delay=delay)],
+        )
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(CallError):
+    """This server, or a stage behind it, is going or gone; another try may find it back."""
+
+    def __init__(self, text: str, reason: str = "STAGE_UNAVAILABLE"):
+        super().__init__(grpc.StatusCode.UNAVAILABLE, text, reason=reason)
+
+
+class Broken(CallError):
+    """Something that must not happen did."""
+
+    def __init__(self, text: str, reason: str = "INTERNAL"):
+        super().__init__(grpc.StatusCode.INTERNAL, text, reason=reason)
+
+
+def rich_details(error: grpc.RpcError) -> list[message.Message]:
+    """The google.rpc details that a status carries; unknown ones are left out."""
+    try:
+        status = rpc_status.from_call(error)  # works on AioRpcError too: its accessors are synchronous
+    except ValueError:
+        return []
+    found = []
+    for box in status.details if status is not None else ():
+        for kind in (error_details_pb2.BadRequest, error_details_pb2.RetryInfo, error_details_pb2.ErrorInfo):
+            if box.Is(kind.DESCRIPTOR):
+                detail = kind()
+                box.Unpack(detail)
+                found.append(detail)
+    return found
+
+
+def from_upstream(stage: str, error: grpc.aio.AioRpcError) -> CallError:
+    """What the caller is told when `stage` ended our call with `error`.
+
+    A refusal keeps its code and details. A stage that broke or vanished is said to have done so:
+    CANCELLED and UNKNOWN are no news to a caller who cancelled nothing.
+    """
+    details = [d for d in rich_details(error) if not isinstance(d, error_details_pb2.ErrorInfo)]
+    text = f"{stage}: {error.details() or error.code().name}"
+    match error.code():
+        case (
+            grpc.StatusCode.INVALID_ARGUMENT
+            | grpc.StatusCode.RESOURCE_EXHAUSTED
+            | grpc.StatusCode.DEADLINE_EXCEEDED
+            | grpc.StatusCode.FAILED_PRECONDITION
+        ) as code:
+            if code is grpc.StatusCode.INVALID_ARGUMENT:
+                text = error.details() or text
+            reasons = [d.reason for d in rich_details(error) if isinstance(d, error_details_pb2.ErrorInfo)]
+            return CallError(code, text, reason=reasons[0] if reasons else code.name, details=details)
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
+            return Unavailable(text)
+        case _:
+            return Broken(text, reason="STAGE_FAILED")

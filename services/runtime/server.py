@@ -1,0 +1,189 @@
+"""The life of a server process: load, serve, drain, stop. The same for all five.
+
+    settings → logs and telemetry → the stage is opened (models load) → serving, readiness on
+    SIGTERM → readiness off → CSM_DRAIN_S → no new calls, CSM_GRACE_S for running ones → spans flushed
+
+Health is the standard service, with three names: `liveness` (off when the stage is stuck or broken
+beyond repair), `readiness` (off while draining or when the stage cannot serve now) and "" (readiness).
+A full queue is overload, told per call, and touches neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.runtime import logs, telemetry
+from services.runtime.calls import CallInterceptor
+from services.runtime.channels import FLOW_CONTROL, MIB
+from services.runtime.settings import ServerSettings, SettingError, StartError, describe, read
+
+log = logging.getLogger(__name__)
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_WATCH_S = 0.5
+
+S = TypeVar("S", bound=ServerSettings)
+
+
+async def _always() -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a service hands to its server.
+
+    register: adds the servicer to a server. service: its full name, for reflection and health.
+    is_live: False when only a restart helps. is_ready: False when calls would fail now.
+    """
+
+    service: str
+    register: Callable[[grpc.aio.Server], None]
+    is_live: Callable[[], bool] = field(default=lambda: True)
+    is_ready: Callable[[], Awaitable[bool]] = field(default=_always)
+
+
+class StageServer:
+    """A gRPC server with one stage, health and reflection. Tests use it in-process; `main` runs it."""
+
+    def __init__(self, stage: Stage, settings: ServerSettings):
+        self._stage, self._settings = stage, settings
+        self._draining = False
+        self.dead = asyncio.Event()  # set once the stage is no longer live
+        self._watcher: asyncio.Task[None] | None = None
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            interceptors=[CallInterceptor()],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", settings.max_message_mib * MIB),
+                ("grpc.max_send_message_length", settings.max_message_mib * MIB),
+                ("grpc.max_connection_age_ms", settings.max_connection_age_s * 1000),
+                ("grpc.max_connection_age_grace_ms", int(settings.grace_s * 1000)),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_time_ms", 20_000),
+                ("grpc.keepalive_timeout_ms", 5_000),
+                *FLOW_CONTROL,
+            ],
+        )
+        stage.register(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (stage.service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+
+    async def start(self) -> str:
+        """Listen; returns `host:port`. Raises: SettingError when the address cannot be had."""
+        try:
+            port = self._server.add_insecure_port(self._settings.listen)
+        except RuntimeError as error:
+            raise SettingError(f"CSM_LISTEN={self._settings.listen!r}: cannot listen there ({error})") from error
+        await self._report()
+        await self._server.start()
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        return f"{self._settings.listen.rpartition(':')[0]}:{port}"
+
+    async def drain(self) -> None:
+        """Say NOT_SERVING and wait until balancers have heard it. Calls still work."""
+        self._draining = True
+        await self._report()
+        await asyncio.sleep(self._settings.drain_s)
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Refuse new calls at once, give running ones `grace_s` (default: CSM_GRACE_S), then cancel them."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+        await self._server.stop(self._settings.grace_s if grace_s is None else grace_s)
+
+    async def _watch(self) -> None:
+        while not self.dead.is_set():
+            await asyncio.sleep(_WATCH_S)
+            await self._report()
+
+    async def _report(self) -> None:
+        live = self._stage.is_live()
+        if not live:
+            self.dead.set()
+        ready = live and not self._draining and await self._stage.is_ready()
+        await self._health.set("liveness", _SERVING if live else _NOT_SERVING)
+        for name in ("readiness", "", self._stage.service):
+            await self._health.set(name, _SERVING if ready else _NOT_SERVING)
+
+
+def main(
+    name: str,
+    settings_type: type[S],
+    open_stage: Callable[[S], AbstractAsyncContextManager[Stage]],
+) -> None:
+    """Run service `name` until SIGTERM or SIGINT; a second signal ends running calls at once.
+
+    open_stage loads the models (off the event loop) and closes them. Leaves with exit code 1 and one
+    line when it cannot start, and with 1 when the stage died: a supervisor then starts a fresh process.
+    A service's `__main__` is this call and nothing else.
+    """
+    try:
+        settings = read(settings_type)
+    except SettingError as error:
+        sys.exit(f"{name}: cannot start: {error}")
+    logs.configure(name, level=settings.log_level, form=settings.log_format)
+    telemetry.configure(name)
+    try:
+        code = asyncio.run(_serve(name, settings, open_stage))
+    finally:
+        telemetry.shutdown()
+    sys.exit(code)
+
+
+async def _serve(
+    name: str, settings: S, open_stage: Callable[[S], AbstractAsyncContextManager[Stage]]
+) -> int:
+    log.info("settings %s", json.dumps(describe(settings), default=str))
+    stopping = asyncio.Event()
+    signals = 0
+
+    def on_signal() -> None:
+        nonlocal signals
+        signals += 1
+        stopping.set()
+        if signals > 1 and server is not None:
+            hurry.append(asyncio.ensure_future(server.stop(0)))
+
+    server: StageServer | None = None
+    hurry: list[asyncio.Future[None]] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    try:
+        async with open_stage(settings) as stage:
+            server = StageServer(stage, settings)
+            address = await server.start()
+            log.info("%s serves on %s", name, address)
+            dead = asyncio.ensure_future(server.dead.wait())
+            asked = asyncio.ensure_future(stopping.wait())
+            await asyncio.wait({dead, asked}, return_when=asyncio.FIRST_COMPLETED)
+            died = dead.done()
+            for task in (dead, asked):
+                task.cancel()
+            if died:
+                log.error("the stage is dead, leaving")
+            else:
+                log.info("draining")
+                await server.drain()
+            await server.stop(1.0 if died else None)
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(*hurry)
+            return 1 if died else 0
+    except StartError as error:
+        log.critical("cannot start: %s", error)
+        return 1

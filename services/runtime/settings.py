@@ -1,0 +1,122 @@
+"""Settings: frozen dataclasses whose fields are read from the environment, once, at start.
+
+    @dataclass(frozen=True)
+    class CodecSettings(ServerSettings):
+        slots: int = setting("CSM_CODEC_SLOTS", 8, "streams decoded at once", least=1, most=4096)
+
+    settings = read(CodecSettings)
+
+A value that does not parse or lies outside its limits is a SettingError that names variable and limit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class StartError(Exception):
+    """A process cannot start. The message is one line that says what to do about it."""
+
+
+class SettingError(StartError):
+    """A variable of the environment cannot be used. The message names it, its value and the limit."""
+
+
+def setting(
+    name: str,
+    default: Any,
+    doc: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    secret: bool = False,
+) -> Any:
+    """A dataclass field that is read from environment variable `name`.
+
+    least, most: inclusive limits of a number. secret: the value is never printed.
+    """
+    meta = {"env": name, "doc": doc, "least": least, "most": most, "choices": choices, "secret": secret}
+    return dataclasses.field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What every server reads."""
+
+    listen: str = setting("CSM_LISTEN", "127.0.0.1:0", "address and port to listen on")
+    model: str = setting("CSM_MODEL", "embedded", "bundle: embedded, csm-1b, or a folder with a bundle.toml")
+    drain_s: float = setting(
+        "CSM_DRAIN_S", 0.0, "after SIGTERM: seconds of NOT_SERVING before calls are refused", least=0, most=600
+    )
+    grace_s: float = setting(
+        "CSM_GRACE_S", 30.0, "after draining: seconds that running calls may take", least=0, most=3600
+    )
+    max_message_mib: int = setting("CSM_MAX_MESSAGE_MIB", 32, "largest message taken, MiB", least=1, most=1024)
+    max_connection_age_s: int = setting(
+        "CSM_MAX_CONNECTION_AGE_S", 600, "connections are renewed after this, so that new replicas are found", least=1
+    )
+    log_format: str = setting("CSM_LOG_FORMAT", "json", "json or text", choices=("json", "text"))
+    log_level: str = setting(
+        "CSM_LOG_LEVEL", "INFO", "least level logged", choices=("DEBUG", "INFO", "WARNING", "ERROR")
+    )
+
+
+def read(cls: type[T], environ: Mapping[str, str] | None = None, **overrides: Any) -> T:
+    """An instance of `cls` from the environment; `overrides` (for tests, command lines) win and are checked too.
+
+    Raises: SettingError.
+    """
+    environ = os.environ if environ is None else environ
+    types = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        meta = field.metadata
+        name = meta.get("env", field.name)
+        if field.name in overrides:
+            values[field.name] = _check(name, overrides[field.name], meta)
+        elif environ.get(name, "") != "":
+            values[field.name] = _check(name, _parse(name, environ[name], types[field.name]), meta)
+    return cls(**values)
+
+
+def describe(settings: Any) -> dict[str, Any]:
+    """Environment name → value in use, secrets masked; printed once at start."""
+    shown = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.metadata.get("secret"):
+            value = "(set)" if value else "(not set)"
+        shown[field.metadata.get("env", field.name)] = value
+    return shown
+
+
+def _parse(name: str, text: str, kind: Any) -> Any:
+    options = [option for option in (typing.get_args(kind) or (kind,)) if option is not type(None)]
+    kind = options[0]
+    try:
+        if kind is bool:
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError) as error:
+        raise SettingError(f"{name}={text!r}: not a {kind.__name__}") from error
+
+
+def _check(name: str, value: Any, meta: Mapping[str, Any]) -> Any:
+    least, most, choices = meta.get("least"), meta.get("most"), meta.get("choices")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        # Written so that NaN fails too.
+        if least is not None and not value >= least:
+            raise SettingError(f"{name}={value}: must be at least {least}")
+        if most is not None and not value <= most:
+            raise SettingError(f"{name}={value}: must be at most {most}")
+    if choices is not None and value not in choices:
+        raise SettingError(f"{name}={value!r}: must be one of {', '.join(choices)}")
+    return value
