@@ -19,7 +19,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.trace import SpanKind
 
 from services.runtime.errors import Broken, CallError
-from services.runtime.tracing import call_attributes, record_code
+from services.runtime.tracing import call_attributes, is_traced, record_code
 
 log = logging.getLogger(__name__)
 _tracer = trace.get_tracer("csm.runtime")
@@ -33,7 +33,6 @@ _SERVER_FAULTS = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DATA_LOSS,
 }
-_UNTRACED = ("/grpc.health.", "/grpc.reflection.")
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -42,7 +41,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation, handler_call_details):
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith(_UNTRACED):
+        if handler is None or method.startswith("/grpc."):
             return handler
         serializers = handler.request_deserializer, handler.response_serializer
         if handler.unary_unary:
@@ -79,12 +78,14 @@ class _Call:
 
     async def __aenter__(self) -> None:
         carrier = {key: value for key, value in self._context.invocation_metadata() if isinstance(value, str)}
-        self._span = _tracer.start_span(
-            self._method.lstrip("/"),
-            context=propagate.extract(carrier),
-            kind=SpanKind.SERVER,
-            attributes=call_attributes(self._method),
-        )
+        self._span = trace.INVALID_SPAN
+        if is_traced(self._method):
+            self._span = _tracer.start_span(
+                self._method.lstrip("/"),
+                context=propagate.extract(carrier),
+                kind=SpanKind.SERVER,
+                attributes=call_attributes(self._method),
+            )
         self._token = otel_context.attach(trace.set_span_in_context(self._span))
 
     async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:

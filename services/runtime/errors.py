@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2, message
@@ -17,7 +17,6 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 DOMAIN = "csm"
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class CallError(Exception):
@@ -105,25 +104,30 @@ def rich_details(error: grpc.RpcError) -> list[message.Message]:
     return found
 
 
-def from_upstream(stage: str, error: grpc.aio.AioRpcError) -> CallError:
+def from_upstream(
+    stage: str, error: grpc.aio.AioRpcError, rename: Callable[[str], str] = lambda field: field
+) -> CallError:
     """What the caller is told when `stage` ended our call with `error`.
 
-    A refusal keeps its code and details. A stage that broke or vanished is said to have done so:
-    CANCELLED and UNKNOWN are no news to a caller who cancelled nothing.
+    A refusal keeps its code and details; `rename` turns the stage's field paths into the caller's.
+    A stage that broke or vanished is said to have done so: CANCELLED and UNKNOWN are no news to a
+    caller who cancelled nothing.
     """
-    details = [d for d in rich_details(error) if not isinstance(d, error_details_pb2.ErrorInfo)]
+    details = rich_details(error)
     text = f"{stage}: {error.details() or error.code().name}"
+    for detail in details:
+        if isinstance(detail, error_details_pb2.BadRequest) and detail.field_violations:
+            first = detail.field_violations[0]
+            return InvalidRequest(rename(first.field), first.description)
+        if isinstance(detail, error_details_pb2.RetryInfo):
+            return Overloaded(text, detail.retry_delay.ToNanoseconds() / 1e9)
     match error.code():
         case (
             grpc.StatusCode.INVALID_ARGUMENT
             | grpc.StatusCode.RESOURCE_EXHAUSTED
             | grpc.StatusCode.DEADLINE_EXCEEDED
-            | grpc.StatusCode.FAILED_PRECONDITION
         ) as code:
-            if code is grpc.StatusCode.INVALID_ARGUMENT:
-                text = error.details() or text
-            reasons = [d.reason for d in rich_details(error) if isinstance(d, error_details_pb2.ErrorInfo)]
-            return CallError(code, text, reason=reasons[0] if reasons else code.name, details=details)
+            return CallError(code, text, reason=code.name)
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
             return Unavailable(text)
         case _:

@@ -18,6 +18,13 @@ _tracer = trace.get_tracer("csm.runtime")
 _ending: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
 
 
+def is_traced(method: str) -> bool:
+    """Whether calls of `/package.Service/Method` get spans: what only monitors ask, again and again, does not."""
+    return not method.startswith(("/grpc.health.", "/grpc.reflection.")) and not method.endswith(
+        ("/GetModelInfo", "/GetLoad")
+    )
+
+
 def call_attributes(method: str) -> dict[str, str]:
     """OpenTelemetry's attributes of an RPC; `method` is `/package.Service/Method`."""
     service, _, name = method.lstrip("/").rpartition("/")
@@ -36,6 +43,8 @@ class _ClientTracing:
 
     async def _traced(self, continuation: Any, details: grpc.aio.ClientCallDetails, request: Any) -> Any:
         method = details.method.decode() if isinstance(details.method, bytes) else details.method
+        if not is_traced(method):
+            return await continuation(details, request)
         span = _tracer.start_span(method.lstrip("/"), kind=SpanKind.CLIENT, attributes=call_attributes(method))
         headers: dict[str, str] = {}
         propagate.inject(headers, trace.set_span_in_context(span))

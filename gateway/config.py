@@ -1,0 +1,29 @@
+"""Settings of the gateway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.runtime.settings import ServerSettings, setting
+
+
+@dataclass(frozen=True)
+class GatewaySettings(ServerSettings):
+    """Read from the environment at start."""
+
+    listen: str = setting("CSM_LISTEN", "127.0.0.1:50050", "address and port to listen on")
+    tokenizer: str = setting("CSM_TOKENIZER_ADDRESS", "127.0.0.1:50051", "tokenizer service, host:port")
+    backbone: str = setting("CSM_BACKBONE_ADDRESS", "127.0.0.1:50052", "backbone service, host:port")
+    codec: str = setting("CSM_CODEC_ADDRESS", "127.0.0.1:50053", "codec service, host:port")
+    watermark: str = setting("CSM_WATERMARK_ADDRESS", "127.0.0.1:50054", "watermark service, host:port")
+    max_streams: int = setting("CSM_GATEWAY_MAX_STREAMS", 1024, "utterances made at once", least=1)
+    max_verifications: int = setting("CSM_GATEWAY_MAX_VERIFICATIONS", 16, "clips verified at once", least=1)
+    max_context_turns: int = setting("CSM_GATEWAY_MAX_CONTEXT_TURNS", 32, "context turns of one request", least=0)
+    max_audio_ms: int = setting("CSM_MAX_AUDIO_MS", 90_000, "longest audio of one request", least=80, most=600_000)
+    max_request_s: float = setting(
+        "CSM_MAX_REQUEST_S", 600.0, "deadline of a request that states none", least=1, most=3600
+    )
+    resumes: int = setting(
+        "CSM_GATEWAY_RESUMES", 1, "times a broken generation is taken up again on another replica", least=0, most=8
+    )
+    ramp_frames: str = setting("CSM_GATEWAY_RAMP_FRAMES", "1,1,2,4,8", "frames in the 1st, 2nd, … chunk")

@@ -1,0 +1,279 @@
+"""The chain for one utterance: prompt → frames → audio → marked audio, all three streams overlapping.
+
+    backbone ─frames→ codec ─audio→ watermark ─marked audio→ outlet → the caller
+
+Three pumps, one task each, move data between the streams; windows bound what is in flight in a
+stage, the outlet bounds what waits for the caller. The first thing that goes wrong in any pump
+reaches the caller through the outlet at once. Whatever ends the utterance, `finally` cancels every
+upstream call: a stage frees its slot because its stream ended, never because somebody told it.
+
+Only the watermark's output enters the outlet, so unmarked audio has no way out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+from csm.backbone.v1 import backbone_pb2
+from csm.codec.v1 import codec_pb2
+from csm.common.v1 import common_pb2
+from csm.speech.v1 import speech_pb2
+from csm.watermark.v1 import watermark_pb2
+
+from gateway.outlet import Outlet, Window
+from gateway.prompt import build_prompt
+from gateway.stages import Stages
+from gateway.timeline import Timeline
+from services.runtime.audio import from_bytes
+from services.runtime.errors import Broken, CallError, Unavailable, from_upstream
+
+# In flight inside a stage at most. The watermark's is on top of its look-ahead, which it holds by nature.
+CODEC_WINDOW_FRAMES = 128
+WATERMARK_WINDOW_FRAMES = 128
+OUTLET_CHUNKS = 16
+
+_ENCODINGS = {common_pb2.AUDIO_ENCODING_PCM_S16LE: "s16le", common_pb2.AUDIO_ENCODING_PCM_F32LE: "f32le"}
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """First event: every stage has taken the utterance in."""
+
+    seed: int
+    prompt_rows: int
+
+
+@dataclass(frozen=True)
+class Marked:
+    """Marked audio, float32 [T] at the bundle's rate."""
+
+    samples: np.ndarray
+
+
+class Synthesis:
+    """One utterance on its way through the chain. `events` may be iterated once."""
+
+    def __init__(
+        self,
+        stages: Stages,
+        utterance: speech_pb2.Utterance,
+        *,
+        max_frames: int | None,
+        ramp_frames: list[int],
+        resumes: int,
+        timeout: Callable[[], float],
+    ):
+        """timeout: seconds left for the request, asked at each upstream call."""
+        self._stages, self._utterance, self._timeout = stages, utterance, timeout
+        self._request = backbone_pb2.GenerateRequest(
+            sampling=utterance.sampling,
+            max_frames=max_frames,
+            chunk_policy=backbone_pb2.ChunkPolicy(ramp_frames=ramp_frames),
+        )
+        self._resumes = resumes
+        self._calls: list[grpc.aio.Call] = []
+        self._outlet: Outlet[np.ndarray] = Outlet(OUTLET_CHUNKS)
+        self.timeline = Timeline()
+        self.frames = 0
+        self.finish_reason = common_pb2.FINISH_REASON_UNSPECIFIED
+
+    async def events(self) -> AsyncIterator[Admitted | Marked]:
+        """Admitted, then Marked until the speech ends. Close it early and everything upstream is cancelled.
+
+        Raises: CallError.
+        """
+        pumps: list[asyncio.Task[None]] = []
+        try:
+            self._request.prompt.extend(await build_prompt(self._stages, self._utterance, self._timeout))
+            self.timeline.output("tokenizer")
+            generation = await self._generate()
+            started = (await self._first("backbone", generation, "started")).started
+            self._request.sampling.seed = started.seed
+            codec, watermark = await asyncio.gather(self._open_codec(), self._open_watermark())
+            self._codec_window = Window(CODEC_WINDOW_FRAMES)
+            self._watermark_window = Window(
+                self._lookahead_samples + WATERMARK_WINDOW_FRAMES * self._samples_per_frame
+            )
+            yield Admitted(started.seed, started.prompt_rows)
+            pumps = [
+                self._pump(self._frames_to_codec(generation, codec)),
+                self._pump(self._audio_to_watermark(codec, watermark)),
+                self._pump(self._marked_to_outlet(watermark)),
+            ]
+            while (samples := await self._outlet.get()) is not None:
+                yield Marked(samples)
+        finally:
+            for task in pumps:
+                task.cancel()
+            for call in self._calls:
+                call.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+    def _pump(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        async def run() -> None:
+            try:
+                await work
+            except asyncio.CancelledError:
+                # Ours, when the utterance is over; otherwise gRPC cancelled the call under us.
+                self._outlet.fail(Unavailable("a stage's stream was broken off"))
+                raise
+            except Exception as error:
+                self._outlet.fail(error)
+
+        return asyncio.get_running_loop().create_task(run())
+
+    # Opening the streams: each stage answers `started` when it has a place, or refuses.
+
+    async def _generate(self) -> grpc.aio.UnaryStreamCall:
+        call = self._stages.backbone.Generate(self._request, timeout=self._timeout())
+        self._calls.append(call)
+        return call
+
+    async def _open_codec(self) -> grpc.aio.StreamStreamCall:
+        call = self._stages.codec.Decode(timeout=self._timeout())
+        self._calls.append(call)
+        await _send("codec", call, call.write(codec_pb2.DecodeRequest(start=codec_pb2.DecodeStart())))
+        started = (await self._first("codec", call, "started")).started
+        self._pcm_format = started.format
+        self._samples_per_frame = started.samples_per_frame
+        return call
+
+    async def _open_watermark(self) -> grpc.aio.StreamStreamCall:
+        call = self._stages.watermark.Embed(timeout=self._timeout())
+        self._calls.append(call)
+        pcm = common_pb2.AudioFormat(
+            encoding=common_pb2.AUDIO_ENCODING_PCM_F32LE,
+            sample_rate_hz=self._stages.identity.sample_rate_hz,
+            channels=1,
+        )
+        start = watermark_pb2.EmbedRequest(start=watermark_pb2.EmbedStart(format=pcm))
+        await _send("watermark", call, call.write(start))
+        self._lookahead_samples = (await self._first("watermark", call, "started")).started.lookahead_samples
+        return call
+
+    async def _first(self, stage: str, call: Any, event: str) -> Any:
+        response = await _read(stage, call, self._rename)
+        if response is None or response.WhichOneof("event") != event:
+            raise Broken(f"{stage}: the stream did not begin with {event}")
+        return response
+
+    @staticmethod
+    def _rename(field: str) -> str:
+        """The backbone's field paths as the caller knows them."""
+        if field.startswith("sampling"):
+            return f"utterance.{field}"
+        if field.startswith("prompt"):
+            return "utterance"
+        if field.startswith("max_frames"):
+            return "utterance.max_audio_ms"
+        return field
+
+    # The pumps.
+
+    async def _frames_to_codec(self, generation: grpc.aio.UnaryStreamCall, codec: grpc.aio.StreamStreamCall) -> None:
+        while True:
+            try:
+                response = await _read("backbone", generation, self._rename)
+            except CallError as error:
+                if error.code is not grpc.StatusCode.UNAVAILABLE or self._resumes == 0:
+                    raise
+                self._resumes -= 1
+                generation = await self._resume(error)
+                continue
+            match response and response.WhichOneof("event"):
+                case "chunk":
+                    frames = response.chunk.frames
+                    self.timeline.output("backbone")
+                    self.frames += len(frames)
+                    if self._resumes:
+                        self._request.generated.extend(frames)
+                    await self._codec_window.enter(len(frames))
+                    request = codec_pb2.DecodeRequest(frames=codec_pb2.DecodeFrames(frames=frames))
+                    await _send("codec", codec, codec.write(request))
+                case "finished":
+                    self.finish_reason = response.finished.finish_reason
+                    await _send("codec", codec, codec.done_writing())
+                    return
+                case _:
+                    raise Broken("backbone: the stream ended without finished")
+
+    async def _resume(self, broken: CallError) -> grpc.aio.UnaryStreamCall:
+        """Take the utterance up on another replica: same prompt, same seed, the frames made so far.
+
+        Raises: `broken` when no replica takes it.
+        """
+        generation = await self._generate()
+        try:
+            await self._first("backbone", generation, "started")
+        except CallError:
+            raise broken from None
+        return generation
+
+    async def _audio_to_watermark(self, codec: grpc.aio.StreamStreamCall, watermark: grpc.aio.StreamStreamCall) -> None:
+        if self._pcm_format.encoding not in _ENCODINGS:
+            raise Broken("codec: unknown sample encoding")
+        encoding = _ENCODINGS[self._pcm_format.encoding]
+        while True:
+            response = await _read("codec", codec)
+            match response and response.WhichOneof("event"):
+                case "audio":
+                    self.timeline.output("codec")
+                    samples = from_bytes(response.audio.data, encoding)
+                    self._codec_window.leave(len(samples) // self._samples_per_frame)
+                    await self._watermark_window.enter(len(samples))
+                    audio = watermark_pb2.EmbedAudio(data=samples.astype("<f4", copy=False).tobytes())
+                    await _send("watermark", watermark, watermark.write(watermark_pb2.EmbedRequest(audio=audio)))
+                case "finished":
+                    if response.finished.frames != self.frames:
+                        raise Broken(f"codec: decoded {response.finished.frames} of {self.frames} frames")
+                    await _send("watermark", watermark, watermark.done_writing())
+                    return
+                case _:
+                    raise Broken("codec: the stream ended without finished")
+
+    async def _marked_to_outlet(self, watermark: grpc.aio.StreamStreamCall) -> None:
+        total = 0
+        while True:
+            response = await _read("watermark", watermark)
+            match response and response.WhichOneof("event"):
+                case "audio":
+                    self.timeline.output("watermark")
+                    samples = from_bytes(response.audio.data, "f32le")
+                    total += len(samples)
+                    await self._outlet.put(samples)
+                    self._watermark_window.leave(len(samples))
+                case "finished":
+                    expected = self.frames * self._samples_per_frame
+                    if total != expected:
+                        raise Broken(f"watermark: gave {total} of {expected} samples")
+                    self._outlet.close()
+                    return
+                case _:
+                    raise Broken("watermark: the stream ended without finished")
+
+
+async def _read(stage: str, call: Any, rename: Callable[[str], str] = lambda field: field) -> Any:
+    """The next message, or None at the end. Raises: CallError."""
+    try:
+        message = await call.read()
+    except grpc.aio.AioRpcError as error:
+        raise from_upstream(stage, error, rename) from None
+    return None if message is grpc.aio.EOF else message
+
+
+async def _send(stage: str, call: Any, sending: Awaitable[None]) -> None:
+    """Write or half-close. Raises: CallError with the status that the stage ended the call with."""
+    try:
+        await sending
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        # A write only says that the call is over; its status says why.
+        code = await call.code()
+        if code is grpc.StatusCode.OK:
+            raise Broken(f"{stage}: the stream ended before it was told to") from None
+        metadata = await call.initial_metadata(), await call.trailing_metadata()
+        raise from_upstream(stage, grpc.aio.AioRpcError(code, *metadata, await call.details())) from None

@@ -1,0 +1,78 @@
+"""A caller's utterance to the backbone's prompt: text ids and context frames, by way of the tokenizer."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+
+import grpc
+from csm.backbone.v1 import backbone_pb2
+from csm.speech.v1 import speech_pb2
+from csm.tokenizer.v1 import tokenizer_pb2
+
+from gateway.stages import Stages
+from services.runtime.errors import from_upstream
+
+
+async def build_prompt(
+    stages: Stages, utterance: speech_pb2.Utterance, timeout: Callable[[], float]
+) -> list[backbone_pb2.PromptPart]:
+    """Each context turn's text and audio, oldest first, then the text to speak.
+
+    timeout: seconds left for the request, asked at each call.
+    Raises: CallError whose field is the caller's own (`utterance.context[1].audio…`).
+    """
+    turns = list(utterance.context)
+    segments = [
+        tokenizer_pb2.TextSegment(speaker=turn.speaker if turn.HasField("speaker") else 0, text=turn.text)
+        for turn in [*turns, utterance]
+    ]
+    try:
+        async with asyncio.TaskGroup() as group:
+            text = group.create_task(_tokenize(stages, segments, timeout()))
+            clips = [
+                group.create_task(_encode(stages, turn, index, timeout())) for index, turn in enumerate(turns)
+            ]
+    except* Exception as failures:
+        raise failures.exceptions[0] from None
+    parts: list[backbone_pb2.PromptPart] = []
+    for segment, clip in zip(text.result(), [*clips, None], strict=True):
+        parts.append(backbone_pb2.PromptPart(text=backbone_pb2.TextPart(ids=segment.ids)))
+        if clip is not None:
+            parts.append(backbone_pb2.PromptPart(audio=backbone_pb2.AudioPart(frames=clip.result())))
+    return parts
+
+
+async def _tokenize(stages: Stages, segments: list[tokenizer_pb2.TextSegment], timeout: float):
+    call = stages.tokenizer.Tokenize(tokenizer_pb2.TokenizeRequest(segments=segments), timeout=timeout)
+    try:
+        return (await call).segments
+    except grpc.aio.AioRpcError as error:
+        raise from_upstream("tokenizer", error, _text_field(len(segments) - 1)) from None
+    finally:
+        call.cancel()
+
+
+async def _encode(stages: Stages, turn: speech_pb2.ContextSegment, index: int, timeout: float):
+    call = stages.tokenizer.EncodeAudio(tokenizer_pb2.EncodeAudioRequest(audio=turn.audio), timeout=timeout)
+    try:
+        return (await call).frames
+    except grpc.aio.AioRpcError as error:
+        raise from_upstream("tokenizer", error, lambda field: f"utterance.context[{index}].{field}") from None
+    finally:
+        call.cancel()
+
+
+def _text_field(turns: int) -> Callable[[str], str]:
+    """`segments[i].x` is context turn i's, or the utterance's own when i is the last."""
+
+    def rename(field: str) -> str:
+        match = re.match(r"segments\[(\d+)\]", field)
+        if match is None:
+            return f"utterance.{field}"
+        index = int(match[1])
+        owner = "utterance" if index == turns else f"utterance.context[{index}]"
+        return owner + field[match.end() :]
+
+    return rename

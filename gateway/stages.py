@@ -1,0 +1,109 @@
+"""The four stages as the gateway sees them: channels, stubs, and whether they serve the same bundle."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+import grpc
+from csm.backbone.v1 import backbone_pb2, backbone_pb2_grpc
+from csm.codec.v1 import codec_pb2, codec_pb2_grpc
+from csm.common.v1 import common_pb2
+from csm.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from csm.watermark.v1 import watermark_pb2, watermark_pb2_grpc
+
+from gateway.config import GatewaySettings
+from models.bundle import Bundle
+from services.runtime.channels import open_channel
+
+log = logging.getLogger(__name__)
+_ASK_S = 1.0  # between two rounds of questions
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """What the stages said of themselves that requests need."""
+
+    watermark_lookahead_samples: int
+    watermark_trained: bool
+
+
+class Stages:
+    """Owns the channels. `info` is None until all four have answered alike."""
+
+    def __init__(self, settings: GatewaySettings, bundle: Bundle):
+        self.identity = common_pb2.BundleIdentity(
+            bundle_id=bundle.id,
+            codebooks=bundle.codebooks,
+            frame_rate_hz=bundle.frame_rate_hz,
+            sample_rate_hz=bundle.sample_rate_hz,
+        )
+        size = settings.max_message_mib
+        self._channels = {
+            name: open_channel(getattr(settings, name), max_message_mib=size)
+            for name in ("tokenizer", "backbone", "codec", "watermark")
+        }
+        self.tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(self._channels["tokenizer"])
+        self.backbone = backbone_pb2_grpc.BackboneServiceStub(self._channels["backbone"])
+        self.codec = codec_pb2_grpc.CodecServiceStub(self._channels["codec"])
+        self.watermark = watermark_pb2_grpc.WatermarkServiceStub(self._channels["watermark"])
+        self.info: StageInfo | None = None
+        self.why_not = "the stages have not answered yet"
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Stages:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+
+    async def _watch(self) -> None:
+        while True:
+            await self.check()
+            await asyncio.sleep(_ASK_S)
+
+    async def check(self) -> None:
+        """Ask all four what they serve.
+
+        A stage that serves something else makes the gateway unready until that ends. One that does
+        not answer does so only at the start: later its absence is told call by call, since taking
+        every gateway out of its balancer would help no caller.
+        """
+        answers = await asyncio.gather(
+            self.tokenizer.GetModelInfo(tokenizer_pb2.GetModelInfoRequest(), timeout=_ASK_S),
+            self.backbone.GetModelInfo(backbone_pb2.GetModelInfoRequest(), timeout=_ASK_S),
+            self.codec.GetModelInfo(codec_pb2.GetModelInfoRequest(), timeout=_ASK_S),
+            self.watermark.GetModelInfo(watermark_pb2.GetModelInfoRequest(), timeout=_ASK_S),
+            return_exceptions=True,
+        )
+        silent, strangers = [], []
+        for name, answer in zip(self._channels, answers, strict=True):
+            if isinstance(answer, grpc.aio.AioRpcError):
+                silent.append(f"{name} does not answer ({answer.code().name})")
+            elif isinstance(answer, BaseException):
+                raise answer
+            elif answer.bundle != self.identity:
+                strangers.append(f"{name} serves {_describe(answer.bundle)}, not {_describe(self.identity)}")
+        if strangers or (silent and self.info is None):
+            self._not_ready(", ".join(strangers or silent))
+        elif not silent:
+            watermark = answers[3]
+            self.info = StageInfo(watermark.lookahead_samples, watermark.trained)
+
+    def _not_ready(self, why: str) -> None:
+        self.info = None
+        if why != self.why_not:
+            log.warning("not ready: %s", why)
+        self.why_not = why
+
+
+def _describe(identity: common_pb2.BundleIdentity) -> str:
+    return (
+        f"{identity.bundle_id or 'no bundle'} ({identity.codebooks} codebooks, "
+        f"{identity.frame_rate_hz:g} frames/s, {identity.sample_rate_hz} Hz)"
+    )
