@@ -1,0 +1,162 @@
+"""Mark audio as it streams by: as many samples out as in, late by a fixed look-ahead.
+
+A stream is resampled to the model's rate, cut into STFT columns, and each column's mark (a
+magnitude to take away, bin by bin) is computed from the columns around it. The mark alone is
+transformed back, resampled to the stream's rate and added to the untouched input, so that the
+audio itself never goes through a resampler. What a stream gives does not depend on how it was cut.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from services.watermark.hparams import TRAINING_POWER
+from services.watermark.key import check_key, key_symbols
+from services.watermark.level import FixedLevel, Level
+from services.watermark.marker import Marker, MarkState
+from services.watermark.resampler import Kernel, Resampler
+from services.watermark.spectrum import Analysis, Framing, Synthesis
+from services.watermark.weights import Nets
+
+
+class Embedder:
+    """Marks any number of streams with one key. Holds nothing of any stream; safe to share by threads."""
+
+    def __init__(
+        self,
+        nets: Nets,
+        key: bytes,
+        *,
+        sample_rate_hz: int = 24000,
+        message_sdr_db: float | None = None,
+        level: Level | None = None,
+    ):
+        """
+        key: what to write, exactly `nets.hparams.key_bytes` bytes.
+        sample_rate_hz: rate of the streams, whatever the model's.
+        message_sdr_db: how far the mark's power lies below the level's, before what cannot be taken
+            from quiet bins is left out; default the model's own.
+        level: default FixedLevel().
+
+        Raises: ValueError when key or SDR is out of bounds.
+        """
+        shape = nets.hparams
+        sdr_db = shape.message_sdr_db if message_sdr_db is None else message_sdr_db
+        if not 0 <= sdr_db <= 100:
+            raise ValueError(f"message_sdr_db is {sdr_db}, must be between 0 and 100")
+        self.hparams = shape
+        self.sample_rate_hz = sample_rate_hz
+        self.device = nets.enc_c.linear.weight.device
+        self.level = level or FixedLevel()
+        self.marker = Marker(nets)
+        self.framing = Framing(shape.n_fft, shape.hop_length, self.device)
+        self.inward = Kernel(sample_rate_hz, shape.sample_rate_hz)
+        self.outward = Kernel(shape.sample_rate_hz, sample_rate_hz)
+        self.symbols = torch.tensor(key_symbols(check_key(key, shape.key_bytes)), device=self.device)
+        self.strength = 10 ** (-sdr_db / 20)
+
+    @property
+    def lookahead_samples(self) -> int:
+        """Most samples that a stream holds back: one comes out at the latest when so many follow it.
+
+        A sample lies in columns up to N_FFT ahead, each depends on `reach` further columns, and the
+        two resamplers reach half a filter ahead.
+        """
+        shape = self.hparams
+        columns = shape.n_fft + shape.reach * shape.hop_length
+        ahead = (columns + self.outward.half) * self.sample_rate_hz / shape.sample_rate_hz + self.inward.half
+        return math.ceil(ahead)
+
+    def open(self) -> EmbedStream:
+        """A new stream."""
+        return EmbedStream(self)
+
+    def embed(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A whole clip [n] → marked [n]."""
+        stream = self.open()
+        return np.concatenate([stream.push(samples), stream.finish()])
+
+
+class EmbedStream:
+    """One stream's state. Not for several threads at once; dropping it frees everything."""
+
+    def __init__(self, embedder: Embedder):
+        self._embedder = embedder
+        self._inward = Resampler(embedder.inward)
+        self._analysis = Analysis(embedder.framing)
+        self._level = embedder.level.open()
+        self._marks = MarkState()
+        self._synthesis = Synthesis(embedder.framing)
+        self._outward = Resampler(embedder.outward)
+        self._columns = 0  # so far; the message's phase
+        # Columns whose mark is not known yet: spectrum in the band [band, w] and the mark's scale [w].
+        self._spectrum = torch.zeros(embedder.hparams.message_band_size, 0, dtype=torch.complex64, device=embedder.device)
+        self._scale = torch.zeros(0, device=embedder.device)
+        self._clean = np.zeros(0, np.float32)  # input not given back yet
+        self._finished = False
+
+    @torch.inference_mode()
+    def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Take audio [n], n from 0 on, in [-1, 1]; give the marked audio [m] that is ready.
+
+        Raises: ValueError when a sample is not finite, or the stream is over.
+        """
+        samples = np.asarray(samples, np.float32)
+        if samples.ndim != 1:
+            raise ValueError(f"samples have {samples.ndim} dimensions, must have 1")
+        if not np.isfinite(samples).all():
+            raise ValueError("samples must be finite, found NaN or infinity")
+        return self._advance(samples, last=False)
+
+    @torch.inference_mode()
+    def finish(self) -> NDArray[np.float32]:
+        """The rest of the marked audio; the stream is over."""
+        rest = self._advance(np.zeros(0, np.float32), last=True)
+        self._finished = True
+        return rest
+
+    def _advance(self, samples: NDArray[np.float32], last: bool) -> NDArray[np.float32]:
+        if self._finished:
+            raise ValueError("the stream is finished")
+        self._clean = np.concatenate([self._clean, samples])
+        carrier = torch.from_numpy(self._inward.push(samples, last)).to(self._embedder.device)
+        mark = self._mark(self._analysis.push(carrier, last), last)
+        ready = self._outward.push(mark.cpu().numpy(), last)[: len(self._clean)]
+        marked = self._clean[: len(ready)] + ready
+        self._clean = self._clean[len(ready) :]
+        return marked
+
+    def _mark(self, columns: Tensor, last: bool) -> Tensor:
+        """Spectrum columns [F, k] → the mark's samples that are ready [n], at the model's rate."""
+        embedder, shape = self._embedder, self._embedder.hparams
+        energy = columns.abs().square().mean(dim=0)  # [k]
+        power = self._level.step(energy / embedder.framing.window_energy)
+        gain = torch.sqrt(TRAINING_POWER / power)  # what brings the stream to the training level
+        if shape.frame_level_normalization:
+            carrier_rms = torch.sqrt(energy)
+        elif shape.utterance_level_normalization:
+            # Carrier cells of audio of power P have the mean square P * sum(window ** 2) (Parseval).
+            carrier_rms = torch.sqrt(power * embedder.framing.window_energy)
+        else:
+            carrier_rms = 1 / gain
+        self._spectrum = torch.cat([self._spectrum, columns[: shape.message_band_size]], dim=1)
+        self._scale = torch.cat([self._scale, carrier_rms * embedder.strength])
+        place = torch.arange(self._columns, self._columns + columns.shape[1], device=embedder.device)
+        self._columns += columns.shape[1]
+        if not self._columns:
+            return energy
+        carrier = columns[: shape.rows].abs() * gain
+        symbols = embedder.symbols[place % shape.message_len]
+        mark = embedder.marker.step(self._marks, carrier[None], symbols[None], last)[0]  # [band, m]
+        known = mark.shape[1]
+        spectrum, self._spectrum = self._spectrum[:, :known], self._spectrum[:, known:]
+        scale, self._scale = self._scale[:known], self._scale[known:]
+        # The stock leaves relu(magnitude - mark) at the old phase: a cell loses at most all it has.
+        magnitude = spectrum.abs()
+        loss = torch.minimum(mark * scale, magnitude)
+        return self._synthesis.push(-spectrum * (loss / magnitude.clamp_min(1e-30)))

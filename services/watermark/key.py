@@ -1,0 +1,65 @@
+"""The key: the few bytes that a watermark says again and again. Knows no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+
+# What Sesame published with CSM. Anybody can read, and forge, a mark made with it.
+PUBLIC_KEY = bytes([212, 211, 146, 56, 201])
+
+# A key of bytes all alike cannot be told from audio whose symbols happen to be alike. "Found" means
+# that fewer than one in a million messages with the key's mix of symbols fit as well, in any rotation
+# (see evidence.py), so there must be that many: 21 rotations / 1e8 arrangements = 2e-7.
+_MIN_ARRANGEMENTS = 10**8
+
+
+def parse_key(text: str, length: int, field: str = "key") -> bytes:
+    """A key written as decimal bytes ("212,211,146,56,201") or as hex ("d4d39238c9").
+
+    length: bytes the model's message holds. field: what errors call the key; they never quote it.
+    Raises: ValueError naming field and limit.
+    """
+    text = text.strip().strip("[]")
+    if "," in text:
+        parts = [part.strip() for part in text.split(",")]
+        if not all(re.fullmatch(r"\d{1,3}", part) and int(part) <= 255 for part in parts):
+            raise ValueError(f"{field} must be numbers from 0 to 255 with commas between")
+        key = bytes(int(part) for part in parts)
+    elif re.fullmatch(r"(0x)?([0-9a-fA-F]{2})+", text):
+        key = bytes.fromhex(text.removeprefix("0x"))
+    else:
+        raise ValueError(f"{field} must be {length} bytes, as hex digits or as numbers with commas between")
+    return check_key(key, length, field)
+
+
+def check_key(key: bytes, length: int, field: str = "key") -> bytes:
+    """The key itself when it can serve as one.
+
+    Raises: ValueError when it has another length, or is too regular to be told from chance.
+    """
+    if len(key) != length:
+        raise ValueError(f"{field} is {len(key)} bytes, must be exactly {length}")
+    symbols = key_symbols(key)
+    arrangements = math.factorial(len(symbols))
+    for count in Counter(symbols).values():
+        arrangements //= math.factorial(count)
+    if arrangements < _MIN_ARRANGEMENTS:
+        raise ValueError(f"{field} is too regular to be told from chance: use random bytes")
+    return key
+
+
+def key_symbols(key: bytes) -> list[int]:
+    """The message that spells the key: two bits a symbol, high bits first, as 1 to 4; then 0, the end."""
+    return [(byte >> shift & 3) + 1 for byte in key for shift in (6, 4, 2, 0)] + [0]
+
+
+def symbols_key(symbols: list[int]) -> bytes | None:
+    """The key that one period of symbols spells, whatever its rotation; None unless exactly one ends it."""
+    if symbols.count(0) != 1:
+        return None
+    end = symbols.index(0)
+    bits = [symbol - 1 for symbol in symbols[end + 1 :] + symbols[:end]]
+    quads = [bits[i : i + 4] for i in range(0, len(bits), 4)]
+    return bytes(a << 6 | b << 4 | c << 2 | d for a, b, c, d in quads)
