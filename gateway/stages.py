@@ -75,10 +75,10 @@ class Stages:
         every gateway out of its balancer would help no caller.
         """
         answers = await asyncio.gather(
-            self.tokenizer.GetModelInfo(tokenizer_pb2.GetModelInfoRequest(), timeout=_ASK_S),
-            self.backbone.GetModelInfo(backbone_pb2.GetModelInfoRequest(), timeout=_ASK_S),
-            self.codec.GetModelInfo(codec_pb2.GetModelInfoRequest(), timeout=_ASK_S),
-            self.watermark.GetModelInfo(watermark_pb2.GetModelInfoRequest(), timeout=_ASK_S),
+            self.tokenizer.GetModelInfo(tokenizer_pb2.GetModelInfoRequest(), timeout=_ASK_S, wait_for_ready=True),
+            self.backbone.GetModelInfo(backbone_pb2.GetModelInfoRequest(), timeout=_ASK_S, wait_for_ready=True),
+            self.codec.GetModelInfo(codec_pb2.GetModelInfoRequest(), timeout=_ASK_S, wait_for_ready=True),
+            self.watermark.GetModelInfo(watermark_pb2.GetModelInfoRequest(), timeout=_ASK_S, wait_for_ready=True),
             return_exceptions=True,
         )
         silent, strangers = [], []

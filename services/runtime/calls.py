@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterable, Callable
 from contextlib import aclosing
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.trace import SpanKind
 
-from services.runtime.errors import Broken, CallError
+from services.runtime.errors import Broken, CallError, InvalidRequest
 from services.runtime.tracing import call_attributes, is_traced, record_code
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or method.startswith("/grpc."):
             return handler
-        serializers = handler.request_deserializer, handler.response_serializer
+        serializers = _forgiving(handler.request_deserializer), handler.response_serializer
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(_unary(method, handler.unary_unary), *serializers)
         if handler.unary_stream:
@@ -56,18 +58,54 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 def _unary(method: str, behavior: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
         async with _Call(method, context):
-            return await behavior(request, context)
+            return await behavior(_decoded(request), context)
 
     return call
 
 
 def _stream(method: str, behavior: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> None:
-        async with _Call(method, context), aclosing(behavior(request, context)) as responses:
-            async for response in responses:
-                await context.write(response)
+        async with _Call(method, context):
+            request = _EachDecoded(request) if isinstance(request, AsyncIterable) else _decoded(request)
+            async with aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    await context.write(response)
 
     return call
+
+
+class _Undecodable:
+    """Bytes that are no message. gRPC would end the call with UNKNOWN and a traceback in the log."""
+
+
+def _forgiving(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def run(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Undecodable()
+
+    return run
+
+
+def _decoded(request: Any) -> Any:
+    if isinstance(request, _Undecodable):
+        raise InvalidRequest("request", "is not a valid protobuf message: its bytes are truncated or corrupt")
+    return request
+
+
+class _EachDecoded:
+    """A plain iterator, not a generator: a handler may drop it half read, or never begin."""
+
+    def __init__(self, requests: AsyncIterable[Any]):
+        self._source = requests
+
+    def __aiter__(self) -> _EachDecoded:
+        self._requests = aiter(self._source)
+        return self
+
+    async def __anext__(self) -> Any:
+        return _decoded(await anext(self._requests))
 
 
 class _Call:

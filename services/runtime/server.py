@@ -32,7 +32,7 @@ from services.runtime.settings import ServerSettings, SettingError, StartError, 
 log = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-_WATCH_S = 0.5
+_WATCH_S = 0.1
 
 S = TypeVar("S", bound=ServerSettings)
 

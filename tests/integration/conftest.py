@@ -1,0 +1,111 @@
+"""The gateway in front of four fake stages, all in this process, each a real server on a loopback port."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+from csm.speech.v1 import speech_pb2, speech_pb2_grpc
+from fake_stages import Board, servicers
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from gateway.config import GatewaySettings
+from gateway.servicer import SpeechServicer
+from gateway.stages import Stages
+from models.bundle import load_bundle
+from services.runtime.channels import open_channel
+from services.runtime.server import Stage, StageServer
+from services.runtime.settings import ServerSettings, read
+
+
+class FakeChain:
+    """`speech` is a stub of the gateway; `board` gives orders to the stages behind it."""
+
+    def __init__(self, board: Board):
+        self.board = board
+        self.servers: dict[str, StageServer] = {}
+        self.addresses: dict[str, str] = {}
+
+    async def start_stage(self, name: str) -> None:
+        """Start one stage, on its old port when it had one."""
+        servicer, add = servicers(self.board)[name]
+        settings = read(ServerSettings, environ={}, listen=self.addresses.get(name, "127.0.0.1:0"))
+        server = StageServer(
+            Stage(f"csm.{name}.v1.{name.capitalize()}Service", lambda grpc_server: add(servicer, grpc_server)), settings
+        )
+        self.addresses[name] = await server.start()
+        self.servers[name] = server
+
+    async def start_gateway(self, stack: AsyncExitStack, **overrides) -> None:
+        settings = read(GatewaySettings, environ={}, **{"listen": "127.0.0.1:0", **self.addresses, **overrides})
+        bundle = load_bundle("embedded")
+        self.stages = await stack.enter_async_context(Stages(settings, bundle))
+        servicer = SpeechServicer(settings, bundle, self.stages, [1, 1, 2, 4, 8])
+
+        async def is_ready() -> bool:
+            return self.stages.info is not None
+
+        gateway = StageServer(
+            Stage(
+                "csm.speech.v1.SpeechService",
+                lambda server: speech_pb2_grpc.add_SpeechServiceServicer_to_server(servicer, server),
+                is_ready=is_ready,
+            ),
+            settings,
+        )
+        self.servers["gateway"] = gateway
+        self.addresses["gateway"] = await gateway.start()
+        await self.stages.check()
+        channel = open_channel(self.addresses["gateway"])
+        stack.push_async_callback(channel.close)
+        self.channel = channel
+        self.speech = speech_pb2_grpc.SpeechServiceStub(channel)
+        if self.stages.info is not None:
+            await self.speech.ListVoices(speech_pb2.ListVoicesRequest(), timeout=10, wait_for_ready=True)
+
+
+@pytest.fixture
+async def board():
+    return Board(load_bundle("embedded"))
+
+
+@pytest.fixture
+async def open_chain(board):
+    """Call it to start the chain; keyword arguments are settings of the gateway."""
+    async with AsyncExitStack() as stack:
+        chain = FakeChain(board)
+
+        async def stop_all():
+            await asyncio.gather(*(server.stop(0) for server in chain.servers.values()))
+
+        stack.push_async_callback(stop_all)
+
+        async def start(**overrides) -> FakeChain:
+            for name in ("tokenizer", "backbone", "codec", "watermark"):
+                await chain.start_stage(name)
+            await chain.start_gateway(stack, **overrides)
+            return chain
+
+        yield start
+
+
+_exporter = InMemorySpanExporter()
+
+
+@pytest.fixture
+def spans():
+    """Spans finished since the test began."""
+    if not isinstance(trace.get_tracer_provider(), TracerProvider):
+        trace.set_tracer_provider(TracerProvider())
+    provider = trace.get_tracer_provider()
+    processor = SimpleSpanProcessor(_exporter)
+    provider.add_span_processor(processor)
+    _exporter.clear()
+    yield _exporter.get_finished_spans
+    provider._active_span_processor._span_processors = tuple(
+        p for p in provider._active_span_processor._span_processors if p is not processor
+    )

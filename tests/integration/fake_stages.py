@@ -1,0 +1,228 @@
+"""Stages that keep the contracts but hold no model, so that a test decides what they do and when.
+
+Frame i of an utterance has codes [i, i, …]; its audio is 1920 samples of the value i / 1024, and a
+marked sample lies exactly 0.5 higher: a test can tell marked from unmarked and count every frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import contextmanager
+
+import numpy as np
+from csm.backbone.v1 import backbone_pb2, backbone_pb2_grpc
+from csm.codec.v1 import codec_pb2, codec_pb2_grpc
+from csm.common.v1 import common_pb2
+from csm.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from csm.watermark.v1 import watermark_pb2, watermark_pb2_grpc
+
+from models.bundle import Bundle
+from services.runtime.errors import CallError
+
+SAMPLES_PER_FRAME = 1920
+LOOKAHEAD = 700
+MARK = 0.5
+
+
+class Board:
+    """What the fakes share with the test: orders to the stages, and what happened in them."""
+
+    def __init__(self, bundle: Bundle):
+        self.identity = common_pb2.BundleIdentity(
+            bundle_id=bundle.id,
+            codebooks=bundle.codebooks,
+            frame_rate_hz=bundle.frame_rate_hz,
+            sample_rate_hz=bundle.sample_rate_hz,
+        )
+        self.frames = 10  # frames an utterance has
+        self.gate: int | None = None  # frames that may be made for now
+        self.refuse: dict[str, CallError] = {}  # stage → how it answers
+        self.break_at: int | None = None  # the backbone goes away before this frame, once
+        self.stall: set[str] = set()  # stages that never answer
+        self.lose_samples = 0  # samples the watermark drops
+        self.active: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        self.deadlines: dict[str, float | None] = {}
+        self.generated = 0
+        self.requests: list[backbone_pb2.GenerateRequest] = []
+        self._changed = asyncio.Event()
+
+    @contextmanager
+    def call(self, stage: str, context):
+        self.calls[stage] += 1
+        self.active[stage] += 1
+        self.deadlines[stage] = context.time_remaining()
+        self.touch()
+        try:
+            if stage in self.refuse:
+                raise self.refuse[stage]
+            yield
+        finally:
+            self.active[stage] -= 1
+            self.touch()
+
+    def touch(self) -> None:
+        self._changed.set()
+
+    async def until(self, condition, within_s: float = 5.0) -> None:
+        """Wait until `condition()`; raises TimeoutError."""
+        async with asyncio.timeout(within_s):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def until_quiet(self) -> int:
+        """Wait until no more frames are made; how many were."""
+        last = -1
+        while last != self.generated:
+            last = self.generated
+            with_timeout = asyncio.wait_for(self.until(lambda seen=last: self.generated != seen, 60), 0.3)
+            try:
+                await with_timeout
+            except TimeoutError:
+                break
+        return self.generated
+
+
+class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
+    def __init__(self, board: Board):
+        self.board = board
+
+    async def Tokenize(self, request, context):
+        with self.board.call("tokenizer", context):
+            if "tokenizer" in self.board.stall:
+                await asyncio.Event().wait()
+            return tokenizer_pb2.TokenizeResponse(
+                segments=[
+                    tokenizer_pb2.TokenizedSegment(ids=[1, segment.speaker + 10, *segment.text.encode(), 2])
+                    for segment in request.segments
+                ]
+            )
+
+    async def EncodeAudio(self, request, context):
+        with self.board.call("encoder", context):
+            frames = [common_pb2.Frame(codes=[7] * self.board.identity.codebooks)] * 3
+            return tokenizer_pb2.EncodeAudioResponse(frames=frames)
+
+    async def GetModelInfo(self, request, context):
+        return tokenizer_pb2.GetModelInfoResponse(bundle=self.board.identity)
+
+
+class FakeBackbone(backbone_pb2_grpc.BackboneServiceServicer):
+    def __init__(self, board: Board):
+        self.board = board
+
+    async def Generate(self, request, context):
+        board = self.board
+        with board.call("backbone", context):
+            board.requests.append(request)
+            seed = request.sampling.seed if request.sampling.HasField("seed") else 77
+            rows = sum(len(part.text.ids) + len(part.audio.frames) for part in request.prompt)
+            yield backbone_pb2.GenerateResponse(
+                started=backbone_pb2.GenerateStarted(seed=seed, prompt_rows=rows)
+            )
+            for index in range(len(request.generated), board.frames):
+                if board.gate is not None:
+                    await board.until(lambda index=index: board.gate is None or index < board.gate, 60)
+                if board.break_at == index:
+                    board.break_at = None
+                    from services.runtime.errors import Unavailable
+
+                    raise Unavailable("the GPU fell off the bus")
+                board.generated += 1
+                board.touch()
+                frame = common_pb2.Frame(codes=[index] * board.identity.codebooks)
+                yield backbone_pb2.GenerateResponse(
+                    chunk=backbone_pb2.FrameChunk(first_frame_index=index, frames=[frame])
+                )
+            yield backbone_pb2.GenerateResponse(
+                finished=backbone_pb2.GenerateFinished(
+                    finish_reason=common_pb2.FINISH_REASON_END_OF_SPEECH, frames=board.frames
+                )
+            )
+
+    async def GetModelInfo(self, request, context):
+        return backbone_pb2.GetModelInfoResponse(bundle=self.board.identity)
+
+
+class FakeCodec(codec_pb2_grpc.CodecServiceServicer):
+    def __init__(self, board: Board):
+        self.board = board
+
+    async def Decode(self, request_iterator, context):
+        with self.board.call("codec", context):
+            pcm = common_pb2.AudioFormat(
+                encoding=common_pb2.AUDIO_ENCODING_PCM_F32LE, sample_rate_hz=24000, channels=1
+            )
+            frames = 0
+            async for request in request_iterator:
+                if request.HasField("start"):
+                    yield codec_pb2.DecodeResponse(
+                        started=codec_pb2.DecodeStarted(format=pcm, samples_per_frame=SAMPLES_PER_FRAME)
+                    )
+                    continue
+                values = [frame.codes[0] / 1024 for frame in request.frames.frames]
+                frames += len(values)
+                data = np.repeat(np.float32(values), SAMPLES_PER_FRAME).tobytes()
+                yield codec_pb2.DecodeResponse(audio=codec_pb2.DecodeAudio(data=data))
+            yield codec_pb2.DecodeResponse(
+                finished=codec_pb2.DecodeFinished(frames=frames, samples=frames * SAMPLES_PER_FRAME)
+            )
+
+    async def GetModelInfo(self, request, context):
+        return codec_pb2.GetModelInfoResponse(bundle=self.board.identity)
+
+
+class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
+    def __init__(self, board: Board):
+        self.board = board
+
+    async def Embed(self, request_iterator, context):
+        with self.board.call("watermark", context):
+            held = np.zeros(0, np.float32)
+            total = 0
+            async for request in request_iterator:
+                if request.HasField("start"):
+                    yield watermark_pb2.EmbedResponse(
+                        started=watermark_pb2.EmbedStarted(
+                            format=request.start.format, lookahead_samples=LOOKAHEAD
+                        )
+                    )
+                    continue
+                held = np.concatenate([held, np.frombuffer(request.audio.data, "<f4")])
+                ready, held = held[:-LOOKAHEAD], held[-LOOKAHEAD:]
+                total += len(ready)
+                if len(ready):
+                    yield self._marked(ready)
+            held = held[self.board.lose_samples :]
+            if len(held):
+                yield self._marked(held)
+            yield watermark_pb2.EmbedResponse(finished=watermark_pb2.EmbedFinished(samples=total + len(held)))
+
+    @staticmethod
+    def _marked(samples):
+        return watermark_pb2.EmbedResponse(
+            audio=watermark_pb2.MarkedAudio(data=(samples + np.float32(MARK)).tobytes())
+        )
+
+    async def Detect(self, request, context):
+        with self.board.call("detector", context):
+            response = watermark_pb2.DetectResponse(found=True, confidence=0.9, threshold=0.6, decoded_key=b"12345")
+            response.position.FromMilliseconds(250)
+            return response
+
+    async def GetModelInfo(self, request, context):
+        return watermark_pb2.GetModelInfoResponse(
+            bundle=self.board.identity, lookahead_samples=LOOKAHEAD, trained=True
+        )
+
+
+def servicers(board: Board):
+    """stage → (servicer, function that adds it to a server)."""
+    return {
+        "tokenizer": (FakeTokenizer(board), tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server),
+        "backbone": (FakeBackbone(board), backbone_pb2_grpc.add_BackboneServiceServicer_to_server),
+        "codec": (FakeCodec(board), codec_pb2_grpc.add_CodecServiceServicer_to_server),
+        "watermark": (FakeWatermark(board), watermark_pb2_grpc.add_WatermarkServiceServicer_to_server),
+    }

@@ -1,0 +1,145 @@
+"""The chain as its caller sees it, over fake stages: audio, order, overlap, output formats, verification."""
+
+import io
+import wave
+
+import numpy as np
+import pytest
+from csm.common.v1 import common_pb2
+from csm.speech.v1 import speech_pb2
+from fake_stages import LOOKAHEAD, MARK, SAMPLES_PER_FRAME
+
+F32 = common_pb2.AUDIO_ENCODING_PCM_F32LE
+
+
+def request(text="hello", **fields):
+    output = fields.pop("output", speech_pb2.OutputOptions(encoding=F32))
+    return speech_pb2.StreamSynthesizeRequest(
+        utterance=speech_pb2.Utterance(text=text, **fields), output=output
+    )
+
+
+async def listen(call):
+    """(started, audio bytes, finished)"""
+    started = finished = None
+    audio = b""
+    async for response in call:
+        match response.WhichOneof("event"):
+            case "started":
+                assert started is None and not audio
+                started = response.started
+            case "audio":
+                assert started is not None and finished is None
+                audio += response.audio.data
+            case "finished":
+                finished = response.finished.summary
+    return started, audio, finished
+
+
+def expected(frames):
+    return np.repeat(np.arange(frames, dtype=np.float32) / 1024, SAMPLES_PER_FRAME) + np.float32(MARK)
+
+
+async def test_every_sample_arrives_in_order_and_marked(open_chain, board):
+    chain = await open_chain()
+    board.frames = 37
+    started, audio, summary = await listen(chain.speech.StreamSynthesize(request(), timeout=10))
+    np.testing.assert_array_equal(np.frombuffer(audio, "<f4"), expected(37))
+    assert started.format.sample_rate_hz == 24000 and started.seed == 77
+    assert summary.frames == 37 and summary.samples == 37 * SAMPLES_PER_FRAME
+    assert summary.finish_reason == common_pb2.FINISH_REASON_END_OF_SPEECH
+    assert [stage.stage for stage in summary.stages] == ["tokenizer", "backbone", "codec", "watermark"]
+    assert 0 < summary.time_to_first_audio.ToNanoseconds() <= summary.real_time_factor * 37 * 0.08 * 1e9
+
+
+async def test_stages_overlap(open_chain, board):
+    """Audio of frame 0 is out while the backbone has not made frame 2."""
+    chain = await open_chain()
+    board.gate = 2
+    call = chain.speech.StreamSynthesize(request(), timeout=10)
+    assert (await call.read()).HasField("started")
+    assert (await call.read()).HasField("audio")
+    assert board.generated == 2
+    board.gate = None
+    board.touch()
+    audio, summary = await listen_rest(call)
+    assert summary.frames == board.frames
+    assert len(audio) == (board.frames - 1) * SAMPLES_PER_FRAME * 4 + LOOKAHEAD * 4
+
+
+async def listen_rest(call):
+    audio, summary = b"", None
+    while summary is None:
+        response = await call.read()
+        audio += response.audio.data
+        if response.HasField("finished"):
+            summary = response.finished.summary
+    return audio, summary
+
+
+async def test_prompt_is_context_then_text(open_chain, board):
+    chain = await open_chain()
+    turns = [
+        speech_pb2.ContextSegment(speaker=1, text="hi", audio=common_pb2.AudioClip(wav=b"RIFF")),
+        speech_pb2.ContextSegment(text="yo", audio=common_pb2.AudioClip(wav=b"RIFF")),
+    ]
+    _, _, summary = await listen(chain.speech.StreamSynthesize(request("go", speaker=2, context=turns), timeout=10))
+    parts = board.requests[0].prompt
+    assert [part.WhichOneof("part") for part in parts] == ["text", "audio", "text", "audio", "text"]
+    assert list(parts[0].text.ids) == [1, 11, *b"hi", 2]
+    assert list(parts[2].text.ids) == [1, 10, *b"yo", 2]
+    assert list(parts[4].text.ids) == [1, 12, *b"go", 2]
+    assert summary.prompt_rows == 3 * 5 + 2 * 3
+
+
+async def test_speech_that_ends_at_once_is_empty_not_an_error(open_chain, board):
+    chain = await open_chain()
+    board.frames = 0
+    started, audio, summary = await listen(chain.speech.StreamSynthesize(request(), timeout=10))
+    assert started is not None and audio == b"" and summary.frames == 0 and summary.real_time_factor == 0
+
+
+@pytest.mark.parametrize(("rate", "encoding", "dtype"), [(24000, 1, "<i2"), (16000, 1, "<i2"), (48000, 2, "<f4")])
+async def test_unary_wav_is_a_whole_file(open_chain, board, rate, encoding, dtype):
+    chain = await open_chain()
+    options = speech_pb2.OutputOptions(container=speech_pb2.CONTAINER_WAV, sample_rate_hz=rate, encoding=encoding)
+    answer = await chain.speech.Synthesize(
+        speech_pb2.SynthesizeRequest(utterance=speech_pb2.Utterance(text="x"), output=options), timeout=10
+    )
+    samples = round(board.frames * SAMPLES_PER_FRAME * rate / 24000)
+    assert answer.summary.samples == samples
+    if dtype == "<i2":
+        with wave.open(io.BytesIO(answer.audio)) as file:
+            assert (file.getframerate(), file.getnchannels(), file.getnframes()) == (rate, 1, samples)
+            pcm = np.frombuffer(file.readframes(samples), dtype) / 32768
+    else:
+        pcm = np.frombuffer(answer.audio[-samples * 4 :], dtype)
+    assert len(pcm) == samples
+    assert abs(pcm[samples // 20] - MARK) < 0.01  # the middle of frame 0, whose value is the mark alone
+
+
+async def test_streamed_wav_begins_with_a_header(open_chain, board):
+    chain = await open_chain()
+    options = speech_pb2.OutputOptions(container=speech_pb2.CONTAINER_WAV)
+    _, audio, summary = await listen(chain.speech.StreamSynthesize(request(output=options), timeout=10))
+    assert audio[:4] == b"RIFF" and audio[8:12] == b"WAVE"
+    assert len(audio) == 44 + summary.samples * 2
+
+
+async def test_generation_broken_off_is_taken_up_where_it_stopped(open_chain, board):
+    chain = await open_chain()
+    board.break_at = 4
+    _, audio, _ = await listen(chain.speech.StreamSynthesize(request(), timeout=10))
+    np.testing.assert_array_equal(np.frombuffer(audio, "<f4"), expected(10))
+    first, second = board.requests
+    assert not first.generated and [frame.codes[0] for frame in second.generated] == [0, 1, 2, 3]
+    assert second.sampling.seed == 77 and second.prompt == first.prompt
+
+
+async def test_verify_and_voices(open_chain):
+    chain = await open_chain()
+    answer = await chain.speech.VerifyWatermark(speech_pb2.VerifyWatermarkRequest(), timeout=5)
+    assert answer.found and answer.detectable and answer.position.ToMilliseconds() == 250
+    assert answer.confidence == pytest.approx(0.9)
+    voices = await chain.speech.ListVoices(speech_pb2.ListVoicesRequest(), timeout=5)
+    assert voices.bundle.bundle_id == "embedded" and voices.voices[0].speaker == 0
