@@ -1,0 +1,147 @@
+"""A prompt's typed parts to the rows the model reads. Knows numpy, neither torch nor grpc.
+
+A row has K + 1 columns: K audio codes and one text id; a mask says which count. A text id fills
+the last column, a frame the first K. A segment of audio ends with one all-zero frame whose mask
+is true, which is what the model itself emits at the end of speech.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class PromptError(ValueError):
+    """A prompt that cannot be used. `field` is a path such as `prompt[2].audio.frames[0].codes`."""
+
+    def __init__(self, field: str, reason: str):
+        super().__init__(f"{field}: {reason}")
+        self.field, self.reason = field, reason
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids of one segment, BOS and EOS included."""
+
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Frames of one segment, without the all-zero one that ends it."""
+
+    frames: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """rows: [T, K + 1] int64. mask: [T, K + 1] bool. The frames already generated come last."""
+
+    rows: np.ndarray
+    mask: np.ndarray
+    prompt_rows: int
+    generated_frames: int
+
+
+@dataclass(frozen=True)
+class PromptLimits:
+    """What a model takes: the sizes ids and codes must stay below, and how many rows it has."""
+
+    codebooks: int
+    text_vocab_size: int
+    codec_bins: int
+    max_rows: int
+
+    def build(
+        self,
+        parts: Sequence[Text | Audio],
+        generated: Sequence[Sequence[int]] = (),
+        max_frames: int | None = None,
+        frame_limit: int | None = None,
+    ) -> tuple[Prompt, int]:
+        """Rows of `parts` and of the frames in `generated`, which an earlier stream made.
+
+        max_frames: frames asked for, those in `generated` included; None is as many as fit.
+        frame_limit: the server's own limit on frames.
+        Returns: the prompt, and the number of frames it may grow to.
+        Raises: PromptError when something is empty, out of range or does not fit.
+        """
+        if not parts:
+            raise PromptError("prompt", "is empty; it must end with a text part")
+        if not isinstance(parts[-1], Text):
+            raise PromptError(f"prompt[{len(parts) - 1}]", "the last part must be text")
+        lengths = [len(part.ids) if isinstance(part, Text) else len(part.frames) + 1 for part in parts]
+        prompt_rows = sum(lengths)
+        frames = self._fit(prompt_rows, len(generated), max_frames, frame_limit)
+        rows = np.zeros((prompt_rows + len(generated), self.codebooks + 1), dtype=np.int64)
+        mask = np.zeros_like(rows, dtype=bool)
+        start = 0
+        for index, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+            stop = start + length
+            if isinstance(part, Text):
+                rows[start:stop, -1] = self._ids(part.ids, f"prompt[{index}].text.ids")
+                mask[start:stop, -1] = True
+            else:
+                rows[start : stop - 1, :-1] = self._frames(part.frames, f"prompt[{index}].audio.frames")
+                mask[start:stop, :-1] = True
+            start = stop
+        if generated:
+            rows[start:, :-1] = self._frames(generated, "generated")
+            mask[start:, :-1] = True
+            ends = ~rows[start:, :-1].any(axis=1)
+            if ends.any():
+                raise PromptError(f"generated[{int(ends.argmax())}].codes", "an all-zero frame ends speech")
+        return Prompt(rows, mask, prompt_rows, len(generated)), frames
+
+    def _fit(self, prompt_rows: int, generated: int, max_frames: int | None, frame_limit: int | None) -> int:
+        room = self.max_rows - prompt_rows
+        if room < 1:
+            raise PromptError(
+                "prompt", f"takes {prompt_rows} rows, at most {self.max_rows - 1} of {self.max_rows} fit"
+            )
+        if max_frames is None:
+            frames = room if frame_limit is None else min(room, frame_limit)
+        else:
+            frames = max_frames
+            if frames < 1:
+                raise PromptError("max_frames", f"is {frames}, must be at least 1")
+            if frame_limit is not None and frames > frame_limit:
+                raise PromptError("max_frames", f"is {frames}, must be at most {frame_limit}")
+            if frames > room:
+                raise PromptError(
+                    "max_frames",
+                    f"prompt of {prompt_rows} rows and max_frames {frames} take {prompt_rows + frames} rows, "
+                    f"{self.max_rows} fit: at most {room} frames",
+                )
+        if generated > frames:
+            raise PromptError("generated", f"has {generated} frames, more than max_frames {frames}")
+        return frames
+
+    def _ids(self, ids: Sequence[int], field: str) -> np.ndarray:
+        if not len(ids):
+            raise PromptError(field, "is empty")
+        array = np.asarray(ids, dtype=np.int64)
+        bad = (array < 0) | (array >= self.text_vocab_size)
+        if bad.any():
+            at = int(bad.argmax())
+            raise PromptError(f"{field}[{at}]", f"is {array[at]}, must be below {self.text_vocab_size}")
+        return array
+
+    def _frames(self, frames: Sequence[Sequence[int]], field: str) -> np.ndarray:
+        if not len(frames):
+            raise PromptError(field, "is empty")
+        for index, frame in enumerate(frames):
+            if len(frame) != self.codebooks:
+                raise PromptError(
+                    f"{field}[{index}].codes", f"has {len(frame)} codes, must have {self.codebooks}"
+                )
+        array = np.asarray(frames, dtype=np.int64)
+        bad = (array < 0) | (array >= self.codec_bins)
+        if bad.any():
+            at, column = (int(i) for i in np.argwhere(bad)[0])
+            raise PromptError(
+                f"{field}[{at}].codes[{column}]", f"is {array[at, column]}, must be below {self.codec_bins}"
+            )
+        return array
