@@ -149,8 +149,12 @@ class _Call:
 
 
 def _is_gone(error: BaseException | None, context: grpc.aio.ServicerContext) -> bool:
-    """Whether the call ended because its caller did, in any of the shapes gRPC gives that."""
-    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+    """Whether the call ended because its caller did, in any of the shapes gRPC gives that.
+
+    A request stream that breaks off looks, to who reads it, like one that the caller closed; the
+    handler learns the truth at its next write, as an InternalError (a send on a dead call).
+    """
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit, grpc.aio.InternalError)):
         return True
     return isinstance(error, Exception) and (context.cancelled() or context.done())
 

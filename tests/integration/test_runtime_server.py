@@ -1,0 +1,268 @@
+"""The life of a server and the spans of its calls, seen with the standard health and reflection clients."""
+
+import asyncio
+import signal
+import sys
+
+import grpc
+import pytest
+from csm.codec.v1 import codec_pb2, codec_pb2_grpc
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from opentelemetry.trace import SpanKind, StatusCode
+
+from services.runtime.channels import open_channel
+from services.runtime.errors import InvalidRequest, Overloaded, Unavailable
+from services.runtime.server import Stage, StageServer
+from services.runtime.settings import ServerSettings, SettingError, read
+
+SERVICE = "csm.codec.v1.CodecService"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Codec(codec_pb2_grpc.CodecServiceServicer):
+    """Does what the test says; `closed` is set when a Decode call has run its finally block."""
+
+    def __init__(self):
+        self.error = None
+        self.live = True
+        self.closed = asyncio.Event()
+
+    async def GetModelInfo(self, request, context):
+        return codec_pb2.GetModelInfoResponse(slots_capacity=3)
+
+    async def Decode(self, request_iterator, context):
+        try:
+            async for _ in request_iterator:
+                if self.error is not None:
+                    raise self.error
+                yield codec_pb2.DecodeResponse(finished=codec_pb2.DecodeFinished(frames=1))
+            yield codec_pb2.DecodeResponse(finished=codec_pb2.DecodeFinished(frames=0))
+        finally:
+            self.closed.set()
+
+
+@pytest.fixture
+async def served():
+    codec = Codec()
+    stage = Stage(
+        SERVICE,
+        lambda server: codec_pb2_grpc.add_CodecServiceServicer_to_server(codec, server),
+        is_live=lambda: codec.live,
+    )
+    server = StageServer(stage, read(ServerSettings, {}))
+    address = await server.start()
+    yield codec, server, address
+    await server.stop(0)
+
+
+async def health_of(address, name):
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return (await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)).status
+
+
+async def test_health_names_liveness_and_readiness_apart(served):
+    codec, server, address = served
+    for name in ("liveness", "readiness", "", SERVICE):
+        assert await health_of(address, name) == SERVING
+    await server.drain()
+    assert await health_of(address, "liveness") == SERVING
+    assert await health_of(address, "readiness") == NOT_SERVING
+    codec.live = False
+    await asyncio.wait_for(server.dead.wait(), 5)
+    assert await health_of(address, "liveness") == NOT_SERVING
+
+
+async def test_a_client_that_knows_only_reflection_can_call(served):
+    _, _, address = served
+
+    def call():
+        with grpc.insecure_channel(address) as channel:
+            database = ProtoReflectionDescriptorDatabase(channel)
+            assert SERVICE in database.get_services()
+            method = DescriptorPool(database).FindServiceByName(SERVICE).FindMethodByName("GetModelInfo")
+            from google.protobuf import message_factory
+
+            answer = message_factory.GetMessageClass(method.output_type)
+            ask = message_factory.GetMessageClass(method.input_type)
+            rpc = channel.unary_unary(
+                f"/{SERVICE}/GetModelInfo",
+                request_serializer=ask.SerializeToString,
+                response_deserializer=answer.FromString,
+            )
+            return rpc(ask(), timeout=5)
+
+    assert (await asyncio.to_thread(call)).slots_capacity == 3
+
+
+async def test_two_servers_never_share_a_port(served):
+    codec, _, address = served
+    twin = StageServer(
+        Stage(SERVICE, lambda server: codec_pb2_grpc.add_CodecServiceServicer_to_server(codec, server)),
+        read(ServerSettings, {}, listen=address),
+    )
+    with pytest.raises(SettingError, match=address):
+        await twin.start()
+
+
+async def run_one(address, *, timeout=None, cancel=False):
+    """One Decode call with one request; how it ended."""
+    channel = open_channel(address)
+    call = codec_pb2_grpc.CodecServiceStub(channel).Decode(timeout=timeout)
+    try:
+        await call.write(codec_pb2.DecodeRequest())
+        await call.read()
+        if cancel:
+            call.cancel()
+        elif timeout is None:
+            await call.done_writing()
+            await call.read()
+        return await call.code()
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    finally:
+        call.cancel()
+        await channel.close()
+
+
+OK, INVALID, FULL, GONE, BUG = (
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.INTERNAL,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "how", "code", "server_is_at_fault"),
+    [
+        (None, {}, OK, False),
+        (InvalidRequest("frames", "too many"), {}, INVALID, False),
+        (Overloaded("full", 1), {}, FULL, False),
+        (Unavailable("leaving"), {}, GONE, True),
+        (ZeroDivisionError("bug"), {}, BUG, True),
+        (None, {"cancel": True}, grpc.StatusCode.CANCELLED, False),
+        (None, {"timeout": 0.3}, grpc.StatusCode.DEADLINE_EXCEEDED, True),
+    ],
+    ids=["success", "refusal", "overload", "unavailable", "crash", "cancel", "deadline"],
+)
+async def test_spans_end_with_the_right_status(served, spans, error, how, code, server_is_at_fault):
+    codec, _, address = served
+    codec.error = error
+    assert await run_one(address, **how) is code
+    await asyncio.wait_for(codec.closed.wait(), 5)
+
+    def ended(kind):
+        return [span for span in spans() if span.kind is kind]
+
+    async with asyncio.timeout(5):
+        while not (ended(SpanKind.CLIENT) and ended(SpanKind.SERVER)):  # noqa: ASYNC110 - no event to wait for
+            await asyncio.sleep(0.01)
+    (client,), servers = ended(SpanKind.CLIENT), ended(SpanKind.SERVER)
+    assert client.attributes["rpc.grpc.status_code"] == code.value[0]
+    assert client.status.status_code is (StatusCode.UNSET if code is OK else StatusCode.ERROR)
+    for server in servers:  # a retried call has several
+        assert server.parent.span_id == client.context.span_id
+        assert server.context.trace_id == client.context.trace_id
+        assert server.attributes["rpc.grpc.status_code"] == code.value[0]
+        assert server.status.status_code is (StatusCode.ERROR if server_is_at_fault else StatusCode.UNSET)
+        assert server.attributes["rpc.service"] == SERVICE and server.attributes["rpc.method"] == "Decode"
+
+
+async def test_health_checks_leave_no_spans(served, spans):
+    _, _, address = served
+    await health_of(address, "readiness")
+    channel = open_channel(address)
+    await codec_pb2_grpc.CodecServiceStub(channel).GetModelInfo(
+        codec_pb2.GetModelInfoRequest(), wait_for_ready=True, timeout=5
+    )
+    await channel.close()
+    assert not spans()
+
+
+PROCESS = """
+import asyncio, sys
+from contextlib import asynccontextmanager
+from services.runtime.server import Stage, main
+from services.runtime.settings import ServerSettings
+sys.path.insert(0, {here!r})
+from test_runtime_server import SERVICE, Codec, codec_pb2_grpc
+
+@asynccontextmanager
+async def open_stage(settings):
+    codec = Codec()
+    yield Stage(SERVICE, lambda server: codec_pb2_grpc.add_CodecServiceServicer_to_server(codec, server))
+    print("closed", flush=True)
+
+main("codec", ServerSettings, open_stage)
+"""
+
+
+async def start_process(**environ):
+    from pathlib import Path
+
+    code = PROCESS.format(here=str(Path(__file__).parent))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        code,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={"CSM_LOG_FORMAT": "text", "PATH": "", **environ},
+        cwd=Path(__file__).parents[2],
+    )
+    while line := (await process.stderr.readline()).decode():
+        if "serves on" in line:
+            return process, line.split("serves on ")[1].strip()
+    return process, None
+
+
+async def test_sigterm_lets_running_calls_finish_and_refuses_new_ones():
+    process, address = await start_process(CSM_GRACE_S="20")
+    async with grpc.aio.insecure_channel(address) as channel, grpc.aio.insecure_channel(
+        address, options=[("grpc.use_local_subchannel_pool", 1)]
+    ) as late:
+        call = codec_pb2_grpc.CodecServiceStub(channel).Decode()
+        await call.write(codec_pb2.DecodeRequest())
+        assert (await call.read()).finished.frames == 1
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            while True:  # until the server has stopped taking calls
+                try:
+                    await codec_pb2_grpc.CodecServiceStub(late).GetModelInfo(codec_pb2.GetModelInfoRequest())
+                except grpc.aio.AioRpcError as error:
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE
+                    break
+        await call.write(codec_pb2.DecodeRequest())
+        assert (await call.read()).finished.frames == 1
+        await call.done_writing()
+        assert (await call.read()).finished.frames == 0
+        assert await call.code() is grpc.StatusCode.OK
+    stdout, _ = await asyncio.wait_for(process.communicate(), 15)
+    assert process.returncode == 0 and b"closed" in stdout
+
+
+async def test_a_second_signal_ends_running_calls_at_once():
+    process, address = await start_process(CSM_GRACE_S="600")
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = codec_pb2_grpc.CodecServiceStub(channel).Decode()
+        await call.write(codec_pb2.DecodeRequest())
+        await call.read()
+        process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(process.stderr.readuntil(b"draining"), 5)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(call.code(), 10) is grpc.StatusCode.UNAVAILABLE
+    await asyncio.wait_for(process.communicate(), 15)
+    assert process.returncode == 0
+
+
+async def test_a_bad_setting_is_one_line_and_exit_code_one():
+    process, address = await start_process(CSM_GRACE_S="-1")
+    assert address is None
+    _, stderr = await asyncio.wait_for(process.communicate(), 15)
+    assert process.returncode == 1
+    assert stderr == b""  # start_process has read the one line there was
