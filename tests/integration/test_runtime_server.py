@@ -160,7 +160,7 @@ async def test_spans_end_with_the_right_status(served, spans, error, how, code, 
         return [span for span in spans() if span.kind is kind]
 
     async with asyncio.timeout(5):
-        while not (ended(SpanKind.CLIENT) and ended(SpanKind.SERVER)):  # noqa: ASYNC110 - no event to wait for
+        while not (ended(SpanKind.CLIENT) and ended(SpanKind.SERVER)):
             await asyncio.sleep(0.01)
     (client,), servers = ended(SpanKind.CLIENT), ended(SpanKind.SERVER)
     assert client.attributes["rpc.grpc.status_code"] == code.value[0]
