@@ -1,0 +1,143 @@
+"""The whole chain on this machine: five services in five processes, and a collector for their traces."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from gateway import state
+from gateway.collector import Collector
+from gateway.supervisor import Child, Supervisor
+from gateway.traces import TraceStore
+from gateway.waterfall import seconds
+from models.bundle import Bundle, load_bundle
+from services.runtime.settings import StartError
+
+STAGES = ("tokenizer", "backbone", "codec", "watermark")
+DEFAULT_PORT = 50050
+NOISE = "Its weights are random: what it says is noise, and its watermark cannot be detected."
+_HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run. ports: for the gateway and each stage. folder: for logs, traces and the note to other terminals."""
+
+    model: str
+    ports: Mapping[str, int]
+    folder: Path
+    ready_s: float = 180.0
+
+    def address(self, name: str) -> str:
+        return f"{_HOST}:{self.ports[name]}"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The chain, ready. traces: None when spans go where OTEL_EXPORTER_OTLP_ENDPOINT says."""
+
+    address: str
+    supervisor: Supervisor
+    traces: TraceStore | None
+
+
+def consecutive_ports(first: int) -> dict[str, int]:
+    """The gateway's port and the stages' behind it. Raises: StartError when one is taken."""
+    ports = {name: first + index for index, name in enumerate(("gateway", *STAGES))}
+    for name, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((_HOST, port))
+            except (OSError, OverflowError) as error:
+                raise StartError(
+                    f"port {port}, for the {name}, cannot be had ({error}); "
+                    "is another `csm up` running? --port takes other ports, --ephemeral any free ones"
+                ) from error
+    return ports
+
+
+def free_ports() -> dict[str, int]:
+    """Five ports that nobody listens on."""
+    probes = {name: socket.socket() for name in ("gateway", *STAGES)}
+    try:
+        for probe in probes.values():
+            probe.bind((_HOST, 0))
+        return {name: probe.getsockname()[1] for name, probe in probes.items()}
+    finally:
+        for probe in probes.values():
+            probe.close()
+
+
+@asynccontextmanager
+async def deployment(plan: Plan, console: Console) -> AsyncIterator[Deployment]:
+    """Start everything, tell `console` of each service that is ready; stop everything at the end.
+
+    Raises: ChildDied when a service cannot start, Unavailable when one takes longer than plan.ready_s.
+    """
+    async with AsyncExitStack() as stack:
+        env, store = _common_env(plan), None
+        if "OTEL_EXPORTER_OTLP_ENDPOINT" not in os.environ:
+            store = TraceStore(plan.folder / "traces")
+            # Entered before the services, so that it still listens to their last words.
+            collector = await stack.enter_async_context(Collector(store))
+            env["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.endpoint
+        children = [_child(plan, name, env) for name in (*STAGES, "gateway")]
+        supervisor = await stack.enter_async_context(Supervisor(children, plan.folder / "logs"))
+        await supervisor.wait_ready(
+            plan.ready_s,
+            lambda child, took_s: console.print(f"  {child.name:<10} {child.address:<16} ready after {seconds(took_s)}"),
+        )
+        yield Deployment(plan.address("gateway"), supervisor, store)
+
+
+async def up(plan: Plan, console: Console) -> int:
+    """Run until Ctrl-C or SIGTERM (0). Raises: as `deployment`, and ChildDied when a service ends."""
+    bundle = load_bundle(plan.model)
+    console.print(f"Starting five services with the bundle `{bundle.id}`: {bundle.description}.")
+    try:
+        async with deployment(plan, console) as running:
+            note = state.Running(running.address, os.getpid(), str(running.traces.folder) if running.traces else None)
+            state.announce(note, plan.folder)
+            try:
+                console.print(_invitation(plan, bundle), soft_wrap=True)
+                await running.supervisor.wait_died()
+            finally:
+                state.withdraw(note, plan.folder)
+                console.print("Stopping.")
+    except asyncio.CancelledError:
+        console.print("All five have stopped.")
+    return 0
+
+
+def _invitation(plan: Plan, bundle: Bundle) -> str:
+    address = "" if plan.folder == state.state_dir() else f" --address {plan.address('gateway')}"
+    noise = "" if bundle.trained else f"\n{NOISE}"
+    return (
+        f'ready: csm say "Hello there." -o hello.wav --trace{address}{noise}\n'
+        f"Logs are in {plan.folder / 'logs'}. Ctrl-C stops all."
+    )
+
+
+def _common_env(plan: Plan) -> dict[str, str]:
+    # What the caller's environment says wins, but for what this command itself decides.
+    return {
+        "CSM_LOG_FORMAT": os.environ.get("CSM_LOG_FORMAT", "text"),
+        "CSM_GRACE_S": os.environ.get("CSM_GRACE_S", "5"),
+        "CSM_MODEL": plan.model,
+        **{f"CSM_{name.upper()}_ADDRESS": plan.address(name) for name in STAGES},
+    }
+
+
+def _child(plan: Plan, name: str, env: Mapping[str, str]) -> Child:
+    module = "gateway" if name == "gateway" else f"services.{name}"
+    argv = (sys.executable, "-m", module)
+    return Child(name, argv, plan.address(name), {**env, "CSM_LISTEN": plan.address(name)})
