@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 
 import torch
 from moshi.models import MimiModel, loaders
+from torch import Tensor
 
 from models.bundle import Bundle
 from models.checkpoint import fill, read_safetensors
 from models.files import PartError
+
+# Names that older checkpoints give to the buffers of a codebook; moshi's own loader takes both.
+_OLD_NAMES = {
+    "inited": "_initialized",
+    "cluster_size": "cluster_usage",
+    "embed_avg": "embedding_sum",
+    "embed_sum": "embedding_sum",
+}
 
 
 def load_mimi(bundle: Bundle, device: torch.device | str = "cpu") -> MimiModel:
@@ -18,26 +28,41 @@ def load_mimi(bundle: Bundle, device: torch.device | str = "cpu") -> MimiModel:
     Raises: PartError when files are missing, damaged, or of another shape than the bundle says.
     """
     files = bundle.mimi.resolve()
-    config = None
+    config = None  # moshi's own default: the public Mimi
     if "config" in files:
         try:
             config = json.loads(files["config"].read_text())
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise PartError("mimi", str(files["config"]), f"not JSON ({error})", "fetch it again") from error
     try:
-        model = loaders.get_mimi(None, config, device=device, num_codebooks=bundle.codebooks)
+        with torch.device("meta"):
+            model = loaders.get_mimi(None, config, device="meta", num_codebooks=bundle.codebooks)
     except (KeyError, TypeError, AssertionError) as error:
         raise PartError("mimi", str(files.get("config")), f"unusable ({error!r})", "correct it") from error
+    weights = str(files["weights"])
     fill(
         model,
-        read_safetensors("mimi", [files["weights"]], device),
+        _renamed(read_safetensors("mimi", [files["weights"]], device)),
         part="mimi",
-        source=str(files["weights"]),
+        source=weights,
         dtype=torch.float32,
     )
-    if (model.sample_rate, model.frame_rate) != (bundle.sample_rate_hz, bundle.frame_rate_hz):
+    stated = (bundle.sample_rate_hz, bundle.frame_rate_hz, bundle.codec_bins)
+    actual = (model.sample_rate, model.frame_rate, model.cardinality)
+    if actual != stated:
+        words = "{} Hz, {} frames/s and {} bins"
         raise PartError(
-            "mimi", str(files["weights"]),
-            f"runs at {model.sample_rate} Hz and {model.frame_rate} frames/s", "correct bundle.toml",
+            "mimi",
+            weights,
+            f"has {words.format(*actual)}, the bundle says {words.format(*stated)}",
+            "correct bundle.toml",
         )
     return model
+
+
+def _renamed(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors:
+        owner, _, leaf = name.rpartition(".")
+        if owner.endswith("._codebook"):
+            leaf = _OLD_NAMES.get(leaf, leaf)
+        yield f"{owner}.{leaf}", tensor
