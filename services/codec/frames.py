@@ -1,0 +1,36 @@
+"""Frames as callers send them to an array the decoder can take. Knows neither grpc nor torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+MAX_FRAMES = 64  # in one message, as the contract says
+
+
+class FramesError(ValueError):
+    """Frames cannot be decoded. `field` is the path from the list of frames, `description` says the limit."""
+
+    def __init__(self, field: str, description: str):
+        super().__init__(f"{field}: {description}")
+        self.field, self.description = field, description
+
+
+def codes_of(frames: Sequence[Sequence[int]], *, codebooks: int, bins: int) -> np.ndarray:
+    """Codes [n, codebooks] int64 of 1 to MAX_FRAMES frames, each code below `bins`.
+
+    A code beyond the codebook would read foreign memory on a CPU and kill the context of a GPU.
+    Raises: FramesError.
+    """
+    if not 1 <= len(frames) <= MAX_FRAMES:
+        raise FramesError("frames", f"must hold 1 to {MAX_FRAMES} frames, not {len(frames)}")
+    for i, codes in enumerate(frames):
+        if len(codes) != codebooks:
+            raise FramesError(f"frames[{i}].codes", f"must hold {codebooks} codes, not {len(codes)}")
+    table = np.array(frames, dtype=np.int64)
+    wrong = np.argwhere((table < 0) | (table >= bins))
+    if len(wrong):
+        i, k = wrong[0]
+        raise FramesError(f"frames[{i}].codes[{k}]", f"must be below {bins}, not {table[i, k]}")
+    return table

@@ -1,0 +1,124 @@
+"""Streaming in slots against moshi's own one-shot decode, for every way of cutting and mixing."""
+
+import numpy as np
+import pytest
+import torch
+from moshi.models import loaders
+
+from services.codec.decoder import SlotDecoder
+
+FRAMES = 40  # eight times what the tiny transformer looks back
+
+
+@pytest.fixture
+def decoder(tiny_mimi):
+    return SlotDecoder(tiny_mimi, slots=5, max_chunk_frames=8)
+
+
+def random_codes(seed, frames=FRAMES, codebooks=4, bins=32):
+    return np.random.default_rng(seed).integers(0, bins, (frames, codebooks))
+
+
+@torch.inference_mode()
+def one_shot(mimi, codes):
+    return mimi.decode(torch.from_numpy(codes.T.copy())[None])[0, 0].numpy()
+
+
+def cut(codes, sizes):
+    """Chunks of the given sizes, over and over."""
+    chunks, start = [], 0
+    while start < len(codes):
+        size = sizes[len(chunks) % len(sizes)]
+        chunks.append(codes[start : start + size])
+        start += size
+    return chunks
+
+
+@pytest.mark.parametrize("sizes", [[1], [2], [3], [7], [8], [1, 1, 2, 4, 8], [7, 1, 3, 5]])
+def test_streamed_is_one_shot(decoder, tiny_mimi, sizes):
+    codes = random_codes(1)
+    decoder.reset(2)
+    audio = np.concatenate([decoder.decode([(2, chunk)])[0] for chunk in cut(codes, sizes)])
+    whole = one_shot(tiny_mimi, codes)
+    assert audio.shape == whole.shape == (FRAMES * 1920,)
+    assert whole.std() > 0.01
+    np.testing.assert_allclose(audio, whole, atol=1e-5)
+
+
+def test_streams_that_join_pause_and_leave_do_not_touch_each_other(decoder, tiny_mimi):
+    """Twelve streams over five slots: each tick a random part of them moves, by chunks of any length."""
+    random = np.random.default_rng(2)
+    waiting = [random_codes(100 + i, frames=int(random.integers(1, FRAMES))) for i in range(12)]
+    expected = [one_shot(tiny_mimi, codes) for codes in waiting]
+    free, running, heard = list(range(5)), {}, {i: [] for i in range(12)}
+    started = ticks = 0
+    while started < 12 or running:
+        ticks += 1
+        if free and started < 12 and random.random() < 0.5:
+            slot = free.pop(int(random.integers(len(free))))
+            decoder.reset(slot)
+            running[started] = (slot, waiting[started])
+            started += 1
+        moving = [i for i in running if random.random() < 0.7]
+        batch = []
+        for i in moving:
+            slot, codes = running[i]
+            size = int(random.integers(1, 9))
+            batch.append((slot, codes[:size]))
+            running[i] = (slot, codes[size:])
+        for i, samples in zip(moving, decoder.decode(batch), strict=True):
+            heard[i].append(samples)
+        for i in [i for i, (_, codes) in running.items() if not len(codes)]:
+            free.append(running.pop(i)[0])
+    assert ticks > 20
+    for i, whole in enumerate(expected):
+        np.testing.assert_allclose(np.concatenate(heard[i]), whole, atol=1e-5, err_msg=f"stream {i}")
+
+
+def test_the_model_is_one_shot_between_passes(decoder, tiny_mimi):
+    codes = random_codes(3)
+    decoder.reset(0)
+    first = decoder.decode([(0, codes[:3])])[0]
+    whole = one_shot(tiny_mimi, codes)
+    rest = decoder.decode([(0, codes[3:8])])[0]
+    np.testing.assert_allclose(np.concatenate([first, rest]), whole[: 8 * 1920], atol=1e-5)
+    assert not any(getattr(module, "is_streaming", False) for module in tiny_mimi.modules())
+
+
+def test_reset_forgets(decoder):
+    codes = random_codes(4)
+    decoder.reset(1)
+    first = decoder.decode([(1, codes[:5])])[0]
+    assert not np.allclose(decoder.decode([(1, codes[:5])])[0], first, atol=1e-3)
+    decoder.reset(1)
+    np.testing.assert_array_equal(decoder.decode([(1, codes[:5])])[0], first)
+
+
+@pytest.mark.parametrize("frames", [0, 9])
+def test_chunks_beyond_the_limit_are_refused(decoder, frames):
+    with pytest.raises(ValueError, match="1 to 8"):
+        decoder.decode([(0, random_codes(5, frames=frames))])
+
+
+def test_a_slot_twice_is_refused(decoder):
+    with pytest.raises(ValueError, match="twice"):
+        decoder.decode([(0, random_codes(6, frames=1)), (0, random_codes(7, frames=1))])
+
+
+@pytest.mark.slow
+def test_the_public_shape_streams():
+    """Mimi as CSM-1B uses it (random weights), past the 125 frames its transformer looks back."""
+    torch.manual_seed(0)
+    mimi = loaders.get_mimi(None, num_codebooks=32)
+    for quantizer in (mimi.quantizer.rvq_first, mimi.quantizer.rvq_rest):
+        for layer in quantizer.vq.layers:
+            layer._codebook.embedding_sum.normal_()
+    codes = [random_codes(seed, frames=150, codebooks=32, bins=2048) for seed in (8, 9)]
+    decoder = SlotDecoder(mimi, slots=2)
+    heard = [[], []]
+    for chunks in zip(*(cut(stream, [8]) for stream in codes), strict=True):
+        for parts, samples in zip(heard, decoder.decode(list(enumerate(chunks))), strict=True):
+            parts.append(samples)
+    for parts, stream in zip(heard, codes, strict=True):
+        whole = one_shot(mimi, stream)
+        np.testing.assert_allclose(np.concatenate(parts) / whole.std(), whole / whole.std(), atol=1e-4)

@@ -1,0 +1,243 @@
+"""The worker's thread: who gets which audio, who waits for whom, and what happens when things break."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from services.codec.decoder import SlotDecoder
+from services.codec.worker import DecodeWorker, WorkerError
+
+
+class Echo:
+    """A decoder whose audio of a frame is two samples: the stream's running sum and the frame's code.
+
+    `gate` holds passes back when it is cleared; `passes` remembers (streams, frames) of each.
+    """
+
+    slots, max_chunk_frames = 3, 8
+
+    def __init__(self):
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.passes = []
+        self.sums = np.zeros(self.slots)
+        self.error = None
+
+    def reset(self, slot):
+        self.sums[slot] = 0
+
+    def decode(self, batch):
+        self.entered.set()
+        assert self.gate.wait(30)
+        if self.error is not None:
+            raise self.error
+        self.passes.append((len(batch), len(batch[0][1])))
+        audio = []
+        for slot, codes in batch:
+            running = self.sums[slot] + np.cumsum(codes[:, 0])
+            self.sums[slot] = running[-1]
+            audio.append(np.stack([running, codes[:, 0]], axis=1).astype(np.float32).ravel())
+        return audio
+
+
+@pytest.fixture
+async def echo():
+    return Echo()
+
+
+@pytest.fixture
+async def worker(echo):
+    worker = DecodeWorker(echo, max_backlog_frames=16)
+    worker.start()
+    yield worker
+    echo.gate.set()
+    await worker.close()
+
+
+def frames(*codes):
+    return np.array(codes).reshape(-1, 1)
+
+
+async def hear(stream):
+    return [audio async for audio in stream]
+
+
+async def held(echo, worker):
+    """A stream of which one frame is in a pass that does not end until the gate opens."""
+    echo.gate.clear()
+    echo.entered.clear()
+    stream = worker.open()
+    await stream.feed(frames(0))
+    assert await asyncio.to_thread(echo.entered.wait, 30)
+    return stream
+
+
+async def test_one_audio_for_each_feed(worker):
+    stream = worker.open()
+    for codes in ([1], [2, 3], [4, 5, 6, 7, 8, 9, 10]):
+        await stream.feed(frames(*codes))
+    stream.finish()
+    answers = await hear(stream)
+    assert [len(answer.samples) for answer in answers] == [2, 4, 14]
+    total = np.concatenate([answer.samples for answer in answers]).reshape(-1, 2)
+    assert total[:, 1].tolist() == list(range(1, 11))
+    assert total[:, 0].tolist() == np.cumsum(range(1, 11)).tolist()
+    assert sum(answer.compute_s for answer in answers) > 0
+
+
+async def test_an_empty_stream_ends(worker):
+    stream = worker.open()
+    stream.finish()
+    assert await hear(stream) == []
+
+
+async def test_frames_that_wait_share_passes_by_powers_of_two(worker, echo):
+    first = await held(echo, worker)
+    second, third = worker.open(), worker.open()
+    for stream, count in ((first, 11), (second, 8), (third, 3)):
+        await stream.feed(frames(*range(count)))
+        stream.finish()
+    echo.gate.set()
+    await asyncio.gather(*map(hear, (first, second, third)))
+    # The held one; then 11 = 8 + 2 + 1 beside 8 and 3 = 2 + 1, shortest first in each tick.
+    assert echo.passes == [(1, 1), (1, 2), (2, 8), (1, 1), (1, 2), (1, 1)]
+
+
+async def test_a_slow_reader_stalls_only_itself(worker):
+    slow, quick = worker.open(), worker.open()
+    fed = 0
+
+    async def feed_slow():
+        nonlocal fed
+        for i in range(100):
+            await slow.feed(frames(i))
+            fed += 1
+
+    feeder = asyncio.create_task(feed_slow())
+    for i in range(100):
+        await quick.feed(frames(i))
+        assert len((await anext(quick)).samples) == 2
+    assert fed == 16  # max_backlog_frames, and there it stays
+    assert not feeder.done()
+    for _ in range(84):
+        await anext(slow)
+    await feeder
+    slow.finish()
+    assert len(await hear(slow)) == 16
+
+
+async def test_a_feed_larger_than_the_backlog_passes_when_nothing_else_is_inside(worker):
+    stream = worker.open()
+    await stream.feed(frames(*range(40)))
+    stream.finish()
+    assert [len(answer.samples) for answer in await hear(stream)] == [80]
+
+
+async def test_closing_frees_the_slot_at_once_and_the_next_stream_starts_afresh(worker, echo):
+    gone = await held(echo, worker)
+    others = [worker.open(), worker.open()]
+    with pytest.raises(RuntimeError, match="more than 3"):
+        worker.open()
+    gone.close()  # in the middle of its pass
+    assert worker.active == 2
+    late = worker.open()
+    for stream in (*others, late):
+        await stream.feed(frames(5))
+        stream.finish()
+    echo.gate.set()
+    for stream in (*others, late):
+        assert [answer.samples.tolist() for answer in await hear(stream)] == [[5, 5]]
+    late.close()
+    late.close()
+    assert worker.active == 2
+
+
+async def test_slots_survive_many_short_streams(worker):
+    for round_ in range(50):
+        streams = [worker.open() for _ in range(3)]
+        for i, stream in enumerate(streams):
+            await stream.feed(frames(round_, i))
+        for i, stream in enumerate(streams):
+            if i == round_ % 3:
+                stream.close()  # without reading
+                continue
+            stream.finish()
+            (answer,) = await hear(stream)
+            assert answer.samples.tolist() == [round_, round_, round_ + i, i]
+            stream.close()
+    assert worker.active == 0
+
+
+async def test_a_crash_ends_every_stream_and_the_worker_says_so(worker, echo):
+    streams = [await held(echo, worker), worker.open()]
+    blocked = asyncio.create_task(streams[1].feed(frames(*range(16))))
+    await blocked
+    blocked = asyncio.create_task(streams[1].feed(frames(1)))
+    echo.error = ValueError("boom")
+    echo.gate.set()
+    for stream in streams:
+        with pytest.raises(WorkerError, match=r"died \(ValueError: boom\)"):
+            await anext(stream)
+    with pytest.raises(WorkerError, match="boom"):
+        await blocked
+    with pytest.raises(WorkerError, match="boom"):
+        worker.open()
+    assert not worker.is_live()
+
+
+async def test_a_stuck_tick_is_noticed(echo):
+    worker = DecodeWorker(echo, stall_s=0.0)
+    worker.start()
+    assert worker.is_live()  # idle is not stuck
+    await held(echo, worker)
+    assert not worker.is_live()
+    echo.gate.set()
+    await worker.close()
+
+
+async def test_close_ends_streams(echo):
+    worker = DecodeWorker(echo)
+    worker.start()
+    stream = worker.open()
+    await worker.close()
+    with pytest.raises(WorkerError, match="shutting down"):
+        await anext(stream)
+    with pytest.raises(WorkerError, match="shutting down"):
+        worker.open()
+    assert not worker.is_live()
+
+
+async def test_many_streams_through_the_real_decoder(tiny_mimi):
+    """Ten streams, three at a time, fed by chunks of 1, 1, 2, 4, 8 …, each equal to one-shot."""
+    worker = DecodeWorker(SlotDecoder(tiny_mimi, slots=3), max_backlog_frames=16)
+    worker.start()
+    places = asyncio.Semaphore(3)
+
+    async def speak(seed):
+        codes = np.random.default_rng(seed).integers(0, 32, (20 + seed, 4))
+        async with places:
+            stream = worker.open()
+
+            async def feed():
+                start = 0
+                for size in (1, 1, 2, 4, 8, 8, 8):
+                    if start < len(codes):
+                        await stream.feed(codes[start : start + size])
+                        start += size
+                stream.finish()
+
+            feeder = asyncio.create_task(feed())
+            audio = np.concatenate([answer.samples for answer in await hear(stream)])
+            await feeder
+            stream.close()
+        return codes, audio
+
+    for codes, audio in await asyncio.gather(*map(speak, range(10))):
+        with torch.inference_mode():
+            whole = tiny_mimi.decode(torch.from_numpy(codes.T.copy())[None])[0, 0].numpy()
+        np.testing.assert_allclose(audio, whole, atol=1e-5)
+    await worker.close()
