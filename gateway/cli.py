@@ -147,10 +147,11 @@ async def _voices(args: argparse.Namespace) -> int:
     bundle = answer.bundle
     out.print(
         f"`{bundle.bundle_id}`: {answer.description} "
-        f"({bundle.codebooks} codebooks, {bundle.frame_rate_hz:g} frames/s, {bundle.sample_rate_hz} Hz)"
+        f"({bundle.codebooks} codebooks, {bundle.frame_rate_hz:g} frames/s, {bundle.sample_rate_hz} Hz)",
+        soft_wrap=True,
     )
     if not answer.trained:
-        out.print(NOISE)
+        out.print(NOISE, soft_wrap=True)
     if not answer.voices:
         out.print("Any speaker number works; the voice comes from --context.")
         return 0

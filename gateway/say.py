@@ -51,7 +51,7 @@ class Spoken:
         return (
             f"{self.audio_s:.2f} s of speech at {self.started.format.sample_rate_hz} Hz, {how}\n"
             f"first audio after {seconds(self.first_audio_s)}, all after {seconds(self.took_s)} "
-            f"({self.took_s / self.audio_s:.2f} × real time), seed {self.summary.seed}"
+            f"(real-time factor {self.took_s / self.audio_s:.2f}), seed {self.summary.seed}"
         )
 
 
@@ -65,7 +65,7 @@ async def listen(stream: SpeechStream, progress: Console) -> Spoken:
             pcm += data
             audio_s = len(pcm) / 2 / stream.started.format.sample_rate_hz
             status.update(
-                f"{audio_s:.2f} s of audio · first after {seconds(first_audio_s)} · {now_s / audio_s:.2f} × real time"
+                f"{audio_s:.2f} s of audio · first after {seconds(first_audio_s)} · real-time factor {now_s / audio_s:.2f}"
             )
     return Spoken(bytes(pcm), stream.started, stream.summary, first_audio_s, time.perf_counter() - begun)
 
@@ -97,9 +97,9 @@ async def show_waterfall(console: Console, spoken: Spoken, store: TraceStore | N
         with console.status("waiting for the trace"):
             spans, whole = await store.wait(trace_id, _TRACE_WAIT_S)
     if spans:
-        bars, source = bars_of_trace(spans), f"trace {trace_id}" + ("" if whole else ", not all of it has arrived")
+        bars, source = bars_of_trace(spans), f"(trace {trace_id}{'' if whole else ', not all of it has arrived'})"
     else:
-        why = "no `csm up` on this machine keeps its trace" if store is None else "its trace has not arrived"
-        bars, source = bars_of_summary(spoken.summary), f"from the answer's summary: {why}"
-    console.print(f"Where the time went ({source}):", soft_wrap=True)
+        why = "no `csm up` here keeps its trace" if store is None else "its trace has not arrived"
+        bars, source = bars_of_summary(spoken.summary), f"by the answer's own summary ({why})"
+    console.print(f"Where the time went {source}:", soft_wrap=True)
     console.print(draw(bars, width=min(console.width, 100)), soft_wrap=True)
