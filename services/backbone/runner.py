@@ -1,0 +1,166 @@
+"""The eager runner: plain torch on any device. Owns weights, key-value cache and what each slot reads next.
+
+runner_api.py says what the engine asks of a runner.
+
+Prefill leaves the last prompt row to the first step, so every frame of every slot is the same
+work: one row through the backbone, then the depth decoder.
+
+A request's frames do not depend on who shares its step. Matmuls of another batch size may round
+otherwise (a CPU's one-row product does), so every step is computed at exactly `block_rows` rows,
+idle ones included; attention goes slot by slot over that slot's own rows; noise is counter-based;
+prompts are cut at multiples of `prefill_rows`, whoever else is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.backbone.cache import SlotCache
+from services.backbone.depth import DepthDecoder
+from services.backbone.model import CsmModel, rope_table
+from services.backbone.noise import gumbel
+from services.backbone.prompt import Prompt
+from services.backbone.sampling import sample
+from services.backbone.scheduler import Sampling
+from services.backbone.transformer import Transformer, attention
+
+_IDLE = Sampling(temperature=1.0, top_k=1, seed=0)
+
+
+@dataclass
+class _Slot:
+    prompt: Prompt
+    sampling: Sampling
+    position: int = 0  # row the next forward pass starts at
+    frame: int = 0  # index of the next frame in the utterance
+
+
+class Runner:
+    """See runner_api.Runner."""
+
+    def __init__(self, model: CsmModel, *, slots: int, block_rows: int = 4, prefill_rows: int = 64):
+        """
+        slots: requests that can be under way at once.
+        block_rows: rows of one batched step; more active slots than that take several blocks.
+        prefill_rows: most prompt rows that one call of prefill() reads.
+        """
+        part = model.part
+        weight = model.codebook0_head.weight
+        self.slots = slots
+        self.max_rows = part.backbone.max_rows
+        self.codec_bins = part.audio_vocab_size - 3
+        self.device = weight.device
+        self.dtype = weight.dtype
+        self._model = model
+        self._block_rows = min(block_rows, slots)
+        self._prefill_rows = prefill_rows
+        self._backbone = Transformer(model.backbone, part.backbone, rope_table(part.backbone, self.device))
+        self._depth = DepthDecoder(model, self._block_rows)
+        self._cache = SlotCache(part.backbone, slots, self.device, self.dtype)
+        # [slots + 1, D]: the row each slot's next step reads; the last stands for idle rows
+        self._next_rows = torch.zeros(slots + 1, part.backbone.dim, device=self.device, dtype=self.dtype)
+        self._held: dict[int, _Slot] = {}
+
+    def begin(self, slot: int, prompt: Prompt, sampling: Sampling) -> None:
+        """Put a prompt into a free slot. Frames continue after those the prompt says were generated."""
+        if slot in self._held or not 0 <= slot < self.slots:
+            raise ValueError(f"slot {slot} is not free")
+        if len(prompt.rows) > self.max_rows:
+            raise ValueError(f"prompt of {len(prompt.rows)} rows, {self.max_rows} fit")
+        self._held[slot] = _Slot(prompt, sampling, frame=prompt.generated_frames)
+
+    @torch.inference_mode()
+    def prefill(self, slot: int) -> bool:
+        """Read the next piece of a slot's prompt; true when all but its last row is in the cache."""
+        held = self._held[slot]
+        last = len(held.prompt.rows) - 1
+        start, stop = held.position, min(held.position + self._prefill_rows, last)
+        if start < stop:
+            positions = torch.arange(start, stop, device=self.device)
+            mask = torch.arange(stop, device=self.device) <= positions.unsqueeze(1)  # [n, stop]
+
+            def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                self._cache.write_run(layer, slot, start, k, v)
+                keys, values = self._cache.read(layer, slot, stop)
+                return attention(q.transpose(0, 1).unsqueeze(0), keys, values, mask)[0].transpose(0, 1)
+
+            self._backbone.forward(self._embed(held.prompt, start, stop), positions, attend)
+            held.position = stop
+        if stop < last:
+            return False
+        self._next_rows[slot] = self._embed(held.prompt, last, last + 1)[0]
+        return True
+
+    @torch.inference_mode()
+    def step(self, slots: Sequence[int]) -> list[list[int]]:
+        """One frame for each slot, in the order given: K codes each, all below the codec's bins."""
+        codes: list[list[int]] = []
+        for start in range(0, len(slots), self._block_rows):
+            codes += self._step_block(slots[start : start + self._block_rows])
+        return codes
+
+    def release(self, slot: int) -> None:
+        """The slot is free; its rows stay in the cache until they are overwritten."""
+        self._held.pop(slot, None)
+
+    def warm_up(self) -> None:
+        """Make one frame in slot 0, so that no caller pays for first allocations and file reads."""
+        rows = np.zeros((2, self._model.part.codebooks + 1), dtype=np.int64)
+        self.begin(0, Prompt(rows, np.ones_like(rows, dtype=bool), 2, 0), _IDLE)
+        while not self.prefill(0):
+            pass
+        self.step([0])
+        self.release(0)
+
+    def _step_block(self, slots: Sequence[int]) -> list[list[int]]:
+        count, idle = len(slots), self._block_rows - len(slots)
+        held = [self._held[slot] for slot in slots]
+        lengths = [state.position + 1 for state in held]
+        if max(lengths) > self.max_rows:
+            raise ValueError(f"a slot has no row left of {self.max_rows}")
+        index = torch.tensor([*slots, *[self.slots] * idle], device=self.device)
+        positions = torch.tensor([*(state.position for state in held), *[0] * idle], device=self.device)
+        active, active_positions = index[:count], positions[:count]
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self._cache.write(layer, active, active_positions, k[:count], v[:count])
+            out = torch.zeros_like(q)
+            for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
+                keys, values = self._cache.read(layer, slot, length)
+                out[row] = attention(q[row].unsqueeze(0).unsqueeze(2), keys, values)[0, :, 0]
+            return out
+
+        hidden = self._backbone.forward(self._next_rows[index], positions, attend)
+        codes = self._draw(hidden, held, idle)
+        self._next_rows[active] = self._model.embed_frames(codes)[:count]
+        for state in held:
+            state.position += 1
+            state.frame += 1
+        return codes[:count].tolist()
+
+    def _draw(self, hidden: Tensor, held: Sequence[_Slot], idle: int) -> Tensor:
+        """Decode one frame for every row of the block: [B, D] → [B, K]."""
+        samplings = [*(state.sampling for state in held), *[_IDLE] * idle]
+        temperature = torch.tensor([[s.temperature] for s in samplings], device=self.device)
+        top_k = torch.tensor([[s.top_k] for s in samplings], device=self.device)
+        max_top_k = max(s.top_k for s in samplings)
+        noise = gumbel(
+            [s.seed for s in samplings],
+            [*(state.frame for state in held), *[0] * idle],
+            self._model.part.codebooks,
+            self.codec_bins,
+            self.device,
+        )
+        return self._depth.decode(
+            hidden, lambda codebook, logits: sample(logits, temperature, top_k, max_top_k, noise[:, codebook])
+        )
+
+    def _embed(self, prompt: Prompt, start: int, stop: int) -> Tensor:
+        rows = torch.from_numpy(prompt.rows[start:stop]).to(self.device)
+        mask = torch.from_numpy(prompt.mask[start:stop]).to(self.device)
+        return self._model.embed_rows(rows, mask)

@@ -1,0 +1,182 @@
+"""The eager runner: batched equals alone, resumed equals unbroken, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.bundle import GeneratorPart, LlamaShape, load_bundle
+from services.backbone.model import build_model, init_random
+from services.backbone.prompt import Audio, PromptLimits, Text
+from services.backbone.runner import Runner
+from services.backbone.scheduler import Sampling
+
+TINY = GeneratorPart(
+    text_vocab_size=96,
+    audio_vocab_size=67,
+    codebooks=32,
+    backbone=LlamaShape(layers=2, heads=4, kv_heads=2, dim=64, intermediate_dim=160, max_rows=160),
+    decoder=LlamaShape(layers=2, heads=2, kv_heads=1, dim=32, intermediate_dim=96, max_rows=33),
+    sources=(),
+    folder=Path(),
+)
+PARTS = {"tiny": TINY, "embedded": load_bundle("embedded").generator}
+
+
+@pytest.fixture(scope="module", params=PARTS.values(), ids=PARTS.keys())
+def model(request):
+    return init_random(build_model(request.param), seed=4)
+
+
+def prompt_of(model, index: int, generated=()):
+    """Prompts of different lengths, some with audio, some longer than a prefill piece."""
+    part = model.part
+    random = np.random.default_rng(index)
+    limits = PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_rows)
+    parts = [Text(random.integers(1, part.text_vocab_size, 3 + 7 * index).tolist())]
+    if index % 2:
+        frames = random.integers(0, part.audio_vocab_size - 3, (20, part.codebooks)).tolist()
+        parts = [parts[0], Audio(frames), Text([1, 2, 3])]
+    return limits.build(parts, generated)[0]
+
+
+def sampling_of(index: int, greedy: bool) -> Sampling:
+    return Sampling(temperature=0.8 + 0.1 * index, top_k=1 if greedy else 10 * (index + 1), seed=index * 12345)
+
+
+def generate(runner, slot, prompt, sampling, frames):
+    runner.begin(slot, prompt, sampling)
+    while not runner.prefill(slot):
+        pass
+    codes = [runner.step([slot])[0] for _ in range(frames)]
+    runner.release(slot)
+    return codes
+
+
+@pytest.mark.parametrize("greedy", [True, False], ids=["greedy", "sampled"])
+def test_batched_equals_alone_with_staggered_joins_and_leaves(model, greedy):
+    # request → (round it joins, frames it stays); with three slots a block, rows change places too
+    lives = {0: (0, 14), 1: (2, 5), 2: (3, 11), 3: (3, 2), 4: (6, 9), 5: (9, 6)}
+    alone = {}
+    for index, (_, frames) in lives.items():
+        solo = Runner(model, slots=3, block_rows=3, prefill_rows=16)
+        alone[index] = generate(solo, 0, prompt_of(model, index), sampling_of(index, greedy), frames)
+
+    runner = Runner(model, slots=5, block_rows=3, prefill_rows=16)
+    free, slots, filling, together = [3, 1, 4, 0, 2], {}, set(), {index: [] for index in lives}
+    turn = 0
+    while any(len(together[index]) < frames for index, (_, frames) in lives.items()):
+        for index, (joins, _) in lives.items():
+            if joins <= turn and index not in slots and not together[index] and free:
+                slots[index] = free.pop()
+                filling.add(index)
+                runner.begin(slots[index], prompt_of(model, index), sampling_of(index, greedy))
+        for index in sorted(filling):  # one piece a round, between the others' steps
+            if runner.prefill(slots[index]):
+                filling.discard(index)
+        stepping = [index for index in slots if index not in filling]
+        if stepping:
+            for index, codes in zip(stepping, runner.step([slots[i] for i in stepping]), strict=True):
+                together[index].append(codes)
+                if len(together[index]) == lives[index][1]:
+                    runner.release(slots[index])
+                    free.append(slots.pop(index))
+        turn += 1
+    assert together == alone
+    assert len({tuple(codes) for frames in alone.values() for codes in frames}) > 30  # not one frame over and over
+
+
+@torch.inference_mode()
+def test_a_row_has_the_same_bits_wherever_it_stands_in_a_block(model):
+    """Why the above holds: at one batch size a row's result depends neither on its place nor on its company."""
+    runner = Runner(model, slots=4, block_rows=4)
+    torch.manual_seed(1)
+    row = torch.randn(model.part.backbone.dim)
+    seen = set()
+    for place in range(4):
+        rows = torch.randn(4, model.part.backbone.dim)
+        rows[place] = row
+        positions = torch.randint(0, 100, (4,))
+        positions[place] = 50
+        hidden = runner._backbone.forward(rows, positions, lambda layer, q, k, v: q * 2)
+        codebook_logits = []
+
+        def pick(codebook, logits, place=place, codebook_logits=codebook_logits):
+            codebook_logits.append(logits[place])
+            return logits[:, :64].argmax(-1)
+
+        runner._depth.decode(hidden, pick)
+        seen.add(torch.cat([hidden[place], *codebook_logits]).numpy().tobytes())
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("greedy", [True, False], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("broken_at", [1, 9])
+def test_a_resumed_stream_goes_on_as_the_unbroken_one(model, greedy, broken_at):
+    whole = generate(
+        Runner(model, slots=2, block_rows=2), 0, prompt_of(model, 3), sampling_of(3, greedy), 20
+    )
+    resumed = generate(
+        Runner(model, slots=2, block_rows=2), 1, prompt_of(model, 3, whole[:broken_at]),
+        sampling_of(3, greedy), 20 - broken_at,
+    )
+    assert resumed == whole[broken_at:]
+
+
+def test_codes_vary_stay_below_the_bins_and_do_not_end_at_once(model):
+    """What the random bundle must do: not fall silent, not repeat one frame, also greedily."""
+    for sampling in (Sampling(top_k=1), Sampling(seed=5)):
+        frames = np.array(generate(Runner(model, slots=1), 0, prompt_of(model, 1), sampling, 30))
+        assert frames.min() >= 0 and frames.max() < model.part.audio_vocab_size - 3
+        assert frames.any(axis=1).all()
+        assert len(np.unique(frames, axis=0)) >= 25
+
+
+def test_seeds_matter_and_repeat(model):
+    runner = Runner(model, slots=1)
+    first, again, other = (generate(runner, 0, prompt_of(model, 0), Sampling(seed=seed), 5) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_slot_remembers_nothing_of_its_last_owner(model):
+    runner = Runner(model, slots=1)
+    fresh = generate(runner, 0, prompt_of(model, 0), Sampling(seed=1), 5)
+    generate(runner, 0, prompt_of(model, 5), Sampling(seed=9), 7)
+    assert generate(runner, 0, prompt_of(model, 0), Sampling(seed=1), 5) == fresh
+
+
+def test_prefill_is_bounded(model):
+    runner = Runner(model, slots=1, prefill_rows=16)
+    prompt = prompt_of(model, 5)  # 38 + 21 + 3 rows: four pieces of 16 hold all but the last
+    assert len(prompt.rows) == 62
+    runner.begin(0, prompt, Sampling())
+    assert [runner.prefill(0) for _ in range(4)] == [False, False, False, True]
+
+
+def test_refusals():
+    model = init_random(build_model(TINY), seed=4)
+    runner = Runner(model, slots=2)
+    prompt = prompt_of(model, 0)
+    runner.begin(0, prompt, Sampling())
+    for slot in (0, -1, 2):
+        with pytest.raises(ValueError, match=f"slot {slot} is not free"):
+            runner.begin(slot, prompt, Sampling())
+    limits = PromptLimits(32, 96, 64, max_rows=1000)
+    with pytest.raises(ValueError, match="prompt of 161 rows, 160 fit"):
+        runner.begin(1, limits.build([Text([1] * 161)])[0], Sampling())
+    runner.begin(1, limits.build([Text([1] * 160)])[0], Sampling())
+    while not runner.prefill(1):
+        pass
+    runner.step([1])  # the last row predicts a frame, which has no row to go to
+    with pytest.raises(ValueError, match="no row left of 160"):
+        runner.step([1])
+
+
+def test_warm_up_leaves_no_trace(model):
+    runner = Runner(model, slots=1)
+    cold = generate(runner, 0, prompt_of(model, 0), Sampling(seed=1), 3)
+    runner.warm_up()
+    assert generate(runner, 0, prompt_of(model, 0), Sampling(seed=1), 3) == cold

@@ -1,0 +1,144 @@
+"""The scheduler by itself: admission, order, pausing, deadlines, ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.backbone.scheduler import Busy, Finish, Request, Sampling, Scheduler
+
+FRAME = [1, 2]
+END = [0, 0]
+
+
+def request(max_frames=5, **options):
+    return Request(prompt=None, sampling=Sampling(), max_frames=max_frames, **options)
+
+
+def running(scheduler, count, now=0.0, **options):
+    """`count` requests with their prompts in the model."""
+    entries = [scheduler.submit(request(**options), now) for _ in range(count)]
+    for entry in scheduler.plan(now).admitted:
+        scheduler.prefilled(entry, now)
+    return entries
+
+
+def test_slots_then_queue_then_refusal():
+    scheduler = Scheduler(slots=2, queue_capacity=1)
+    first, second, third = (scheduler.submit(request(), 0.0) for _ in range(3))
+    with pytest.raises(Busy) as busy:
+        scheduler.submit(request(), 0.0)
+    assert busy.value.retry_after_s > 0
+    plan = scheduler.plan(1.0)
+    assert plan.admitted == [first, second] and plan.prefill == [first, second] and plan.step == []
+    assert {first.slot, second.slot} == {0, 1} and third.slot is None
+    assert (scheduler.active, scheduler.waiting) == (2, 1)
+    with pytest.raises(Busy):
+        scheduler.submit(request(), 1.0)
+    assert (first.admitted_s, third.admitted_s) == (1.0, None)
+
+
+def test_a_freed_slot_goes_to_who_waited_longest():
+    scheduler = Scheduler(slots=1, queue_capacity=2)
+    first, second, third = (scheduler.submit(request(max_frames=1), 0.0) for _ in range(3))
+    order = []
+    for now in range(1, 4):
+        (entry,) = scheduler.plan(float(now)).admitted
+        order.append(entry)
+        scheduler.prefilled(entry, now)
+        assert scheduler.plan(float(now)).step == [entry]
+        assert scheduler.stepped(entry, FRAME, now) and entry.finish is Finish.MAX_LENGTH
+    assert order == [first, second, third]
+
+
+def test_ends():
+    scheduler = Scheduler(slots=2, queue_capacity=0)
+    silent, long = running(scheduler, 2, max_frames=2)
+    assert not scheduler.stepped(silent, END, 1.0)  # the all-zero frame is not delivered, frame 0 or not
+    assert silent.finish is Finish.END_OF_SPEECH and silent.next_frame == 0
+    assert scheduler.stepped(long, [0, 7], 1.0) and long.finish is None  # codebook 0 alone ends nothing
+    assert scheduler.stepped(long, FRAME, 2.0) and long.finish is Finish.MAX_LENGTH
+    assert scheduler.active == 0 and long.ended_s == 2.0
+
+
+def test_frames_of_an_earlier_stream_count():
+    scheduler = Scheduler(slots=1, queue_capacity=1)
+    (entry,) = running(scheduler, 1, max_frames=5, generated_frames=4)
+    assert scheduler.stepped(entry, FRAME, 1.0) and entry.finish is Finish.MAX_LENGTH
+    done = scheduler.submit(request(max_frames=3, generated_frames=3), 2.0)
+    plan = scheduler.plan(2.0)
+    assert plan.ended == [done] and plan.admitted == [] and done.finish is Finish.MAX_LENGTH
+    assert scheduler.active == 0
+
+
+def test_cancel_frees_the_slot_at_the_next_plan():
+    scheduler = Scheduler(slots=1, queue_capacity=1)
+    (entry,) = running(scheduler, 1)
+    waiting = scheduler.submit(request(), 0.0)
+    scheduler.cancel(entry, 1.0)
+    scheduler.cancel(entry, 1.5)  # twice does no harm
+    plan = scheduler.plan(2.0)
+    assert plan.ended == [entry] and plan.step == []
+    assert plan.admitted == [waiting] and waiting.slot == entry.slot
+    assert scheduler.plan(2.0).ended == []
+
+
+def test_cancel_while_waiting():
+    scheduler = Scheduler(slots=1, queue_capacity=2)
+    running(scheduler, 1)
+    first, second = scheduler.submit(request(), 0.0), scheduler.submit(request(), 0.0)
+    scheduler.cancel(first, 0.5)
+    assert scheduler.waiting == 1
+    scheduler.submit(request(), 0.6)  # its place is free at once
+    assert scheduler.plan(1.0).ended == [first] and second.finish is None
+
+
+def test_deadlines_running_and_waiting():
+    scheduler = Scheduler(slots=1, queue_capacity=1)
+    (entry,) = running(scheduler, 1, deadline_s=5.0)
+    late = scheduler.submit(request(deadline_s=3.0), 0.0)
+    assert scheduler.plan(2.9).ended == []
+    assert scheduler.plan(3.0).ended == [late]
+    plan = scheduler.plan(5.0)
+    assert plan.ended == [entry] and plan.step == []
+    assert entry.finish is late.finish is Finish.DEADLINE
+
+
+def test_a_slow_reader_pauses_its_own_slot_alone():
+    scheduler = Scheduler(slots=2, queue_capacity=0, buffer_frames=2, stall_limit_s=10.0)
+    slow, quick = running(scheduler, 2, max_frames=50)
+    for now in (1.0, 2.0):
+        for entry in scheduler.plan(now).step:
+            scheduler.stepped(entry, FRAME, now)
+        scheduler.consumed(quick, 1)
+    assert scheduler.plan(3.0).step == [quick]
+    assert scheduler.consumed(slow, 1)  # one taken: goes on
+    assert scheduler.plan(4.0).step == [slow, quick]
+    scheduler.stepped(slow, FRAME, 4.0)
+    assert scheduler.plan(13.9).step == [quick]
+    assert scheduler.plan(14.0).ended == [slow] and slow.finish is Finish.STALLED
+
+
+def test_an_idle_plan_says_when_something_expires():
+    scheduler = Scheduler(slots=1, queue_capacity=0, buffer_frames=1, stall_limit_s=30.0)
+    assert scheduler.plan(0.0).is_idle and scheduler.plan(0.0).wait_s is None
+    (entry,) = running(scheduler, 1, deadline_s=20.0)
+    scheduler.stepped(entry, FRAME, 1.0)
+    plan = scheduler.plan(2.0)
+    assert plan.is_idle and plan.wait_s == 18.0
+
+
+def test_retry_after_follows_how_long_requests_take():
+    scheduler = Scheduler(slots=1, queue_capacity=0)
+
+    def refused():
+        with pytest.raises(Busy) as busy:
+            scheduler.submit(request(), 0.0)
+        return busy.value.retry_after_s
+
+    now = 0.0
+    for _ in range(40):
+        (entry,) = running(scheduler, 1, now, max_frames=1)
+        now += 8.0
+        scheduler.stepped(entry, FRAME, now)
+    running(scheduler, 1, now)
+    assert refused() == pytest.approx(8.0, rel=0.01)
