@@ -1,0 +1,71 @@
+"""The training speech on the device: one long strip of audio, growing while the teachers speak."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SAMPLES_PER_LABEL = 960
+
+
+class Bank:
+    """audio int16 [capacity] and phones uint8 [capacity / 960], filled shard after shard.
+
+    `filled` is a tensor on the device, so that a captured step sees new speech as it arrives.
+    """
+
+    def __init__(self, folder: Path, hours: float, device: str):
+        labels = int(hours * 3600 * 25)
+        self.folder, self.device = folder, device
+        self.audio = torch.zeros(labels * SAMPLES_PER_LABEL, dtype=torch.int16, device=device)
+        self.phones = torch.zeros(labels, dtype=torch.uint8, device=device)
+        self.filled = torch.zeros((), dtype=torch.int64, device=device)  # in labels
+        self.labels, self.seen = 0, set()
+
+    def look(self) -> bool:
+        """Take in the shards that have appeared; False once full."""
+        for path in sorted(self.folder.glob("shard-*.npz")):
+            if path.name in self.seen or not path.stat().st_size:
+                continue
+            self.seen.add(path.name)
+            with np.load(path) as shard:
+                phones = torch.from_numpy(shard["phones"])
+                audio = torch.from_numpy(shard["audio"])
+            if self.labels + len(phones) > len(self.phones):
+                return False
+            self.phones[self.labels : self.labels + len(phones)].copy_(phones)
+            at = self.labels * SAMPLES_PER_LABEL
+            self.audio[at : at + len(audio)].copy_(audio)
+            self.labels += len(phones)
+            self.filled.fill_(self.labels)
+        return True
+
+    def wait_for(self, hours: float) -> None:
+        while self.labels < hours * 3600 * 25:
+            self.look()
+            time.sleep(0.5)
+
+    def watch(self) -> None:
+        """Keep looking from a thread of its own."""
+
+        def run() -> None:
+            stream = torch.cuda.Stream() if self.device.startswith("cuda") else None
+            with torch.cuda.stream(stream) if stream else torch.no_grad():
+                while self.look():
+                    time.sleep(2)
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def crops(self, batch: int, labels: int) -> tuple[Tensor, Tensor]:
+        """Random audio [batch, 1, labels * 960] float and its phones [batch, labels]."""
+        starts = (torch.rand(batch, device=self.device, dtype=torch.float64) * (self.filled - labels - 2)).long()
+        # Frames are two labels long: keep to their grid.
+        starts = (starts // 2 * 2)[:, None]
+        phones = self.phones[starts + torch.arange(labels, device=self.device)]
+        samples = starts * SAMPLES_PER_LABEL + torch.arange(labels * SAMPLES_PER_LABEL, device=self.device)
+        return self.audio[samples][:, None].float() / 32768, phones.long()

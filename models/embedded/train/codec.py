@@ -1,0 +1,245 @@
+"""The codec being trained: moshi's own Mimi module, and a fast way through its weights.
+
+moshi's forward is written for streaming; training goes through the plain functions below, which use
+the same modules' weights and give the same numbers (checked by `python codec.py`). Quantisation is
+moshi's split residual VQ; its codebooks follow the batches by exponential averages, all on the
+device, with no point at which the host waits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from moshi.models import MimiModel, loaders
+from moshi.modules.conv import StreamingConv1d, StreamingConvTranspose1d
+from moshi.modules.seanet import SEANetResnetBlock
+from moshi.quantization.core_vq import EuclideanCodebook, _run_kmeans
+from torch import Tensor, nn
+
+FRAME_SAMPLES, CODEBOOKS, BINS = 1920, 8, 1024
+CONTEXT = 32  # transformer steps of 40 ms: as far back as a training crop reaches
+CONFIG = {
+    "sample_rate": 24000,
+    "channels": 1,
+    "frame_rate": 12.5,
+    "seanet": {
+        "channels": 1, "dimension": 192, "causal": True, "n_filters": 24, "n_residual_layers": 1,
+        "activation": "ELU", "compress": 2, "dilation_base": 2, "disable_norm_outer_blocks": 0,
+        "kernel_size": 7, "residual_kernel_size": 3, "last_kernel_size": 3, "norm": "none",
+        "pad_mode": "constant", "ratios": [8, 6, 5, 4], "true_skip": True,
+    },
+    "quantizer": {
+        "dimension": 128, "n_q": CODEBOOKS, "bins": BINS, "input_dimension": 192, "output_dimension": 192,
+    },
+    "transformer": {
+        "d_model": 192, "num_heads": 6, "num_layers": 2, "causal": True, "layer_scale": 0.1,
+        "context": CONTEXT, "conv_layout": True, "max_period": 10000, "gating": "none",
+        "norm": "layer_norm", "positional_embedding": "rope", "dim_feedforward": 768,
+        "input_dimension": 192, "output_dimensions": [192],
+    },
+}  # fmt: skip
+
+
+def build(config: dict = CONFIG) -> MimiModel:
+    return loaders.get_mimi(None, config, num_codebooks=config["quantizer"]["n_q"])
+
+
+@torch.no_grad()
+def initialise(mimi: MimiModel) -> None:
+    """Variance-keeping weights. With torch's defaults the latents die within a few hundred steps."""
+    for module in mimi.modules():
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, nn.Linear)):
+            weight = module.weight
+            fan_in = weight[0].numel()
+            if isinstance(module, nn.ConvTranspose1d):  # [in, out / groups, k]: each output meets k / stride taps
+                fan_in = weight.shape[0] // module.groups * weight.shape[2] // module.stride[0]
+            weight.normal_(0, 1.25 / math.sqrt(fan_in))
+            if module.bias is not None:
+                module.bias.zero_()
+    mimi.encoder.model[0].conv.conv.weight.mul_(10)
+    mimi.decoder.model[-1].conv.conv.weight.mul_(0.1)
+
+
+def save(mimi: MimiModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write mimi/config.json and mimi/model.safetensors, codebooks kept in fp32."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    state = {
+        name: (tensor if "_codebook" in name else tensor.to(dtype)).detach().cpu().contiguous()
+        for name, tensor in mimi.state_dict().items()
+    }
+    save_file(state, folder / "model.safetensors")
+
+
+# The plain way through the weights ------------------------------------------------------------
+
+
+def _conv(module: StreamingConv1d, x: Tensor) -> Tensor:
+    conv = module.conv.conv
+    left = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1 - conv.stride[0]
+    if left:
+        x = F.pad(x, (left, 0), mode="replicate" if module.pad_mode == "replicate" else "constant")
+    return F.conv1d(x, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+
+
+def _conv_transpose(module: StreamingConvTranspose1d, x: Tensor) -> Tensor:
+    conv = module.convtr.convtr
+    y = F.conv_transpose1d(x, conv.weight, conv.bias, conv.stride, groups=conv.groups)
+    return y[..., : x.shape[-1] * conv.stride[0]]
+
+
+def _seanet(layers: nn.Sequential, x: Tensor) -> Tensor:
+    for layer in layers:
+        if isinstance(layer, StreamingConv1d):
+            x = _conv(layer, x)
+        elif isinstance(layer, StreamingConvTranspose1d):
+            x = _conv_transpose(layer, x)
+        elif isinstance(layer, SEANetResnetBlock):
+            x = x + _seanet(layer.block, x)
+        else:
+            x = layer(x)
+    return x
+
+
+def _transformer(projected: nn.Module, x: Tensor) -> Tensor:
+    """[B, C, T] -> [B, C, T]; causal, `CONTEXT` steps back."""
+    stack = projected.transformer
+    x = x.transpose(1, 2)
+    b, t, c = x.shape
+    heads = stack.layers[0].self_attn.num_heads
+    half = c // heads // 2
+    steps = torch.arange(t, device=x.device)
+    rates = torch.exp(torch.arange(half, device=x.device) * (-math.log(stack.max_period) / half))
+    cos, sin = torch.cos(rates * steps[:, None]), torch.sin(rates * steps[:, None])
+    delta = steps[:, None] - steps
+    mask = (delta >= 0) & (delta < CONTEXT)
+
+    def turn(q: Tensor) -> Tensor:
+        real, imaginary = q.unflatten(-1, (half, 2)).float().unbind(-1)
+        turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1)
+        return turned.flatten(-2).to(q.dtype)
+
+    for layer in stack.layers:
+        attention = layer.self_attn
+        q, k, v = attention.in_projs[0](layer.norm1(x)).view(b, t, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(turn(q), turn(k), v, mask)
+        x = x + layer.layer_scale_1(attention.out_projs[0](y.transpose(1, 2).reshape(b, t, c)))
+        x = x + layer.layer_scale_2(layer.linear2(layer.activation(layer.linear1(layer.norm2(x)))))
+    return x.transpose(1, 2)
+
+
+def latent(mimi: MimiModel, audio: Tensor) -> Tensor:
+    """audio [B, 1, S], S a multiple of 1920 -> latent [B, C, S / 1920]."""
+    x = _seanet(mimi.encoder.model, audio)
+    return _conv(mimi.downsample.conv, _transformer(mimi.encoder_transformer, x))
+
+
+def waveform(mimi: MimiModel, x: Tensor) -> Tensor:
+    """Quantised latent [B, C, T] -> audio [B, 1, T * 1920]."""
+    x = _transformer(mimi.decoder_transformer, _conv_transpose(mimi.upsample.convtr, x))
+    return _seanet(mimi.decoder.model, x)
+
+
+# Quantisation ---------------------------------------------------------------------------------
+
+
+class Codebooks:
+    """Trains the eight codebooks of `mimi` by exponential averages. Works on moshi's own buffers."""
+
+    def __init__(self, mimi: MimiModel, decay: float = 0.99):
+        self.first, self.rest = mimi.quantizer.rvq_first, mimi.quantizer.rvq_rest
+        self.decay = decay
+
+    def chains(self, x: Tensor):
+        """(projected input [N, D], codebooks) of the semantic and of the acoustic quantiser."""
+        for rvq in (self.first, self.rest):
+            yield rvq, rvq.input_proj(x), [layer._codebook for layer in rvq.vq.layers]
+
+    @torch.no_grad()
+    def seed(self, x: Tensor) -> None:
+        """k-means of every codebook on latents x [1, C, N]."""
+        for _, projected, books in self.chains(x):
+            residual = projected[0].T
+            for book in books:
+                centres, sizes = _run_kmeans(residual, book.codebook_size, 30)
+                book.cluster_usage.copy_(sizes)
+                book.embedding_sum.copy_(centres * sizes[:, None])
+                book._initialized.fill_(1)
+                residual = residual - centres[nearest(residual, centres)]
+                # As if the averages had long been running at the training batch's size.
+
+    def __call__(self, x: Tensor, keep: Tensor | None, update: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x [B, C, T]; keep [B]: acoustic codebooks in use per sample (None: all).
+
+        Returns quantised [B, C, T], semantic part [B, C, T], commitment loss [], codes [B, K, T].
+        """
+        outputs, losses, codes = [], [], []
+        for rvq, projected, books in self.chains(x):
+            b, d, t = projected.shape
+            flat = projected.transpose(1, 2).reshape(-1, d).float()
+            residual, total = flat, torch.zeros_like(flat)
+            for i, book in enumerate(books):
+                table = book.embedding_sum / book.cluster_usage.clamp(min=1e-5)[:, None]
+                picked = nearest(residual.detach(), table)
+                value = table[picked]
+                used = torch.ones(b, 1, device=x.device) if keep is None or i == 0 else (keep > i).float()[:, None]
+                used = used.repeat_interleave(t, 0)
+                losses.append(((residual - value) ** 2 * used).mean())
+                if update:
+                    follow(book, residual.detach(), picked, self.decay)
+                total, residual = total + value * used, residual - value
+                codes.append(picked.view(b, t))
+            straight = flat + (total - flat).detach()
+            outputs.append(rvq.output_proj(straight.view(b, t, d).transpose(1, 2)))
+        return outputs[0] + outputs[1], outputs[0], torch.stack(losses).mean(), torch.stack(codes, 1)
+
+
+def nearest(x: Tensor, table: Tensor) -> Tensor:
+    """Index [N] of the row of table [K, D] nearest to each row of x [N, D]."""
+    return ((table**2).sum(1) - 2 * x @ table.T).argmin(1)
+
+
+@torch.no_grad()
+def follow(book: EuclideanCodebook, x: Tensor, picked: Tensor, decay: float) -> None:
+    """Move a codebook towards the vectors it was picked for; revive entries that fell out of use."""
+    ones = torch.ones_like(picked, dtype=torch.float32)
+    counts = torch.zeros_like(book.cluster_usage).scatter_add_(0, picked, ones)
+    sums = torch.zeros_like(book.embedding_sum).index_add_(0, picked, x)
+    book.cluster_usage.lerp_(counts, 1 - decay)
+    book.embedding_sum.lerp_(sums, 1 - decay)
+    mean = book.cluster_usage.mean()
+    dead = book.cluster_usage < 0.1 * mean
+    fresh = x[torch.randint(0, len(x), (len(dead),), device=x.device)]
+    book.embedding_sum.copy_(torch.where(dead[:, None], fresh * mean, book.embedding_sum))
+    book.cluster_usage.copy_(torch.where(dead, mean, book.cluster_usage))
+    book._embedding = None
+
+
+def check() -> None:
+    """The plain functions against moshi's own encode and decode."""
+    torch.manual_seed(0)
+    mimi = build()
+    initialise(mimi)
+    audio = torch.randn(2, 1, FRAME_SAMPLES * 70) * 0.1
+    with torch.no_grad():
+        books = Codebooks(mimi)
+        x = latent(mimi, audio)
+        books.seed(torch.randn(1, 192, 4096) * x.std())
+        for book in [layer._codebook for rvq in (books.first, books.rest) for layer in rvq.vq.layers]:
+            book._embedding = None
+        quantised, _, _, codes = books(x, None, update=False)
+        print("latent std", x.std().item(), "audio std", waveform(mimi, quantised).std().item())
+        print("latent", (x - mimi.encode_to_latent(audio, quantize=False)).abs().max().item())
+        print("codes equal", (codes == mimi.encode(audio)).float().mean().item())
+        print("audio", (waveform(mimi, quantised) - mimi.decode(codes)).abs().max().item())
+        print("parameters", sum(p.numel() for p in mimi.parameters()), sum(b.numel() for b in mimi.buffers()))
+
+
+if __name__ == "__main__":
+    check()

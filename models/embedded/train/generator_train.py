@@ -1,0 +1,285 @@
+"""Train the generator on packed token rows.
+
+A sequence of 512 rows holds several documents that do not see each other; a document is one
+utterance, or up to three in a row, which is how CSM gets its context. The loss is on codebook 0 of
+every frame, on the other codebooks of a share of the frames, and, as a help to alignment, on the
+phonemes that sound in the next frame (two linear heads, dropped afterwards).
+
+    python generator_train.py --tokens /tmp/voice/tokens --out /tmp/voice/generator --seconds 800
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from generator import KINDS, Generator, Settings
+from stepper import Clock, Log, Replayed, replace
+from tokens import ROW
+from torch import Tensor, nn
+
+LENGTH = 512
+TURNS = (0.82, 0.12, 0.06)  # shares of documents of one, two and three segments
+
+
+class Library:
+    """All token rows, on the device; `batches` packs documents of utterances in fresh random order."""
+
+    def __init__(self, folder: Path, device: str, batch: int, seed: int, capacity: int):
+        self.folder, self.device, self.batch = folder, device, batch
+        self.rows = torch.full((capacity, ROW), -1, dtype=torch.int16, device=device)
+        self.draw = np.random.default_rng(seed)
+        self.used, self.seen = 0, set()
+        self.starts, self.lengths = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self.epochs = 0
+
+    def look(self) -> None:
+        for path in sorted(self.folder.glob("shard-*.npz")):
+            if path.name in self.seen:
+                continue
+            self.seen.add(path.name)
+            with np.load(path) as shard:
+                rows, lengths = torch.from_numpy(shard["rows"]), shard["lengths"].astype(np.int64)
+            if self.used + len(rows) > len(self.rows):
+                continue
+            self.rows[self.used : self.used + len(rows)].copy_(rows)
+            starts = self.used + np.concatenate([[0], np.cumsum(lengths)[:-1]])
+            fits = lengths <= LENGTH
+            self.starts = np.concatenate([self.starts, starts[fits]])
+            self.lengths = np.concatenate([self.lengths, lengths[fits]])
+            self.used += len(rows)
+
+    def documents(self):
+        """Endless: arrays of utterance numbers, one to three each, shuffled anew when all were seen."""
+        while True:
+            self.look()
+            order, at = self.draw.permutation(len(self.starts)), 0
+            turns = self.draw.choice(3, len(order), p=TURNS) + 1
+            began = time.monotonic()
+            while at < len(order):
+                group = order[at : at + turns[at]]
+                while len(group) > 1 and self.lengths[group].sum() > LENGTH:
+                    group = group[:-1]
+                at += len(group)
+                yield group
+                if time.monotonic() - began > 45:  # new shards are waiting: begin anew over all
+                    break
+            self.epochs += 1
+
+    def batches(self):
+        """Endless: (row numbers int64 [B, LENGTH], document numbers int16 [B, LENGTH]); -1 is padding."""
+        documents = self.documents()
+        bins, room = [[] for _ in range(self.batch)], np.full(self.batch, LENGTH)
+        missed, held = 0, []
+        while True:
+            group = held.pop() if held else next(documents)
+            size = int(self.lengths[group].sum())
+            fitting = np.flatnonzero(room >= size)
+            if len(fitting):
+                chosen = fitting[room[fitting].argmin()]
+                bins[chosen].append(group)
+                room[chosen] -= size
+                continue
+            missed += 1
+            later = [group]
+            if missed < 24:  # look a little further for something that fits
+                self.waiting = getattr(self, "waiting", []) + later
+                continue
+            index = np.full((self.batch, LENGTH), -1, np.int64)
+            marks = np.full((self.batch, LENGTH), -1, np.int16)
+            for b, groups in enumerate(bins):
+                at = 0
+                for number, members in enumerate(groups):
+                    for utterance in members:
+                        size = self.lengths[utterance]
+                        index[b, at : at + size] = np.arange(self.starts[utterance], self.starts[utterance] + size)
+                        marks[b, at : at + size] = number
+                        at += size
+            yield index, marks
+            held = [*self.waiting, group]
+            self.waiting, missed = [], 0
+            bins, room = [[] for _ in range(self.batch)], np.full(self.batch, LENGTH)
+
+
+class Trainer:
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.device = args, args.device
+        torch.manual_seed(args.seed)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        self.settings = Settings()
+        self.model = Generator(self.settings).to(self.device)
+        self.model.initialise()
+        self.heads = nn.Linear(self.settings.backbone.dim, 2 * KINDS).to(self.device)
+        self.library = Library(args.tokens, self.device, args.batch, args.seed, args.capacity)
+        self.index = torch.zeros(args.batch, LENGTH, dtype=torch.int64, device=self.device)
+        self.marks = torch.zeros(args.batch, LENGTH, dtype=torch.int16, device=self.device)
+        self.rate = torch.zeros((), device=self.device)
+        self.rate_decayless = torch.zeros((), device=self.device)
+        self.fade = torch.ones((), device=self.device)  # weight of the auxiliary loss
+        self.parameters = [*self.model.parameters(), *self.heads.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in self.parameters if p.dim() > 1], "weight_decay": 0.05},
+                {"params": [p for p in self.parameters if p.dim() == 1], "weight_decay": 0.0},
+            ],
+            lr=self.rate, betas=(0.9, 0.98), capturable=self.device.startswith("cuda"),
+            **({"fused": True} if self.device.startswith("cuda") else {"foreach": False}),
+        )
+        self.average = [p.detach().clone() for p in self.model.parameters()]
+        self.loss = torch.compile(self.losses) if args.compile else self.losses
+        self.path = args.out / "generator.pt"
+        self.step = 0
+
+    def losses(self, rows: Tensor, marks: Tensor, picked_noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """rows [B, T, ROW] int64, marks [B, T] -> losses of codebook 0, of the others, of the phonemes; hit rate."""
+        k = self.settings.codebooks
+        codes, text, phones = rows[..., :k], rows[..., k], rows[..., k + 1 :]
+        same = marks[:, :, None] == marks[:, None]
+        causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool, device=rows.device).tril()
+        mask = (same & causal)[:, None]
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.args.bf16):
+            x = self.model.embed(codes, text)
+            hidden = self.model.backbone(F.dropout(x, self.args.dropout), mask, self.args.dropout)
+            # A row is trained to lead to the next one when that is a frame of the same document.
+            following = F.pad(codes[:, 1:], (0, 0, 0, 1), value=-1)
+            leads = (following[..., 0] >= 0) & (F.pad(marks[:, 1:], (0, 1), value=-2) == marks)
+            target = torch.where(leads, following[..., 0], -1)
+            logits = self.model.codebook0_head(hidden).float()
+            first = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-1)
+            hit = ((logits.argmax(-1) == target) & leads).sum() / leads.sum().clamp(min=1)
+            heard = F.pad(phones[:, 1:], (0, 0, 0, 1), value=-1)
+            heard = torch.where(leads[..., None], heard, -1)
+            guess = self.heads(hidden).float().unflatten(-1, (2, KINDS))
+            phoneme = F.cross_entropy(guess.flatten(0, 2), heard.flatten(), ignore_index=-1)
+            # The depth decoder sees a random share of the frames, and every end frame.
+            ends = leads & (following == 0).all(-1)
+            score = leads.float() * (1 + picked_noise) + ends.float()
+            picked = score.flatten().topk(self.args.batch * LENGTH // self.args.depth_share).indices
+            frames = following.flatten(0, 1)[picked]
+            known = leads.flatten()[picked]
+            depth = self.model.depth(hidden.flatten(0, 1)[picked], frames.clamp(min=0)).float()
+            wanted = torch.where(known[:, None], frames[:, 1:], -1)
+            others = F.cross_entropy(depth.flatten(0, 1), wanted.flatten(), ignore_index=-1)
+        return first, others, phoneme, hit
+
+    def one_step(self) -> Tensor:
+        rows = self.library.rows[self.index.clamp(min=0)].long()
+        rows = torch.where((self.index >= 0)[..., None], rows, -1)
+        noise = torch.rand(rows.shape[:2], device=self.device)
+        first, others, phoneme, hit = self.loss(rows, self.marks, noise)
+        loss = first + others + self.fade * phoneme
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch._foreach_lerp_(self.average, list(self.model.parameters()), self.args.average)
+        return torch.stack([first, others, phoneme, hit, norm]).detach()
+
+    def run(self) -> None:
+        args = self.args
+        spent_s = 0.0
+        if self.path.exists():
+            state = torch.load(self.path, map_location=self.device)
+            self.model.load_state_dict(state["model"])
+            self.heads.load_state_dict(state["heads"])
+            if "optimizer" in state:
+                self.optimizer.load_state_dict(state["optimizer"])
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.rate
+            for kept, average in zip(self.average, state["average"], strict=True):
+                kept.copy_(average)
+            self.step, spent_s = state["step"], state["spent_s"]
+        while True:
+            self.library.look()
+            if self.library.used >= args.least_rows:
+                break
+            time.sleep(0.5)
+        clock = Clock(args.seconds, spent_s)
+        ready: list = []
+        space = threading.Semaphore(24)
+        filled = threading.Semaphore(0)
+
+        def pack() -> None:
+            for index, marks in self.library.batches():
+                space.acquire()
+                pair = torch.from_numpy(index), torch.from_numpy(marks)
+                ready.append(tuple(t.pin_memory() for t in pair) if torch.cuda.is_available() else pair)
+                filled.release()
+
+        threading.Thread(target=pack, daemon=True).start()
+        names = ["codebook0", "others", "phoneme", "hit", "norm"]
+        log = Log(args.out / "generator.jsonl", names)
+        step = Replayed(self.one_step, capture=args.graph)
+        self.model.train()
+        while clock.done < 1:
+            filled.acquire()
+            index, marks = ready.pop(0)
+            space.release()
+            self.index.copy_(index, non_blocking=True)
+            self.marks.copy_(marks, non_blocking=True)
+            self.rate.fill_(clock.rate(self.step, args.peak, args.warm_up))
+            self.fade.fill_(max(0.1, 1 - 1.5 * clock.done))
+            figures = step()
+            self.step += 1
+            if self.step % args.report == 0:
+                fill = float((marks >= 0).float().mean())
+                log(self.step, figures, spent_s=round(clock.spent_s, 1), utterances=len(self.library.starts),
+                    epochs=self.library.epochs, fill=round(fill, 3))
+            if self.step % args.keep == 0:
+                self.store(clock)
+        self.store(clock)
+        (args.out / "done").touch()
+
+    def store(self, clock: Clock) -> None:
+        state = {"model": self.model.state_dict(), "heads": self.heads.state_dict(), "average": self.average}
+        state |= {"step": self.step, "spent_s": clock.spent_s, "optimizer": self.optimizer.state_dict()}
+        replace(self.path, state)
+        export(self.model, self.average, self.args.out / "export")
+
+
+def export(model: Generator, average: list[Tensor], folder: Path) -> None:
+    """config.json and bf16 model.safetensors under Sesame's names, from the averaged weights."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [name for name, _ in model.named_parameters()]
+    tensors = {n: t.detach().to(torch.bfloat16).cpu().contiguous() for n, t in zip(names, average, strict=True)}
+    save_file(tensors, folder / "draft")
+    (folder / "draft").replace(folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(model.settings.config(), indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--batch", type=int, default=48, help="sequences of 512 rows")
+    parser.add_argument("--peak", type=float, default=1.5e-3)
+    parser.add_argument("--warm-up", type=int, default=300)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--depth-share", type=int, default=10, help="one row in so many goes through the depth decoder")
+    parser.add_argument("--average", type=float, default=0.003)
+    parser.add_argument("--capacity", type=int, default=60_000_000, help="rows the device may hold")
+    parser.add_argument("--least-rows", type=int, default=500_000)
+    parser.add_argument("--report", type=int, default=100)
+    parser.add_argument("--keep", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--graph", action=argparse.BooleanOptionalAction, default=True)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    Trainer(args).run()
+
+
+if __name__ == "__main__":
+    main()

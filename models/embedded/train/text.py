@@ -1,0 +1,186 @@
+"""What the voice learns to say: an endless, seeded stream of English sentences.
+
+Alignment (which letters sound now) is learnt fastest when the text covers the words and nothing
+repeats, so most lines are made, not quoted: chains over a bigram table (modern vocabulary, local
+word order), bare word lists, templates with numbers, dates, times, prices and names, and a share
+of book and chat sentences. Digits stay digits: the teacher reads them out, and the model learns
+to do the same from the pairs. `HELD_OUT` sentences, used for scoring, are never yielded.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+HELD_OUT = json.loads((Path(__file__).parent / "held_out.json").read_text())
+MAX_CHARACTERS = 200
+MONTHS = "January February March April May June July August September October November December".split()
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+NAMES = """James Mary Robert Patricia John Jennifer Michael Linda David Elizabeth William Barbara Richard Susan Joseph
+Jessica Thomas Sarah Charles Karen Daniel Lisa Matthew Nancy Anthony Betty Mark Sandra Steven Ashley Paul Emily Andrew
+Kimberly Joshua Margaret Kenneth Donna Kevin Michelle Brian Carol George Amanda Timothy Melissa Ronald Deborah Jason
+Stephanie Edward Rebecca Jeffrey Sharon Ryan Laura Jacob Cynthia Nicholas Dorothy Gary Olivia Eric Emma Jonathan Sophia
+Peter Anna Lucas Maria Noah Chloe Ethan Grace Oliver Hannah Leo Alice Sam Nora Max Julia Ben Kate Priya Ahmed Wei Carlos
+Elena Fatima Hiro Ivan Lucia Omar Yuki Sofia Ravi Ingrid""".split()
+SURNAMES = """Smith Johnson Williams Brown Jones Garcia Miller Davis Martinez Wilson Anderson Taylor Thomas Moore
+Jackson Martin Lee Thompson White Harris Clark Lewis Robinson Walker Young Allen King Wright Scott Green Baker Adams
+Nelson Hill Campbell Mitchell Carter Roberts Phillips Evans Turner Parker Collins Edwards Stewart Morris Murphy Cook
+Rogers Morgan Cooper Peterson Reed Bailey Bell Kelly Howard Ward Cox Patel Khan Nguyen Kim Chen Singh""".split()
+PLACES = """London Paris Berlin Madrid Rome Dublin Boston Chicago Denver Seattle Austin Dallas Houston Phoenix Atlanta
+Miami Toronto Sydney Melbourne Tokyo Oslo Vienna Prague Lisbon Athens Geneva Munich Zurich Oxford Cambridge Bristol
+Manchester Glasgow Edinburgh Brighton Portland Oakland Nashville Orlando Detroit Singapore Mumbai Cairo Nairobi""".split()
+THINGS = """order package parcel ticket booking reservation appointment account password invoice payment refund
+subscription delivery meeting flight train bus taxi room table hotel phone laptop printer battery charger camera screen
+keyboard coffee sandwich salad pizza soup dinner lunch breakfast car bicycle key wallet passport umbrella jacket letter
+email message report document contract project schedule garden kitchen window door machine engine doctor dentist
+teacher manager driver neighbor customer library museum station airport hospital pharmacy school office bank market
+restaurant bakery weather music movie book picture story question answer problem solution update version website
+computer network signal""".split()
+PLURALS = """items tickets people rooms minutes seats boxes bottles pages points files messages photos orders cups
+chairs miles meters pounds students books cars questions steps players cookies apples""".split()
+VERBS = """call email book cancel change check confirm collect deliver find fix forget give help keep leave make meet
+move open order pay pick print read remember repair replace return save see sell send show sign start stop take tell
+try update use visit wait for watch write about look for talk about think about""".split()
+ADJECTIVES = """new old good bad great small large quick slow early late easy hard cheap expensive bright dark warm cold
+quiet loud clean fresh heavy light soft strong simple special famous beautiful strange friendly busy empty full free
+ready broken missing wrong right perfect terrible wonderful interesting important possible different similar""".split()
+COLORS = "red blue green yellow orange purple black white brown gray pink silver golden".split()
+SHORT = """Yes.|No.|Sure.|Okay.|Thanks.|Thank you.|Maybe.|Hello.|Hi there.|Goodbye.|Please.|Sorry.|Of course.|Not yet.|
+All right.|Exactly.|Absolutely.|Never.|Always.|Tomorrow.|Today.|Yesterday.|Really?|Why?|When?|Where?|Who?|How?|
+What?|Good morning.|Good evening.|Good night.|See you soon.|No problem.|I don't know.|You're welcome.|Excuse me.|
+One moment, please.|Just a second.|That's right.|Sounds good.|I agree.|Me too.|Go ahead.|Well done.|Good luck.|
+Take care.|Come in.|Hold on.|Never mind.|Not at all.""".replace("\n", "").split("|")
+
+
+class Writer:
+    """Draws sentences; `seed` fixes the stream. `folder` holds the word tables made by `prepare.py`."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.draw = random.Random(seed)
+        self.words: list[str] = (folder / "words.txt").read_text().split()  # commonest first
+        self.chains: dict[str, list[list]] = json.loads((folder / "chains.json").read_text())
+        self.books: list[str] = (folder / "books.txt").read_text().splitlines()
+        self.chats: list[str] = (folder / "chats.txt").read_text().splitlines()
+        self.starts = [w for w in self.chains if len(self.chains[w][0]) >= 3]
+        self.held_out = {_key(s) for s in HELD_OUT}
+
+    def __iter__(self) -> Iterator[str]:
+        kinds = [self.chain, self.word_list, self.template, self.book, self.chat, self.numbers, self.short]
+        weights = [34, 16, 24, 12, 5, 6, 3]
+        while True:
+            line = self.draw.choices(kinds, weights)[0]()
+            if self.draw.random() < 0.12:
+                line = f"{line} {self.draw.choices(kinds, weights)[0]()}"
+            if 1 < len(line) <= MAX_CHARACTERS and _key(line) not in self.held_out:
+                yield line
+
+    def chain(self) -> str:
+        """A walk over the bigram table, 3 to 16 words."""
+        word, out = self.draw.choice(self.starts), []
+        for _ in range(self.draw.randint(3, 16)):
+            out.append(word)
+            followers = self.chains.get(word)
+            word = self.draw.choices(*followers)[0] if followers else self.draw.choice(self.starts)
+            if followers is None and self.draw.random() < 0.25:
+                out[-1] += ","
+        return self.close(out)
+
+    def word_list(self) -> str:
+        common = self.words[:3000]
+        pool = self.draw.choice([common, self.words[:20000], self.words])
+        count = self.draw.randint(1, 9)
+        out = [self.draw.choice(pool if self.draw.random() < 0.6 else common) for _ in range(count)]
+        return self.close([w + "," if self.draw.random() < 0.06 else w for w in out])
+
+    def close(self, words: list[str]) -> str:
+        words[-1] = words[-1].strip(",") + self.draw.choices([".", "?", "!", ""], [78, 12, 5, 5])[0]
+        text = " ".join("I" if w == "i" else w for w in words)
+        return text[0].upper() + text[1:]
+
+    def book(self) -> str:
+        return self.draw.choice(self.books)
+
+    def chat(self) -> str:
+        return self.draw.choice(self.chats)
+
+    def short(self) -> str:
+        return self.draw.choice(SHORT)
+
+    def number(self) -> str:
+        """A number the way people write it, small ones more often."""
+        top = self.draw.choice([10, 20, 100, 100, 1000, 10000, 1000000])
+        value = self.draw.randrange(top)
+        return f"{value:,}" if self.draw.random() < 0.7 else str(value)
+
+    def clock(self) -> str:
+        minute = self.draw.choice([0, 15, 30, 45, self.draw.randrange(60)])
+        time = f"{self.draw.randint(1, 12)}:{minute:02d}" if minute or self.draw.random() < 0.3 else str(self.draw.randint(1, 12))
+        return time + self.draw.choice([" am", " pm", " a.m.", " p.m.", "", ""])
+
+    def date(self) -> str:
+        month, day = self.draw.choice(MONTHS), self.draw.randint(1, 28)
+        year = f", {self.draw.randint(1900, 2035)}" if self.draw.random() < 0.4 else ""
+        ending = "th" if 4 <= day <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
+        return self.draw.choice([f"{month} {day}{year}", f"the {day}{ending} of {month}", f"{month} {day}{ending}{year}"])
+
+    def money(self) -> str:
+        whole, cents = self.draw.randrange(self.draw.choice([10, 100, 1000])), self.draw.randrange(100)
+        return f"${whole}.{cents:02d}" if self.draw.random() < 0.5 else f"${whole}"
+
+    def person(self) -> str:
+        name = self.draw.choice(NAMES)
+        return self.draw.choice([name, name, f"{name} {self.draw.choice(SURNAMES)}",
+                                 f"{self.draw.choice(['Mr.', 'Mrs.', 'Ms.', 'Dr.'])} {self.draw.choice(SURNAMES)}"])
+
+    def numbers(self) -> str:
+        digits = " ".join(str(self.draw.randrange(10)) for _ in range(self.draw.randint(2, 8)))
+        return self.draw.choice([self.number, self.clock, self.date, self.money, lambda: digits])().rstrip(".") + "."
+
+    def template(self) -> str:
+        """One of the patterns below with every {slot} drawn anew."""
+        pattern = self.draw.choice(TEMPLATES)
+        slots = {
+            "n": self.number, "t": self.clock, "d": self.date, "m": self.money, "p": self.person,
+            "day": lambda: self.draw.choice(DAYS), "place": lambda: self.draw.choice(PLACES),
+            "thing": lambda: self.draw.choice(THINGS), "things": lambda: self.draw.choice(PLURALS),
+            "adj": lambda: self.draw.choice(ADJECTIVES), "verb": lambda: self.draw.choice(VERBS),
+            "color": lambda: self.draw.choice(COLORS), "word": lambda: self.draw.choice(self.words[:8000]),
+            "k": lambda: str(self.draw.randint(2, 30)),
+        }
+        text = re.sub(r"\{(\w+)\}", lambda slot: slots[slot.group(1)](), pattern).replace("..", ".")
+        return text[0].upper() + text[1:]
+
+
+def _key(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
+
+
+TEMPLATES = """
+your {thing} will arrive on {day} at {t}.|your {thing} is ready, {p}.|can you {verb} the {thing} before {t}?
+the {thing} costs {m}.|that will be {m}, please.|I need {k} {things} and a {adj} {thing}.|where is the {adj} {thing}?
+would you like to {verb} your {thing} today?|I'm sorry, the {thing} is not {adj}.|please {verb} the {thing} again.
+my name is {p}, and I live in {place}.|{p} will {verb} you on {d}.|what time does the {thing} open on {day}?
+the flight to {place} leaves at {t} from gate {k}.|the train to {place} was {k} minutes late.|it is {t} in {place}.
+we have {n} {things} left.|there are {n} {things} in the {thing}.|I was born on {d}.|how far is it from {place} to {place}?
+the {thing} is {k} {things} away.|is the {thing} {adj} or {adj}?|it's a {adj} day in {place}.|the temperature is {k} degrees.
+I think {p} wants a {color} {thing}.|did {p} {verb} the {thing} yet?|she bought a {adj} {color} {thing} for {m}.
+let me {verb} that for you.|thank you for calling, how can I help you?|please hold while I {verb} your {thing}.
+your confirmation number is {n}.|press {k} to {verb} your {thing}.|you have {k} new messages.|the meeting is on {day}, {d}, at {t}.
+don't forget to {verb} the {thing}.|why is the {thing} so {adj}?|who wrote the {thing} about the {word}?
+we can't {verb} the {thing} until {day}.|he said the {thing} was {adj}, but it wasn't.|they've already left for {place}.
+I would rather {verb} a {thing} than a {thing}.|could you tell me where the {thing} is?|turn left at the {thing}, then right.
+the {adj} {thing} and the {adj} {thing} are both {adj}.|my favorite word is {word}.|what does {word} mean?
+the answer is {n}.|{n} plus {n} is {n}.|about {k} percent of the {things} were {adj}.|chapter {k}, page {n}.
+hello {p}, this is {p} from {place}.|good morning, {p}, did you sleep well?|I haven't seen {p} since {d}.
+if the {thing} is {adj}, please {verb} it and try again.|there's no {thing} in the {thing}.|we'll be there in {k} minutes.
+your balance is {m}, due on {d}.|a table for {k} at {t}, please.|the {thing} should be {adj} by {day}.
+how many {things} do you have?|I'd like a {adj} {thing}, please.|what a {adj} {thing}!|that's a really {adj} idea.
+once the {thing} is {adj}, {p} can {verb} it.|in {place}, the {thing} is always {adj}.|the {color} one costs {m} and the {color} one costs {m}.
+do you know what the {word} of the {thing} is?|she told me about the {word} and the {word}.|it takes about {k} hours to {verb} the {thing}.
+can I {verb} a {thing} for {day} evening?|sorry, I didn't catch that, could you repeat the {thing}?|we're open from {t} to {t}.
+the doctor can see you on {day} at {t}.|please enter your {k} digit code.|version {k}.{k} is now available.
+yes, the {thing} is {adj}.|no, I don't want to {verb} it.|okay, I will {verb} the {thing}.|well, that was {adj}.
+""".strip().replace("\n", "|").split("|")

@@ -1,0 +1,47 @@
+"""Write tokenizer.json: one id a byte, letters folded to lower case.
+
+Bytes cost little against phonemes and leave no word unseen. Ids 0-255 are bytes, then BOS and EOS
+and Llama 3's other control tokens, which nothing emits.
+
+    python tokenizer.py OUT.json
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+BOS, EOS = 256, 257
+VOCABULARY = 260
+_CONTROL = ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|eot_id|>"]
+
+
+def make() -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex("[\u2018\u2019]"), "'"),
+            normalizers.Replace(Regex("[\u201c\u201d]"), '"'),
+            normalizers.Replace(Regex("[\u2013\u2014]"), ", "),
+            normalizers.Replace(Regex(r"\s+"), " "),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _CONTROL])
+    assert tokenizer.token_to_id(_CONTROL[0]) == BOS and tokenizer.get_vocab_size() == VOCABULARY
+    return tokenizer
+
+
+def segment(tokenizer: Tokenizer, speaker: int, text: str) -> list[int]:
+    """Ids of one CSM text segment."""
+    return [BOS, *tokenizer.encode(f"[{speaker}]{text}", add_special_tokens=False).ids, EOS]
+
+
+if __name__ == "__main__":
+    make().save(str(Path(sys.argv[1])))
