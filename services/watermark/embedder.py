@@ -89,13 +89,14 @@ class EmbedStream:
         self._embedder = embedder
         self._inward = Resampler(embedder.inward)
         self._analysis = Analysis(embedder.framing)
-        self._level = embedder.level.open()
+        self._level = embedder.level.open(embedder.hparams.sample_rate_hz / embedder.hparams.hop_length)
         self._marks = MarkState()
         self._synthesis = Synthesis(embedder.framing)
         self._outward = Resampler(embedder.outward)
         self._columns = 0  # so far; the message's phase
         # Columns whose mark is not known yet: spectrum in the band [band, w] and the mark's scale [w].
-        self._spectrum = torch.zeros(embedder.hparams.message_band_size, 0, dtype=torch.complex64, device=embedder.device)
+        band = embedder.hparams.message_band_size
+        self._spectrum = torch.zeros(band, 0, dtype=torch.complex64, device=embedder.device)
         self._scale = torch.zeros(0, device=embedder.device)
         self._clean = np.zeros(0, np.float32)  # input not given back yet
         self._finished = False

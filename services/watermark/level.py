@@ -27,7 +27,7 @@ class LevelMeter(Protocol):
 class Level(Protocol):
     """A way to know the level; shared by all streams."""
 
-    def open(self) -> LevelMeter:
+    def open(self, columns_per_second: float) -> LevelMeter:
         """The meter of a new stream."""
         ...
 
@@ -42,7 +42,7 @@ class FixedLevel:
 
     power: float = TRAINING_POWER
 
-    def open(self) -> LevelMeter:
+    def open(self, columns_per_second: float) -> LevelMeter:
         return self
 
     def step(self, power: Tensor) -> Tensor:
@@ -53,22 +53,23 @@ class FixedLevel:
 class RunningLevel:
     """The mean power so far, which tends to the whole clip's, as the stock has it.
 
-    prior_columns: columns' worth of the training level that the mean starts from.
+    prior_seconds: how much audio of the training level the mean starts from. Short follows quiet or
+    loud voices soon; long is not misled by silence at the start.
     floor: lowest level, so that near-silence is not blown up: -60 dBFS.
     """
 
-    prior_columns: float
+    prior_seconds: float = 0.3
     floor: float = 1e-6
 
-    def open(self) -> LevelMeter:
-        return _Running(self)
+    def open(self, columns_per_second: float) -> LevelMeter:
+        return _Running(self.prior_seconds * columns_per_second, self.floor)
 
 
 class _Running:
-    def __init__(self, level: RunningLevel):
-        self._level = level
-        self._sum: float | Tensor = TRAINING_POWER * level.prior_columns
-        self._count = level.prior_columns
+    def __init__(self, prior_columns: float, floor: float):
+        self._floor = floor
+        self._sum: float | Tensor = TRAINING_POWER * prior_columns
+        self._count = prior_columns
 
     def step(self, power: Tensor) -> Tensor:
         if not len(power):
@@ -76,4 +77,4 @@ class _Running:
         sums = self._sum + power.double().cumsum(0)
         counts = self._count + torch.arange(1, len(power) + 1, dtype=torch.float64, device=power.device)
         self._sum, self._count = sums[-1], self._count + len(power)
-        return (sums / counts).clamp_min(self._level.floor).to(power.dtype)
+        return (sums / counts).clamp_min(self._floor).to(power.dtype)
