@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -99,12 +99,14 @@ class _EachDecoded:
 
     def __init__(self, requests: AsyncIterable[Any]):
         self._source = requests
+        self._requests: AsyncIterator[Any] | None = None
 
     def __aiter__(self) -> _EachDecoded:
-        self._requests = aiter(self._source)
         return self
 
     async def __anext__(self) -> Any:
+        if self._requests is None:
+            self._requests = aiter(self._source)
         return _decoded(await anext(self._requests))
 
 
