@@ -25,8 +25,15 @@ _OLD_NAMES = {
 def load_mimi(bundle: Bundle, device: torch.device | str = "cpu") -> MimiModel:
     """Mimi in eval mode, fp32, with the bundle's number of codebooks switched on (moshi's default is 8).
 
-    Raises: PartError when files are missing, damaged, or of another shape than the bundle says.
+    Raises: PartError when files are missing, damaged, or of another shape than the bundle says, or when
+        the device is not there.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PartError(
+            "mimi", f"device {device}", "cannot be used here", "use cpu, or cuda beside a GPU"
+        ) from error
     files = bundle.mimi.resolve()
     config = None  # moshi's own default: the public Mimi
     if "config" in files:

@@ -107,7 +107,7 @@ class DecodeWorker:
             self._work.notify()
         await asyncio.to_thread(self._thread.join)
         for stream in list(self._streams.values()):
-            stream._fail(WorkerError("the codec is shutting down"))
+            stream.fail(WorkerError("the codec is shutting down"))
 
     def open(self) -> DecodeStream:
         """A new stream; the caller must close() it. Raises: WorkerError, or RuntimeError beyond the slots."""
@@ -159,7 +159,7 @@ class DecodeWorker:
             log.exception("the codec's worker died")
             failure = WorkerError(f"the codec's worker died ({type(error).__name__}: {error})")
             self._failure = failure
-            self._post(lambda: [stream._fail(failure) for stream in list(self._streams.values())])
+            self._post(lambda: [stream.fail(failure) for stream in list(self._streams.values())])
 
     def _wait(self) -> list[_Line] | None:
         """The lines with frames waiting, each in a slot; None when it is time to stop."""
@@ -267,6 +267,6 @@ class DecodeStream:
         self._ready.append(audio)
         self._changed.set()
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         self._error = error
         self._changed.set()

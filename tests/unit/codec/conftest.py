@@ -1,44 +1,19 @@
-"""A tiny Mimi whose every part matters: random weights, layer scale 1, a context of five frames."""
-
-import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from moshi.models import loaders
-from torch import nn
 
-CONFIG = {
-    "sample_rate": 24_000,
-    "channels": 1,
-    "frame_rate": 12.5,
-    "seanet": loaders._seanet_kwargs | {"dimension": 16, "n_filters": 2},
-    "transformer": loaders._transformer_kwargs
-    | {
-        "d_model": 16,
-        "num_heads": 2,
-        "num_layers": 2,
-        "dim_feedforward": 32,
-        "layer_scale": 1.0,
-        "context": 10,
-        "input_dimension": 16,
-        "output_dimensions": [16],
-    },
-    "quantizer": {"dimension": 8, "n_q": 4, "bins": 32, "input_dimension": 16, "output_dimension": 16},
-}
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import tiny_mimi as tiny
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-@torch.no_grad()
 def tiny_mimi():
-    model = loaders.get_mimi(None, CONFIG, num_codebooks=4)
-    random = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.ConvTranspose1d):
-            module.weight.normal_(std=1.25 / math.sqrt(module.weight[0].numel()), generator=random)
-            if module.bias is not None:
-                module.bias.normal_(std=0.1, generator=random)
-    for quantizer in (model.quantizer.rvq_first, model.quantizer.rvq_rest):
-        for layer in quantizer.vq.layers:
-            layer._codebook.embedding_sum.normal_(generator=random)
-    model.decoder.model[-1].conv.conv.weight.mul_(0.1)  # full scale is 1
-    return model
+    return tiny.build()

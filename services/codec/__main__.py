@@ -1,0 +1,47 @@
+"""`python -m services.codec`: frames of codes to audio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import torch
+from csm.codec.v1 import codec_pb2_grpc
+
+from models.bundle import load_bundle
+from models.files import PartError
+from models.mimi import load_mimi
+from services.codec.config import CodecSettings
+from services.codec.decoder import SlotDecoder
+from services.codec.servicer import CodecServicer
+from services.codec.worker import DecodeWorker
+from services.runtime.server import Stage, main
+from services.runtime.settings import StartError
+
+
+@asynccontextmanager
+async def open_stage(settings: CodecSettings) -> AsyncIterator[Stage]:
+    """The servicer with its worker. Raises: StartError."""
+    torch.set_num_threads(settings.threads)
+    try:
+        bundle = load_bundle(settings.model)
+        mimi = await asyncio.to_thread(load_mimi, bundle, settings.device)
+    except PartError as error:
+        raise StartError(str(error)) from error
+    decoder = SlotDecoder(mimi, slots=settings.slots, max_chunk_frames=settings.max_chunk_frames)
+    worker = DecodeWorker(decoder, max_backlog_frames=settings.max_backlog_frames, stall_s=settings.stall_s)
+    worker.start()
+    try:
+        servicer = CodecServicer(bundle, worker, settings.slots)
+        yield Stage(
+            service="csm.codec.v1.CodecService",
+            register=lambda server: codec_pb2_grpc.add_CodecServiceServicer_to_server(servicer, server),
+            is_live=worker.is_live,
+        )
+    finally:
+        await worker.close()
+
+
+if __name__ == "__main__":
+    main("codec", CodecSettings, open_stage)

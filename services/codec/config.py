@@ -1,0 +1,30 @@
+"""Settings of the codec service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.runtime.settings import ServerSettings, setting
+
+
+@dataclass(frozen=True)
+class CodecSettings(ServerSettings):
+    """Read from the environment at start."""
+
+    listen: str = setting("CSM_LISTEN", "127.0.0.1:50053", "address and port to listen on")
+    device: str = setting("CSM_CODEC_DEVICE", "cpu", "where Mimi decodes: cpu, cuda or cuda:N")
+    threads: int = setting("CSM_CODEC_THREADS", 1, "CPU threads of one pass", least=1, most=256)
+    slots: int = setting("CSM_CODEC_SLOTS", 8, "streams decoded at once", least=1, most=4096)
+    max_chunk_frames: int = setting(
+        "CSM_CODEC_MAX_CHUNK_FRAMES", 8, "frames of one stream in one pass", least=1, most=64
+    )
+    max_backlog_frames: int = setting(
+        "CSM_CODEC_MAX_BACKLOG_FRAMES",
+        128,
+        "frames of one stream inside, unread audio included",
+        least=1,
+        most=4096,
+    )
+    stall_s: float = setting(
+        "CSM_CODEC_STALL_S", 30.0, "a tick longer than this means a stuck device", least=1
+    )

@@ -1,0 +1,123 @@
+"""CodecService over the worker. Imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+from csm.codec.v1 import codec_pb2, codec_pb2_grpc
+from csm.common.v1 import common_pb2
+from opentelemetry import metrics, trace
+
+from models.bundle import Bundle
+from services.codec.frames import FramesError, codes_of
+from services.codec.worker import DecodeStream, DecodeWorker, WorkerError
+from services.runtime import telemetry
+from services.runtime.admission import Admission
+from services.runtime.audio import to_bytes
+from services.runtime.errors import InvalidRequest, Unavailable
+
+_STAGE = {"stage": "codec"}
+
+
+class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
+    """One stream of the worker for each Decode."""
+
+    def __init__(self, bundle: Bundle, worker: DecodeWorker, slots: int):
+        self._bundle, self._worker = bundle, worker
+        self._slots = Admission("codec slots", slots)
+        meter = metrics.get_meter("csm")
+        for name, value in (("active", lambda: worker.active), ("capacity", lambda: slots)):
+            meter.create_observable_gauge(
+                f"csm.codec.slots.{name}", [lambda _, value=value: [metrics.Observation(value())]], "1"
+            )
+
+    async def Decode(
+        self, request_iterator: AsyncIterator[codec_pb2.DecodeRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[codec_pb2.DecodeResponse]:
+        began = time.perf_counter()
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("event") != "start":
+            raise InvalidRequest("event", "the first message must be start")
+        with self._slots.enter():
+            stream, feeder = self._open(), None
+            try:
+                yield codec_pb2.DecodeResponse(
+                    started=codec_pb2.DecodeStarted(
+                        format=self._format(), samples_per_frame=self._samples_per_frame
+                    )
+                )
+                feeder = asyncio.ensure_future(self._feed(request_iterator, stream))
+                samples, compute_s = 0, 0.0
+                async for audio in stream:
+                    if not samples:
+                        telemetry.stage_first_output.record(time.perf_counter() - began, _STAGE)
+                        trace.get_current_span().add_event("first_frame")
+                    telemetry.stage_chunk.record(audio.compute_s, _STAGE)
+                    samples += len(audio.samples)
+                    compute_s += audio.compute_s
+                    data = to_bytes(audio.samples, "f32le")
+                    yield codec_pb2.DecodeResponse(audio=codec_pb2.DecodeAudio(data=data))
+                trace.get_current_span().set_attributes({"csm.frames": samples // self._samples_per_frame})
+                finished = codec_pb2.DecodeFinished(
+                    frames=samples // self._samples_per_frame, samples=samples
+                )
+                finished.compute_duration.FromNanoseconds(int(compute_s * 1e9))
+                yield codec_pb2.DecodeResponse(finished=finished)
+            except WorkerError as error:
+                raise Unavailable(str(error)) from None
+            finally:
+                stream.close()
+                if feeder is not None:
+                    feeder.cancel()
+                    await asyncio.gather(feeder, return_exceptions=True)
+
+    async def GetModelInfo(
+        self, request: codec_pb2.GetModelInfoRequest, context: grpc.aio.ServicerContext
+    ) -> codec_pb2.GetModelInfoResponse:
+        return codec_pb2.GetModelInfoResponse(
+            bundle=common_pb2.BundleIdentity(
+                bundle_id=self._bundle.id,
+                codebooks=self._bundle.codebooks,
+                frame_rate_hz=self._bundle.frame_rate_hz,
+                sample_rate_hz=self._bundle.sample_rate_hz,
+            ),
+            samples_per_frame=self._samples_per_frame,
+            slots_capacity=self._slots.limit,
+            slots_active=self._worker.active,
+        )
+
+    def _open(self) -> DecodeStream:
+        try:
+            return self._worker.open()
+        except WorkerError as error:
+            raise Unavailable(str(error)) from None
+
+    async def _feed(self, requests: AsyncIterator[codec_pb2.DecodeRequest], stream: DecodeStream) -> None:
+        """Hand the caller's frames to the worker; whatever goes wrong ends the stream's audio with it."""
+        try:
+            async for request in requests:
+                if request.WhichOneof("event") != "frames":
+                    raise InvalidRequest("event", "every message after start must be frames")
+                frames = [frame.codes for frame in request.frames.frames]
+                try:
+                    codes = codes_of(frames, codebooks=self._bundle.codebooks, bins=self._bundle.codec_bins)
+                except FramesError as error:
+                    raise InvalidRequest(f"frames.{error.field}", error.description) from None
+                await stream.feed(codes)
+            stream.finish()
+        except Exception as error:
+            stream.fail(error)
+
+    @property
+    def _samples_per_frame(self) -> int:
+        return self._bundle.samples_per_frame
+
+    def _format(self) -> common_pb2.AudioFormat:
+        return common_pb2.AudioFormat(
+            encoding=common_pb2.AUDIO_ENCODING_PCM_F32LE,
+            sample_rate_hz=self._bundle.sample_rate_hz,
+            channels=1,
+        )

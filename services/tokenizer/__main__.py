@@ -1,0 +1,54 @@
+"""`python -m services.tokenizer`: text and context audio to what the backbone's prompt is made of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import numpy as np
+import torch
+from csm.tokenizer.v1 import tokenizer_pb2_grpc
+
+from models.bundle import load_bundle
+from models.files import PartError
+from models.mimi import load_mimi
+from services.runtime.audio import Clip, resample
+from services.runtime.server import Stage, main
+from services.runtime.settings import StartError
+from services.tokenizer.config import TokenizerSettings
+from services.tokenizer.encoder import ClipEncoder
+from services.tokenizer.servicer import TokenizerServicer
+from services.tokenizer.text import load_text_tokenizer
+
+
+@asynccontextmanager
+async def open_stage(settings: TokenizerSettings) -> AsyncIterator[Stage]:
+    """The servicer with its models. Raises: StartError."""
+    torch.set_num_threads(settings.threads)
+    try:
+        bundle = load_bundle(settings.model)
+        text = await asyncio.to_thread(load_text_tokenizer, bundle, settings.max_text_chars)
+        encoder = ClipEncoder(await asyncio.to_thread(load_mimi, bundle, settings.device))
+    except PartError as error:
+        raise StartError(str(error)) from error
+
+    def encode(clip: Clip) -> np.ndarray:
+        return encoder.encode(resample(clip, encoder.sample_rate_hz).samples)
+
+    executor = ThreadPoolExecutor(settings.encoders, thread_name_prefix="tokenizer-encoder")
+    try:
+        servicer = TokenizerServicer(settings, bundle, text, encode, executor)
+        yield Stage(
+            service="csm.tokenizer.v1.TokenizerService",
+            register=lambda server: tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(
+                servicer, server
+            ),
+        )
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+if __name__ == "__main__":
+    main("tokenizer", TokenizerSettings, open_stage)

@@ -1,0 +1,40 @@
+"""Settings of the tokenizer service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.runtime.settings import ServerSettings, setting
+
+
+@dataclass(frozen=True)
+class TokenizerSettings(ServerSettings):
+    """Read from the environment at start."""
+
+    listen: str = setting("CSM_LISTEN", "127.0.0.1:50051", "address and port to listen on")
+    device: str = setting("CSM_TOKENIZER_DEVICE", "cpu", "where Mimi encodes: cpu, cuda or cuda:N")
+    threads: int = setting("CSM_TOKENIZER_THREADS", 1, "CPU threads of one encoding", least=1, most=256)
+    max_text_chars: int = setting(
+        "CSM_TOKENIZER_MAX_TEXT_CHARS",
+        4096,
+        "longest text of one segment, in characters",
+        least=1,
+        most=100_000,
+    )
+    max_segments: int = setting(
+        "CSM_TOKENIZER_MAX_SEGMENTS", 64, "segments of one request", least=1, most=1024
+    )
+    max_audio_s: float = setting(
+        "CSM_TOKENIZER_MAX_AUDIO_S", 120.0, "longest clip, seconds", least=0.08, most=600
+    )
+    encoders: int = setting("CSM_TOKENIZER_ENCODERS", 1, "clips encoded at once", least=1, most=64)
+    max_encodings: int = setting(
+        "CSM_TOKENIZER_MAX_ENCODINGS",
+        16,
+        "EncodeAudio calls inside, the waiting ones included",
+        least=1,
+        most=1024,
+    )
+    cache_mib: int = setting(
+        "CSM_TOKENIZER_CACHE_MIB", 64, "frames of clips seen before, MiB; 0 keeps none", least=0
+    )

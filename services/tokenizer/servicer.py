@@ -1,0 +1,131 @@
+"""TokenizerService over the core modules. Imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+import grpc
+import numpy as np
+from csm.common.v1 import common_pb2
+from csm.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from opentelemetry import trace
+
+from models.bundle import Bundle
+from services.runtime import telemetry
+from services.runtime.admission import Admission
+from services.runtime.audio import AudioError, Clip, read_raw, read_wav
+from services.runtime.errors import InvalidRequest
+from services.tokenizer.cache import FrameCache, content_key
+from services.tokenizer.config import TokenizerSettings
+from services.tokenizer.text import TextError, TextTokenizer
+
+_ENCODINGS = {
+    common_pb2.AUDIO_ENCODING_PCM_S16LE: "s16le",
+    common_pb2.AUDIO_ENCODING_PCM_F32LE: "f32le",
+}
+_STAGE = {"stage": "tokenizer"}
+
+
+class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
+    """encode: a clip at any rate → codes [T, K]; runs in `executor`, as many at once as that has threads."""
+
+    def __init__(
+        self,
+        settings: TokenizerSettings,
+        bundle: Bundle,
+        text: TextTokenizer,
+        encode: Callable[[Clip], np.ndarray],
+        executor: Executor,
+    ):
+        self._settings, self._bundle = settings, bundle
+        self._text, self._encode, self._executor = text, encode, executor
+        self._cache = FrameCache(settings.cache_mib * 1024 * 1024)
+        self._encodings = Admission("audio encodings", settings.max_encodings)
+
+    async def Tokenize(
+        self, request: tokenizer_pb2.TokenizeRequest, context: grpc.aio.ServicerContext
+    ) -> tokenizer_pb2.TokenizeResponse:
+        began = time.perf_counter()
+        count, most = len(request.segments), self._settings.max_segments
+        if not 1 <= count <= most:
+            raise InvalidRequest("segments", f"must hold 1 to {most} segments, not {count}")
+        response = tokenizer_pb2.TokenizeResponse()
+        for i, segment in enumerate(request.segments):
+            try:
+                ids = self._text.encode(segment.speaker, segment.text)
+            except TextError as error:
+                raise InvalidRequest(f"segments[{i}].{error.field}", error.description) from None
+            response.segments.add(ids=ids)
+            await asyncio.sleep(0)  # a request of many long texts lets others in between
+        telemetry.stage_first_output.record(time.perf_counter() - began, _STAGE)
+        return response
+
+    async def EncodeAudio(
+        self, request: tokenizer_pb2.EncodeAudioRequest, context: grpc.aio.ServicerContext
+    ) -> tokenizer_pb2.EncodeAudioResponse:
+        began = time.perf_counter()
+        with self._encodings.enter():
+            try:
+                clip, key = await asyncio.to_thread(self._read, request.audio)
+            except AudioError as error:
+                raise InvalidRequest(f"audio.{error.field}", error.description) from None
+            response = tokenizer_pb2.EncodeAudioResponse()
+            response.audio_duration.FromNanoseconds(round(clip.duration_s * 1e9))
+
+            async def make() -> np.ndarray:
+                codes, seconds = await asyncio.get_running_loop().run_in_executor(
+                    self._executor, self._timed_encode, clip
+                )
+                telemetry.stage_chunk.record(seconds, _STAGE)
+                response.compute_duration.FromNanoseconds(int(seconds * 1e9))
+                return codes
+
+            codes, response.cached = await self._cache.get(key, make)
+            response.frames.extend(common_pb2.Frame(codes=frame) for frame in codes.tolist())
+            span = trace.get_current_span()
+            span.set_attributes({"csm.frames": len(codes), "csm.cached": response.cached})
+            telemetry.stage_first_output.record(time.perf_counter() - began, _STAGE)
+            return response
+
+    async def GetModelInfo(
+        self, request: tokenizer_pb2.GetModelInfoRequest, context: grpc.aio.ServicerContext
+    ) -> tokenizer_pb2.GetModelInfoResponse:
+        info = tokenizer_pb2.GetModelInfoResponse(
+            bundle=common_pb2.BundleIdentity(
+                bundle_id=self._bundle.id,
+                codebooks=self._bundle.codebooks,
+                frame_rate_hz=self._bundle.frame_rate_hz,
+                sample_rate_hz=self._bundle.sample_rate_hz,
+            ),
+            max_text_chars=self._settings.max_text_chars,
+        )
+        info.max_audio_duration.FromNanoseconds(int(self._settings.max_audio_s * 1e9))
+        return info
+
+    def _read(self, audio: common_pb2.AudioClip) -> tuple[Clip, bytes]:
+        """The clip and its key in the cache. Takes milliseconds, so it stays off the event loop."""
+        most = self._settings.max_audio_s
+        match audio.WhichOneof("source"):
+            case "wav":
+                clip = read_wav(audio.wav, max_duration_s=most)
+            case "raw":
+                form = audio.raw.format
+                if form.encoding not in _ENCODINGS:
+                    raise AudioError("raw.format.encoding", "must be PCM_S16LE or PCM_F32LE")
+                clip = read_raw(
+                    audio.raw.data,
+                    encoding=_ENCODINGS[form.encoding],
+                    sample_rate_hz=form.sample_rate_hz,
+                    channels=form.channels if form.HasField("channels") else 1,
+                    max_duration_s=most,
+                )
+            case _:
+                raise AudioError("source", "must be set: wav or raw")
+        return clip, content_key(clip)
+
+    def _timed_encode(self, clip: Clip) -> tuple[np.ndarray, float]:
+        began = time.perf_counter()
+        return self._encode(clip), time.perf_counter() - began

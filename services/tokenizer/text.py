@@ -1,0 +1,95 @@
+"""Text to token ids: CSM's template over a Llama 3 tokenizer.json. Knows no grpc and no torch.
+
+    <BOS> [{speaker}]{text} <EOS>       no space after the bracket, BOS and EOS exactly once
+
+(Sesame's generator.py: load_llama3_tokenizer, _tokenize_text_segment.)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from models.bundle import Bundle
+from models.files import PartError
+
+BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
+_PART = "text_tokenizer"
+
+
+class TextError(ValueError):
+    """A segment cannot be used. `field` is its path inside a TextSegment, `description` says the limit."""
+
+    def __init__(self, field: str, description: str):
+        super().__init__(f"{field}: {description}")
+        self.field, self.description = field, description
+
+
+class TextTokenizer:
+    """The template over one tokenizer. Has no state; safe to use from several threads."""
+
+    def __init__(self, tokenizer: Tokenizer, bos_id: int, eos_id: int, max_chars: int):
+        self._tokenizer, self._bos_id, self._eos_id = tokenizer, bos_id, eos_id
+        self.max_chars = max_chars
+
+    def encode(self, speaker: int, text: str) -> list[int]:
+        """Ids of one segment, BOS and EOS included.
+
+        Names of control tokens in `text` are spelled out in ordinary tokens.
+        Raises: TextError.
+        """
+        if speaker < 0:
+            raise TextError("speaker", f"must be 0 or greater, not {speaker}")
+        if len(text) > self.max_chars:
+            raise TextError("text", f"has {len(text)} characters, at most {self.max_chars} are taken")
+        if not text.strip():
+            raise TextError("text", "must hold at least one character that is no white space")
+        if "\0" in text:
+            raise TextError("text", "must not contain the character U+0000")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TextError("text", f"is no Unicode text (lone surrogate at {error.start})") from error
+        ids = self._tokenizer.encode(f"[{speaker}]{text}", add_special_tokens=False).ids
+        return [self._bos_id, *ids, self._eos_id]
+
+
+def load_text_tokenizer(bundle: Bundle, max_chars: int) -> TextTokenizer:
+    """The bundle's tokenizer.
+
+    Everything in the file that would read control tokens out of text, put tokens around it or cut
+    it is left out: `added_tokens` (which match anywhere in a text, special or not), the
+    post-processor (Llama's own adds a BOS), truncation and padding.
+
+    Raises: PartError when the file is missing, damaged, has no BOS or EOS, or has more ids than the bundle.
+    """
+    path = bundle.text_tokenizer.resolve()["tokenizer"]
+    table = _read(path)
+    added = {token["content"]: token["id"] for token in table.get("added_tokens") or []}
+    for token in (BOS, EOS):
+        if token not in added:
+            raise PartError(_PART, str(path), f"has no {token}", "use the tokenizer.json of Llama 3")
+    plain = table | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(plain))
+    except Exception as error:  # the library raises bare Exceptions
+        raise PartError(_PART, str(path), f"no usable tokenizer ({error})", "fetch it again") from error
+    largest = max(*tokenizer.get_vocab().values(), *added.values())
+    if largest >= bundle.generator.text_vocab_size:
+        raise PartError(
+            _PART, str(path), f"has ids up to {largest}, the bundle's text_vocab_size is "
+            f"{bundle.generator.text_vocab_size}", "correct bundle.toml",
+        )  # fmt: skip
+    return TextTokenizer(tokenizer, added[BOS], added[EOS], max_chars)
+
+
+def _read(path: Path) -> dict:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(table, dict) or "model" not in table:
+            raise ValueError("no tokenizer in it")
+    except (OSError, ValueError) as error:
+        raise PartError(_PART, str(path), f"not a tokenizer.json ({error})", "fetch it again") from error
+    return table

@@ -1,0 +1,52 @@
+"""A tiny Mimi whose every part matters: random weights, layer scale 1, a context of five frames."""
+
+import math
+
+import torch
+from moshi.models import MimiModel, loaders
+from torch import nn
+
+CODEBOOKS, BINS = 4, 32
+CONFIG = {
+    "sample_rate": 24_000,
+    "channels": 1,
+    "frame_rate": 12.5,
+    "seanet": loaders._seanet_kwargs | {"dimension": 16, "n_filters": 2},
+    "transformer": loaders._transformer_kwargs
+    | {
+        "d_model": 16,
+        "num_heads": 2,
+        "num_layers": 2,
+        "dim_feedforward": 32,
+        "layer_scale": 1.0,
+        "context": 10,
+        "input_dimension": 16,
+        "output_dimensions": [16],
+    },
+    "quantizer": {
+        "dimension": 8,
+        "n_q": CODEBOOKS,
+        "bins": BINS,
+        "input_dimension": 16,
+        "output_dimension": 16,
+    },
+}
+
+
+@torch.no_grad()
+def build() -> MimiModel:
+    """Samples within about ±1 for any codes; codes that vary for any sound."""
+    model = loaders.get_mimi(None, CONFIG, num_codebooks=CODEBOOKS)
+    random = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.ConvTranspose1d):
+            module.weight.normal_(std=1.25 / math.sqrt(module.weight[0].numel()), generator=random)
+            if module.bias is not None:
+                module.bias.normal_(std=0.1, generator=random)
+    model.encoder.model[0].conv.conv.weight.mul_(10)
+    model.decoder.model[-1].conv.conv.weight.mul_(0.1)
+    for quantizer in (model.quantizer.rvq_first, model.quantizer.rvq_rest):
+        for layer in quantizer.vq.layers:
+            layer._codebook.embedding_sum.normal_(generator=random)
+            layer._codebook._initialized.fill_(1)
+    return model.requires_grad_(False)
