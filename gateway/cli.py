@@ -124,7 +124,7 @@ async def _say(args: argparse.Namespace) -> int:
                 raise _WrongValue(str(error)) from error
             spoken = await listen(stream, err)
             file.write(spoken.wav())
-    out.print(f"{args.output}: {spoken.describe()}", soft_wrap=True)
+    out.print(f"{args.output}: {spoken.describe()}")
     if args.trace:
         out.print()
         await show_waterfall(out, spoken, store)
@@ -136,7 +136,7 @@ async def _verify(args: argparse.Namespace) -> int:
     async with SpeechClient(_find(args)[0], timeout_s=args.timeout) as client:
         with err.status("looking for the watermark"):
             answer = await client.verify(args.file)
-    out.print(verdict(answer), soft_wrap=True)
+    out.print(verdict(answer))
     return 0 if answer.found else 1
 
 
@@ -147,11 +147,10 @@ async def _voices(args: argparse.Namespace) -> int:
     bundle = answer.bundle
     out.print(
         f"`{bundle.bundle_id}`: {answer.description} "
-        f"({bundle.codebooks} codebooks, {bundle.frame_rate_hz:g} frames/s, {bundle.sample_rate_hz} Hz)",
-        soft_wrap=True,
+        f"({bundle.codebooks} codebooks, {bundle.frame_rate_hz:g} frames/s, {bundle.sample_rate_hz} Hz)"
     )
     if not answer.trained:
-        out.print(NOISE, soft_wrap=True)
+        out.print(NOISE)
     if not answer.voices:
         out.print("Any speaker number works; the voice comes from --context.")
         return 0
@@ -159,7 +158,7 @@ async def _voices(args: argparse.Namespace) -> int:
     for voice in answer.voices:
         example = f'csm say "Hello." --speaker {voice.speaker} -o {voice.name or voice.speaker}.wav'
         table.add_row(str(voice.speaker), voice.name, voice.description, example)
-    out.print(table)
+    out.print(table, soft_wrap=False)
     return 0
 
 
@@ -174,7 +173,8 @@ async def _demo(args: argparse.Namespace) -> int:
 
 def _consoles() -> tuple[Console, Console]:
     """For standard output and standard error; what is printed is text, never markup."""
-    return Console(highlight=False, markup=False), Console(highlight=False, markup=False, stderr=True)
+    options = {"highlight": False, "markup": False, "soft_wrap": True}
+    return Console(**options), Console(**options, stderr=True)
 
 
 def _context(value: str) -> tuple[int | None, Path, str]:

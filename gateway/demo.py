@@ -9,7 +9,7 @@ from rich.console import Console
 
 from gateway.client import SpeechClient
 from gateway.say import listen, replacing, show_waterfall
-from gateway.up import NOISE, Plan, deployment, free_ports
+from gateway.up import NOISE, Plan, deployment, free_ports, introduction
 from models.bundle import load_bundle
 
 TEXT = "Hello there. These words went through five small services on their way to you."
@@ -25,7 +25,7 @@ async def demo(model: str, out: Path, console: Console, progress: Console) -> in
     bundle = load_bundle(model)
     out.parent.mkdir(parents=True, exist_ok=True)
     plan = Plan(model, free_ports(), out.with_suffix(""))
-    console.print(f"Five services start, a process each, with the bundle `{bundle.id}`: {bundle.description}.")
+    console.print(f"Starting five services, a process each. {introduction(bundle)}")
     async with deployment(plan, console) as running, SpeechClient(running.address) as client:
         voices = await client.voices()
         limit_ms = None if voices.trained else round(1000 * _NOISE_S)
@@ -34,20 +34,20 @@ async def demo(model: str, out: Path, console: Console, progress: Console) -> in
             spoken = await listen(stream, progress)
             file.write(spoken.wav())
         console.print(f'\n"{TEXT}"\n{out}: {spoken.describe()}')
-        console.print(verdict(await client.verify(out)))
         if not voices.trained:
             console.print(NOISE)
-        console.print()
+        with progress.status("looking for the watermark"):
+            answer = await client.verify(out)
+        console.print(f"{verdict(answer)}\n")
         await show_waterfall(console, spoken, running.traces)
     console.print(f"\nAll five have stopped. Their logs are in {plan.folder / 'logs'}.")
     return 0
 
 
 def verdict(answer: speech_pb2.VerifyWatermarkResponse) -> str:
-    """One line: whether the mark is there, and how sure that is."""
-    numbers = f"confidence {answer.confidence:.2f}, found from {answer.threshold:.2f} on"
+    """Whether the mark is there, how sure that is, and whether this bundle could have one at all."""
+    numbers = f"confidence {answer.confidence:.2f}; found from {answer.threshold:.2f} on"
     if answer.found:
         return f"Watermark found at {answer.position.ToNanoseconds() / 1e9:.2f} s ({numbers})."
-    if not answer.detectable:
-        return f"Watermark not found ({numbers}): the nets of this bundle are untrained, no mark can be found with it."
-    return f"Watermark not found ({numbers})."
+    hopeless = "\nThis bundle's watermark nets are untrained: no mark can be found with them."
+    return f"Watermark not found ({numbers}).{'' if answer.detectable else hopeless}"

@@ -101,5 +101,5 @@ async def show_waterfall(console: Console, spoken: Spoken, store: TraceStore | N
     else:
         why = "no `csm up` here keeps its trace" if store is None else "its trace has not arrived"
         bars, source = bars_of_summary(spoken.summary), f"by the answer's own summary ({why})"
-    console.print(f"Where the time went {source}:", soft_wrap=True)
-    console.print(draw(bars, width=min(console.width, 100)), soft_wrap=True)
+    console.print(f"Where the time went {source}:")
+    console.print(draw(bars, width=min(console.width, 100)))

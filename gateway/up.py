@@ -17,13 +17,12 @@ from gateway import state
 from gateway.collector import Collector
 from gateway.supervisor import Child, Supervisor
 from gateway.traces import TraceStore
-from gateway.waterfall import seconds
 from models.bundle import Bundle, load_bundle
 from services.runtime.settings import StartError
 
 STAGES = ("tokenizer", "backbone", "codec", "watermark")
 DEFAULT_PORT = 50050
-NOISE = "Its weights are random: what it says is noise, and its watermark cannot be detected."
+NOISE = "This bundle's weights are random: what it says is noise."
 _HOST = "127.0.0.1"
 
 
@@ -94,7 +93,7 @@ async def deployment(plan: Plan, console: Console) -> AsyncIterator[Deployment]:
         supervisor = await stack.enter_async_context(Supervisor(children, plan.folder / "logs"))
         await supervisor.wait_ready(
             plan.ready_s,
-            lambda child, took_s: console.print(f"  {child.name:<10} {child.address:<16} ready after {seconds(took_s)}"),
+            lambda child, took_s: console.print(f"  {child.name:<10} {child.address:<16} ready after {took_s:.1f} s"),
         )
         yield Deployment(plan.address("gateway"), supervisor, store)
 
@@ -102,13 +101,13 @@ async def deployment(plan: Plan, console: Console) -> AsyncIterator[Deployment]:
 async def up(plan: Plan, console: Console) -> int:
     """Run until Ctrl-C or SIGTERM (0). Raises: as `deployment`, and ChildDied when a service ends."""
     bundle = load_bundle(plan.model)
-    console.print(f"Starting five services with the bundle `{bundle.id}`: {bundle.description}.")
+    console.print(f"Starting five services. {introduction(bundle)}")
     try:
         async with deployment(plan, console) as running:
             note = state.Running(running.address, os.getpid(), str(running.traces.folder) if running.traces else None)
             state.announce(note, plan.folder)
             try:
-                console.print(_invitation(plan, bundle), soft_wrap=True)
+                console.print(_invitation(plan, bundle))
                 await running.supervisor.wait_died()
             finally:
                 state.withdraw(note, plan.folder)
@@ -116,6 +115,11 @@ async def up(plan: Plan, console: Console) -> int:
     except asyncio.CancelledError:
         console.print("All five have stopped.")
     return 0
+
+
+def introduction(bundle: Bundle) -> str:
+    """Which bundle is served, and what it is."""
+    return f"Bundle `{bundle.id}`:\n{bundle.description}"
 
 
 def _invitation(plan: Plan, bundle: Bundle) -> str:

@@ -1,0 +1,140 @@
+"""`csm` with the real five services: the demo, `up` and `say --trace` side by side, and nothing left behind."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import uuid
+import wave
+from pathlib import Path
+
+import pytest
+
+from models.bundle import load_bundle
+
+ROWS = ("gateway StreamSynthesize", "tokenizer Tokenize", "backbone Generate", "codec Decode", "watermark Embed")
+TRAINED = load_bundle("embedded").trained
+
+
+class Csm:
+    """Runs `csm` with a state folder of its own; knows its processes by a mark in their environment."""
+
+    def __init__(self, folder: Path):
+        self.folder, self._mark = folder, uuid.uuid4().hex
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("CSM_", "OTEL_"))}
+        self._env = {
+            **clean, "CSM_STATE_DIR": str(folder / "state"), "CSM_TEST_MARK": self._mark, "COLUMNS": "80",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    async def start(self, *arguments):
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gateway.cli", *arguments,
+            cwd=self.folder, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+
+    async def __call__(self, *arguments):
+        """(exit code, standard output, standard error)."""
+        process = await self.start(*arguments)
+        out, err = await process.communicate()
+        return process.returncode, out.decode(), err.decode()
+
+    def processes(self) -> dict[int, str]:
+        """Process id → command line of all that still run."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if self._mark in (folder / "environ").read_text(errors="replace"):
+                    command = (folder / "cmdline").read_text().replace("\0", " ").strip()
+                    found[int(folder.name)] = command
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                pass
+        return {pid: command for pid, command in found.items() if command}
+
+
+@pytest.fixture
+def csm(tmp_path):
+    running = Csm(tmp_path)
+    yield running
+    left = running.processes()
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def assert_waterfall(out):
+    lines = out.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("Where the time went"))
+    assert "(trace " in lines[start] and "not all of it" not in lines[start]
+    for row in ROWS:
+        assert any(row in line and line.endswith("s") for line in lines[start:]), f"{row} is missing:\n{out}"
+    for row in ("queue", "prefill"):
+        assert any(line.strip().startswith(row) for line in lines[start:]), f"{row} is missing:\n{out}"
+    assert all(len(line) <= 80 for line in lines[start + 1 :])
+
+
+async def test_demo_says_shows_and_leaves_nothing(csm, tmp_path):
+    code, out, err = await csm("demo")
+    assert code == 0, out + err
+    with wave.open(str(tmp_path / "out" / "demo.wav")) as file:
+        assert file.getframerate() == 24_000
+        assert file.getnframes() > 24_000 // 2
+        assert any(file.readframes(file.getnframes())), "silence"
+    assert ("noise" in out) is not TRAINED
+    assert ("Watermark found" in out) is TRAINED
+    assert_waterfall(out)
+    assert not csm.processes()
+
+
+async def test_up_serves_other_terminals_until_a_service_dies(csm, tmp_path):
+    up = await csm.start("up", "--ephemeral")
+    told = []
+    while not told or not told[-1].startswith("ready: "):
+        line = await asyncio.wait_for(up.stdout.readline(), 120)
+        assert line, (await up.stderr.read()).decode()
+        told.append(line.decode())
+    for name in ("tokenizer", "backbone", "codec", "watermark", "gateway"):
+        assert any(line.split()[0] == name and "ready after" in line for line in told)
+
+    code, out, err = await csm("say", "Hello there.", "-o", "a.wav", "--seed", "1", "--max-seconds", "0.8", "--trace")
+    assert code == 0, err
+    assert_waterfall(out)
+    await csm("say", "Hello there.", "-o", "again.wav", "--seed", "1", "--max-seconds", "0.8")
+    assert (tmp_path / "again.wav").read_bytes() == (tmp_path / "a.wav").read_bytes()
+    code, out, err = await csm(
+        "say", "Well said.", "-o", "b.wav", "--rate", "16000", "--max-seconds", "0.4", "--context", "1@a.wav:Hello there."
+    )
+    assert code == 0, err
+    with wave.open(str(tmp_path / "b.wav")) as file:
+        assert (file.getframerate(), file.getnframes()) == (16_000, 6400)
+    code, out, err = await csm("verify", "a.wav")
+    assert (code, err) == (0 if TRAINED else 1, "")
+    code, out, err = await csm("voices")
+    assert code == 0 and "`embedded`" in out
+    code, out, err = await csm("say", "x" * 10**5, "-o", "c.wav")
+    assert code == 3 and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "c.wav").exists()
+
+    codec = next(pid for pid, command in csm.processes().items() if "services.codec" in command)
+    os.kill(codec, signal.SIGKILL)
+    _, err = await asyncio.wait_for(up.communicate(), 60)
+    assert up.returncode == 1
+    assert err.decode().startswith("csm: codec ended by SIGKILL")
+    assert not csm.processes()
+    code, _, err = await csm("voices")
+    assert code == 5 and "nothing answers" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_up_stops_all_when_asked_even_before_it_is_ready(csm, number):
+    up = await csm.start("up", "--ephemeral")
+    assert b"Starting five services" in await up.stdout.readline()
+    async with asyncio.timeout(60):
+        while len(csm.processes()) < 6:
+            await asyncio.sleep(0.01)
+        up.send_signal(number)
+        out, err = await up.communicate()
+    assert (up.returncode, err) == (0, b""), err
+    assert out.decode().endswith("All five have stopped.\n")
+    assert not csm.processes()
