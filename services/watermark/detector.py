@@ -105,7 +105,7 @@ class Detector:
         power = float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0
         if power < 1e-20:
             return None
-        audio = torch.from_numpy(samples).to(self.device) * (TRAINING_POWER / power) ** 0.5
+        audio = torch.tensor(samples, device=self.device) * (TRAINING_POWER / power) ** 0.5
         # An offset of up to a hop and mirrored ends must leave one frame.
         return torch.nn.functional.pad(audio, (0, max(0, 2 * self.hparams.n_fft - len(audio))))
 

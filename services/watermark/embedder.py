@@ -107,7 +107,7 @@ class EmbedStream:
 
         Raises: ValueError when a sample is not finite, or the stream is over.
         """
-        samples = np.asarray(samples, np.float32)
+        samples = np.array(samples, np.float32)  # a copy: the caller's buffer stays the caller's
         if samples.ndim != 1:
             raise ValueError(f"samples have {samples.ndim} dimensions, must have 1")
         if not np.isfinite(samples).all():
@@ -128,6 +128,8 @@ class EmbedStream:
         carrier = torch.from_numpy(self._inward.push(samples, last)).to(self._embedder.device)
         mark = self._mark(self._analysis.push(carrier, last), last)
         ready = self._outward.push(mark.cpu().numpy(), last)[: len(self._clean)]
+        if not np.isfinite(ready).all():
+            raise RuntimeError("the nets gave a mark that is not finite: their weights are damaged")
         marked = self._clean[: len(ready)] + ready
         self._clean = self._clean[len(ready) :]
         return marked
@@ -135,6 +137,8 @@ class EmbedStream:
     def _mark(self, columns: Tensor, last: bool) -> Tensor:
         """Spectrum columns [F, k] → the mark's samples that are ready [n], at the model's rate."""
         embedder, shape = self._embedder, self._embedder.hparams
+        if not columns.shape[1] and not last:
+            return torch.zeros(0)
         energy = columns.abs().square().mean(dim=0)  # [k]
         power = self._level.step(energy / embedder.framing.window_energy)
         gain = torch.sqrt(TRAINING_POWER / power)  # what brings the stream to the training level
@@ -149,8 +153,6 @@ class EmbedStream:
         self._scale = torch.cat([self._scale, carrier_rms * embedder.strength])
         place = torch.arange(self._columns, self._columns + columns.shape[1], device=embedder.device)
         self._columns += columns.shape[1]
-        if not self._columns:
-            return energy
         carrier = columns[: shape.rows].abs() * gain
         symbols = embedder.symbols[place % shape.message_len]
         mark = embedder.marker.step(self._marks, carrier[None], symbols[None], last)[0]  # [band, m]

@@ -177,6 +177,13 @@ def test_the_running_level_keeps_the_mark_in_proportion(pair, stock_pair, gain_d
     assert stock_pair.decode_wav(marked, 24000, False)["messages"] == [list(PUBLIC_KEY)]
 
 
+def test_damaged_nets_give_no_audio(untrained_files):
+    nets = load_nets(untrained_files)
+    nets.dec_c.main[0].bn.running_mean[0] = torch.nan
+    with pytest.raises(RuntimeError, match="not finite"):
+        Embedder(nets, PUBLIC_KEY).embed(speech_like(0.2))
+
+
 def test_what_cannot_be_marked_is_refused(untrained):
     embedder = Embedder(untrained, PUBLIC_KEY)
     with pytest.raises(ValueError, match="finite"):

@@ -1,0 +1,59 @@
+"""`python -m services.watermark`: audio in, marked audio out; and whether a clip is marked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import torch
+from csm.watermark.v1 import watermark_pb2_grpc
+
+from models.bundle import load_bundle
+from models.files import PartError
+from services.runtime.server import Stage, main
+from services.runtime.settings import StartError
+from services.watermark.config import WatermarkSettings, deployment_key
+from services.watermark.detector import Detector
+from services.watermark.embedder import Embedder
+from services.watermark.level import FixedLevel, RunningLevel
+from services.watermark.pool import Pool
+from services.watermark.servicer import WatermarkServicer
+from services.watermark.weights import load_nets
+
+
+@asynccontextmanager
+async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
+    """The servicer with its nets and threads. Raises: StartError."""
+    torch.set_num_threads(settings.threads)
+    try:
+        bundle = load_bundle(settings.model)
+        nets = await asyncio.to_thread(load_nets, bundle.watermark.resolve(), settings.device)
+    except PartError as error:
+        raise StartError(str(error)) from error
+    key = deployment_key(settings, bundle, nets.hparams.key_bytes)
+    sdr_db = settings.sdr_db if settings.sdr_db is not None else bundle.watermark.options.get("message_sdr_db")
+    embedder = Embedder(
+        nets,
+        key,
+        sample_rate_hz=bundle.sample_rate_hz,
+        message_sdr_db=sdr_db,
+        level=FixedLevel() if settings.level == "fixed" else RunningLevel(),
+    )
+    detector = Detector(nets, max_seconds=settings.max_detect_s)
+    marking = Pool("marking", settings.workers, stall_s=settings.stall_s)
+    searching = Pool("searching", settings.detections)
+    servicer = WatermarkServicer(settings, bundle, key, embedder, detector, marking, searching)
+    try:
+        yield Stage(
+            service="csm.watermark.v1.WatermarkService",
+            register=lambda server: watermark_pb2_grpc.add_WatermarkServiceServicer_to_server(servicer, server),
+            is_live=marking.is_live,
+        )
+    finally:
+        marking.close()
+        searching.close()
+
+
+if __name__ == "__main__":
+    main("watermark", WatermarkSettings, open_stage)

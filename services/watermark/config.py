@@ -1,0 +1,73 @@
+"""Settings of the watermark service, and how it comes by its key. Knows no torch."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.bundle import Bundle
+from services.runtime.settings import ServerSettings, SettingError, setting
+from services.watermark.key import PUBLIC_KEY, parse_key
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WatermarkSettings(ServerSettings):
+    """Read from the environment at start."""
+
+    listen: str = setting("CSM_LISTEN", "127.0.0.1:50054", "address and port to listen on")
+    key: str | None = setting(
+        "CSM_WATERMARK_KEY", None, "the key: five bytes, as hex or as numbers with commas between", secret=True
+    )
+    key_file: str | None = setting("CSM_WATERMARK_KEY_FILE", None, "a file that holds the key, instead")
+    device: str = setting("CSM_WATERMARK_DEVICE", "cpu", "where the nets run: cpu, cuda or cuda:N")
+    threads: int = setting("CSM_WATERMARK_THREADS", 1, "CPU threads of one pass", least=1, most=256)
+    workers: int = setting("CSM_WATERMARK_WORKERS", 1, "streams worked on at one moment", least=1, most=256)
+    streams: int = setting("CSM_WATERMARK_STREAMS", 16, "streams open at once", least=1, most=4096)
+    detections: int = setting("CSM_WATERMARK_DETECTIONS", 2, "Detect calls at once", least=1, most=256)
+    max_detect_s: float = setting(
+        "CSM_WATERMARK_MAX_DETECT_S", 60.0, "longest clip that Detect takes, seconds", least=1, most=600
+    )
+    sdr_db: float | None = setting(
+        "CSM_WATERMARK_SDR_DB", None, "how far the mark lies below the speech; default: the bundle's", least=0, most=100
+    )
+    level: str = setting(
+        "CSM_WATERMARK_LEVEL", "running", "what speech level the mark follows: the stream's own, or a fixed one",
+        choices=("running", "fixed"),
+    )
+    stall_s: float = setting("CSM_WATERMARK_STALL_S", 30.0, "a chunk longer than this means a stuck device", least=1)
+
+
+def deployment_key(settings: WatermarkSettings, bundle: Bundle, length: int) -> bytes:
+    """The key of this deployment, `length` bytes.
+
+    Raises: SettingError when there is none, it cannot be used, or it is the public one and the bundle
+    is not the embedded one. No message ever quotes a key.
+    """
+    name, text = "CSM_WATERMARK_KEY", settings.key
+    if settings.key_file is not None:
+        name = "CSM_WATERMARK_KEY_FILE"
+        if settings.key is not None:
+            raise SettingError("CSM_WATERMARK_KEY and CSM_WATERMARK_KEY_FILE are both set: set one")
+        try:
+            text = Path(settings.key_file).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(f"{name}={settings.key_file!r}: cannot be read ({type(error).__name__})") from error
+    if text is None:
+        if bundle.id != "embedded":
+            raise SettingError(
+                f"CSM_WATERMARK_KEY is not set: bundle {bundle.id} needs a key of its own, {length} secret bytes "
+                f"(make one with 'openssl rand -hex {length}'), there or in the file CSM_WATERMARK_KEY_FILE names"
+            )
+        text = ",".join(str(byte) for byte in bundle.watermark.options.get("public_key", PUBLIC_KEY))
+    try:
+        key = parse_key(text, length, name)
+    except ValueError as error:
+        raise SettingError(str(error)) from None
+    if key == PUBLIC_KEY:
+        if bundle.id != "embedded":
+            raise SettingError(f"{name} is the key that Sesame published: choose secret bytes for bundle {bundle.id}")
+        log.warning("marking with the public CSM key, which anybody can read and forge: for trying out alone")
+    return key

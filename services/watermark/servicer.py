@@ -1,0 +1,222 @@
+"""WatermarkService over embedder and detector. Imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import grpc
+import numpy as np
+from csm.common.v1 import common_pb2
+from csm.watermark.v1 import watermark_pb2, watermark_pb2_grpc
+from opentelemetry import metrics, trace
+
+from models.bundle import Bundle
+from services.runtime import telemetry
+from services.runtime.admission import Admission
+from services.runtime.audio import (
+    MAX_PEAK,
+    AudioError,
+    Clip,
+    Encoding,
+    from_bytes,
+    read_raw,
+    read_wav,
+    to_bytes,
+)
+from services.runtime.errors import Broken, InvalidRequest
+from services.watermark.config import WatermarkSettings
+from services.watermark.key import check_key
+from services.watermark.pool import Pool
+
+if TYPE_CHECKING:
+    from services.watermark.detector import Detection, Detector
+    from services.watermark.embedder import Embedder, EmbedStream
+
+_ENCODINGS: dict[int, Encoding] = {
+    common_pb2.AUDIO_ENCODING_PCM_S16LE: "s16le",
+    common_pb2.AUDIO_ENCODING_PCM_F32LE: "f32le",
+}
+_STAGE = {"stage": "watermark"}
+# A message may hold minutes; a stream takes its turn in the pool with a second at most.
+_PIECE_S = 1
+
+
+class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
+    """marking, searching: where the nets' work runs; a search takes seconds and must not delay a stream."""
+
+    def __init__(
+        self,
+        settings: WatermarkSettings,
+        bundle: Bundle,
+        key: bytes,
+        embedder: Embedder,
+        detector: Detector,
+        marking: Pool,
+        searching: Pool,
+    ):
+        self._settings, self._bundle, self._key = settings, bundle, key
+        self._embedder, self._detector = embedder, detector
+        self._marking, self._searching = marking, searching
+        self._streams = Admission("watermark streams", settings.streams)
+        self._detections = Admission("watermark detections", settings.detections, retry_after_s=2.0)
+        meter = metrics.get_meter("csm")
+        for name, value in (("active", lambda: self._streams.inside), ("capacity", lambda: settings.streams)):
+            meter.create_observable_gauge(
+                f"csm.watermark.streams.{name}", [lambda _, value=value: [metrics.Observation(value())]], "1"
+            )
+
+    async def Embed(
+        self, request_iterator: AsyncIterator[watermark_pb2.EmbedRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[watermark_pb2.EmbedResponse]:
+        began = time.perf_counter()
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("event") != "start":
+            raise InvalidRequest("event", "the first message must be start")
+        encoding = self._stream_encoding(first.start.format)
+        with self._streams.enter():
+            yield self._started(first.start.format.encoding)
+            stream = self._embedder.open()
+            received = sent = 0
+            compute_s = 0.0
+            async with aclosing(self._pieces(request_iterator, encoding)) as pieces:
+                async for samples in pieces:
+                    marked, seconds = await self._advance(stream, samples)
+                    received += len(samples) if samples is not None else 0
+                    compute_s += seconds
+                    if not len(marked):
+                        continue
+                    if not sent:
+                        telemetry.stage_first_output.record(time.perf_counter() - began, _STAGE)
+                        trace.get_current_span().add_event("first_frame")
+                    sent += len(marked)
+                    data = to_bytes(marked, encoding)
+                    yield watermark_pb2.EmbedResponse(audio=watermark_pb2.MarkedAudio(data=data))
+            if sent != received:
+                raise Broken(f"the embedder gave {sent} samples for {received}")
+            trace.get_current_span().set_attribute("csm.samples", sent)
+            finished = watermark_pb2.EmbedFinished(samples=sent)
+            finished.compute_duration.FromNanoseconds(int(compute_s * 1e9))
+            yield watermark_pb2.EmbedResponse(finished=finished)
+
+    async def Detect(
+        self, request: watermark_pb2.DetectRequest, context: grpc.aio.ServicerContext
+    ) -> watermark_pb2.DetectResponse:
+        began = time.perf_counter()
+        key = self._key
+        if request.HasField("key"):
+            try:
+                key = check_key(request.key, len(self._key))
+            except ValueError as error:
+                raise InvalidRequest("key", str(error).removeprefix("key ")) from None
+        with self._detections.enter():
+            try:
+                clip = await asyncio.to_thread(self._read, request.audio)
+            except AudioError as error:
+                raise InvalidRequest(f"audio.{error.field}", error.description) from None
+            detection, seconds = await self._search(clip, key)
+        telemetry.stage_first_output.record(time.perf_counter() - began, _STAGE)
+        trace.get_current_span().set_attributes({"csm.found": detection.found, "csm.samples": len(clip.samples)})
+        response = watermark_pb2.DetectResponse(
+            found=detection.found,
+            confidence=detection.confidence,
+            threshold=detection.threshold,
+            decoded_key=detection.decoded_key,
+        )
+        if detection.position_s is not None:
+            response.position.FromNanoseconds(round(detection.position_s * 1e9))
+        response.compute_duration.FromNanoseconds(int(seconds * 1e9))
+        return response
+
+    async def GetModelInfo(
+        self, request: watermark_pb2.GetModelInfoRequest, context: grpc.aio.ServicerContext
+    ) -> watermark_pb2.GetModelInfoResponse:
+        info = watermark_pb2.GetModelInfoResponse(
+            bundle=common_pb2.BundleIdentity(
+                bundle_id=self._bundle.id,
+                codebooks=self._bundle.codebooks,
+                frame_rate_hz=self._bundle.frame_rate_hz,
+                sample_rate_hz=self._bundle.sample_rate_hz,
+            ),
+            lookahead_samples=self._embedder.lookahead_samples,
+            trained=self._bundle.trained,
+        )
+        info.max_detect_duration.FromNanoseconds(int(self._settings.max_detect_s * 1e9))
+        return info
+
+    # Embed's parts.
+
+    def _stream_encoding(self, form: common_pb2.AudioFormat) -> Encoding:
+        rate_hz = self._bundle.sample_rate_hz
+        if form.encoding not in _ENCODINGS:
+            raise InvalidRequest("start.format.encoding", "must be PCM_S16LE or PCM_F32LE")
+        if form.HasField("sample_rate_hz") and form.sample_rate_hz != rate_hz:
+            raise InvalidRequest("start.format.sample_rate_hz", f"must be {rate_hz}, not {form.sample_rate_hz}")
+        if form.HasField("channels") and form.channels != 1:
+            raise InvalidRequest("start.format.channels", f"must be 1, not {form.channels}")
+        return _ENCODINGS[form.encoding]
+
+    def _started(self, encoding: int) -> watermark_pb2.EmbedResponse:
+        form = common_pb2.AudioFormat(encoding=encoding, sample_rate_hz=self._bundle.sample_rate_hz, channels=1)
+        started = watermark_pb2.EmbedStarted(format=form, lookahead_samples=self._embedder.lookahead_samples)
+        return watermark_pb2.EmbedResponse(started=started)
+
+    async def _pieces(
+        self, requests: AsyncIterator[watermark_pb2.EmbedRequest], encoding: Encoding
+    ) -> AsyncIterator[np.ndarray | None]:
+        """The caller's samples in pieces [n], then None."""
+        most = self._bundle.sample_rate_hz * _PIECE_S
+        async for request in requests:
+            if request.WhichOneof("event") != "audio":
+                raise InvalidRequest("event", "every message after start must be audio")
+            try:
+                samples = from_bytes(request.audio.data, encoding)
+            except ValueError:
+                raise InvalidRequest("audio.data", f"{len(request.audio.data)} bytes is no whole number of samples") from None
+            peak = float(np.max(np.abs(samples), initial=0.0))  # NaN when any sample is
+            if not np.isfinite(peak):
+                raise InvalidRequest("audio.data", "has samples that are NaN or infinite")
+            if peak > MAX_PEAK:
+                raise InvalidRequest("audio.data", f"float samples must lie in [-1, 1], found {peak:g}")
+            for start in range(0, len(samples), most):
+                yield samples[start : start + most]
+        yield None
+
+    async def _advance(self, stream: EmbedStream, samples: np.ndarray | None) -> tuple[np.ndarray, float]:
+        marked, seconds = await self._marking.run(lambda: stream.finish() if samples is None else stream.push(samples))
+        telemetry.stage_chunk.record(seconds, _STAGE)
+        return marked, seconds
+
+    # Detect's parts.
+
+    def _read(self, audio: common_pb2.AudioClip) -> Clip:
+        most = self._settings.max_detect_s
+        match audio.WhichOneof("source"):
+            case "wav":
+                return read_wav(audio.wav, max_duration_s=most)
+            case "raw":
+                form = audio.raw.format
+                if form.encoding not in _ENCODINGS:
+                    raise AudioError("raw.format.encoding", "must be PCM_S16LE or PCM_F32LE")
+                return read_raw(
+                    audio.raw.data,
+                    encoding=_ENCODINGS[form.encoding],
+                    sample_rate_hz=form.sample_rate_hz,
+                    channels=form.channels if form.HasField("channels") else 1,
+                    max_duration_s=most,
+                )
+            case _:
+                raise AudioError("source", "must be set: wav or raw")
+
+    async def _search(self, clip: Clip, key: bytes) -> tuple[Detection, float]:
+        left = threading.Event()  # the caller is gone: the search ends after the pass it is in
+        try:
+            return await self._searching.run(
+                lambda: self._detector.detect(clip.samples, clip.sample_rate_hz, key, left.is_set)
+            )
+        finally:
+            left.set()
