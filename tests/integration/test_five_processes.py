@@ -117,8 +117,8 @@ ODD.raw.data = ODD.raw.data[:-3]
 @pytest.mark.parametrize(
     ("fields", "field", "says"),
     [
-        ({"text": ""}, "utterance.text", "empty"),
-        ({"text": "   "}, "utterance.text", ""),
+        ({"text": ""}, "utterance.text", "at least one character"),
+        ({"text": "   "}, "utterance.text", "white space"),
         ({"text": "a" * 1_000_000}, "utterance.text", "character"),
         ({"speaker": -1}, "utterance.speaker", "-1"),
         ({"sampling": common_pb2.SamplingOptions(temperature=0)}, "utterance.sampling.temperature", "greater than 0"),
@@ -252,7 +252,7 @@ async def test_a_killed_stage_is_told_within_a_second_and_the_chain_recovers(cha
     began = time.monotonic()
     await chain.kill(stage)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in call:
+        while await call.read() is not grpc.aio.EOF:
             pass
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE, caught.value.details()
     assert time.monotonic() - began < 1.0
