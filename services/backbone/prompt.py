@@ -16,9 +16,9 @@ import numpy as np
 class PromptError(ValueError):
     """A prompt that cannot be used. `field` is a path such as `prompt[2].audio.frames[0].codes`."""
 
-    def __init__(self, field: str, reason: str):
-        super().__init__(f"{field}: {reason}")
-        self.field, self.reason = field, reason
+    def __init__(self, field: str, description: str):
+        super().__init__(f"{field}: {description}")
+        self.field, self.description = field, description
 
 
 @dataclass(frozen=True)

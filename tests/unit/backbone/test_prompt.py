@@ -71,7 +71,7 @@ def test_refusals_name_field_and_limit(parts, options, field, reason):
     with pytest.raises(PromptError) as error:
         LIMITS.build(parts, **options)
     assert error.value.field == field
-    assert reason in error.value.reason
+    assert reason in error.value.description
 
 
 def test_a_prompt_that_just_fits():

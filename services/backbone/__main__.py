@@ -1,0 +1,83 @@
+"""`python -m services.backbone`: prompts to frames of codes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import torch
+from csm.backbone.v1 import backbone_pb2_grpc
+
+from models.bundle import Bundle, load_bundle
+from models.files import PartError
+from services.backbone.config import BackboneSettings
+from services.backbone.engine import Engine
+from services.backbone.runner import Runner
+from services.backbone.scheduler import Scheduler
+from services.backbone.servicer import BackboneServicer
+from services.backbone.weights import load_model
+from services.runtime.server import Stage, main
+from services.runtime.settings import SettingError, StartError
+
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def open_stage(settings: BackboneSettings) -> AsyncIterator[Stage]:
+    """The servicer with its engine. Raises: StartError."""
+    torch.set_num_threads(settings.threads)
+    try:
+        bundle = load_bundle(settings.model)
+        runner = await asyncio.to_thread(_load, settings, bundle)
+    except PartError as error:
+        raise StartError(str(error)) from error
+    if not bundle.trained:
+        log.warning("bundle %s is untrained: it makes noise", bundle.id)
+    scheduler = Scheduler(
+        slots=settings.slots,
+        queue_capacity=settings.queue,
+        buffer_frames=settings.buffer_frames,
+        stall_limit_s=settings.reader_stall_s,
+    )
+    engine = Engine(runner, scheduler)
+    servicer = BackboneServicer(
+        bundle,
+        engine,
+        max_frames=settings.max_frames,
+        device=runner.device.type,
+        dtype=str(runner.dtype).removeprefix("torch."),
+    )
+    engine.start()
+    try:
+        yield Stage(
+            service="csm.backbone.v1.BackboneService",
+            register=lambda server: backbone_pb2_grpc.add_BackboneServiceServicer_to_server(servicer, server),
+            is_live=lambda: engine.is_live(settings.stall_s),
+        )
+    finally:
+        await engine.stop(0)
+
+
+def _load(settings: BackboneSettings, bundle: Bundle) -> Runner:
+    """Weights on the device, and one frame made with them."""
+    try:
+        device = torch.device(settings.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingError(f"CSM_BACKBONE_DEVICE={settings.device!r}: cannot be used ({reason})") from error
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
+        settings.dtype, torch.float32 if device.type == "cpu" else torch.bfloat16
+    )
+    model = load_model(bundle.generator, device, dtype)
+    runner = Runner(
+        model, slots=settings.slots, block_rows=settings.block_rows, prefill_rows=settings.prefill_rows
+    )
+    runner.warm_up()
+    return runner
+
+
+if __name__ == "__main__":
+    main("backbone", BackboneSettings, open_stage)

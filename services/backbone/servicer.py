@@ -1,0 +1,234 @@
+"""BackboneService over the engine. Imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import grpc
+from csm.backbone.v1 import backbone_pb2, backbone_pb2_grpc
+from csm.common.v1 import common_pb2
+from opentelemetry import metrics, trace
+
+from models.bundle import Bundle
+from services.backbone.engine import Engine, Stopping
+from services.backbone.generation import Generation, GenerationEnded
+from services.backbone.prompt import Audio, PromptError, PromptLimits, Text
+from services.backbone.scheduler import Busy, Entry, Finish, Request, Sampling
+from services.runtime import telemetry
+from services.runtime.errors import CallError, InvalidRequest, Overloaded, Unavailable
+
+_STAGE = {"stage": "backbone"}
+_DEFAULT_RAMP_FRAMES = (1, 1, 2, 4, 8)
+_MAX_CHUNK_FRAMES = 64
+_MAX_TEMPERATURE = 2.0
+_LEAST_TEMPERATURE = 1e-4  # as good as greedy; logits divided by much less overflow fp32
+_REASONS = {
+    Finish.END_OF_SPEECH: common_pb2.FINISH_REASON_END_OF_SPEECH,
+    Finish.MAX_LENGTH: common_pb2.FINISH_REASON_MAX_LENGTH,
+}
+_tracer = trace.get_tracer("csm.backbone")
+
+
+class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
+    """One generation of the engine for each Generate."""
+
+    def __init__(self, bundle: Bundle, engine: Engine, *, max_frames: int, device: str, dtype: str):
+        self._bundle, self._engine = bundle, engine
+        self._max_frames, self._device, self._dtype = max_frames, device, dtype
+        self._limits = PromptLimits(
+            codebooks=bundle.codebooks,
+            text_vocab_size=bundle.generator.text_vocab_size,
+            codec_bins=bundle.codec_bins,
+            max_rows=bundle.generator.backbone.max_rows,
+        )
+        meter = metrics.get_meter("csm")
+        for name, value in (
+            ("slots.active", lambda: engine.load().slots_active),
+            ("slots.capacity", lambda: engine.load().slots_capacity),
+            ("queue.depth", lambda: engine.load().queue_depth),
+        ):
+            meter.create_observable_gauge(
+                f"csm.backbone.{name}", [lambda _, value=value: [metrics.Observation(value())]], "1"
+            )
+
+    async def Generate(
+        self, request: backbone_pb2.GenerateRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[backbone_pb2.GenerateResponse]:
+        began = time.perf_counter()
+        sampling = _sampling(request)
+        ramp = _ramp(request.chunk_policy.ramp_frames)
+        # A long prompt takes milliseconds to check, so that is done off the event loop.
+        wanted = await asyncio.to_thread(self._read, request, sampling, context.time_remaining())
+        generation = self._submit(wanted)
+        try:
+            await generation.prefilled()
+            yield backbone_pb2.GenerateResponse(
+                started=backbone_pb2.GenerateStarted(
+                    seed=sampling.seed, prompt_rows=wanted.prompt.prompt_rows, max_frames=wanted.max_frames
+                )
+            )
+            index = wanted.generated_frames
+            while True:
+                waited = time.perf_counter()
+                frames = await generation.read(next(ramp))
+                if not frames:
+                    break
+                if index == wanted.generated_frames:
+                    telemetry.stage_first_output.record(time.perf_counter() - began, _STAGE)
+                    trace.get_current_span().add_event("first_frame")
+                telemetry.stage_chunk.record(time.perf_counter() - waited, _STAGE)
+                chunk = backbone_pb2.FrameChunk(first_frame_index=index)
+                chunk.frames.extend(common_pb2.Frame(codes=frame) for frame in frames)
+                index += len(frames)
+                yield backbone_pb2.GenerateResponse(chunk=chunk)
+            yield backbone_pb2.GenerateResponse(finished=_finished(generation.entry, index - wanted.generated_frames))
+        except GenerationEnded as ended:
+            raise _status(ended.finish) from None
+        finally:
+            generation.cancel()
+            self._trace(generation)
+
+    async def GetModelInfo(
+        self, request: backbone_pb2.GetModelInfoRequest, context: grpc.aio.ServicerContext
+    ) -> backbone_pb2.GetModelInfoResponse:
+        return backbone_pb2.GetModelInfoResponse(
+            bundle=common_pb2.BundleIdentity(
+                bundle_id=self._bundle.id,
+                codebooks=self._bundle.codebooks,
+                frame_rate_hz=self._bundle.frame_rate_hz,
+                sample_rate_hz=self._bundle.sample_rate_hz,
+            ),
+            max_rows=self._limits.max_rows,
+            text_vocab_size=self._limits.text_vocab_size,
+            codec_bins=self._limits.codec_bins,
+            device=self._device,
+            dtype=self._dtype,
+            max_frames=self._max_frames,
+        )
+
+    async def GetLoad(
+        self, request: backbone_pb2.GetLoadRequest, context: grpc.aio.ServicerContext
+    ) -> backbone_pb2.GetLoadResponse:
+        load = self._engine.load()
+        response = backbone_pb2.GetLoadResponse(
+            slots_active=load.slots_active,
+            slots_capacity=load.slots_capacity,
+            queue_depth=load.queue_depth,
+            queue_capacity=load.queue_capacity,
+        )
+        response.frame_step_duration.FromNanoseconds(_ns(load.frame_step_s))
+        return response
+
+    def _read(
+        self, request: backbone_pb2.GenerateRequest, sampling: Sampling, remaining_s: float | None
+    ) -> Request:
+        """The request as the engine takes it. Raises: InvalidRequest."""
+        parts: list[Text | Audio] = []
+        for index, part in enumerate(request.prompt):
+            match part.WhichOneof("part"):
+                case "text":
+                    parts.append(Text(list(part.text.ids)))
+                case "audio":
+                    parts.append(Audio([list(frame.codes) for frame in part.audio.frames]))
+                case _:
+                    raise InvalidRequest(f"prompt[{index}]", "must be text or audio")
+        try:
+            prompt, max_frames = self._limits.build(
+                parts,
+                [list(frame.codes) for frame in request.generated],
+                request.max_frames if request.HasField("max_frames") else None,
+                self._max_frames,
+            )
+        except PromptError as error:
+            raise InvalidRequest(error.field, error.description) from None
+        deadline_s = None if remaining_s is None else self._engine.now() + remaining_s
+        return Request(prompt, sampling, max_frames, prompt.generated_frames, deadline_s)
+
+    def _submit(self, wanted: Request) -> Generation:
+        try:
+            return self._engine.submit(wanted)
+        except Busy as busy:
+            raise Overloaded(str(busy), busy.retry_after_s) from None
+        except Stopping as stopping:
+            raise Unavailable(str(stopping)) from None
+
+    def _trace(self, generation: Generation) -> None:
+        """Spans of what came before the first frame, made when all is over: their times are the engine's."""
+        entry = generation.entry
+        now_s, now_ns = self._engine.now(), time.time_ns()
+        for name, start_s, end_s in (
+            ("queue", entry.submitted_s, entry.admitted_s),
+            ("prefill", entry.admitted_s, entry.prefilled_s),
+        ):
+            if start_s is not None:
+                end_s = end_s or entry.ended_s or now_s  # it may have ended in there
+                span = _tracer.start_span(name, start_time=now_ns - _ns(now_s - start_s))
+                span.end(end_time=now_ns - _ns(now_s - end_s))
+
+
+def _sampling(request: backbone_pb2.GenerateRequest) -> Sampling:
+    """Raises: InvalidRequest."""
+    options = request.sampling
+    temperature = options.temperature if options.HasField("temperature") else 0.9
+    if not 0 < temperature <= _MAX_TEMPERATURE:  # written so that NaN fails too
+        raise InvalidRequest(
+            "sampling.temperature", f"is {temperature:g}, must be greater than 0 and at most {_MAX_TEMPERATURE:g}"
+        )
+    temperature = max(temperature, _LEAST_TEMPERATURE)
+    top_k = options.top_k if options.HasField("top_k") else 50
+    if top_k < 1:
+        raise InvalidRequest("sampling.top_k", f"is {top_k}, must be at least 1")
+    if request.generated and not options.HasField("seed"):
+        raise InvalidRequest("sampling.seed", "must be given with generated: it is the earlier stream's")
+    seed = options.seed if options.HasField("seed") else secrets.randbits(64)
+    return Sampling(temperature, top_k, seed)
+
+
+def _ramp(frames: list[int]) -> Iterator[int]:
+    """Sizes of the first, second, … chunk; the last goes on. Raises: InvalidRequest."""
+    sizes = tuple(frames) or _DEFAULT_RAMP_FRAMES
+    for index, size in enumerate(sizes):
+        if not 1 <= size <= _MAX_CHUNK_FRAMES:
+            raise InvalidRequest(
+                f"chunk_policy.ramp_frames[{index}]", f"is {size}, must be 1 to {_MAX_CHUNK_FRAMES}"
+            )
+
+    def each() -> Iterator[int]:
+        yield from sizes
+        while True:
+            yield sizes[-1]
+
+    return each()
+
+
+def _finished(entry: Entry, frames: int) -> backbone_pb2.GenerateFinished:
+    assert entry.finish and entry.admitted_s is not None
+    assert entry.prefilled_s is not None and entry.ended_s is not None
+    finished = backbone_pb2.GenerateFinished(finish_reason=_REASONS[entry.finish], frames=frames)
+    finished.queue_duration.FromNanoseconds(_ns(entry.admitted_s - entry.submitted_s))
+    finished.prefill_duration.FromNanoseconds(_ns(entry.prefilled_s - entry.admitted_s))
+    finished.decode_duration.FromNanoseconds(_ns(entry.ended_s - entry.prefilled_s))
+    return finished
+
+
+def _status(finish: Finish) -> CallError:
+    """What a caller is told of an end that nobody asked for."""
+    match finish:
+        case Finish.DEADLINE:
+            return CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline exceeded", reason="DEADLINE")
+        case Finish.STALLED:
+            return CallError(
+                grpc.StatusCode.ABORTED, "frames were not read for too long", reason="READER_STALLED"
+            )
+        case Finish.FAILED:
+            return Unavailable("the engine broke", "ENGINE_BROKEN")
+        case _:
+            return Unavailable("the server is stopping")
+
+
+def _ns(seconds: float) -> int:
+    return math.floor(seconds * 1e9)

@@ -1,0 +1,312 @@
+"""The backbone service when things do not go smoothly: overload, cancels, deadlines, a broken device, traces.
+
+The engine and the servicer are real; the runner makes a frame when the test allows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from csm.backbone.v1 import backbone_pb2, backbone_pb2_grpc
+from csm.common.v1 import common_pb2
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry import trace
+from opentelemetry.trace import StatusCode
+
+from models.bundle import load_bundle
+from services.backbone.engine import Engine
+from services.backbone.scheduler import Scheduler
+from services.backbone.servicer import BackboneServicer
+from services.runtime.channels import open_channel
+from services.runtime.errors import rich_details
+from services.runtime.server import Stage, StageServer
+from services.runtime.settings import ServerSettings, read
+
+pytestmark = pytest.mark.timeout(60)
+METHOD = "csm.backbone.v1.BackboneService/Generate"
+
+
+class GatedRunner:
+    """Frame n of every slot is all n + 1; a step waits for a permit unless `open` is set."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.permits = threading.Semaphore(0)
+        self.held: dict[int, int] = {}
+        self.steps = 0
+        self.broken = False
+        self.ends_at: int | None = None
+
+    def begin(self, slot, prompt, sampling):
+        self.held[slot] = 0
+
+    def prefill(self, slot):
+        return True
+
+    def step(self, slots):
+        while not self.open.is_set() and not self.permits.acquire(timeout=0.01):
+            pass
+        if self.broken:
+            raise RuntimeError("device lost")
+        self.steps += 1
+        frames = []
+        for slot in slots:
+            frames.append([0 if self.held[slot] == self.ends_at else self.held[slot] + 1] * 8)
+            self.held[slot] += 1
+        return frames
+
+    def release(self, slot):
+        self.held.pop(slot, None)
+
+    def allow(self, steps):
+        self.permits.release(steps)
+
+
+class Bench:
+    """A served backbone: `stub` to call it, `runner` to give it orders, `engine` to look inside."""
+
+    def __init__(self, address, server, engine, runner, channel):
+        self.address, self.server, self.engine, self.runner, self.channel = address, server, engine, runner, channel
+        self.stub = backbone_pb2_grpc.BackboneServiceStub(channel)
+
+    async def left(self):
+        """Until the server knows that the caller is gone; the engine may still be in that caller's last step."""
+        while self.engine.load().slots_active:
+            await asyncio.sleep(0.005)
+
+    async def idle(self):
+        """Until no slot is in use: the test's own limit ends a wait in vain."""
+        while self.engine.load().slots_active or self.engine.load().queue_depth or self.runner.held:
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def bench(*, slots=1, queue=0, **options):
+    runner = GatedRunner()
+    engine = Engine(runner, Scheduler(slots=slots, queue_capacity=queue, **options))
+    servicer = BackboneServicer(load_bundle("embedded"), engine, max_frames=500, device="cpu", dtype="float32")
+    stage = Stage(
+        "csm.backbone.v1.BackboneService",
+        lambda server: backbone_pb2_grpc.add_BackboneServiceServicer_to_server(servicer, server),
+        is_live=lambda: engine.is_live(30.0),
+    )
+    server = StageServer(stage, read(ServerSettings, environ={}, listen="127.0.0.1:0"))
+    engine.start()
+    address = await server.start()
+    # without the retries of services.runtime.channels: these tests want to see the first answer
+    channel = grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)])
+    try:
+        yield Bench(address, server, engine, runner, channel)
+    finally:
+        await channel.close()
+        await server.stop(0)
+        runner.open.set()
+        await engine.stop(0)
+
+
+def request(max_frames=400, ramp=(1,)):
+    return backbone_pb2.GenerateRequest(
+        prompt=[backbone_pb2.PromptPart(text=backbone_pb2.TextPart(ids=[1, 2, 3]))],
+        sampling=common_pb2.SamplingOptions(seed=1),
+        max_frames=max_frames,
+        chunk_policy=backbone_pb2.ChunkPolicy(ramp_frames=ramp),
+    )
+
+
+async def read_frames(call, count):
+    """`started` if it has not come yet, and frames up to the `count`-th."""
+    seen = []
+    while len(seen) < count:
+        message = await call.read()
+        assert message is not grpc.aio.EOF
+        seen += message.chunk.frames
+    return [frame.codes[0] for frame in seen]
+
+
+async def test_overload_is_refused_before_the_first_message():
+    async with bench(slots=1, queue=1) as b:
+        running, queued = b.stub.Generate(request(max_frames=1)), b.stub.Generate(request(max_frames=1))
+        while b.engine.load().queue_depth < 1:
+            await asyncio.sleep(0.005)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await b.stub.Generate(request()).read()
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        (retry,) = [d for d in rich_details(refused.value) if isinstance(d, error_details_pb2.RetryInfo)]
+        assert 0 < retry.retry_delay.ToNanoseconds() <= 60e9
+        load = await b.stub.GetLoad(backbone_pb2.GetLoadRequest())  # other methods go on
+        assert (load.slots_active, load.queue_depth) == (1, 1)
+        b.runner.allow(2)
+        assert await read_frames(running, 1) == [1] and await read_frames(queued, 1) == [1]
+        await b.idle()
+
+
+async def leave_by_cancel(b, call):
+    call.cancel()
+
+
+async def leave_by_closing_the_channel(b, call):
+    await b.channel.close()
+
+
+@pytest.mark.parametrize("leave", [leave_by_cancel, leave_by_closing_the_channel])
+async def test_a_caller_who_leaves_at_frame_5_frees_the_slot_within_a_frame(leave):
+    async with bench() as b:
+        b.runner.allow(5)
+        call = b.stub.Generate(request())
+        assert await read_frames(call, 5) == [1, 2, 3, 4, 5]
+        await leave(b, call)
+        await b.left()
+        assert b.runner.steps == 5
+        b.runner.allow(1)  # the step that the engine may be in
+        await b.idle()
+        assert b.runner.steps <= 6
+
+
+async def test_a_caller_who_leaves_without_reading_frees_the_slot():
+    """The handler is blocked on a write, and the slot is paused: nobody reads."""
+    async with bench(buffer_frames=64) as b:
+        b.runner.open.set()
+        call = b.stub.Generate(request(max_frames=480))
+        await read_frames(call, 1)
+        while b.engine.load().slots_active and b.runner.steps < 64:
+            await asyncio.sleep(0.005)
+        call.cancel()
+        await b.idle()
+
+
+async def test_a_caller_who_leaves_the_queue_frees_its_place():
+    async with bench(slots=1, queue=1) as b:
+        running = b.stub.Generate(request())
+        while b.engine.load().slots_active < 1:
+            await asyncio.sleep(0.005)
+        queued = b.stub.Generate(request())
+        while b.engine.load().queue_depth < 1:
+            await asyncio.sleep(0.005)
+        queued.cancel()
+        while b.engine.load().queue_depth:
+            await asyncio.sleep(0.005)
+        running.cancel()
+        await b.left()
+        b.runner.allow(1)
+        await b.idle()
+
+
+async def test_a_deadline_frees_the_slot():
+    async with bench() as b:
+        b.runner.allow(2)
+        call = b.stub.Generate(request(), timeout=0.3)
+        assert await read_frames(call, 2) == [1, 2]
+        with pytest.raises(grpc.aio.AioRpcError) as late:
+            await call.read()
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await b.left()
+        b.runner.allow(1)
+        await b.idle()
+        assert b.runner.steps <= 3
+
+
+async def test_speech_that_ends_at_once_is_empty_not_an_error():
+    async with bench() as b:
+        b.runner.ends_at = 0
+        b.runner.open.set()
+        messages = [message async for message in b.stub.Generate(request())]
+        assert [message.WhichOneof("event") for message in messages] == ["started", "finished"]
+        finished = messages[-1].finished
+        assert (finished.finish_reason, finished.frames) == (common_pb2.FINISH_REASON_END_OF_SPEECH, 0)
+
+
+async def test_end_of_speech_sends_what_is_left_of_a_chunk():
+    async with bench() as b:
+        b.runner.ends_at = 6
+        b.runner.open.set()
+        messages = [message async for message in b.stub.Generate(request(ramp=(4,)))]
+        assert [len(message.chunk.frames) for message in messages[1:-1]] == [4, 2]
+        assert messages[-1].finished.frames == 6
+
+
+async def test_a_broken_device_ends_every_stream_and_liveness():
+    async with bench(slots=2, queue=1) as b:
+        calls = [b.stub.Generate(request()) for _ in range(3)]
+        while b.engine.load().slots_active + b.engine.load().queue_depth < 3:  # any two run, one waits
+            await asyncio.sleep(0.005)
+        b.runner.broken = True
+        b.runner.allow(1)
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+            assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+        await b.server.dead.wait()
+        health = health_pb2_grpc.HealthStub(b.channel)
+        live = await health.Check(health_pb2.HealthCheckRequest(service="liveness"))
+        assert live.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await b.stub.Generate(request()).read()
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_full_queue_leaves_liveness_alone():
+    async with bench(slots=1, queue=0) as b:
+        running = b.stub.Generate(request())
+        await running.read()
+        health = health_pb2_grpc.HealthStub(b.channel)
+        for name in ("liveness", "readiness"):
+            answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_truncated_message_is_refused():
+    async with bench() as b:
+        data = request().SerializeToString()
+        call = b.channel.unary_stream(f"/{METHOD}", request_serializer=None, response_deserializer=None)(data[:-1])
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert not b.engine.load().slots_active
+
+
+async def test_spans_of_a_request(spans):
+    async with bench() as b:
+        b.runner.open.set()
+        channel = open_channel(b.address)
+        with trace.get_tracer("test").start_as_current_span("caller") as caller:
+            stub = backbone_pb2_grpc.BackboneServiceStub(channel)
+            messages = [message async for message in stub.Generate(request(max_frames=3), wait_for_ready=True)]
+        assert len(messages) == 5
+        await channel.close()
+        mine = [span for span in spans() if span.context.trace_id == caller.get_span_context().trace_id]
+        (server,) = [span for span in mine if span.name == METHOD and span.kind is trace.SpanKind.SERVER]
+        by_name = {span.name: span for span in mine}
+        for name in ("queue", "prefill"):
+            assert by_name[name].parent.span_id == server.context.span_id
+            assert server.start_time <= by_name[name].start_time <= by_name[name].end_time <= server.end_time
+        assert by_name["queue"].end_time <= by_name["prefill"].start_time + 1000  # one moment, rounded twice
+        assert [event.name for event in server.events] == ["first_frame"]
+        assert server.status.status_code is StatusCode.UNSET
+
+
+async def test_spans_of_a_request_cancelled_in_the_queue(spans):
+    async with bench(slots=1, queue=1) as b:
+        running = b.stub.Generate(request())
+        await running.read()
+        with trace.get_tracer("test").start_as_current_span("caller") as caller:
+            channel = open_channel(b.address)
+            queued = backbone_pb2_grpc.BackboneServiceStub(channel).Generate(request(), wait_for_ready=True)
+            while b.engine.load().queue_depth < 1:
+                await asyncio.sleep(0.005)
+        queued.cancel()
+        trace_id = caller.get_span_context().trace_id
+
+        def found(name):
+            return [s for s in spans() if s.context.trace_id == trace_id and s.name == name and s.kind != trace.SpanKind.CLIENT]
+
+        while not found(METHOD):
+            await asyncio.sleep(0.005)
+        (queue,) = found("queue")
+        assert not found("prefill") and queue.end_time >= queue.start_time
+        await channel.close()

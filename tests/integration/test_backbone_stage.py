@@ -1,0 +1,244 @@
+"""The backbone service whole, as its process opens it, over a tiny bundle on this disk."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from csm.backbone.v1 import backbone_pb2, backbone_pb2_grpc
+from csm.common.v1 import common_pb2
+from google.rpc import error_details_pb2
+
+from models.bundle import load_bundle
+from services.backbone.__main__ import open_stage
+from services.backbone.config import BackboneSettings
+from services.backbone.model import build_model, init_random
+from services.backbone.weights import save_sesame
+from services.runtime.channels import open_channel
+from services.runtime.errors import rich_details
+from services.runtime.server import StageServer
+from services.runtime.settings import SettingError, StartError, read
+
+CODEBOOKS, ROWS, BINS = 8, 96, 1024
+END_OF_SPEECH, MAX_LENGTH = common_pb2.FINISH_REASON_END_OF_SPEECH, common_pb2.FINISH_REASON_MAX_LENGTH
+
+
+SHAPES = f"""
+[generator.backbone]
+layers = 2
+heads = 4
+kv_heads = 2
+dim = 64
+intermediate_dim = 128
+max_rows = {ROWS}
+
+[generator.decoder]
+layers = 2
+heads = 4
+kv_heads = 2
+dim = 64
+intermediate_dim = 128
+max_rows = {CODEBOOKS + 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle_folder(tmp_path_factory):
+    """The embedded bundle's toml with smaller transformers, and weights for it."""
+    folder = tmp_path_factory.mktemp("bundle")
+    text = (load_bundle("embedded").folder / "bundle.toml").read_text()
+    text, changed = re.subn(r"\n\[generator\.backbone\].*?(?=\n\[\[)", SHAPES, text, flags=re.DOTALL)
+    assert changed == 1
+    (folder / "bundle.toml").write_text(text)
+    part = load_bundle(str(folder)).generator
+    assert (part.backbone.dim, part.codebooks, part.audio_vocab_size) == (64, CODEBOOKS, BINS + 3)
+    save_sesame(init_random(build_model(part), 3), folder / "generator")
+    return folder
+
+
+@asynccontextmanager
+async def serving(folder, **overrides):
+    settings = read(
+        BackboneSettings, environ={}, **{"listen": "127.0.0.1:0", "model": str(folder), "slots": 3, **overrides}
+    )
+    async with open_stage(settings) as stage:
+        server = StageServer(stage, settings)
+        channel = open_channel(await server.start())
+        try:
+            yield backbone_pb2_grpc.BackboneServiceStub(channel)
+        finally:
+            await channel.close()
+            await server.stop(0)
+
+
+@pytest.fixture
+async def stub(bundle_folder):
+    async with serving(bundle_folder, max_frames=64) as stub:
+        await stub.GetLoad(backbone_pb2.GetLoadRequest(), wait_for_ready=True, timeout=20)
+        yield stub
+
+
+def frames_of(codes):
+    return [common_pb2.Frame(codes=frame) for frame in codes]
+
+
+def text(*ids):
+    return backbone_pb2.PromptPart(text=backbone_pb2.TextPart(ids=ids))
+
+
+def audio(*codes):
+    return backbone_pb2.PromptPart(audio=backbone_pb2.AudioPart(frames=frames_of(codes)))
+
+
+def request(*parts, sampling=None, **fields):
+    return backbone_pb2.GenerateRequest(
+        prompt=parts or [text(1, 2, 3)],
+        sampling=common_pb2.SamplingOptions(**({"seed": 7} if sampling is None else sampling)),
+        **fields,
+    )
+
+
+async def collect(call):
+    """(started, chunks, finished) of a whole stream, its order checked."""
+    messages = [message async for message in call]
+    assert messages[0].WhichOneof("event") == "started"
+    assert messages[-1].WhichOneof("event") == "finished"
+    assert all(message.WhichOneof("event") == "chunk" for message in messages[1:-1])
+    return messages[0].started, [message.chunk for message in messages[1:-1]], messages[-1].finished
+
+
+def codes_of(chunks):
+    return [list(frame.codes) for chunk in chunks for frame in chunk.frames]
+
+
+async def test_a_stream_from_started_to_finished(stub):
+    started, chunks, finished = await collect(stub.Generate(request(audio([5] * 8), text(1, 2), max_frames=20)))
+    assert (started.seed, started.prompt_rows, started.max_frames) == (7, 4, 20)
+    assert [len(chunk.frames) for chunk in chunks] == [1, 1, 2, 4, 8, 4]
+    assert [chunk.first_frame_index for chunk in chunks] == [0, 1, 2, 4, 8, 16]
+    assert all(len(frame) == CODEBOOKS and max(frame) < BINS for frame in codes_of(chunks))
+    assert (finished.finish_reason, finished.frames) == (MAX_LENGTH, 20)
+    assert finished.prefill_duration.ToNanoseconds() > 0
+    assert finished.decode_duration.ToNanoseconds() > 0
+    assert finished.queue_duration.ToNanoseconds() >= 0
+
+
+@pytest.mark.parametrize(
+    ("ramp", "sizes"), [([3], [3, 3, 3, 1]), ([1, 4], [1, 4, 4, 1]), ([64], [10]), ([2, 1, 5], [2, 1, 5, 2])]
+)
+async def test_the_callers_chunk_ramp(stub, ramp, sizes):
+    policy = backbone_pb2.ChunkPolicy(ramp_frames=ramp)
+    _, chunks, _ = await collect(stub.Generate(request(max_frames=10, chunk_policy=policy)))
+    assert [len(chunk.frames) for chunk in chunks] == sizes
+
+
+async def test_a_seed_is_drawn_and_repeats_the_stream(stub):
+    started, chunks, _ = await collect(stub.Generate(request(sampling={}, max_frames=6)))
+    again = await collect(stub.Generate(request(sampling={"seed": started.seed}, max_frames=6)))
+    other = await collect(stub.Generate(request(sampling={}, max_frames=6)))
+    assert codes_of(again[1]) == codes_of(chunks)
+    assert other[0].seed != started.seed and codes_of(other[1]) != codes_of(chunks)
+
+
+async def test_max_frames_by_default_is_what_fits(stub):
+    assert (await collect(stub.Generate(request())))[0].max_frames == 64  # the server's own limit
+    started, chunks, _ = await collect(stub.Generate(request(text(*range(1, 91)))))
+    assert started.max_frames == 6 and len(codes_of(chunks)) == 6
+
+
+@pytest.mark.parametrize("sampling", [{"seed": 1, "top_k": 1}, {"seed": 1, "temperature": 1.3, "top_k": 20}])
+async def test_company_does_not_change_a_stream(stub, sampling):
+    def ask(index):
+        ids = range(1, 5 + 11 * index)
+        return stub.Generate(request(text(*ids), sampling=sampling | {"seed": index}, max_frames=8 + 3 * index))
+
+    alone = [codes_of((await collect(ask(index)))[1]) for index in range(5)]
+    together = await asyncio.gather(*(collect(ask(index)) for index in range(5)))  # five on three slots
+    assert [codes_of(chunks) for _, chunks, _ in together] == alone
+
+
+async def test_a_broken_stream_is_taken_up_where_it_ended(stub):
+    whole = codes_of((await collect(stub.Generate(request(max_frames=15))))[1])
+    for done in (1, 7, 14):
+        rest = request(max_frames=15, generated=frames_of(whole[:done]))
+        _, chunks, finished = await collect(stub.Generate(rest))
+        assert codes_of(chunks) == whole[done:]
+        assert chunks[0].first_frame_index == done and finished.frames == 15 - done
+    nothing_left = await collect(stub.Generate(request(max_frames=15, generated=frames_of(whole))))
+    assert nothing_left[1] == [] and nothing_left[2].finish_reason == MAX_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("bad", "field", "limit"),
+    [
+        (backbone_pb2.GenerateRequest(), "prompt", "is empty"),
+        (request(backbone_pb2.PromptPart()), "prompt[0]", "must be text or audio"),
+        (request(text()), "prompt[0].text.ids", "is empty"),
+        (request(text(1), audio([1] * 8)), "prompt[1]", "last part must be text"),
+        (request(text(512)), "prompt[0].text.ids[0]", "must be below 512"),
+        (request(audio([1] * 7), text(1)), "prompt[0].audio.frames[0].codes", "has 7 codes, must have 8"),
+        (request(audio([1] * 7 + [1024]), text(1)), "prompt[0].audio.frames[0].codes[7]", "must be below 1024"),
+        (request(audio([2**32 - 1] * 8), text(1)), "prompt[0].audio.frames[0].codes[0]", "must be below 1024"),
+        (request(text(*[1] * 96)), "prompt", "takes 96 rows, at most 95 of 96 fit"),
+        (request(text(*[1] * 90), max_frames=7), "max_frames", "take 97 rows, 96 fit"),
+        (request(max_frames=0), "max_frames", "must be at least 1"),
+        (request(max_frames=65), "max_frames", "must be at most 64"),
+        (request(sampling={"temperature": 0.0}), "sampling.temperature", "must be greater than 0 and at most 2"),
+        (request(sampling={"temperature": -0.5}), "sampling.temperature", "is -0.5"),
+        (request(sampling={"temperature": 2.5}), "sampling.temperature", "at most 2"),
+        (request(sampling={"temperature": float("nan")}), "sampling.temperature", "is nan"),
+        (request(sampling={"top_k": 0}), "sampling.top_k", "must be at least 1"),
+        (request(sampling={"top_k": -1}), "sampling.top_k", "must be at least 1"),
+        (request(sampling={}, generated=frames_of([[1] * 8])), "sampling.seed", "must be given with generated"),
+        (request(generated=frames_of([[0] * 8])), "generated[0].codes", "ends speech"),
+        (
+            request(chunk_policy=backbone_pb2.ChunkPolicy(ramp_frames=[1, 65])),
+            "chunk_policy.ramp_frames[1]", "must be 1 to 64",
+        ),
+        (
+            request(chunk_policy=backbone_pb2.ChunkPolicy(ramp_frames=[0])),
+            "chunk_policy.ramp_frames[0]", "must be 1 to 64",
+        ),
+    ],
+)
+async def test_refusals_name_field_and_limit_and_the_server_goes_on(stub, bad, field, limit):
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await collect(stub.Generate(bad))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    violations = [d for d in rich_details(refused.value) if isinstance(d, error_details_pb2.BadRequest)]
+    assert violations[0].field_violations[0].field == field
+    assert limit in violations[0].field_violations[0].description
+    assert len(codes_of((await collect(stub.Generate(request(max_frames=2))))[1])) == 2
+
+
+async def test_what_it_serves_and_how_busy_it_is(stub):
+    await collect(stub.Generate(request(max_frames=3)))
+    info = await stub.GetModelInfo(backbone_pb2.GetModelInfoRequest())
+    assert info.bundle == common_pb2.BundleIdentity(
+        bundle_id="embedded", codebooks=8, frame_rate_hz=12.5, sample_rate_hz=24000
+    )
+    assert (info.max_rows, info.text_vocab_size, info.codec_bins, info.max_frames) == (ROWS, 512, BINS, 64)
+    assert (info.device, info.dtype) == ("cpu", "float32")
+    load = await stub.GetLoad(backbone_pb2.GetLoadRequest())
+    assert (load.slots_active, load.slots_capacity, load.queue_depth, load.queue_capacity) == (0, 3, 0, 8)
+    assert 0 < load.frame_step_duration.ToNanoseconds() < 1e9
+
+
+async def test_bfloat16_generates(bundle_folder):
+    async with serving(bundle_folder, dtype="bfloat16") as stub:
+        _, chunks, _ = await collect(stub.Generate(request(max_frames=5), wait_for_ready=True, timeout=30))
+        assert len(codes_of(chunks)) == 5
+        assert (await stub.GetModelInfo(backbone_pb2.GetModelInfoRequest())).dtype == "bfloat16"
+
+
+async def test_it_says_why_it_cannot_start(bundle_folder, tmp_path):
+    (tmp_path / "bundle.toml").write_text((bundle_folder / "bundle.toml").read_text())
+    with pytest.raises(StartError, match=r"generator: .*config\.json: no such file"):
+        async with serving(tmp_path):
+            pass
+    with pytest.raises(SettingError, match="CSM_BACKBONE_DEVICE='toaster': cannot be used"):
+        async with serving(bundle_folder, device="toaster"):
+            pass
