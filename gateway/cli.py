@@ -122,12 +122,16 @@ async def _say(args: argparse.Namespace) -> int:
                 )
             except ValueError as error:
                 raise _WrongValue(str(error)) from error
-            spoken = await listen(stream, err)
+            try:
+                spoken = await listen(stream, err)
+            except exceptions.SpeechError:
+                if args.trace:
+                    await show_waterfall(out, stream, store)
+                raise
             file.write(spoken.wav())
     out.print(f"{args.output}: {spoken.describe()}")
     if args.trace:
-        out.print()
-        await show_waterfall(out, spoken, store)
+        await show_waterfall(out, stream, store)
     return 0
 
 
@@ -146,7 +150,7 @@ async def _voices(args: argparse.Namespace) -> int:
         answer = await client.voices()
     bundle = answer.bundle
     out.print(
-        f"`{bundle.bundle_id}`: {answer.description} "
+        f"Bundle `{bundle.bundle_id}`:\n{answer.description}\n"
         f"({bundle.codebooks} codebooks, {bundle.frame_rate_hz:g} frames/s, {bundle.sample_rate_hz} Hz)"
     )
     if not answer.trained:

@@ -38,8 +38,8 @@ async def demo(model: str, out: Path, console: Console, progress: Console) -> in
             console.print(NOISE)
         with progress.status("looking for the watermark"):
             answer = await client.verify(out)
-        console.print(f"{verdict(answer)}\n")
-        await show_waterfall(console, spoken, running.traces)
+        console.print(verdict(answer))
+        await show_waterfall(console, stream, running.traces)
     console.print(f"\nAll five have stopped. Their logs are in {plan.folder / 'logs'}.")
     return 0
 

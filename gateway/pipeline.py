@@ -197,6 +197,7 @@ class Synthesis:
                     await _send("codec", codec, codec.write(request))
                 case "finished":
                     self.finish_reason = response.finished.finish_reason
+                    await _end("backbone", generation)
                     await _send("codec", codec, codec.done_writing())
                     return
                 case _:
@@ -231,6 +232,7 @@ class Synthesis:
                 case "finished":
                     if response.finished.frames != self.frames:
                         raise Broken(f"codec: decoded {response.finished.frames} of {self.frames} frames")
+                    await _end("codec", codec)
                     await _send("watermark", watermark, watermark.done_writing())
                     return
                 case _:
@@ -251,6 +253,7 @@ class Synthesis:
                     expected = self.frames * self._samples_per_frame
                     if total != expected:
                         raise Broken(f"watermark: gave {total} of {expected} samples")
+                    await _end("watermark", watermark)
                     self._outlet.close()
                     return
                 case _:
@@ -264,6 +267,12 @@ async def _read(stage: str, call: Any, rename: Callable[[str], str] = lambda fie
     except grpc.aio.AioRpcError as error:
         raise from_upstream(stage, error, rename) from None
     return None if message is grpc.aio.EOF else message
+
+
+async def _end(stage: str, call: Any) -> None:
+    """Let a stream that said `finished` end by itself: a cancel now would be its outcome. Raises: CallError."""
+    if await _read(stage, call) is not None:
+        raise Broken(f"{stage}: the stream went on after finished")
 
 
 async def _send(stage: str, call: Any, sending: Awaitable[None]) -> None:

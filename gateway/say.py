@@ -47,11 +47,11 @@ class Spoken:
         """Two lines: what came of it, and how fast."""
         how = _ENDS.get(self.summary.finish_reason, "ended")
         if not self.pcm:
-            return f"no audio: {how} before the first frame\nin {seconds(self.took_s)}, seed {self.summary.seed}"
+            return f"no audio, {how} before the first frame, seed {self.summary.seed}"
         return (
-            f"{self.audio_s:.2f} s of speech at {self.started.format.sample_rate_hz} Hz, {how}\n"
+            f"{self.audio_s:.2f} s of speech, {how}, seed {self.summary.seed}\n"
             f"first audio after {seconds(self.first_audio_s)}, all after {seconds(self.took_s)} "
-            f"(real-time factor {self.took_s / self.audio_s:.2f}), seed {self.summary.seed}"
+            f"(real-time factor {self.took_s / self.audio_s:.2f})"
         )
 
 
@@ -90,16 +90,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-async def show_waterfall(console: Console, spoken: Spoken, store: TraceStore | None) -> None:
-    """Print where the request's time went: from its trace, or from its summary when no trace is at hand."""
-    trace_id, spans, whole = spoken.started.trace_id, [], False
-    if store is not None:
+async def show_waterfall(console: Console, stream: SpeechStream, store: TraceStore | None) -> None:
+    """Print where a request's time went: from its trace, else from its summary. Nothing when it has neither."""
+    spans, whole = [], False
+    if store is not None and stream.started is not None:
         with console.status("waiting for the trace"):
-            spans, whole = await store.wait(trace_id, _TRACE_WAIT_S)
+            spans, whole = await store.wait(stream.started.trace_id, _TRACE_WAIT_S)
     if spans:
-        bars, source = bars_of_trace(spans), f"(trace {trace_id}{'' if whole else ', not all of it has arrived'})"
+        source = f"(trace {stream.started.trace_id}{'' if whole else ', not all of it has arrived'})"
+        bars = bars_of_trace(spans)
+    elif stream.summary is not None:
+        why = "no `csm up` here has its trace" if store is None else "its trace has not arrived"
+        bars, source = bars_of_summary(stream.summary), f"by the answer's summary ({why})"
     else:
-        why = "no `csm up` here keeps its trace" if store is None else "its trace has not arrived"
-        bars, source = bars_of_summary(spoken.summary), f"by the answer's own summary ({why})"
-    console.print(f"Where the time went {source}:")
+        return
+    console.print(f"\nWhere the time went {source}:")
     console.print(draw(bars, width=min(console.width, 100)))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gateway.readiness import wait_ready
 
-_TAIL_LINES = 12
+_TAIL_LINES, _TAIL_COLUMNS = 12, 200
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ChildDied(Exception):
     """A process ended that should not have. The message says which, how, and its last words."""
 
     def __init__(self, name: str, code: int, log: Path):
-        lines = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        lines = [line[:_TAIL_COLUMNS] for line in log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]]
         how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
         super().__init__("\n".join([f"{name} ended {how}; the end of {log}:", *(f"  {line}" for line in lines)]))
         self.name, self.code, self.log = name, code, log
