@@ -27,11 +27,13 @@ class Bank:
         self.filled = torch.zeros((), dtype=torch.int64, device=device)  # in labels
         self.labels, self.seen = 0, set()
 
-    def look(self) -> bool:
-        """Take in the shards that have appeared; False once full."""
+    def look(self, enough: float = float("inf")) -> bool:
+        """Take in the shards that have appeared, `enough` labels at most; False once full."""
         for path in sorted(self.folder.glob("shard-*.npz")):
             if path.name in self.seen or not path.stat().st_size:
                 continue
+            if self.labels >= enough:
+                return True
             self.seen.add(path.name)
             with np.load(path) as shard:
                 phones = torch.from_numpy(shard["phones"])
@@ -47,8 +49,8 @@ class Bank:
 
     def wait_for(self, hours: float) -> None:
         while self.labels < hours * 3600 * 25:
-            self.look()
-            time.sleep(0.5)
+            self.look(hours * 3600 * 25)
+            time.sleep(0.2)
 
     def watch(self) -> None:
         """Keep looking from a thread of its own."""

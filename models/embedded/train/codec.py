@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ def initialise(mimi: MimiModel) -> None:
     mimi.decoder.model[-1].conv.conv.weight.mul_(0.1)
 
 
-def save(mimi: MimiModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def save(mimi: MimiModel, folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """Write mimi/config.json and mimi/model.safetensors, codebooks kept in fp32."""
     from safetensors.torch import save_file
 
@@ -80,18 +81,58 @@ def save(mimi: MimiModel, folder: Path, dtype: torch.dtype = torch.float32) -> N
 # The plain way through the weights ------------------------------------------------------------
 
 
+FLAT = {"use": False}  # convolve as [B, C, 1, T], channels last: faster or not, by device (see tune())
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+
+
 def _conv(module: StreamingConv1d, x: Tensor) -> Tensor:
     conv = module.conv.conv
     left = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1 - conv.stride[0]
     if left:
         x = F.pad(x, (left, 0), mode="replicate" if module.pad_mode == "replicate" else "constant")
+    if FLAT["use"]:
+        stride, dilation = (1, *conv.stride), (1, *conv.dilation)
+        return F.conv2d(_flat(x), _flat(conv.weight), conv.bias, stride, 0, dilation, conv.groups).squeeze(2)
     return F.conv1d(x, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
 def _conv_transpose(module: StreamingConvTranspose1d, x: Tensor) -> Tensor:
     conv = module.convtr.convtr
-    y = F.conv_transpose1d(x, conv.weight, conv.bias, conv.stride, groups=conv.groups)
+    if FLAT["use"]:
+        stride = (1, *conv.stride)
+        y = F.conv_transpose2d(_flat(x), _flat(conv.weight), conv.bias, stride, groups=conv.groups).squeeze(2)
+    else:
+        y = F.conv_transpose1d(x, conv.weight, conv.bias, conv.stride, groups=conv.groups)
     return y[..., : x.shape[-1] * conv.stride[0]]
+
+
+def tune(mimi: MimiModel, batch: int, frames: int) -> bool:
+    """Choose the faster way to convolve on this GPU. Returns whether bf16 pays (a third faster at least)."""
+    device, times = next(mimi.parameters()).device, {}
+    if device.type != "cuda":
+        return False
+    audio = torch.randn(batch, 1, frames * FRAME_SAMPLES, device=device) * 0.1
+    for flat, bf16 in ((False, False), (True, False), (True, True)):
+        FLAT["use"] = flat
+        for round_ in range(7):
+            if round_ == 3:
+                torch.cuda.synchronize()
+                began = time.monotonic()
+            with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+                made = waveform(mimi, latent(mimi, audio))
+            made.float().square().mean().backward()
+        torch.cuda.synchronize()
+        times[flat, bf16] = (time.monotonic() - began) / 4
+        print(f"flat {flat} bf16 {bf16}: {times[flat, bf16] * 1e3:.1f} ms", flush=True)
+    mimi.zero_grad(set_to_none=True)
+    FLAT["use"] = times[True, False] < times[False, False]
+    if times[True, True] * 1.33 < times[FLAT["use"], False]:
+        FLAT["use"] = True
+        return True
+    return False
 
 
 def _seanet(layers: nn.Sequential, x: Tensor) -> Tensor:
@@ -172,7 +213,16 @@ class Codebooks:
                 book.embedding_sum.copy_(centres * sizes[:, None])
                 book._initialized.fill_(1)
                 residual = residual - centres[nearest(residual, centres)]
-                # As if the averages had long been running at the training batch's size.
+
+    @torch.no_grad()
+    def free_zero(self) -> None:
+        """Take entry 0 of codebook 0 out of use, by moving it far away: an all-zero frame then means
+        end of speech and nothing else."""
+        book = self.first.vq.layers[0]._codebook
+        table = book.embedding_sum / book.cluster_usage.clamp(min=1e-5)[:, None]
+        far = nn.functional.normalize(table[0], dim=0) * 10 * table.norm(dim=1).max()
+        book.embedding_sum[0] = far * book.cluster_usage[0].clamp(min=1e-5)
+        book._embedding = None
 
     def __call__(self, x: Tensor, keep: Tensor | None, update: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x [B, C, T]; keep [B]: acoustic codebooks in use per sample (None: all).

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from bank import Bank
-from codec import CONFIG, Codebooks, build, initialise, latent, save, waveform
+from codec import CONFIG, Codebooks, build, initialise, latent, save, tune, waveform
 from discriminator import Discriminator, fool_loss, judge_loss
-from stepper import Clock, Log, Replayed, replace
+from stepper import Clock, Log, replace
 from torch import Tensor, nn
 
 PHONES = 178
@@ -28,9 +28,9 @@ PLAIN_STEPS = 400
 
 
 class MelDistance(nn.Module):
-    """Mean L1 distance of natural-log mel spectra over five resolutions."""
+    """Mean L1 distance of natural-log mel spectra over four resolutions."""
 
-    SCALES = ((128, 16), (256, 32), (512, 64), (1024, 80), (2048, 128))
+    SCALES = ((256, 32), (512, 64), (1024, 80), (2048, 128))
 
     def __init__(self):
         super().__init__()
@@ -38,15 +38,17 @@ class MelDistance(nn.Module):
             self.register_buffer(f"window{n_fft}", torch.hann_window(n_fft))
             self.register_buffer(f"bank{n_fft}", mel_bank(n_fft, mels))
 
+    def mel(self, audio: Tensor, n_fft: int, window: Tensor, bank: Tensor) -> Tensor:
+        z = torch.stft(audio, n_fft, n_fft // 4, window=window, return_complex=True)
+        power = z.real**2 + z.imag**2 + 1e-9
+        return (bank @ power.sqrt()).clamp(min=2e-3).log()
+
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """a, b [B, 1, S]."""
         total = []
         for n_fft, _ in self.SCALES:
             window, bank = getattr(self, f"window{n_fft}"), getattr(self, f"bank{n_fft}")
-            z = torch.stft(torch.cat([a, b])[:, 0], n_fft, n_fft // 4, window=window, return_complex=True)
-            power = z.real**2 + z.imag**2 + 1e-9
-            mel = (bank @ power.sqrt()).clamp(min=2e-3).log()
-            x, y = mel.chunk(2)
+            x, y = (self.mel(audio[:, 0], n_fft, window, bank) for audio in (a, b))
             total.append((x - y).abs().mean())
         return torch.stack(total).mean()
 
@@ -62,37 +64,32 @@ def mel_bank(n_fft: int, mels: int, rate_hz: int = 24000) -> Tensor:
     return bank / bank.sum(1, keepdim=True).clamp(min=0.25)
 
 
-def maybe_compile(function, wanted: bool):
-    return torch.compile(function) if wanted else function
-
-
 class Trainer:
     def __init__(self, args: argparse.Namespace):
         self.args, self.device = args, args.device
         torch.manual_seed(args.seed)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True  # shapes are fixed here
+        torch.backends.cudnn.benchmark = False  # on, it spends 26 s on its choice and gains nothing
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.mimi = build(CONFIG).to(self.device)
         initialise(self.mimi)
+        self.bf16 = tune(self.mimi, args.batch, LABELS // 2)
         self.heads = nn.Linear(CONFIG["seanet"]["dimension"], 2 * PHONES).to(self.device)
         self.distance = MelDistance().to(self.device)
         self.books = Codebooks(self.mimi)
-        self.latent = maybe_compile(latent, args.compile)
-        self.waveform = maybe_compile(waveform, args.compile)
         self.bank = Bank(args.speech, args.hours, self.device)
         self.path = args.out / "codec.pt"
         self.step, self.rate = 0, torch.zeros((), device=self.device)
 
     def autocast(self):
-        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.args.bf16)
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bf16)
 
     # full -------------------------------------------------------------------------------------
 
     def full_step(self, quantise: bool) -> Tensor:
         audio, phones = self.bank.crops(self.args.batch, LABELS)
         with self.autocast():
-            x = self.latent(self.mimi, audio)
+            x = latent(self.mimi, audio)
         x = x.float()
         if quantise:
             keep = torch.randint(1, 33, (len(x),), device=x.device)  # three quarters of the batch use all
@@ -103,7 +100,7 @@ class Trainer:
             x = semantic + rest.output_proj(rest.input_proj(x))
             commitment = x.new_zeros(())
         with self.autocast():
-            made = self.waveform(self.mimi, x)
+            made = waveform(self.mimi, x)
         made = made.float()
         logits = self.heads(semantic.transpose(1, 2)).unflatten(-1, (2, PHONES))  # [B, T, 2, PHONES]
         phone_loss = F.cross_entropy(logits.flatten(0, 2), phones.flatten())
@@ -127,8 +124,6 @@ class Trainer:
         self.bank.wait_for(args.least_hours)
         self.bank.watch()
         log = Log(args.out / "codec_full.jsonl", ["mel", "l1", "commit", "phone", "phone_hit"])
-        plain = Replayed(lambda: self.full_step(False), capture=args.graph)
-        quantised = Replayed(lambda: self.full_step(True), capture=args.graph)
         clock = Clock(args.seconds)
         while clock.done < 1:
             self.rate.fill_(clock.rate(self.step, args.peak, 100))
@@ -142,10 +137,11 @@ class Trainer:
                         scale = args.batch * LABELS / 2 / book.cluster_usage.sum()
                         book.cluster_usage.mul_(scale)
                         book.embedding_sum.mul_(scale)
-            figures = (plain if self.step < args.plain_steps else quantised)()
+            figures = self.full_step(self.step >= args.plain_steps)
             self.step += 1
             if self.step % args.report == 0:
                 log(self.step, figures, spent_s=round(clock.spent_s, 1), hours=round(self.bank.labels / 90000, 2))
+        self.books.free_zero()
         self.store()
 
     def store(self) -> None:
@@ -161,7 +157,7 @@ class Trainer:
                 x = latent(self.mimi, audio)
             x = self.books(x.float(), None, update=False)[0]
         with self.autocast():
-            made = self.waveform(self.mimi, x)
+            made = waveform(self.mimi, x)
         made = made.float()
         with self.autocast():
             judged = self.judge(torch.cat([audio, made.detach()]))
@@ -200,7 +196,7 @@ class Trainer:
         for p in self.parameters:
             p.requires_grad_(True)
         self.judge = Discriminator().to(self.device).to(memory_format=torch.channels_last)
-        clock = Clock(args.seconds)
+        spent_s = 0.0
         self.average = [p.detach().clone() for p in self.parameters]
         capturable = self.device.startswith("cuda")
         options = {"lr": self.rate, "betas": (0.8, 0.99), "capturable": capturable, "foreach": capturable}
@@ -214,15 +210,15 @@ class Trainer:
                     p.copy_(saved)
                     kept.copy_(average)
             self.judge.load_state_dict(state["judge"])
-            self.step, clock = state["step"], Clock(args.seconds, state["spent_s"])
+            self.step, spent_s = state["step"], state["spent_s"]
         self.bank.wait_for(args.least_hours)
         self.bank.watch()
+        clock = Clock(args.seconds, spent_s)
         log = Log(args.out / "codec_decoder.jsonl", ["mel", "judge", "fool", "match"])
-        step = Replayed(self.decoder_step, capture=args.graph)
         while clock.done < 1:
             self.rate.fill_(clock.rate(self.step, args.peak, 200))
             self.weight.fill_(min(1.0, self.step / 500))  # let the judge learn first
-            figures = step()
+            figures = self.decoder_step()
             self.step += 1
             if self.step % args.report == 0:
                 log(self.step, figures, spent_s=round(clock.spent_s, 1))
@@ -259,9 +255,6 @@ def main() -> None:
     parser.add_argument("--keep", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--graph", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(args)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from bank import SAMPLES_PER_LABEL, Bank
-from stepper import Clock, Log, Replayed, replace
+from stepper import Clock, Log, replace
 from torch import Tensor, nn
 
 POWER = 0.002837200844477648  # the level at which the stock package marks and reads
@@ -63,6 +63,16 @@ def layers(stack: nn.Sequential, x: Tensor, how: str) -> Tensor:
     return x
 
 
+def inverse(spectrum: Tensor, n_fft: int, hop: int, window: Tensor) -> Tensor:
+    """Centred inverse STFT [B, F, T] -> [B, (T - 1) * hop]; torch.istft makes the host wait."""
+    frames = torch.fft.irfft(spectrum, n_fft, dim=1) * window[:, None]
+    size = n_fft + hop * (frames.shape[2] - 1)
+    weight = (window**2)[None, :, None].expand(1, -1, frames.shape[2])
+    summed, norm = (F.fold(x, (1, size), (1, n_fft), stride=(1, hop))[:, 0, 0] for x in (frames, weight))
+    inner = slice(n_fft // 2, size - n_fft // 2)
+    return summed[:, inner] / norm[:, inner].clamp(min=1e-8)
+
+
 class Pair(nn.Module):
     def __init__(self):
         super().__init__()
@@ -94,8 +104,7 @@ class Pair(nn.Module):
         kept = torch.relu(magnitude[:, :BAND] - mark[:, 0])
         # The phase stays: scale the band's cells to what is left of their magnitude.
         scale = torch.cat([kept / (magnitude[:, :BAND] + 1e-9), torch.ones_like(magnitude[:, BAND:])], 1)
-        made = torch.istft(spectrum * scale, N_FFT, HOP, N_FFT, window=self.window)
-        return made[:, : audio.shape[1]]
+        return inverse(spectrum * scale, N_FFT, HOP, self.window)[:, : audio.shape[1]]
 
     def read(self, audio: Tensor, how: str) -> Tensor:
         """audio [B, S] at any level -> logits [B, SYMBOLS, T]."""
@@ -127,7 +136,8 @@ def attack(audio: Tensor, draw: Tensor) -> Tensor:
     depth = 10 ** (-(12 + 18 * draw[:, 5:6, None]) / 20)
     around = F.avg_pool2d(cells.abs()[:, None], (9, 5), 1, (4, 2))[:, 0]
     shaped = cells + around * depth * torch.view_as_complex(torch.randn(*cells.shape, 2, device=audio.device)) * 0.7
-    coded = torch.istft(shaped, 512, 128, window=window, length=size)
+    coded = inverse(shaped, 512, 128, window)[:, :size]
+    coded = F.pad(coded, (0, size - coded.shape[1]))
     out = torch.where(draw[:, 6:7] < 0.4, coded, out)
     # Eight to sixteen bits, straight through.
     step = 2.0 ** -(8 + 8 * draw[:, 7:8])
@@ -139,7 +149,6 @@ class Trainer:
         self.args, self.device = args, args.device
         torch.manual_seed(args.seed)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
         self.pair = Pair().to(self.device)
         self.bank = Bank(args.speech, args.hours, self.device)
         self.rate = torch.zeros((), device=self.device)
@@ -189,23 +198,22 @@ class Trainer:
 
     def run(self) -> None:
         args = self.args
-        clock = Clock(args.seconds)
+        spent_s = 0.0
         if self.path.exists():
             state = torch.load(self.path, map_location=self.device)
             self.pair.load_state_dict(state["pair"])
             self.optimizer.load_state_dict(state["optimizer"])
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate
-            self.step, clock = state["step"], Clock(args.seconds, state["spent_s"])
+            self.step, spent_s = state["step"], state["spent_s"]
         self.bank.wait_for(args.least_hours)
+        clock = Clock(args.seconds, spent_s)
         log = Log(args.out / "watermark.jsonl", ["loss", "hit_frozen", "hit_clip", "sdr", "asked_sdr"])
-        early = Replayed(lambda: self.one_step(False), capture=args.graph)
-        late = Replayed(lambda: self.one_step(True), capture=args.graph)
         while clock.done < 1:
             self.rate.fill_(clock.rate(self.step, args.peak, 100))
             # Start with a plain mark and hide it better and better.
             self.sdr_db.fill_(10 + (MESSAGE_SDR_DB - 10) * min(1.0, clock.done / 0.5))
-            figures = (early if clock.done < 0.7 else late)()
+            figures = self.one_step(clock.done > 0.7)
             self.step += 1
             if self.step % args.report == 0:
                 log(self.step, figures, spent_s=round(clock.spent_s, 1))
@@ -244,7 +252,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--graph", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     Trainer(args).run()
