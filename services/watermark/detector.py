@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.watermark.evidence import SIGMAS, UNREACHABLE, Fit, fit, tally, vote
+from services.watermark.evidence import UNREACHABLE, Fit, fit, tally, vote
 from services.watermark.hparams import TRAINING_POWER
 from services.watermark.key import check_key, key_symbols, symbols_key
 from services.watermark.weights import Nets
@@ -25,7 +25,7 @@ from services.watermark.weights import Nets
 _COARSE = 8  # offsets tried per hop
 _FINE = 4  # halvings of the step after that: the position is right to hop / 128
 _SEARCH_MESSAGES = 3  # length of the stretch that the search decodes
-_PROMISING = SIGMAS / 2  # below this at every coarse offset, finer ones are not worth their time
+_PROMISING = 0.05  # when chance explains every coarse offset better than this, finer ones are not worth their time
 _BLOCK_COLUMNS = 256  # decoded at once, so that memory does not grow with the clip
 
 
@@ -80,13 +80,12 @@ class Detector:
         offset = self._find_offset(audio, message, stopped)
         counts = self._count(self._scores(audio, offset, stopped))
         result = fit(counts, message)
-        found = result.share >= result.threshold
         return Detection(
-            found,
+            result.found,
             result.share,
             result.threshold,
             symbols_key(vote(counts)),
-            self._position(offset, result) if found else None,
+            self._position(offset, result) if result.found else None,
         )
 
     def _prepare(self, samples: NDArray[np.float32], sample_rate_hz: int) -> Tensor | None:
@@ -123,7 +122,7 @@ class Detector:
 
         step = max(1, hop // _COARSE)
         best = max(range(0, hop, step), key=look)
-        if max(result.sigmas for _, result in seen.values()) < _PROMISING:
+        if min(result.chance for _, result in seen.values()) > _PROMISING:
             return best
         for _ in range(_FINE):
             step = step // 2

@@ -1,11 +1,11 @@
 """Whether decoded symbols say a key, or only seem to. Knows no torch.
 
-The question asked is: among all keys with the same mix of symbols, how many would fit these
-symbols as well as the one looked for? Under a random arrangement of the key's symbols the number
-of agreements is a sum of one entry per row and column of a matrix, whose mean and variance are
-known exactly (Hoeffding, A combinatorial central limit theorem, 1951). Nothing is assumed about
-the audio or the nets: a decoder that always answers the same, an untrained one, or music that
-repeats with the message's period agrees with every arrangement alike and so proves nothing.
+The question asked is: how large a share of all keys with the same mix of symbols would agree with
+these symbols at least as well as the key looked for? It is computed, not estimated: the agreements of
+a key drawn at random are a sum of one independent term for each place of the message, and the
+distribution of such a sum is a convolution. Nothing is assumed about the audio or the nets: a decoder
+that always answers the same, an untrained one, or music that repeats with the message's period agrees
+with too many keys to prove any.
 """
 
 from __future__ import annotations
@@ -15,36 +15,29 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Standard deviations above chance from which a key counts as found. Counted out for one message read
-# once, symbol for symbol, where deviations are coarsest: fewer than one arrangement in a million reaches
-# it at any of the 21 rotations, whatever the key (tests/unit/watermark/test_watermark_evidence.py).
-SIGMAS = 6.5
-# The threshold where no agreement would be proof: all symbols alike, or none.
+# A key counts as found when fewer than one key in a million would have agreed as well.
+FALSE_ALARM = 1e-6
+# The threshold where no agreement would be proof: too few symbols, or all alike.
 UNREACHABLE = 2.0
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How well symbols agree with a key.
+    """How well symbols agree with a key, at the rotation that speaks most for it.
 
-    share: of the symbols, those that agree at the best rotation. expected, deviation: of the share,
-    over arrangements of the key. rotation: columns before the first whole message.
+    share: of the symbols, those that agree. chance: the share of keys that agree as well at any
+    rotation, at most 1. threshold: the share from which the key counts as found. rotation: columns
+    before the first whole message.
     """
 
     share: float
-    expected: float
-    deviation: float
+    chance: float
+    threshold: float
     rotation: int
 
     @property
-    def threshold(self) -> float:
-        """The share from which the key counts as found; above 1 when no share would be proof."""
-        return self.expected + SIGMAS * self.deviation if self.deviation > 1e-9 else UNREACHABLE
-
-    @property
-    def sigmas(self) -> float:
-        """How far the share lies above chance."""
-        return (self.share - self.expected) / self.deviation if self.deviation > 1e-9 else 0.0
+    def found(self) -> bool:
+        return self.chance <= FALSE_ALARM
 
 
 def tally(symbols: NDArray[np.int64], period: int, alphabet: int) -> NDArray[np.int64]:
@@ -55,19 +48,39 @@ def tally(symbols: NDArray[np.int64], period: int, alphabet: int) -> NDArray[np.
 
 
 def fit(counts: NDArray[np.int64], message: list[int]) -> Fit:
-    """How well the tallied symbols [period, alphabet] agree with a message of one period."""
-    period, total = len(counts), counts.sum()
+    """How well the tallied symbols [period, alphabet] agree with a message of one period.
+
+    The message's last symbol ends it and is the same in every key: it proves nothing.
+    """
+    total = int(counts.sum())
     if not total:
-        return Fit(0.0, 0.0, 0.0, 0)
-    agree = counts[:, message]  # [place, symbol of the message]
-    place = np.arange(period)
-    agreements = [int(agree[place, (place - rotation) % period].sum()) for rotation in range(period)]
-    best = int(np.argmax(agreements))
-    centred = agree - agree.mean(0, keepdims=True) - agree.mean(1, keepdims=True) + agree.mean()
-    deviation = np.sqrt((centred**2).sum() / (period - 1))
-    return Fit(
-        agreements[best] / int(total), float(agree.sum() / period / total), float(deviation / total), best
+        return Fit(0.0, 1.0, UNREACHABLE, 0)
+    return min(
+        (_at_rotation(counts, message, rotation, total) for rotation in range(len(message))),
+        key=lambda candidate: (candidate.chance, -candidate.share),
     )
+
+
+def _at_rotation(counts: NDArray[np.int64], message: list[int], rotation: int, total: int) -> Fit:
+    turned = np.roll(counts, -rotation, axis=0)  # place 0 is where a message begins
+    places, end = turned[:-1], int(turned[-1, message[-1]])
+    agreed = int(places[np.arange(len(places)), message[:-1]].sum())
+    # Chance that random symbols, as frequent as the key's, agree k times or more, for each k; times
+    # the number of rotations that were tried.
+    mix = np.bincount(message[:-1], minlength=counts.shape[1]) / len(places)
+    exactly = np.zeros(total + 1)
+    exactly[0] = 1.0
+    for place in places:
+        longer = np.zeros_like(exactly)
+        for count, weight in zip(place, mix, strict=True):
+            longer[count:] += weight * exactly[: total + 1 - count]
+        exactly = longer
+    at_least = np.minimum(1.0, len(message) * exactly[::-1].cumsum()[::-1])
+    proof = np.flatnonzero((at_least <= FALSE_ALARM) & (np.arange(total + 1) + end <= total))
+    # Beyond what the places can give at all, the chance is 0 and the threshold out of reach.
+    reachable = int(places.max(axis=1).sum())
+    threshold = (int(proof[0]) + end) / total if len(proof) and proof[0] <= reachable else UNREACHABLE
+    return Fit((agreed + end) / total, float(at_least[agreed]), threshold, rotation)
 
 
 def vote(counts: NDArray[np.int64]) -> list[int]:

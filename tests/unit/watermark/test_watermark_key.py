@@ -36,12 +36,12 @@ def test_regular_keys_are_refused(key):
 def test_nearly_every_random_key_is_taken():
     draw = random.Random(0)
     refused = 0
-    for _ in range(2000):
+    for _ in range(500):
         try:
             check_key(draw.randbytes(5), 5)
         except ValueError:
             refused += 1
-    assert refused < 80
+    assert refused < 10
 
 
 def test_symbols_are_the_stock_packages(stock_pair):
