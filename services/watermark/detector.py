@@ -26,7 +26,7 @@ _COARSE = 8  # offsets tried per hop
 _FINE = 4  # halvings of the step after that: the position is right to hop / 128
 _SEARCH_MESSAGES = 3  # length of the stretch that the search decodes
 _PROMISING = 0.05  # when chance explains every coarse offset better than this, finer ones are not worth their time
-_BLOCK_COLUMNS = 256  # decoded at once, so that memory does not grow with the clip
+_BLOCK_COLUMNS = 128  # decoded at once, so that memory does not grow with the clip
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from silentcipher.model import Layer
 from torch import Tensor
 
-from services.watermark.weights import Nets
+from services.watermark.weights import Layer, Nets
 
 _FEATURES = 32
 

@@ -21,7 +21,9 @@ from services.watermark.hparams import Hparams, read_hparams
 with warnings.catch_warnings():
     # pydub, which the package imports for its file API alone, warns where there is no ffmpeg.
     warnings.simplefilter("ignore")
-    from silentcipher.model import CarrierDecoder, Encoder, MsgDecoder
+    from silentcipher.model import CarrierDecoder, Encoder, Layer, MsgDecoder
+
+__all__ = ["FILES", "Layer", "Nets", "build_nets", "load_nets", "save_nets", "write_random"]
 
 PART = "watermark"
 FILES = {"hparams": "hparams.yaml", "enc_c": "enc_c.ckpt", "dec_c": "dec_c.ckpt", "dec_m": "dec_m_0.ckpt"}

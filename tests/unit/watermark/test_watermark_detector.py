@@ -6,6 +6,7 @@ from watermark_pair import speech_like
 from services.watermark.detector import Detector
 from services.watermark.embedder import Embedder
 from services.watermark.key import PUBLIC_KEY
+from services.watermark.weights import load_nets
 
 OTHER_KEY = bytes([1, 2, 3, 99, 201])
 
@@ -109,3 +110,14 @@ def test_a_search_can_be_given_up(detector, marked):
     with pytest.raises(InterruptedError):
         detector.detect(marked, 24000, PUBLIC_KEY, stopped)
     assert len(asked) == 3
+
+
+@pytest.mark.gpu
+def test_a_device_marks_and_reads_as_the_cpu_does(pair_files, marked):
+    nets = load_nets(pair_files, "cuda")
+    samples = speech_like(2.0, seed=0)
+    opened = Embedder(nets, PUBLIC_KEY).open()
+    pieces = [opened.push(samples[i : i + 1920]) for i in range(0, len(samples), 1920)]
+    ours = np.concatenate([*pieces, opened.finish()])
+    assert np.abs(ours - marked).max() < 1e-3  # convolutions there may run in TF32
+    assert Detector(nets).detect(ours, 24000, PUBLIC_KEY).found
