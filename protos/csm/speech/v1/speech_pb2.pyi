@@ -520,7 +520,9 @@ class VerifyWatermarkResponse(_message.Message):
     confidence: _builtins.float
     """Share of the decoded symbols that agree with the deployment's key, 0 to 1."""
     threshold: _builtins.float
-    """Confidence from which found is true for a clip of this length."""
+    """Confidence from which found is true for what this clip holds. Above 1 when the clip is too
+    short or too silent for any agreement to prove something.
+    """
     detectable: _builtins.bool
     """False when the bundle's watermark nets are untrained: then no mark can be found, ever."""
     @_builtins.property

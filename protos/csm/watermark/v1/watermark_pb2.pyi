@@ -259,7 +259,9 @@ class DetectResponse(_message.Message):
     confidence: _builtins.float
     """Share of the decoded symbols that agree with the key looked for, 0 to 1. Chance gives about 0.25."""
     threshold: _builtins.float
-    """Confidence from which found is true for a clip of this length."""
+    """Confidence from which found is true for what this clip holds. Above 1 when the clip is too
+    short or too silent for any agreement to prove something.
+    """
     decoded_key: _builtins.bytes
     """The key that the clip's symbols spell most often, whichever it is; absent when they spell none."""
     @_builtins.property
