@@ -284,10 +284,11 @@ async def test_stop_ends_streams_when_the_grace_is_over():
     bench.engine.start()
     generation = bench.submit(1, max_frames=1000)
     await generation.prefilled()
-    bench.runner.free = True
     stopping = asyncio.ensure_future(bench.engine.stop(0))
+    await until(lambda: generation.entry.finish is not None)
+    bench.runner.allow(1)  # the engine comes out of the step it was in
     with pytest.raises(GenerationEnded) as ended:
-        while await generation.read(1):
-            bench.runner.allow(1)
+        await generation.read(1)
     assert ended.value.finish is Finish.CANCELLED
     await stopping
+    assert not bench.engine._thread.is_alive() and bench.runner.held == {}
