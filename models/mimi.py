@@ -35,17 +35,24 @@ def load_mimi(bundle: Bundle, device: torch.device | str = "cpu") -> MimiModel:
             "mimi", f"device {device}", "cannot be used here", "use cpu, or cuda beside a GPU"
         ) from error
     files = bundle.mimi.resolve()
-    config = None  # moshi's own default: the public Mimi
+    config, config_file = loaders._mimi_config, "moshi's default config"
     if "config" in files:
+        config_file = str(files["config"])
         try:
             config = json.loads(files["config"].read_text())
         except (OSError, ValueError) as error:
-            raise PartError("mimi", str(files["config"]), f"not JSON ({error})", "fetch it again") from error
+            raise PartError("mimi", config_file, f"not JSON ({error})", "fetch it again") from error
     try:
+        available = config["quantizer"]["n_q"]
+        if available < bundle.codebooks:
+            raise PartError(
+                "mimi", config_file, f"has {available} codebooks, the bundle says {bundle.codebooks}",
+                "correct bundle.toml",
+            )  # fmt: skip
         with torch.device("meta"):
             model = loaders.get_mimi(None, config, device="meta", num_codebooks=bundle.codebooks)
     except (KeyError, TypeError, AssertionError) as error:
-        raise PartError("mimi", str(files.get("config")), f"unusable ({error!r})", "correct it") from error
+        raise PartError("mimi", config_file, f"unusable ({error!r})", "correct it") from error
     weights = str(files["weights"])
     fill(
         model,

@@ -1,10 +1,16 @@
 """A tiny Mimi whose every part matters: random weights, layer scale 1, a context of five frames."""
 
+import json
 import math
+from pathlib import Path
 
 import torch
 from moshi.models import MimiModel, loaders
+from safetensors.torch import save_file
 from torch import nn
+
+from models.bundle import load_bundle
+from models.embedded import text_tokenizer
 
 CODEBOOKS, BINS = 4, 32
 CONFIG = {
@@ -50,3 +56,36 @@ def build() -> MimiModel:
             layer._codebook.embedding_sum.normal_(generator=random)
             layer._codebook._initialized.fill_(1)
     return model.requires_grad_(False)
+
+
+def write_bundle(folder: Path) -> Path:
+    """A bundle folder whose tokenizer and Mimi are there, and whose other parts are only named."""
+    (folder / "mimi.json").write_text(json.dumps(CONFIG))
+    save_file(build().state_dict(), folder / "mimi.safetensors")
+    shape = "layers = 1\nheads = 2\nkv_heads = 2\ndim = 16\nintermediate_dim = 32"
+    (folder / "bundle.toml").write_text(f"""
+id = "tiny"
+description = "for tests"
+trained = false
+sample_rate_hz = 24000
+frame_rate_hz = 12.5
+codebooks = {CODEBOOKS}
+[generator]
+text_vocab_size = 512
+audio_vocab_size = {BINS + 3}
+source = [{{ layout = "sesame", weights = ["none"] }}]
+[generator.backbone]
+{shape}
+max_rows = 64
+[generator.decoder]
+{shape}
+max_rows = {CODEBOOKS + 1}
+[text_tokenizer]
+source = [{{ tokenizer = "tokenizer.json" }}]
+[mimi]
+source = [{{ config = "mimi.json", weights = "mimi.safetensors" }}]
+[watermark]
+source = [{{ hparams = "none" }}]
+""")
+    text_tokenizer.make(load_bundle(str(folder)), folder / "tokenizer.json")
+    return folder

@@ -79,7 +79,7 @@ def _draw(model: MimiModel, random: torch.Generator) -> None:
 
 def _spread_codebooks(model: MimiModel, random: torch.Generator) -> None:
     """Centroids where the latents of a varied sound lie, so that the encoder uses many of them."""
-    latents = model._encode_to_unquantized_latent(_sound(model, random))
+    latents = model._encode_to_unquantized_latent(_sound(random, model.sample_rate))
     for quantizer in (model.quantizer.rvq_first, model.quantizer.rvq_rest):
         residual = quantizer.input_proj(latents)[0].T  # [T, _CODE_DIM]
         for layer in quantizer.vq.layers:
@@ -103,13 +103,11 @@ def _level(model: MimiModel, random: torch.Generator) -> None:
     last.bias.copy_(-mean * scale)
 
 
-def _sound(model: MimiModel, random: torch.Generator, seconds: int = 20) -> Tensor:
-    """Tones that glide under noise whose loudness wanders. [1, 1, T]"""
-    size = seconds * model.sample_rate
-    steps = nn.functional.interpolate(
-        torch.rand(1, 3, 8 * seconds, generator=random), size=size, mode="linear"
-    )[0]
-    pitch_hz = 80 * 2 ** (4 * steps[0])
-    tone = torch.sin(2 * math.pi * torch.cumsum(pitch_hz / model.sample_rate, 0))
+def _sound(random: torch.Generator, rate_hz: int, seconds: int = 20) -> Tensor:
+    """Tones that glide under noise whose loudness wanders. [1, 1, seconds * rate_hz]"""
+    size = seconds * rate_hz
+    slow = torch.rand(1, 3, 8 * seconds, generator=random)
+    pitch, loud, hiss = nn.functional.interpolate(slow, size=size, mode="linear")[0]
+    tone = torch.sin(2 * math.pi * torch.cumsum(80 * 2 ** (4 * pitch) / rate_hz, 0))
     noise = torch.randn(size, generator=random)
-    return (0.3 * steps[1] * tone + 0.1 * steps[2] ** 2 * noise).view(1, 1, -1)
+    return (0.3 * loud * tone + 0.1 * hiss**2 * noise).view(1, 1, -1)

@@ -30,11 +30,11 @@ class ClipEncoder:
         """
         mimi = self._mimi
         frames = -(-len(samples) // self.samples_per_frame)
-        padded = torch.zeros(1, 1, frames * self.samples_per_frame, device=self._device)
-        padded[0, 0, : len(samples)] = torch.as_tensor(samples, device=self._device)
+        padded = np.zeros((1, 1, frames * self.samples_per_frame), np.float32)
+        padded[0, 0, : len(samples)] = samples
         # As MimiModel._encode_to_unquantized_latent, but for the convolutions, whose activations
         # at the full sample rate are what costs memory.
-        (hidden,) = mimi.encoder_transformer(self._convolve(padded))
+        (hidden,) = mimi.encoder_transformer(self._convolve(torch.from_numpy(padded).to(self._device)))
         codes = mimi.quantizer.encode(mimi.downsample(hidden))  # [1, K, T]
         return codes[0].T.cpu().numpy().astype(np.uint16)
 

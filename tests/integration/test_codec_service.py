@@ -1,0 +1,319 @@
+"""The codec service on a loopback port, with a tiny Mimi, called as the gateway calls it."""
+
+import asyncio
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from csm.codec.v1 import codec_pb2, codec_pb2_grpc
+from csm.common.v1 import common_pb2
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tiny_mimi
+
+from models.bundle import load_bundle
+from models.mimi import load_mimi
+from services.codec.__main__ import open_stage
+from services.codec.config import CodecSettings
+from services.codec.decoder import SlotDecoder
+from services.runtime.channels import FLOW_CONTROL
+from services.runtime.errors import rich_details
+from services.runtime.server import StageServer
+from services.runtime.settings import StartError, read
+
+SLOTS, SPF = 3, 1920
+
+
+@pytest.fixture(scope="module")
+def bundle_folder(tmp_path_factory):
+    return tiny_mimi.write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def mimi(bundle_folder):
+    return load_mimi(load_bundle(str(bundle_folder)))
+
+
+class Served:
+    def __init__(self, channel):
+        self.codec = codec_pb2_grpc.CodecServiceStub(channel)
+        self.health = health_pb2_grpc.HealthStub(channel)
+
+    async def info(self):
+        return await self.codec.GetModelInfo(codec_pb2.GetModelInfoRequest(), timeout=10)
+
+    async def until_active(self, count):
+        """Ask until so many slots are taken; the test's own timeout is the limit."""
+        async with asyncio.timeout(20):
+            while (await self.info()).slots_active != count:
+                await asyncio.sleep(0.005)
+
+    async def begin(self, timeout=60):
+        """A call that has its slot."""
+        call = self.codec.Decode(timeout=timeout)
+        await call.write(START)
+        assert (await call.read()).HasField("started")
+        return call
+
+
+@asynccontextmanager
+async def serve(bundle_folder, **overrides):
+    settings = read(
+        CodecSettings, {}, listen="127.0.0.1:0", model=str(bundle_folder), slots=SLOTS, **overrides
+    )
+    async with open_stage(settings) as stage:
+        server = StageServer(stage, settings)
+        address = await server.start()
+        try:
+            # No retries: a refusal is seen as one.
+            options = [("grpc.enable_retries", 0), *FLOW_CONTROL]
+            async with grpc.aio.insecure_channel(address, options) as channel:
+                yield Served(channel)
+        finally:
+            await server.stop(0)
+
+
+@pytest.fixture
+async def served(bundle_folder):
+    async with serve(bundle_folder) as served:
+        yield served
+
+
+START = codec_pb2.DecodeRequest(start=codec_pb2.DecodeStart())
+
+
+def frames_request(codes):
+    frames = [common_pb2.Frame(codes=frame) for frame in np.asarray(codes).tolist()]
+    return codec_pb2.DecodeRequest(frames=codec_pb2.DecodeFrames(frames=frames))
+
+
+def random_codes(seed, frames):
+    return np.random.default_rng(seed).integers(0, tiny_mimi.BINS, (frames, tiny_mimi.CODEBOOKS))
+
+
+def one_shot(mimi, codes):
+    with torch.inference_mode():
+        return mimi.decode(torch.from_numpy(codes.T.copy())[None])[0, 0].numpy()
+
+
+async def requests(codes, sizes):
+    yield START
+    start = 0
+    for size in sizes:
+        yield frames_request(codes[start : start + size])
+        start += size
+    assert start == len(codes)
+
+
+async def listen(call):
+    """(samples of each audio message, finished) of a whole stream."""
+    started, *middle, last = [response async for response in call]
+    assert started.started.samples_per_frame == SPF
+    return [np.frombuffer(response.audio.data, "<f4") for response in middle], last.finished
+
+
+def samples(data):
+    return np.frombuffer(data, "<f4")
+
+
+@pytest.mark.parametrize("sizes", [[1] * 20, [2] * 10, [3] * 6 + [2], [7, 7, 6], [1, 1, 2, 4, 8, 4], [20]])
+async def test_streamed_is_one_shot(served, mimi, sizes):
+    codes = random_codes(1, 20)
+    parts, finished = await listen(served.codec.Decode(requests(codes, sizes), timeout=30))
+    assert [len(part) for part in parts] == [size * SPF for size in sizes]
+    np.testing.assert_allclose(np.concatenate(parts), one_shot(mimi, codes), atol=1e-5)
+    assert (finished.frames, finished.samples) == (20, 20 * SPF)
+    assert finished.compute_duration.ToNanoseconds() > 0
+
+
+async def test_streams_side_by_side_do_not_touch_each_other(served, mimi):
+    places = asyncio.Semaphore(SLOTS)
+
+    async def speak(seed):
+        codes = random_codes(seed, 5 + 3 * seed)
+        async with places:
+            call = await served.begin()
+            heard = []
+            for start in range(0, len(codes), 1 + seed % 4):
+                await call.write(frames_request(codes[start : start + 1 + seed % 4]))
+                heard.append(samples((await call.read()).audio.data))
+            await call.done_writing()
+            assert (await call.read()).finished.frames == len(codes)
+            assert await call.read() is grpc.aio.EOF
+        np.testing.assert_allclose(np.concatenate(heard), one_shot(mimi, codes), atol=1e-5)
+
+    await asyncio.gather(*map(speak, range(9)))
+    await served.until_active(0)
+
+
+async def test_an_utterance_without_frames_is_empty(served):
+    parts, finished = await listen(served.codec.Decode(requests(random_codes(0, 0), []), timeout=30))
+    assert parts == []
+    assert (finished.frames, finished.samples) == (0, 0)
+
+
+async def test_format_and_info(served):
+    call = served.codec.Decode(timeout=30)
+    await call.write(START)
+    form = (await call.read()).started.format
+    assert (form.encoding, form.sample_rate_hz, form.channels) == (
+        common_pb2.AUDIO_ENCODING_PCM_F32LE,
+        24_000,
+        1,
+    )
+    info = await served.info()
+    assert (info.bundle.bundle_id, info.bundle.codebooks, info.bundle.frame_rate_hz) == ("tiny", 4, 12.5)
+    assert (info.samples_per_frame, info.slots_capacity, info.slots_active) == (SPF, SLOTS, 1)
+    call.cancel()
+    await served.until_active(0)
+
+
+async def test_no_free_slot_is_said_before_the_first_message(served):
+    calls = [await served.begin() for _ in range(SLOTS)]
+    refused = served.codec.Decode(timeout=30)
+    await refused.write(START)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await refused.read()
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert f"all {SLOTS} places are taken" in caught.value.details()
+    (retry,) = [d for d in rich_details(caught.value) if isinstance(d, error_details_pb2.RetryInfo)]
+    assert retry.retry_delay.ToNanoseconds() > 0
+    calls.pop().cancel()
+    await served.until_active(SLOTS - 1)
+    calls.append(await served.begin())
+    for call in calls:
+        call.cancel()
+
+
+@pytest.mark.parametrize("when", ["idle", "after reading", "with audio unread"])
+async def test_cancel_frees_the_slot(served, when):
+    call = await served.begin()
+    if when != "idle":
+        await call.write(frames_request(random_codes(2, 8)))
+        await call.read()
+    if when == "with audio unread":
+        for seed in range(2):
+            await call.write(frames_request(random_codes(seed, 64)))
+    assert (await served.info()).slots_active == 1
+    call.cancel()
+    await served.until_active(0)
+
+
+async def test_a_deadline_frees_the_slot(served):
+    call = await served.begin(timeout=1.0)
+    await call.write(frames_request(random_codes(2, 4)))
+    await call.read()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await served.until_active(0)
+
+
+async def test_a_reader_who_stops_stalls_only_itself(served, mimi):
+    """It is fed until the server takes no more, which must come; meanwhile others are served."""
+    slow = await served.begin()
+    fed = 0
+
+    async def feed():
+        nonlocal fed
+        for i in range(500):  # 32,000 frames, 245 MB of audio
+            await slow.write(frames_request(random_codes(i, 64)))
+            fed += 64
+
+    feeder = asyncio.create_task(feed())
+    codes = random_codes(3, 30)
+    for _ in range(5):
+        parts, _ = await listen(served.codec.Decode(requests(codes, [10, 10, 10]), timeout=30))
+        np.testing.assert_allclose(np.concatenate(parts), one_shot(mimi, codes), atol=1e-5)
+    still = 0
+    async with asyncio.timeout(30):
+        while still < 100:  # questions in a row during which nothing more was taken
+            before = fed
+            await served.info()
+            still = still + 1 if fed == before else 0
+    assert 128 <= fed < 16_000  # most of it requests on their way: a few bytes a frame
+    assert not feeder.done()
+    slow.cancel()
+    await asyncio.gather(feeder, return_exceptions=True)
+    await served.until_active(0)
+
+
+def frames_message(*frames):
+    return codec_pb2.DecodeRequest(
+        frames=codec_pb2.DecodeFrames(frames=[common_pb2.Frame(codes=codes) for codes in frames])
+    )
+
+
+@pytest.mark.parametrize(
+    "messages, field, words",
+    [
+        ([], "event", "first message must be start"),
+        ([codec_pb2.DecodeRequest()], "event", "first message must be start"),
+        ([frames_message([0, 0, 0, 0])], "event", "first message must be start"),
+        ([START, START], "event", "every message after start must be frames"),
+        ([START, codec_pb2.DecodeRequest()], "event", "every message after start must be frames"),
+        ([START, frames_message()], "frames.frames", "1 to 64 frames, not 0"),
+        ([START, frames_message(*[[0] * 4] * 65)], "frames.frames", "1 to 64 frames, not 65"),
+        ([START, frames_message([0] * 4, [0] * 3)], "frames.frames[1].codes", "4 codes, not 3"),
+        ([START, frames_message([0] * 32)], "frames.frames[0].codes", "4 codes, not 32"),
+        ([START, frames_message([0, 0, 32, 0])], "frames.frames[0].codes[2]", "below 32, not 32"),
+        (
+            [START, frames_message([0] * 4), frames_message([0, 0, 0, 2**32 - 1])],
+            "frames.frames[0].codes[3]",
+            "below 32",
+        ),
+    ],
+)
+async def test_bad_messages_are_refused_with_field_and_limit(served, messages, field, words):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in served.codec.Decode(iter(messages), timeout=30):
+            pass
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    (bad,) = [d for d in rich_details(caught.value) if isinstance(d, error_details_pb2.BadRequest)]
+    assert bad.field_violations[0].field == field
+    assert words in bad.field_violations[0].description
+    await served.until_active(0)
+    assert (await listen(served.codec.Decode(requests(random_codes(0, 2), [2]), timeout=30)))[1].frames == 2
+
+
+async def test_a_worker_that_dies_ends_streams_and_liveness(bundle_folder, monkeypatch):
+    async with serve(bundle_folder) as served:
+        call = await served.begin()
+
+        def broken(self, batch):
+            raise RuntimeError("device lost")
+
+        monkeypatch.setattr(SlotDecoder, "decode", broken)
+        await call.write(frames_request(random_codes(0, 1)))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "device lost" in caught.value.details()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await served.begin()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        async with asyncio.timeout(20):
+            request = health_pb2.HealthCheckRequest(service="liveness")
+            while (await served.health.Check(request)).status != health_pb2.HealthCheckResponse.NOT_SERVING:
+                await asyncio.sleep(0.01)
+
+
+async def test_the_span_tells_the_first_frame(served, spans):
+    await listen(served.codec.Decode(requests(random_codes(0, 3), [1, 2]), timeout=30))
+    (span,) = [span for span in spans() if span.name == "csm.codec.v1.CodecService/Decode"]
+    assert [event.name for event in span.events] == ["first_frame"]
+    assert span.attributes["csm.frames"] == 3
+
+
+async def test_missing_weights_are_a_start_error(bundle_folder, tmp_path):
+    (tmp_path / "bundle.toml").write_text((bundle_folder / "bundle.toml").read_text())
+    with pytest.raises(StartError, match=r"mimi: .*no such file"):
+        async with serve(tmp_path):
+            pass
