@@ -9,6 +9,10 @@ A request's frames do not depend on who shares its step. Matmuls of another batc
 otherwise (a CPU's one-row product does), so every step is computed at exactly `block_rows` rows,
 idle ones included; attention goes slot by slot over that slot's own rows; noise is counter-based;
 prompts are cut at multiples of `prefill_rows`, whoever else is there.
+
+A resumed request is the one exception in the last bits: prefill reads, many rows at once, frames
+that were first read one by one. Its noise is the same, and so are its codes unless two tokens are
+closer than that rounding.
 """
 
 from __future__ import annotations

@@ -131,15 +131,15 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         for index, part in enumerate(request.prompt):
             match part.WhichOneof("part"):
                 case "text":
-                    parts.append(Text(list(part.text.ids)))
+                    parts.append(Text(part.text.ids))
                 case "audio":
-                    parts.append(Audio([list(frame.codes) for frame in part.audio.frames]))
+                    parts.append(Audio([frame.codes for frame in part.audio.frames]))
                 case _:
                     raise InvalidRequest(f"prompt[{index}]", "must be text or audio")
         try:
             prompt, max_frames = self._limits.build(
                 parts,
-                [list(frame.codes) for frame in request.generated],
+                [frame.codes for frame in request.generated],
                 request.max_frames if request.HasField("max_frames") else None,
                 self._max_frames,
             )
