@@ -87,8 +87,10 @@ def _readable(error: exceptions.SpeechError, args: argparse.Namespace) -> str:
     if isinstance(error, exceptions.DeadlineExceeded):
         return f"not done within {args.timeout:g} s (--timeout)"
     if isinstance(error, exceptions.Unavailable) and error.reason is None and hasattr(args, "address"):
-        # Our servers always give a reason; without one it was gRPC that found nobody.
-        return f"nothing answers at {_find(args)[0]} ({text}); `csm up` starts the services on this machine"
+        # Our servers always give a reason; without one it is gRPC that speaks.
+        if "connect" in text or "DNS" in text:
+            return f"nothing answers at {_find(args)[0]} ({text}); `csm up` starts the services on this machine"
+        return f"{_find(args)[0]} broke off ({text})"
     return text
 
 

@@ -96,8 +96,8 @@ async def show_waterfall(console: Console, stream: SpeechStream, store: TraceSto
     if store is not None and stream.started is not None:
         with console.status("waiting for the trace"):
             spans, whole = await store.wait(stream.started.trace_id, _TRACE_WAIT_S)
-    if spans:
-        source = f"(trace {stream.started.trace_id}{'' if whole else ', not all of it has arrived'})"
+    if any(span.service == "gateway" for span in spans):
+        source = f"(trace {stream.started.trace_id}{'' if whole else ', incomplete'})"
         bars = bars_of_trace(spans)
     elif stream.summary is not None:
         why = "no `csm up` here has its trace" if store is None else "its trace has not arrived"

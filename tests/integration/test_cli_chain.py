@@ -66,7 +66,7 @@ def csm(tmp_path):
 def assert_waterfall(out):
     lines = out.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("Where the time went"))
-    assert "(trace " in lines[start] and "not all of it" not in lines[start]
+    assert "(trace " in lines[start] and "incomplete" not in lines[start]
     for row in ROWS:
         assert any(row in line and line.endswith("s") for line in lines[start:]), f"{row} is missing:\n{out}"
     for row in ("queue", "prefill"):
