@@ -84,7 +84,7 @@ def _readable(error: exceptions.SpeechError, args: argparse.Namespace) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, exceptions.Overloaded) and error.retry_after_s is not None:
         return f"overloaded: {text}; try again in {error.retry_after_s:g} s"
-    if isinstance(error, exceptions.DeadlineExceeded):
+    if isinstance(error, exceptions.DeadlineExceeded) and hasattr(args, "timeout"):
         return f"not done within {args.timeout:g} s (--timeout)"
     if isinstance(error, exceptions.Unavailable) and error.reason is None and hasattr(args, "address"):
         # Our servers always give a reason; without one it is gRPC that speaks.

@@ -33,7 +33,7 @@ class Plan:
     model: str
     ports: Mapping[str, int]
     folder: Path
-    ready_s: float = 180.0
+    ready_s: float = 900.0  # large weights may have to be fetched first; a service that fails is noticed at once
 
     def address(self, name: str) -> str:
         return f"{_HOST}:{self.ports[name]}"
@@ -123,10 +123,9 @@ def introduction(bundle: Bundle) -> str:
 
 
 def _invitation(plan: Plan, bundle: Bundle) -> str:
-    address = "" if plan.folder == state.state_dir() else f" --address {plan.address('gateway')}"
     noise = "" if bundle.trained else f"\n{NOISE}"
     return (
-        f'ready: csm say "Hello there." -o hello.wav --trace{address}{noise}\n'
+        f'ready: csm say "Hello there." -o hello.wav --trace{noise}\n'
         f"Logs are in {plan.folder / 'logs'}. Ctrl-C stops all."
     )
 
