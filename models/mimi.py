@@ -34,6 +34,9 @@ def load_mimi(bundle: Bundle, device: torch.device | str = "cpu") -> MimiModel:
         raise PartError(
             "mimi", f"device {device}", "cannot be used here", "use cpu, or cuda beside a GPU"
         ) from error
+    # torch lets convolutions on a GPU round to TF32: fp32 as here promised, and streamed equal to
+    # one-shot, need all the bits.
+    torch.backends.cudnn.allow_tf32 = False
     files = bundle.mimi.resolve()
     config, config_file = loaders._mimi_config, "moshi's default config"
     if "config" in files:

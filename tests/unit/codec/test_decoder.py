@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import tiny_mimi as tiny
 import torch
 from moshi.models import loaders
 
+from models.bundle import load_bundle
+from models.mimi import load_mimi
 from services.codec.decoder import SlotDecoder
 
 FRAMES = 40  # eight times what the tiny transformer looks back
@@ -103,6 +106,21 @@ def test_chunks_beyond_the_limit_are_refused(decoder, frames):
 def test_a_slot_twice_is_refused(decoder):
     with pytest.raises(ValueError, match="twice"):
         decoder.decode([(0, random_codes(6, frames=1)), (0, random_codes(7, frames=1))])
+
+
+@pytest.mark.gpu
+def test_streamed_is_one_shot_on_a_gpu(tmp_path):
+    mimi = load_mimi(load_bundle(str(tiny.write_bundle(tmp_path))), "cuda")
+    decoder = SlotDecoder(mimi, slots=3)
+    codes = random_codes(10)
+    with torch.inference_mode():
+        whole = mimi.decode(torch.from_numpy(codes.T.copy())[None].cuda())[0, 0].cpu().numpy()
+    for slots in ([0, 1, 2], [0, 2]):  # read in place, and gathered
+        for slot in slots:
+            decoder.reset(slot)
+        passes = [decoder.decode([(slot, chunk) for slot in slots]) for chunk in cut(codes, [1, 1, 2, 4, 8])]
+        for i in range(len(slots)):
+            np.testing.assert_allclose(np.concatenate([parts[i] for parts in passes]), whole, atol=1e-4)
 
 
 @pytest.mark.slow
