@@ -78,6 +78,16 @@ def save(mimi: MimiModel, folder: Path, dtype: torch.dtype = torch.float16) -> N
     save_file(state, folder / "model.safetensors")
 
 
+def restore(mimi: MimiModel, folder: Path) -> None:
+    """Fill from what `save` wrote."""
+    from safetensors.torch import load_file
+
+    mimi.load_state_dict(load_file(folder / "model.safetensors"))
+    for module in mimi.modules():
+        if isinstance(module, EuclideanCodebook):
+            module._embedding = None
+
+
 # The plain way through the weights ------------------------------------------------------------
 
 

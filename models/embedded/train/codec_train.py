@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from bank import Bank
-from codec import CONFIG, Codebooks, build, initialise, latent, save, tune, waveform
+from codec import CONFIG, Codebooks, build, initialise, latent, restore, save, tune, waveform
 from discriminator import Discriminator, fool_loss, judge_loss
 from stepper import Clock, Log, replace
 from torch import Tensor, nn
@@ -146,7 +146,7 @@ class Trainer:
 
     def store(self) -> None:
         save(self.mimi, self.args.out / "mimi")
-        replace(self.path, {"mimi": self.mimi.state_dict(), "heads": self.heads.state_dict(), "step": self.step})
+        (self.args.out / "done").touch()
 
     # decoder ----------------------------------------------------------------------------------
 
@@ -187,15 +187,14 @@ class Trainer:
 
     def decoder(self) -> None:
         args = self.args
-        state = torch.load(args.full / "codec.pt", map_location=self.device)
-        self.mimi.load_state_dict(state["mimi"])
+        restore(self.mimi, args.full / "mimi")
         parts = (self.mimi.decoder, self.mimi.decoder_transformer, self.mimi.upsample)
         self.mimi.requires_grad_(False)
         self.parameters = [p for part in parts for p in part.parameters()]
         self.parameters += [self.mimi.quantizer.rvq_first.output_proj.weight, self.mimi.quantizer.rvq_rest.output_proj.weight]
         for p in self.parameters:
             p.requires_grad_(True)
-        self.judge = Discriminator().to(self.device).to(memory_format=torch.channels_last)
+        self.judge = Discriminator((2048, 512), 16).to(self.device).to(memory_format=torch.channels_last)
         spent_s = 0.0
         self.average = [p.detach().clone() for p in self.parameters]
         capturable = self.device.startswith("cuda")

@@ -116,6 +116,10 @@ class Trainer:
         self.settings = Settings()
         self.model = Generator(self.settings).to(self.device)
         self.model.initialise()
+        if args.start:
+            from safetensors.torch import load_file
+
+            self.model.load_state_dict(load_file(args.start / "model.safetensors"))
         self.heads = nn.Linear(self.settings.backbone.dim, 2 * KINDS).to(self.device)
         self.library = Library(args.tokens, self.device, args.batch, args.seed, args.capacity)
         self.index = torch.zeros(args.batch, LENGTH, dtype=torch.int64, device=self.device)
@@ -260,6 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="folder of exported weights to start from")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--batch", type=int, default=48, help="sequences of 512 rows")
     parser.add_argument("--peak", type=float, default=1.5e-3)

@@ -21,7 +21,7 @@ SHARD_SECONDS = 900
 SPEAKER_SHARES = (0.34, 0.22, 0.22, 0.22)  # the untouched voice is the best, so it leads
 
 
-def work(worker: int, text: Path, out: Path, stop: Path) -> None:
+def work(worker: int, text: Path, out: Path, stop: Path, first_seed: int) -> None:
     from text import Writer
     from voices import FRAME_SAMPLES, SAMPLE_RATE_HZ, Teacher
 
@@ -30,7 +30,7 @@ def work(worker: int, text: Path, out: Path, stop: Path) -> None:
     teacher = Teacher(scratch)
     serial = len(list(out.glob(f"shard-{worker:02d}-*.npz")))
     while not stop.exists():
-        seed = worker * 100_000 + serial
+        seed = first_seed + worker * 100_000 + serial
         writer, draw = iter(Writer(text, seed)), np.random.default_rng(seed)
         texts, speakers, frames, audio, phones, samples = [], [], [], [], [], 0
         target = SHARD_SECONDS if serial else SHARD_SECONDS // 6  # a first small one, so that training can start
@@ -64,11 +64,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--hours", type=float, default=1e9)
+    parser.add_argument("--seed", type=int, default=0, help="another one for each sitting: fresh speech")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     stop = args.out / "stop"
     processes = [
-        multiprocessing.Process(target=work, args=(i, args.text, args.out, stop), daemon=True)
+        multiprocessing.Process(target=work, args=(i, args.text, args.out, stop, args.seed), daemon=True)
         for i in range(args.workers)
     ]
     for process in processes:

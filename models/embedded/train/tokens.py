@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from codec import CODEBOOKS, FRAME_SAMPLES, Codebooks, build, latent
+from codec import CODEBOOKS, FRAME_SAMPLES, Codebooks, build, latent, restore
 from tokenizer import make, segment
 from torch import Tensor
 
@@ -73,7 +73,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = False
     mimi = build().to(args.device)
-    mimi.load_state_dict(torch.load(args.codec / "codec.pt", map_location=args.device)["mimi"])
+    restore(mimi, args.codec / "mimi")
     tokenizer, began, hours = make(), time.monotonic(), 0.0
     while time.monotonic() - began < args.seconds:
         fresh = [p for p in sorted(args.speech.glob("shard-*.npz")) if not (args.out / p.name).exists()]

@@ -58,8 +58,9 @@ def layers(stack: nn.Sequential, x: Tensor, how: str) -> Tensor:
     for layer in stack:
         if isinstance(layer, nn.Dropout):
             continue
+        x = x.contiguous(memory_format=torch.channels_last)
         x = layer.conv(x) * torch.sigmoid(layer.gate(x))
-        x = normalise(layer.bn, x.float(), how)
+        x = normalise(layer.bn, x, how)
     return x
 
 
@@ -149,7 +150,7 @@ class Trainer:
         self.args, self.device = args, args.device
         torch.manual_seed(args.seed)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        self.pair = Pair().to(self.device)
+        self.pair = Pair().to(self.device).to(memory_format=torch.channels_last)
         self.bank = Bank(args.speech, args.hours, self.device)
         self.rate = torch.zeros((), device=self.device)
         self.sdr_db = torch.full((), 20.0, device=self.device)
