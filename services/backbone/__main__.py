@@ -11,7 +11,7 @@ import torch
 from csm.backbone.v1 import backbone_pb2_grpc
 
 from models.bundle import Bundle, load_bundle
-from models.files import PartError
+from models.device import usable_device
 from services.backbone.config import BackboneSettings
 from services.backbone.engine import Engine
 from services.backbone.runner import Runner
@@ -19,7 +19,6 @@ from services.backbone.scheduler import Scheduler
 from services.backbone.servicer import BackboneServicer
 from services.backbone.weights import load_model
 from services.runtime.server import Stage, main
-from services.runtime.settings import SettingError, StartError
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +27,8 @@ log = logging.getLogger(__name__)
 async def open_stage(settings: BackboneSettings) -> AsyncIterator[Stage]:
     """The servicer with its engine. Raises: StartError."""
     torch.set_num_threads(settings.threads)
-    try:
-        bundle = load_bundle(settings.model)
-        runner = await asyncio.to_thread(_load, settings, bundle)
-    except PartError as error:
-        raise StartError(str(error)) from error
+    bundle = load_bundle(settings.model)
+    runner = await asyncio.to_thread(_load, settings, bundle)
     if not bundle.trained:
         log.warning("bundle %s is untrained: it makes noise", bundle.id)
     scheduler = Scheduler(
@@ -62,12 +58,7 @@ async def open_stage(settings: BackboneSettings) -> AsyncIterator[Stage]:
 
 def _load(settings: BackboneSettings, bundle: Bundle) -> Runner:
     """Weights on the device, and one frame made with them."""
-    try:
-        device = torch.device(settings.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingError(f"CSM_BACKBONE_DEVICE={settings.device!r}: cannot be used ({reason})") from error
+    device = usable_device("CSM_BACKBONE_DEVICE", settings.device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
         settings.dtype, torch.float32 if device.type == "cpu" else torch.bfloat16
     )

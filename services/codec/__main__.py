@@ -10,25 +10,22 @@ import torch
 from csm.codec.v1 import codec_pb2_grpc
 
 from models.bundle import load_bundle
-from models.files import PartError
+from models.device import usable_device
 from models.mimi import load_mimi
 from services.codec.config import CodecSettings
 from services.codec.decoder import SlotDecoder
 from services.codec.servicer import CodecServicer
 from services.codec.worker import DecodeWorker
 from services.runtime.server import Stage, main
-from services.runtime.settings import StartError
 
 
 @asynccontextmanager
 async def open_stage(settings: CodecSettings) -> AsyncIterator[Stage]:
     """The servicer with its worker. Raises: StartError."""
     torch.set_num_threads(settings.threads)
-    try:
-        bundle = load_bundle(settings.model)
-        mimi = await asyncio.to_thread(load_mimi, bundle, settings.device)
-    except PartError as error:
-        raise StartError(str(error)) from error
+    bundle = load_bundle(settings.model)
+    device = usable_device("CSM_CODEC_DEVICE", settings.device)
+    mimi = await asyncio.to_thread(load_mimi, bundle, device)
     decoder = SlotDecoder(mimi, slots=settings.slots, max_chunk_frames=settings.max_chunk_frames)
     worker = DecodeWorker(decoder, max_backlog_frames=settings.max_backlog_frames, stall_s=settings.stall_s)
     worker.start()

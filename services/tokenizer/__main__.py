@@ -12,11 +12,10 @@ import torch
 from csm.tokenizer.v1 import tokenizer_pb2_grpc
 
 from models.bundle import load_bundle
-from models.files import PartError
+from models.device import usable_device
 from models.mimi import load_mimi
 from services.runtime.audio import Clip, resample
 from services.runtime.server import Stage, main
-from services.runtime.settings import StartError
 from services.tokenizer.config import TokenizerSettings
 from services.tokenizer.encoder import ClipEncoder
 from services.tokenizer.servicer import TokenizerServicer
@@ -27,12 +26,10 @@ from services.tokenizer.text import load_text_tokenizer
 async def open_stage(settings: TokenizerSettings) -> AsyncIterator[Stage]:
     """The servicer with its models. Raises: StartError."""
     torch.set_num_threads(settings.threads)
-    try:
-        bundle = load_bundle(settings.model)
-        text = await asyncio.to_thread(load_text_tokenizer, bundle, settings.max_text_chars)
-        encoder = ClipEncoder(await asyncio.to_thread(load_mimi, bundle, settings.device))
-    except PartError as error:
-        raise StartError(str(error)) from error
+    bundle = load_bundle(settings.model)
+    device = usable_device("CSM_TOKENIZER_DEVICE", settings.device)
+    text = await asyncio.to_thread(load_text_tokenizer, bundle, settings.max_text_chars)
+    encoder = ClipEncoder(await asyncio.to_thread(load_mimi, bundle, device))
 
     def encode(clip: Clip) -> np.ndarray:
         return encoder.encode(resample(clip, encoder.sample_rate_hz).samples)

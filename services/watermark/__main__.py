@@ -10,9 +10,8 @@ import torch
 from csm.watermark.v1 import watermark_pb2_grpc
 
 from models.bundle import load_bundle
-from models.files import PartError
+from models.device import usable_device
 from services.runtime.server import Stage, main
-from services.runtime.settings import StartError
 from services.watermark.config import WatermarkSettings, deployment_key
 from services.watermark.detector import Detector
 from services.watermark.embedder import Embedder
@@ -26,11 +25,9 @@ from services.watermark.weights import load_nets
 async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
     """The servicer with its nets and threads. Raises: StartError."""
     torch.set_num_threads(settings.threads)
-    try:
-        bundle = load_bundle(settings.model)
-        nets = await asyncio.to_thread(load_nets, bundle.watermark.resolve(), settings.device)
-    except PartError as error:
-        raise StartError(str(error)) from error
+    bundle = load_bundle(settings.model)
+    device = usable_device("CSM_WATERMARK_DEVICE", settings.device)
+    nets = await asyncio.to_thread(load_nets, bundle.watermark.resolve(), device)
     key = deployment_key(settings, bundle, nets.hparams.key_bytes)
     sdr_db = settings.sdr_db if settings.sdr_db is not None else bundle.watermark.options.get("message_sdr_db")
     embedder = Embedder(
