@@ -14,7 +14,8 @@ import os
 import shutil
 from pathlib import Path
 
-from models.bundle import Bundle, load_bundle
+from models.bundle import Bundle, FilesPart, GeneratorPart, load_bundle
+from models.files import PartError
 
 # The makers import torch and the models when there is something to make, and not before.
 
@@ -22,29 +23,36 @@ FOLDER = Path(__file__).parent
 SEED = 20240229
 
 
-def build(bundle: Bundle, folder: Path, *, force: bool = False) -> list[str]:
-    """Make the missing parts of `bundle` (all with `force`) in `folder`; the names of those made."""
+def build(bundle: Bundle, *, force: bool = False) -> list[str]:
+    """Make the parts of `bundle` that lack a file (all with `force`) in its folder; the names of those made."""
     makers = {
-        "tokenizer.json": _make_tokenizer,
-        "mimi": _make_mimi,
-        "generator": _make_generator,
-        "watermark": _make_watermark,
+        "tokenizer.json": (bundle.text_tokenizer, _make_tokenizer),
+        "mimi": (bundle.mimi, _make_mimi),
+        "generator": (bundle.generator, _make_generator),
+        "watermark": (bundle.watermark, _make_watermark),
     }
-    workshop = folder / f".build-{os.getpid()}"
+    workshop = bundle.folder / f".build-{os.getpid()}"
     made = []
     try:
-        for name, make in makers.items():
-            place = folder / name
-            if place.exists() and not force:
+        for name, (part, make) in makers.items():
+            if _is_there(part) and not force:
                 continue
             workshop.mkdir(parents=True, exist_ok=True)
             make(bundle, workshop / name)
-            _remove(place)
-            os.replace(workshop / name, place)
+            _remove(bundle.folder / name)
+            os.replace(workshop / name, bundle.folder / name)
             made.append(name)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
     return made
+
+
+def _is_there(part: GeneratorPart | FilesPart) -> bool:
+    try:
+        part.resolve()
+    except PartError:
+        return False
+    return True
 
 
 def _make_tokenizer(bundle: Bundle, place: Path) -> None:
@@ -94,7 +102,7 @@ def main() -> None:
     )
     parser.add_argument("--force", action="store_true", help="make every part again, whatever was there")
     arguments = parser.parse_args()
-    made = build(load_bundle(str(FOLDER)), FOLDER, force=arguments.force)
+    made = build(load_bundle(str(FOLDER)), force=arguments.force)
     print("embedded bundle: " + (f"made {', '.join(made)}" if made else "complete"))
 
 

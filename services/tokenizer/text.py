@@ -76,7 +76,7 @@ def load_text_tokenizer(bundle: Bundle, max_chars: int) -> TextTokenizer:
         tokenizer = Tokenizer.from_str(json.dumps(plain))
     except Exception as error:  # the library raises bare Exceptions
         raise PartError(_PART, str(path), f"no usable tokenizer ({error})", "fetch it again") from error
-    largest = max(*tokenizer.get_vocab().values(), *added.values())
+    largest = max(max(tokenizer.get_vocab().values()), max(added.values()))
     if largest >= bundle.generator.text_vocab_size:
         raise PartError(
             _PART, str(path), f"has ids up to {largest}, the bundle's text_vocab_size is "

@@ -33,7 +33,7 @@ def placed(bundle, folder):
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
     bundle = placed(load_bundle("embedded"), folder)
-    assert script.build(bundle, folder) == PARTS
+    assert script.build(bundle) == PARTS
     return bundle
 
 
@@ -46,9 +46,10 @@ def test_every_part_loads_in_its_service(built):
 
 def test_nothing_to_do_when_complete_and_only_what_is_missing_otherwise(built):
     before = (built.folder / "mimi" / "model.safetensors").stat()
-    assert script.build(built, built.folder) == []
+    assert script.build(built) == []
     (built.folder / "tokenizer.json").unlink()
-    assert script.build(built, built.folder) == ["tokenizer.json"]
+    (built.folder / "watermark" / "dec_c.ckpt").unlink()
+    assert script.build(built) == ["tokenizer.json", "watermark"]
     after = (built.folder / "mimi" / "model.safetensors").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert sorted(path.name for path in built.folder.iterdir()) == sorted(PARTS)
@@ -62,14 +63,14 @@ def test_an_interrupted_build_leaves_no_half_of_a_part(built, tmp_path, monkeypa
 
     monkeypatch.setattr(script, "_make_mimi", half)
     with pytest.raises(KeyboardInterrupt):
-        script.build(built, tmp_path)
+        script.build(placed(built, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
 def test_force_makes_the_same_again(built, tmp_path):
     bundle = placed(built, tmp_path)
-    script.build(bundle, tmp_path)
-    assert script.build(bundle, tmp_path, force=True) == PARTS
+    script.build(bundle)
+    assert script.build(bundle, force=True) == PARTS
     for name in ("mimi", "generator"):
         one, two = (load_file(folder / name / "model.safetensors") for folder in (built.folder, tmp_path))
         assert one.keys() == two.keys()

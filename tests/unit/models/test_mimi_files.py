@@ -113,7 +113,10 @@ def edit_bundle(folder, old, new):
             lambda folder: edit_bundle(folder, "audio_vocab_size = 35", "audio_vocab_size = 67"),
             "has 24000 Hz, 12.5 frames/s and 32 bins, the bundle says 24000 Hz, 12.5 frames/s and 64 bins",
         ),
-        (lambda folder: edit_bundle(folder, "codebooks = 4", "codebooks = 5"), "has 4 codebooks, the bundle says 5"),
+        (
+            lambda folder: edit_bundle(folder, "codebooks = 4", "codebooks = 5"),
+            "has 4 codebooks, the bundle says 5",
+        ),
     ],
 )
 def test_damaged_or_foreign_files_are_one_clear_line(folder, damage, words):
