@@ -26,7 +26,7 @@ def read_safetensors(part: str, paths: Iterable[Path], device: torch.device | st
     for path in paths:
         try:
             with safe_open(str(path), framework="pt", device=str(device)) as file:
-                for name in file.keys():  # noqa: SIM118 - not a dict
+                for name in file.keys():
                     yield name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise PartError(part, str(path), f"cannot be read ({error})", _REFETCH) from error

@@ -1,22 +1,17 @@
 """The codec service on a loopback port, with a tiny Mimi, called as the gateway calls it."""
 
 import asyncio
-import sys
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+import tiny_mimi
 import torch
 from csm.codec.v1 import codec_pb2, codec_pb2_grpc
 from csm.common.v1 import common_pb2
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import tiny_mimi
 
 from models.bundle import load_bundle
 from models.mimi import load_mimi

@@ -1,24 +1,19 @@
 """The tokenizer service on a loopback port, with a tiny Mimi, called as the gateway calls it."""
 
 import asyncio
-import sys
 import threading
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 import soxr
+import tiny_mimi
 import torch
 from csm.common.v1 import common_pb2
 from csm.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from google.rpc import error_details_pb2
 from transformers import PreTrainedTokenizerFast
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import tiny_mimi
 
 from models.bundle import load_bundle
 from models.mimi import load_mimi

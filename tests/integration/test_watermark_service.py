@@ -1,7 +1,6 @@
 """The watermark service as a real server on a loopback port, with a pair of nets that works."""
 
 import asyncio
-import sys
 import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,9 +11,6 @@ import pytest
 from csm.common.v1 import common_pb2
 from csm.watermark.v1 import watermark_pb2, watermark_pb2_grpc
 from google.rpc import error_details_pb2
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from watermark_pair import TINY, speech_like, write_pair
 
 import models.bundle
@@ -38,7 +34,9 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 def write_bundle(folder, bundle_id, write_nets):
     """The embedded bundle's table under another id, with other watermark nets."""
     text = (Path(models.bundle.__file__).parent / "embedded" / "bundle.toml").read_text()
-    table = text.replace('id = "embedded"', f'id = "{bundle_id}"').replace("trained = false", "trained = true")
+    table = text.replace('id = "embedded"', f'id = "{bundle_id}"').replace(
+        "trained = false", "trained = true"
+    )
     assert f'id = "{bundle_id}"' in table
     folder.mkdir(exist_ok=True)
     (folder / "bundle.toml").write_text(table)
@@ -48,13 +46,20 @@ def write_bundle(folder, bundle_id, write_nets):
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    return write_bundle(tmp_path_factory.mktemp("bundle"), "working-pair", lambda folder: write_pair(folder, TINY))
+    return write_bundle(
+        tmp_path_factory.mktemp("bundle"), "working-pair", lambda folder: write_pair(folder, TINY)
+    )
 
 
 @asynccontextmanager
 async def serving(bundle, **overrides):
     """A stub of a fresh service."""
-    values = {"listen": "127.0.0.1:0", "model": str(bundle), "key": KEY.hex(), "max_detect_s": 5.0} | overrides
+    values = {
+        "listen": "127.0.0.1:0",
+        "model": str(bundle),
+        "key": KEY.hex(),
+        "max_detect_s": 5.0,
+    } | overrides
     settings = read(WatermarkSettings, environ={}, **values)
     async with open_stage(settings) as stage:
         server = StageServer(stage, settings)
@@ -84,7 +89,9 @@ def audio(samples):
 
 def raw(samples, rate_hz=24000, **fields):
     form = common_pb2.AudioFormat(**({"encoding": F32, "sample_rate_hz": rate_hz} | fields))
-    return common_pb2.AudioClip(raw=common_pb2.RawAudio(format=form, data=np.asarray(samples, "<f4").tobytes()))
+    return common_pb2.AudioClip(
+        raw=common_pb2.RawAudio(format=form, data=np.asarray(samples, "<f4").tobytes())
+    )
 
 
 async def embed(stub, requests):
@@ -125,7 +132,11 @@ async def test_what_is_streamed_through_is_what_the_core_marks_and_detect_finds_
     marked = np.frombuffer(data, "<f4")
     assert len(marked) == finished.samples == len(samples)
     assert np.abs(marked - expected).max() < 1e-6
-    assert (started.format.encoding, started.format.sample_rate_hz, started.format.channels) == (F32, 24000, 1)
+    assert (started.format.encoding, started.format.sample_rate_hz, started.format.channels) == (
+        F32,
+        24000,
+        1,
+    )
     assert started.lookahead_samples == 2048 and finished.compute_duration.ToNanoseconds() > 0
 
     answer = await service.Detect(watermark_pb2.DetectRequest(audio=raw(marked[1000:])), timeout=60)
@@ -158,7 +169,9 @@ async def test_streams_side_by_side_do_not_mix(service):
     clips = [speech_like(0.6, seed=seed) * (1 + seed) for seed in range(4)]
 
     async def through(clip):
-        _, data, _ = await embed(service, [start(), *(audio(clip[i : i + 1920]) for i in range(0, len(clip), 1920))])
+        _, data, _ = await embed(
+            service, [start(), *(audio(clip[i : i + 1920]) for i in range(0, len(clip), 1920))]
+        )
         return np.frombuffer(data, "<f4")
 
     together = await asyncio.gather(*map(through, clips))
@@ -263,7 +276,9 @@ async def test_a_caller_who_leaves_ends_the_search(bundle, monkeypatch):
         call = stub.Detect(watermark_pb2.DetectRequest(audio=raw(speech_like(0.5))), timeout=30)
         waiting = asyncio.ensure_future(call.wait_for_connection())
         assert await asyncio.to_thread(began.wait, 10)
-        full = await refusal(stub.Detect(watermark_pb2.DetectRequest(audio=raw(speech_like(0.5))), timeout=10))
+        full = await refusal(
+            stub.Detect(watermark_pb2.DetectRequest(audio=raw(speech_like(0.5))), timeout=10)
+        )
         assert full.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         call.cancel()
         assert await asyncio.to_thread(ended.wait, 10)

@@ -1,18 +1,13 @@
 """Mimi from files of the public layout, against moshi's own loader; and files that are damaged or foreign."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+import tiny_mimi
 import torch
 from moshi.models import loaders
 from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-import tiny_mimi
 
 from models.bundle import load_bundle
 from models.files import PartError

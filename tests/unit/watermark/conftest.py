@@ -1,13 +1,7 @@
 """Nets for the watermark tests: a pair that works (see tests/watermark_pair.py) and an untrained one."""
 
-import sys
-from pathlib import Path
 
 import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from watermark_pair import TINY, TINY_44K, stock_model, write_pair
 
 from services.watermark.hparams import Hparams
@@ -15,11 +9,6 @@ from services.watermark.weights import load_nets, write_random
 
 UNTRAINED = Hparams(sample_rate_hz=24000, n_fft=256, hop_length=128, message_band_size=40, message_sdr_db=20.0)
 UNTRAINED_44K = Hparams(n_fft=512, hop_length=256, message_band_size=120, message_sdr_db=20.0)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
