@@ -33,7 +33,7 @@ _SERVICE_CONFIG = {
 FLOW_CONTROL = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 16384)]
 
 
-def open_channel(target: str, *, max_message_mib: int = 32) -> grpc.aio.Channel:
+def open_channel(target: str, *, max_message_mib: int = 64) -> grpc.aio.Channel:
     """A channel to `target` (`host:port`; a name with several addresses is balanced over all of them).
 
     Not blocking: calls on a target that is down end with UNAVAILABLE at once, and the channel keeps

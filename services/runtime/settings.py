@@ -59,7 +59,7 @@ class ServerSettings:
     grace_s: float = setting(
         "CSM_GRACE_S", 30.0, "after draining: seconds that running calls may take", least=0, most=3600
     )
-    max_message_mib: int = setting("CSM_MAX_MESSAGE_MIB", 32, "largest message taken, MiB", least=1, most=1024)
+    max_message_mib: int = setting("CSM_MAX_MESSAGE_MIB", 64, "largest message taken, MiB", least=1, most=1024)
     max_connection_age_s: int = setting(
         "CSM_MAX_CONNECTION_AGE_S", 600, "connections are renewed after this, so that new replicas are found", least=1
     )
