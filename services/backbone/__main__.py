@@ -12,6 +12,7 @@ from csm.backbone.v1 import backbone_pb2_grpc
 
 from models.bundle import Bundle, load_bundle
 from models.device import usable_device
+from services.backbone.blocks import BLOCK_ROWS, BlockPool, blocks_for
 from services.backbone.config import BackboneSettings
 from services.backbone.engine import Engine
 from services.backbone.runner import Runner
@@ -19,6 +20,7 @@ from services.backbone.scheduler import Scheduler
 from services.backbone.servicer import BackboneServicer
 from services.backbone.weights import load_model
 from services.runtime.server import Stage, main
+from services.runtime.settings import StartError
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ async def open_stage(settings: BackboneSettings) -> AsyncIterator[Stage]:
     scheduler = Scheduler(
         slots=settings.slots,
         queue_capacity=settings.queue,
+        pool=BlockPool(runner.blocks, share_rows=settings.prefill_rows if settings.share_prefixes else 0),
         buffer_frames=settings.buffer_frames,
         stall_limit_s=settings.reader_stall_s,
     )
@@ -62,9 +65,18 @@ def _load(settings: BackboneSettings, bundle: Bundle) -> Runner:
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
         settings.dtype, torch.float32 if device.type == "cpu" else torch.bfloat16
     )
+    if settings.prefill_rows % BLOCK_ROWS:
+        raise StartError(f"CSM_BACKBONE_PREFILL_ROWS={settings.prefill_rows}: must be a multiple of {BLOCK_ROWS}")
+    least = blocks_for(bundle.generator.backbone.max_rows)
+    if settings.blocks and settings.blocks < least:
+        raise StartError(f"CSM_BACKBONE_BLOCKS={settings.blocks}: the longest request takes {least}")
     model = load_model(bundle.generator, device, dtype)
     runner = Runner(
-        model, slots=settings.slots, block_rows=settings.block_rows, prefill_rows=settings.prefill_rows
+        model,
+        slots=settings.slots,
+        blocks=settings.blocks or None,
+        block_rows=settings.block_rows,
+        prefill_rows=settings.prefill_rows,
     )
     runner.warm_up()
     return runner

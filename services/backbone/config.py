@@ -25,7 +25,15 @@ class BackboneSettings(ServerSettings):
         least=1, most=4096,
     )
     prefill_rows: int = setting(
-        "CSM_BACKBONE_PREFILL_ROWS", 64, "prompt rows read between two frames of the others", least=1, most=4096
+        "CSM_BACKBONE_PREFILL_ROWS", 64, "prompt rows read between two frames of the others, a multiple of 16",
+        least=16, most=4096,
+    )
+    blocks: int = setting(
+        "CSM_BACKBONE_BLOCKS", 0, "blocks of 16 rows in the key-value cache; 0 is as many as all slots can fill",
+        least=0, most=4_194_304,
+    )
+    share_prefixes: bool = setting(
+        "CSM_BACKBONE_SHARE_PREFIXES", True, "requests whose prompts begin alike share what was read of them"
     )
     max_frames: int = setting("CSM_BACKBONE_MAX_FRAMES", 1125, "longest utterance, frames", least=1, most=100_000)
     buffer_frames: int = setting(

@@ -1,10 +1,11 @@
 """The engine: one plain thread owns the device and moves all slots on, frame by frame.
 
-    plan → release → begin → prefill (at most `prefill_pieces`) → one step for all slots → hand over
+    plan → release → begin → prefill (a bounded amount) → launch one step for all slots → collect → hand over
 
-Frames reach the event loop in one hop a step, whatever the number of streams. The lock guards the
-scheduler and is never held while the device works. Knows neither grpc nor torch: anything
-with a runner's four methods will do.
+A runner on a device may be ahead: step n + 1 is launched before the frames of step n are read, so
+that the device never waits for this thread. Frames reach the event loop in one hop a step, whatever
+the number of streams. The lock guards the scheduler and is never held while the device works. Knows
+neither grpc nor torch: anything that is a runner_api.Runner will do.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.backbone.generation import Delivery, Generation
-from services.backbone.runner_api import Runner
+from services.backbone.runner_api import Pending, Runner
 from services.backbone.scheduler import Entry, Finish, Plan, Request, Scheduler
 
 log = logging.getLogger(__name__)
@@ -33,13 +34,22 @@ class Stopping(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """How busy an engine is. frame_step_s: median of recent steps, 0 before the first."""
+    """How busy an engine is. frame_step_s: median of recent steps, 0 before the first.
+
+    blocks_*: of the key-value cache, see blocks.py. prompt_rows, shared_rows: of all prompts admitted
+    since the start, and how many of them another prompt had already put into the cache.
+    """
 
     slots_active: int
     slots_capacity: int
     queue_depth: int
     queue_capacity: int
     frame_step_s: float
+    blocks_used: int = 0
+    blocks_idle: int = 0
+    blocks_capacity: int = 0
+    prompt_rows: int = 0
+    shared_rows: int = 0
 
 
 class Engine:
@@ -50,19 +60,18 @@ class Engine:
         runner: Runner,
         scheduler: Scheduler,
         *,
-        prefill_pieces: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """prefill_pieces: calls of runner.prefill between two steps, so that joins do not stall others."""
         self._runner = runner
         self._scheduler = scheduler
-        self._prefill_pieces = prefill_pieces
         self._clock = clock
         self._wake = threading.Condition()
         self._stopping = False
         self._error: BaseException | None = None
         self._beat_s = clock()
         self._step_s: deque[float] = deque(maxlen=64)
+        self._collected_s = clock()
+        self._pending: deque[tuple[list[Entry], float, Pending]] = deque()  # launched (when), not collected
         self._outbox: list[Delivery] = []  # the thread's own until it hands them over
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="backbone-engine", daemon=True)
@@ -96,12 +105,18 @@ class Engine:
 
     def load(self) -> Load:
         with self._wake:
+            pool = self._scheduler.pool
             return Load(
                 self._scheduler.active,
                 self._scheduler.slots,
                 self._scheduler.waiting,
                 self._scheduler.queue_capacity,
                 statistics.median(self._step_s) if self._step_s else 0.0,
+                blocks_used=pool.used,
+                blocks_idle=pool.idle,
+                blocks_capacity=pool.blocks,
+                prompt_rows=pool.asked_rows,
+                shared_rows=pool.hit_rows,
             )
 
     def is_live(self, stall_limit_s: float) -> bool:
@@ -145,7 +160,7 @@ class Engine:
         with self._wake:
             self._beat_s = self._clock()
             plan = self._scheduler.plan(self._beat_s)
-            if plan.is_idle:
+            if plan.is_idle and not self._pending:
                 if self._stopping and not self._scheduler.active and not self._scheduler.waiting:
                     return False
                 self._wake.wait(_HEARTBEAT_S if plan.wait_s is None else min(plan.wait_s, _HEARTBEAT_S))
@@ -154,36 +169,38 @@ class Engine:
         for entry in plan.ended:
             self._release(entry)
         for entry in plan.admitted:
-            assert entry.slot is not None
-            self._runner.begin(entry.slot, entry.request.prompt, entry.request.sampling)
+            assert entry.slot is not None and entry.table is not None
+            self._runner.begin(entry.slot, entry.request.prompt, entry.request.sampling, entry.table)
         self._prefill(plan)
-        self._step(plan)
+        if plan.step:
+            launched_s = self._clock()
+            pending = self._runner.launch([entry.slot for entry in plan.step])  # type: ignore[misc]
+            self._pending.append((plan.step, launched_s, pending))
+        while len(self._pending) > (self._runner.frames_ahead if plan.step else 0):
+            self._collect()
         self._hand_over()
         return True
 
     def _prefill(self, plan: Plan) -> None:
-        pieces = self._prefill_pieces
+        if not plan.prefill:
+            return
+        ready = set(self._runner.prefill([entry.slot for entry in plan.prefill]))  # type: ignore[misc]
         for entry in plan.prefill:
-            done = False
-            while pieces and not done:
-                assert entry.slot is not None
-                done = self._runner.prefill(entry.slot)
-                pieces -= 1
-            if done:
+            if entry.slot in ready:
                 with self._wake:
                     self._scheduler.prefilled(entry, self._clock())
                 self._outbox.append(Delivery(entry.stream, is_prefilled=True))
 
-    def _step(self, plan: Plan) -> None:
-        if not plan.step:
-            return
-        start_s = self._clock()
-        codes = self._runner.step([entry.slot for entry in plan.step])  # type: ignore[misc]
+    def _collect(self) -> None:
+        """The frames of the oldest step under way."""
+        entries, launched_s, pending = self._pending.popleft()
+        codes = pending()
         now = self._clock()
         with self._wake:
-            self._step_s.append(now - start_s)
-            for entry, frame in zip(plan.step, codes, strict=True):
-                if entry.finish is not None:  # cancelled during the step: the next plan ends it
+            self._step_s.append(now - max(launched_s, self._collected_s))
+            self._collected_s = now
+            for entry, frame in zip(entries, codes, strict=True):
+                if entry.finish is not None:  # ended while the step was under way; a plan ends it if it was cancelled
                     continue
                 is_frame = self._scheduler.stepped(entry, frame, now)
                 self._outbox.append(Delivery(entry.stream, frame=frame if is_frame else None, finish=entry.finish))

@@ -7,10 +7,13 @@ is true, which is what the model itself emits at the end of speech.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from services.backbone.blocks import BLOCK_ROWS
 
 
 class PromptError(ValueError):
@@ -43,6 +46,16 @@ class Prompt:
     mask: np.ndarray
     prompt_rows: int
     generated_frames: int
+
+    def block_keys(self) -> tuple[bytes, ...]:
+        """One key for each full block of rows: equal keys mean equal rows and masks up to the block's end."""
+        rows, mask = np.where(self.mask, self.rows, 0), np.packbits(self.mask, axis=1)
+        keys, key = [], b""
+        for start in range(0, len(rows) - BLOCK_ROWS + 1, BLOCK_ROWS):
+            part = slice(start, start + BLOCK_ROWS)
+            key = hashlib.blake2b(key + rows[part].tobytes() + mask[part].tobytes(), digest_size=32).digest()
+            keys.append(key)
+        return tuple(keys)
 
 
 @dataclass(frozen=True)

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from services.backbone.blocks import Table
 from services.backbone.prompt import Prompt
 from services.backbone.scheduler import Sampling
+
+# Call it to wait for a step's frames: K codes for each slot, in the order of the launch.
+Pending = Callable[[], list[list[int]]]
 
 
 class Runner(Protocol):
     """Runs the model for many slots; only ever called by the engine's thread.
 
-    Any that keeps these four methods can take the eager runner's place (captured CUDA graphs, a
-    paged cache), as long as a slot's frames do not depend on which other slots share a step.
+    A slot's frames do not depend on which other slots share a step, nor on when others come and go.
     """
 
-    def begin(self, slot: int, prompt: Prompt, sampling: Sampling) -> None:
-        """Put a prompt into a free slot; cheap."""
+    frames_ahead: int  # steps that may be launched before the oldest one's frames are asked for
 
-    def prefill(self, slot: int) -> bool:
-        """Read one bounded piece of the slot's prompt. Returns: whether the slot can step now."""
+    def begin(self, slot: int, prompt: Prompt, sampling: Sampling, table: Table) -> None:
+        """Put a prompt into a free slot; cheap.
 
-    def step(self, slots: Sequence[int]) -> list[list[int]]:
-        """One frame for each of these slots, in their order: K codes each, all below the codec's bins."""
+        table: where its rows lie. It holds the prompt's rows now and grows before every step that
+        needs it to; its first `cached_rows` rows need not be read again.
+        """
+
+    def prefill(self, slots: Sequence[int]) -> list[int]:
+        """Read a bounded amount of these slots' prompts, the first slot's first. Returns: slots that can step now."""
+
+    def launch(self, slots: Sequence[int]) -> Pending:
+        """Start one frame for each of these slots; all its codes are below the codec's bins."""
 
     def release(self, slot: int) -> None:
-        """The slot is free again; harmless when it was."""
+        """The slot is free again, whatever is still under way for it; harmless when it was."""

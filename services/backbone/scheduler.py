@@ -1,4 +1,4 @@
-"""Who runs next: requests, slots, a bounded queue, deadlines. Pure Python: no torch, no threads, no clock.
+"""Who runs next: requests, slots, blocks, a bounded queue, deadlines. Pure Python: no torch, threads or clock.
 
 The engine calls in, under its own lock, and says what time it is (`now`, seconds on any clock that
 only rises). A request goes
@@ -6,7 +6,12 @@ only rises). A request goes
     waiting ─→ prefilling ─→ stepping ─→ ended
                  └ has a slot ┘   └ paused while its reader leaves `buffer_frames` unread
 
-and may end at any point: cancelled, past its deadline, its reader gone silent.
+and may end at any point: cancelled, past its deadline, its reader gone silent. It is admitted when a
+slot is free and the block pool can promise it all rows it may ever need (blocks.py); until then it
+waits, and nobody who came later overtakes it.
+
+A runner may be some frames ahead of what it has told: those are `in_flight`. A frame that comes after
+the one that ended speech is dropped by the engine.
 """
 
 from __future__ import annotations
@@ -16,6 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
+
+from services.backbone.blocks import BlockPool, Table
 
 
 class Finish(Enum):
@@ -34,7 +41,7 @@ class Finish(Enum):
 
 
 class Busy(Exception):
-    """No slot and no place in the queue is free; `retry_after_s` is when one may be."""
+    """It cannot run now and no place in the queue is free; `retry_after_s` is when one may be."""
 
     def __init__(self, text: str, retry_after_s: float):
         super().__init__(text)
@@ -57,6 +64,8 @@ class Request:
     prompt: for the runner; the scheduler does not look inside.
     max_frames: limit on the utterance, the `generated_frames` of an earlier stream included.
     deadline_s: on the scheduler's clock; None is never.
+    prompt_rows: rows of the prompt, the frames already generated included.
+    block_keys: what the prompt's full blocks hold, see blocks.py; empty shares nothing.
     """
 
     prompt: Any
@@ -64,6 +73,13 @@ class Request:
     max_frames: int
     generated_frames: int = 0
     deadline_s: float | None = None
+    prompt_rows: int = 1
+    block_keys: tuple[bytes, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows it may come to; the last frame takes none, as nothing reads it."""
+        return self.prompt_rows + self.max_frames - self.generated_frames - 1
 
 
 @dataclass(eq=False)
@@ -74,7 +90,9 @@ class Entry:
     submitted_s: float
     stream: Any = None  # whoever reads the frames; the engine's business
     slot: int | None = None
+    table: Table | None = None
     next_frame: int = 0
+    in_flight: int = 0
     unread_frames: int = 0
     admitted_s: float | None = None
     prefilled_s: float | None = None
@@ -99,24 +117,33 @@ class Plan:
 
 
 class Scheduler:
-    """Slots and the queue in front of them."""
+    """Slots and blocks, and the queue in front of them."""
 
     def __init__(
-        self, *, slots: int, queue_capacity: int, buffer_frames: int = 128, stall_limit_s: float = 30.0
+        self,
+        *,
+        slots: int,
+        queue_capacity: int,
+        pool: BlockPool,
+        buffer_frames: int = 128,
+        stall_limit_s: float = 30.0,
     ):
         """
-        queue_capacity: requests that may wait for a slot.
+        queue_capacity: requests that may wait for a slot or for blocks.
+        pool: the cache's blocks; must hold the longest request.
         buffer_frames: frames a reader may leave unread before its slot pauses.
         stall_limit_s: how long a slot may stay paused before its request is ended.
         """
         self.slots = slots
         self.queue_capacity = queue_capacity
+        self.pool = pool
         self._buffer_frames = buffer_frames
         self._stall_limit_s = stall_limit_s
         self._waiting: deque[Entry] = deque()
         self._active: list[Entry] = []  # in order of admission
         self._free = list(range(slots))[::-1]
         self._ended: list[Entry] = []  # since the last plan
+        self._lacks_blocks = False  # a slot is free, but not the blocks of who waits first
         self._service_s = 2.0  # smoothed time a request holds its slot; a first guess until one has
 
     @property
@@ -129,11 +156,12 @@ class Scheduler:
 
     def submit(self, request: Request, now: float, stream: Any = None) -> Entry:
         """Take a request in. Raises: Busy."""
-        if self.active + self.waiting >= self.slots + self.queue_capacity:
-            wait_s = self._service_s * (self.waiting + 1) / self.slots
+        can_start = 0 if self._lacks_blocks else len(self._free)
+        if self.waiting >= can_start + self.queue_capacity:
+            wait_s = self._service_s * (self.waiting + 1) / max(self.active, 1)
+            taken = "all blocks of the cache" if self._lacks_blocks else f"all {self.slots} slots"
             raise Busy(
-                f"all {self.slots} slots and {self.queue_capacity} places in the queue are taken",
-                min(max(wait_s, 0.05), 60.0),
+                f"{taken} and {self.queue_capacity} places in the queue are taken", min(max(wait_s, 0.05), 60.0)
             )
         entry = Entry(request, now, stream, next_frame=request.generated_frames)
         self._waiting.append(entry)
@@ -158,15 +186,27 @@ class Scheduler:
         return False
 
     def plan(self, now: float) -> Plan:
-        """Expire what is late, give free slots to those who waited longest, say who works now."""
+        """Expire what is late, give free slots to those who waited longest, say who works now.
+
+        Every entry in `step` counts as launched: its frame must be told to stepped().
+        """
         for entry in [*self._waiting, *self._active]:
             if entry.request.deadline_s is not None and now >= entry.request.deadline_s:
                 self.cancel(entry, now, Finish.DEADLINE)
             elif entry.paused_s is not None and now >= entry.paused_s + self._stall_limit_s:
                 self.cancel(entry, now, Finish.STALLED)
         plan = Plan()
+        self._lacks_blocks = False
         while self._waiting and self._free:
-            entry = self._waiting.popleft()
+            entry = self._waiting[0]
+            request = entry.request
+            if entry.next_frame < request.max_frames:
+                entry.table = self.pool.open(request.prompt_rows, request.rows, request.block_keys)
+                if entry.table is None:
+                    self._lacks_blocks = True
+                    break
+                self.pool.grow(entry.table, request.prompt_rows)
+            self._waiting.popleft()
             entry.admitted_s = now
             if entry.next_frame >= entry.request.max_frames:  # an earlier stream made them all
                 entry.prefilled_s = now
@@ -178,7 +218,12 @@ class Scheduler:
             plan.admitted.append(entry)
         plan.ended, self._ended = self._ended, []
         plan.prefill = [entry for entry in self._active if entry.prefilled_s is None]
-        plan.step = [entry for entry in self._active if entry.prefilled_s is not None and entry.paused_s is None]
+        plan.step = [entry for entry in self._active if self._can_step(entry)]
+        for entry in plan.step:
+            assert entry.table is not None
+            made = entry.next_frame + entry.in_flight - entry.request.generated_frames
+            self.pool.grow(entry.table, entry.request.prompt_rows + made)
+            entry.in_flight += 1
         if plan.is_idle:
             deadlines = [entry.request.deadline_s for entry in [*self._waiting, *self._active]]
             expiries = [deadline for deadline in deadlines if deadline is not None]
@@ -189,14 +234,17 @@ class Scheduler:
     def prefilled(self, entry: Entry, now: float) -> None:
         """The prompt is in the model: the request steps from now on."""
         if entry.finish is None:
+            assert entry.table is not None
+            self.pool.publish(entry.table, entry.request.block_keys, entry.request.prompt_rows)
             entry.prefilled_s = now
 
     def stepped(self, entry: Entry, codes: Sequence[int], now: float) -> bool:
-        """A step gave a frame. An all-zero one ends speech and is not delivered.
+        """A planned step gave a frame. An all-zero one ends speech and is not delivered.
 
         entry: one that has not ended. Returns: whether the frame is to be delivered; `entry.finish`
         says whether it was the last.
         """
+        entry.in_flight -= 1
         if not any(codes):
             self._end(entry, Finish.END_OF_SPEECH, now)
             return False
@@ -208,8 +256,18 @@ class Scheduler:
             entry.paused_s = now
         return True
 
+    def _can_step(self, entry: Entry) -> bool:
+        return (
+            entry.prefilled_s is not None
+            and entry.paused_s is None
+            and entry.next_frame + entry.in_flight < entry.request.max_frames
+            and entry.unread_frames + entry.in_flight < self._buffer_frames
+        )
+
     def _end(self, entry: Entry, finish: Finish, now: float) -> None:
         entry.finish, entry.ended_s, entry.paused_s = finish, now, None
+        if entry.table is not None:
+            self.pool.close(entry.table)
         if entry.slot is not None:
             self._active.remove(entry)
             self._free.append(entry.slot)

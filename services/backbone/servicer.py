@@ -50,8 +50,18 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             ("slots.active", lambda: engine.load().slots_active),
             ("slots.capacity", lambda: engine.load().slots_capacity),
             ("queue.depth", lambda: engine.load().queue_depth),
+            ("blocks.used", lambda: engine.load().blocks_used),
+            ("blocks.idle", lambda: engine.load().blocks_idle),
+            ("blocks.capacity", lambda: engine.load().blocks_capacity),
         ):
             meter.create_observable_gauge(
+                f"csm.backbone.{name}", [lambda _, value=value: [metrics.Observation(value())]], "1"
+            )
+        for name, value in (
+            ("prompt.rows", lambda: engine.load().prompt_rows),
+            ("prompt.shared_rows", lambda: engine.load().shared_rows),
+        ):
+            meter.create_observable_counter(
                 f"csm.backbone.{name}", [lambda _, value=value: [metrics.Observation(value())]], "1"
             )
 
@@ -119,6 +129,11 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             slots_capacity=load.slots_capacity,
             queue_depth=load.queue_depth,
             queue_capacity=load.queue_capacity,
+            blocks_used=load.blocks_used,
+            blocks_idle=load.blocks_idle,
+            blocks_capacity=load.blocks_capacity,
+            prompt_rows=load.prompt_rows,
+            shared_rows=load.shared_rows,
         )
         response.frame_step_duration.FromNanoseconds(_ns(load.frame_step_s))
         return response
@@ -146,7 +161,15 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         except PromptError as error:
             raise InvalidRequest(error.field, error.description) from None
         deadline_s = None if remaining_s is None else self._engine.now() + remaining_s
-        return Request(prompt, sampling, max_frames, prompt.generated_frames, deadline_s)
+        return Request(
+            prompt,
+            sampling,
+            max_frames,
+            prompt.generated_frames,
+            deadline_s,
+            prompt_rows=len(prompt.rows),
+            block_keys=prompt.block_keys(),
+        )
 
     def _submit(self, wanted: Request) -> Generation:
         try:

@@ -19,6 +19,7 @@ from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
 from models.bundle import load_bundle
+from services.backbone.blocks import BlockPool
 from services.backbone.engine import Engine
 from services.backbone.scheduler import Scheduler
 from services.backbone.servicer import BackboneServicer
@@ -34,6 +35,8 @@ METHOD = "csm.backbone.v1.BackboneService/Generate"
 class GatedRunner:
     """Frame n of every slot is all n + 1; a step waits for a permit unless `open` is set."""
 
+    frames_ahead = 0
+
     def __init__(self):
         self.open = threading.Event()
         self.permits = threading.Semaphore(0)
@@ -42,13 +45,13 @@ class GatedRunner:
         self.broken = False
         self.ends_at: int | None = None
 
-    def begin(self, slot, prompt, sampling):
+    def begin(self, slot, prompt, sampling, table):
         self.held[slot] = 0
 
-    def prefill(self, slot):
-        return True
+    def prefill(self, slots):
+        return list(slots)
 
-    def step(self, slots):
+    def launch(self, slots):
         while not self.open.is_set() and not self.permits.acquire(timeout=0.01):
             pass
         if self.broken:
@@ -58,7 +61,7 @@ class GatedRunner:
         for slot in slots:
             frames.append([0 if self.held[slot] == self.ends_at else self.held[slot] + 1] * 8)
             self.held[slot] += 1
-        return frames
+        return lambda: frames
 
     def release(self, slot):
         self.held.pop(slot, None)
@@ -88,7 +91,7 @@ class Bench:
 @asynccontextmanager
 async def bench(*, slots=1, queue=0, **options):
     runner = GatedRunner()
-    engine = Engine(runner, Scheduler(slots=slots, queue_capacity=queue, **options))
+    engine = Engine(runner, Scheduler(slots=slots, queue_capacity=queue, pool=BlockPool(256), **options))
     servicer = BackboneServicer(load_bundle("embedded"), engine, max_frames=500, device="cpu", dtype="float32")
     stage = Stage(
         "csm.backbone.v1.BackboneService",

@@ -242,3 +242,34 @@ async def test_it_says_why_it_cannot_start(bundle_folder, tmp_path):
     with pytest.raises(SettingError, match="CSM_BACKBONE_DEVICE='toaster': cannot be used"):
         async with serving(bundle_folder, device="toaster"):
             pass
+
+
+async def test_a_prompt_read_before_is_not_read_again(bundle_folder):
+    """The same voice prompt twice: shared rows are counted, codes stay what they are without sharing."""
+    voice = audio(*[[code] * 8 for code in range(1, 41)])
+
+    async def codes_and_load(**overrides):
+        async with serving(bundle_folder, prefill_rows=16, **overrides) as stub:
+            codes = []
+            for words in ([5], [6, 7, 8]):
+                call = stub.Generate(request(text(1, 2), voice, text(*words), max_frames=8))
+                codes.append(codes_of((await collect(call))[1]))
+            return codes, await stub.GetLoad(backbone_pb2.GetLoadRequest())
+
+    codes, load = await codes_and_load()
+    assert (load.prompt_rows, load.shared_rows) == (44 + 46, 32)
+    assert (load.blocks_used, load.blocks_idle, load.blocks_capacity) == (0, 2, 3 * ROWS // 16)
+    unshared, load = await codes_and_load(share_prefixes=False)
+    assert load.shared_rows == 0 and load.blocks_idle == 0
+    assert codes == unshared
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [({"prefill_rows": 24}, "CSM_BACKBONE_PREFILL_ROWS=24: must be a multiple of 16"),
+     ({"blocks": 5}, "CSM_BACKBONE_BLOCKS=5: the longest request takes 6")],
+)
+async def test_a_cache_that_cannot_serve_stops_the_start(bundle_folder, overrides, message):
+    with pytest.raises(StartError, match=message):
+        async with serving(bundle_folder, **overrides):
+            pass

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from backbone_slots import open_slot
 from tiny_csm import AUDIO_EOS_TOKEN, AUDIO_TOKEN, make_stock
 
 from services.backbone.depth import DepthDecoder
@@ -97,9 +98,7 @@ def limits(model) -> PromptLimits:
 def our_frames(model, case: Case, sampling: Sampling, frames: int = FRAMES) -> list[list[int]]:
     runner = Runner(model, slots=2, block_rows=2, prefill_rows=32)
     prompt, _ = limits(model).build(case.parts)
-    runner.begin(1, prompt, sampling)
-    while not runner.prefill(1):
-        pass
+    open_slot(runner, 1, prompt, sampling)
     return [runner.step([1])[0] for _ in range(frames)]
 
 

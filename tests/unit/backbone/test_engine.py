@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from services.backbone.blocks import BlockPool
 from services.backbone.engine import Engine, Stopping
 from services.backbone.generation import GenerationEnded
 from services.backbone.scheduler import Busy, Finish, Request, Sampling, Scheduler
@@ -17,6 +18,8 @@ pytestmark = pytest.mark.timeout(30)
 class FakeRunner:
     """Steps only when a test has allowed it to, unless it runs free."""
 
+    frames_ahead = 0
+
     def __init__(self, free=True, pieces=1):
         self.free, self.pieces = free, pieces
         self.permits = threading.Semaphore(0)
@@ -26,15 +29,20 @@ class FakeRunner:
         self.break_next = threading.Event()
         self.ends: dict[int, int] = {}  # number → frame that ends its speech
 
-    def begin(self, slot, prompt, sampling):
+    def begin(self, slot, prompt, sampling, table):
         assert slot not in self.held
         self.held[slot] = [prompt, 0, self.pieces]
         self.log.append(("begin", prompt))
 
-    def prefill(self, slot):
+    def prefill(self, slots):
+        slot = slots[0]
         self.held[slot][2] -= 1
         self.log.append(("prefill", self.held[slot][0]))
-        return self.held[slot][2] <= 0
+        return [slot] if self.held[slot][2] <= 0 else []
+
+    def launch(self, slots):
+        frames = self.step(slots)
+        return lambda: frames
 
     def step(self, slots):
         self.in_step.set()
@@ -62,10 +70,8 @@ class Bench:
 
     def __init__(self, runner, slots=2, queue=2, **options):
         self.runner = runner
-        prefill_pieces = options.pop("prefill_pieces", 1)
-        self.engine = Engine(
-            runner, Scheduler(slots=slots, queue_capacity=queue, **options), prefill_pieces=prefill_pieces
-        )
+        pool = options.pop("pool", None) or BlockPool(256)
+        self.engine = Engine(runner, Scheduler(slots=slots, queue_capacity=queue, pool=pool, **options))
 
     async def __aenter__(self):
         self.engine.start()
@@ -243,7 +249,7 @@ async def test_a_broken_runner_fails_every_stream_and_the_engine_says_so():
 async def test_a_stuck_engine_is_seen():
     now = [100.0]
     runner = FakeRunner(free=False)
-    engine = Engine(runner, Scheduler(slots=1, queue_capacity=0), clock=lambda: now[0])
+    engine = Engine(runner, Scheduler(slots=1, queue_capacity=0, pool=BlockPool(8)), clock=lambda: now[0])
     engine.start()
     try:
         engine.submit(Request(1, Sampling(), 5))
@@ -292,3 +298,43 @@ async def test_stop_ends_streams_when_the_grace_is_over():
     assert ended.value.finish is Finish.CANCELLED
     await stopping
     assert not bench.engine._thread.is_alive() and bench.runner.held == {}
+
+
+class AheadRunner(FakeRunner):
+    """Makes a step when its frames are asked for, as a device that is a step behind its host does."""
+
+    frames_ahead = 1
+
+    def __init__(self):
+        super().__init__()
+        self.under_way = 0
+
+    def launch(self, slots):
+        self.under_way += 1
+        assert self.under_way <= 2
+        numbers = [list(self.held[slot]) for slot in slots]
+        for slot in slots:
+            self.held[slot][1] += 1
+
+        def collect():
+            self.under_way -= 1
+            return [[0, 0] if self.ends.get(n) == frame else [n, frame + 1] for n, frame, _ in numbers]
+
+        return collect
+
+
+async def test_a_runner_that_is_a_frame_ahead_gives_the_same_streams():
+    runner = AheadRunner()
+    runner.ends = {number: number * 3 for number in range(1, 10, 2)}
+    async with Bench(runner, slots=3, queue=20, buffer_frames=64) as bench:
+        generations = {number: bench.submit(number, max_frames=11) for number in range(1, 10)}
+        generations[4].cancel()
+        for number, generation in generations.items():
+            if number == 4:
+                continue
+            end = min(runner.ends.get(number, 11), 11)
+            assert await generation.read(20) == [[number, frame + 1] for frame in range(end)]
+            assert generation.finish is (Finish.END_OF_SPEECH if end < 11 else Finish.MAX_LENGTH)
+        await until(lambda: runner.held == {})
+        load = bench.engine.load()
+        assert (load.slots_active, load.blocks_used, runner.under_way) == (0, 0, 0)

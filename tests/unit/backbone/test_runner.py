@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from backbone_slots import open_slot, own_table, read_prompt
 
 from models.bundle import GeneratorPart, LlamaShape, load_bundle
+from services.backbone.blocks import BlockPool
 from services.backbone.model import build_model, init_random
 from services.backbone.prompt import Audio, PromptLimits, Text
 from services.backbone.runner import Runner
@@ -48,9 +50,7 @@ def sampling_of(index: int, greedy: bool) -> Sampling:
 
 
 def generate(runner, slot, prompt, sampling, frames):
-    runner.begin(slot, prompt, sampling)
-    while not runner.prefill(slot):
-        pass
+    open_slot(runner, slot, prompt, sampling)
     codes = [runner.step([slot])[0] for _ in range(frames)]
     runner.release(slot)
     return codes
@@ -73,9 +73,9 @@ def test_batched_equals_alone_with_staggered_joins_and_leaves(model, greedy):
             if joins <= turn and index not in slots and not together[index] and free:
                 slots[index] = free.pop()
                 filling.add(index)
-                runner.begin(slots[index], prompt_of(model, index), sampling_of(index, greedy))
+                runner.begin(slots[index], prompt_of(model, index), sampling_of(index, greedy), own_table(runner, slots[index]))
         for index in sorted(filling):  # one piece a round, between the others' steps
-            if runner.prefill(slots[index]):
+            if runner.prefill([slots[index]]):
                 filling.discard(index)
         stepping = [index for index in slots if index not in filling]
         if stepping:
@@ -126,6 +126,46 @@ def test_a_resumed_stream_goes_on_as_the_unbroken_one(model, greedy, broken_at):
     assert resumed == whole[broken_at:]
 
 
+@pytest.mark.parametrize("shuffled", [False, True], ids=["in order", "blocks in any order"])
+def test_shared_prompt_rows_change_no_code(model, shuffled):
+    """Three requests that begin alike, one after another and two at once, in blocks that others used before."""
+    part, frames = model.part, 6
+    random = np.random.default_rng(2)
+    limits = PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_rows)
+    voice = Audio(random.integers(0, part.audio_vocab_size - 3, (72, part.codebooks)).tolist())
+    prompts = [limits.build([Text([4, 5]), voice, Text([6] * length)])[0] for length in (3, 3, 40)]
+    samplings = [Sampling(seed=index) for index in range(3)]
+    alone = [
+        generate(Runner(model, slots=3, block_rows=3, prefill_rows=32), 0, prompt, sampling, frames)
+        for prompt, sampling in zip(prompts, samplings, strict=True)
+    ]
+    pool = BlockPool(30, share_rows=32)
+    runner = Runner(model, slots=3, blocks=30, block_rows=3, prefill_rows=32)
+    if shuffled:
+        random.shuffle(pool._free)
+    pieces, tables, together = [], [], []
+    for slot, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
+        rows = len(prompt.rows)
+        table = pool.open(rows, rows + frames, prompt.block_keys())
+        pool.grow(table, rows + frames)
+        runner.begin(slot, prompt, sampling, table)
+        pieces.append(1)
+        while not runner.prefill([slot]):
+            pieces[-1] += 1
+        pool.publish(table, prompt.block_keys(), rows)
+        tables.append(table)
+        together.append([])
+        for each, codes in enumerate(runner.step(range(slot + 1))):
+            together[each].append(codes)
+    assert [table.cached_rows for table in tables] == [0, 64, 64]
+    assert pieces == [3, 1, 2]  # 77 and 114 rows to read: the 64 shared ones are not read again
+    assert tables[1].blocks[:4] == tables[0].blocks[:4]
+    while len(together[2]) < frames:
+        for each, codes in enumerate(runner.step(range(3))):
+            together[each].append(codes)
+    assert [codes[:frames] for codes in together] == alone
+
+
 def test_codes_vary_stay_below_the_bins_and_do_not_end_at_once(model):
     """What the random bundle must do: not fall silent, not repeat one frame, also greedily."""
     for sampling in (Sampling(top_k=1), Sampling(seed=5)):
@@ -152,24 +192,23 @@ def test_prefill_is_bounded(model):
     runner = Runner(model, slots=1, prefill_rows=16)
     prompt = prompt_of(model, 5)  # 38 + 21 + 3 rows: four pieces of 16 hold all but the last
     assert len(prompt.rows) == 62
-    runner.begin(0, prompt, Sampling())
-    assert [runner.prefill(0) for _ in range(4)] == [False, False, False, True]
+    runner.begin(0, prompt, Sampling(), own_table(runner, 0))
+    assert [runner.prefill([0]) for _ in range(4)] == [[], [], [], [0]]
 
 
 def test_refusals():
     model = init_random(build_model(TINY), seed=4)
     runner = Runner(model, slots=2)
     prompt = prompt_of(model, 0)
-    runner.begin(0, prompt, Sampling())
+    runner.begin(0, prompt, Sampling(), own_table(runner, 0))
     for slot in (0, -1, 2):
         with pytest.raises(ValueError, match=f"slot {slot} is not free"):
-            runner.begin(slot, prompt, Sampling())
+            runner.begin(slot, prompt, Sampling(), own_table(runner, slot))
     limits = PromptLimits(32, 96, 64, max_rows=1000)
     with pytest.raises(ValueError, match="prompt of 161 rows, 160 fit"):
-        runner.begin(1, limits.build([Text([1] * 161)])[0], Sampling())
-    runner.begin(1, limits.build([Text([1] * 160)])[0], Sampling())
-    while not runner.prefill(1):
-        pass
+        runner.begin(1, limits.build([Text([1] * 161)])[0], Sampling(), own_table(runner, 1))
+    runner.begin(1, limits.build([Text([1] * 160)])[0], Sampling(), own_table(runner, 1))
+    read_prompt(runner, 1)
     runner.step([1])  # the last row predicts a frame, which has no row to go to
     with pytest.raises(ValueError, match="no row left of 160"):
         runner.step([1])

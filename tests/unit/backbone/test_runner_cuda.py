@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backbone_slots import open_slot
 
 from models.bundle import load_bundle
 from services.backbone.model import build_model, init_random
@@ -33,9 +34,7 @@ def prompt_of(index):
 
 
 def begin(runner, slot, index, sampling):
-    runner.begin(slot, prompt_of(index), sampling)
-    while not runner.prefill(slot):
-        pass
+    open_slot(runner, slot, prompt_of(index), sampling)
 
 
 def alone(model, index, sampling, frames):
@@ -85,9 +84,7 @@ def test_full_csm_1b_loads_to_the_device_and_generates(tmp_path):
     assert torch.cuda.max_memory_allocated() - before < size + 0.6e9  # the greatest tensor is 0.53 GB
     runner = Runner(model, slots=2, block_rows=2)
     limits = PromptLimits(32, part.text_vocab_size, 2048, part.backbone.max_rows)
-    runner.begin(0, limits.build([Text(range(1, 300))])[0], Sampling())
-    while not runner.prefill(0):
-        pass
+    open_slot(runner, 0, limits.build([Text(range(1, 300))])[0], Sampling())
     frames = [runner.step([0])[0] for _ in range(5)]
     assert all(len(frame) == 32 and max(frame) < 2048 for frame in frames)
     assert len({tuple(frame) for frame in frames}) == 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from services.backbone.blocks import BlockPool
 from services.backbone.scheduler import Busy, Finish, Request, Sampling, Scheduler
 
 FRAME = [1, 2]
@@ -23,7 +24,7 @@ def running(scheduler, count, now=0.0, **options):
 
 
 def test_slots_then_queue_then_refusal():
-    scheduler = Scheduler(slots=2, queue_capacity=1)
+    scheduler = Scheduler(slots=2, queue_capacity=1, pool=BlockPool(64))
     first, second, third = (scheduler.submit(request(), 0.0) for _ in range(3))
     with pytest.raises(Busy) as busy:
         scheduler.submit(request(), 0.0)
@@ -38,7 +39,7 @@ def test_slots_then_queue_then_refusal():
 
 
 def test_a_freed_slot_goes_to_who_waited_longest():
-    scheduler = Scheduler(slots=1, queue_capacity=2)
+    scheduler = Scheduler(slots=1, queue_capacity=2, pool=BlockPool(64))
     first, second, third = (scheduler.submit(request(max_frames=1), 0.0) for _ in range(3))
     order = []
     for now in range(1, 4):
@@ -51,7 +52,7 @@ def test_a_freed_slot_goes_to_who_waited_longest():
 
 
 def test_ends():
-    scheduler = Scheduler(slots=2, queue_capacity=0)
+    scheduler = Scheduler(slots=2, queue_capacity=0, pool=BlockPool(64))
     silent, long = running(scheduler, 2, max_frames=2)
     assert not scheduler.stepped(silent, END, 1.0)  # the all-zero frame is not delivered, frame 0 or not
     assert silent.finish is Finish.END_OF_SPEECH and silent.next_frame == 0
@@ -61,7 +62,7 @@ def test_ends():
 
 
 def test_frames_of_an_earlier_stream_count():
-    scheduler = Scheduler(slots=1, queue_capacity=1)
+    scheduler = Scheduler(slots=1, queue_capacity=1, pool=BlockPool(64))
     (entry,) = running(scheduler, 1, max_frames=5, generated_frames=4)
     assert scheduler.stepped(entry, FRAME, 1.0) and entry.finish is Finish.MAX_LENGTH
     done = scheduler.submit(request(max_frames=3, generated_frames=3), 2.0)
@@ -71,7 +72,7 @@ def test_frames_of_an_earlier_stream_count():
 
 
 def test_cancel_frees_the_slot_at_the_next_plan():
-    scheduler = Scheduler(slots=1, queue_capacity=1)
+    scheduler = Scheduler(slots=1, queue_capacity=1, pool=BlockPool(64))
     (entry,) = running(scheduler, 1)
     waiting = scheduler.submit(request(), 0.0)
     scheduler.cancel(entry, 1.0)
@@ -83,7 +84,7 @@ def test_cancel_frees_the_slot_at_the_next_plan():
 
 
 def test_cancel_while_waiting():
-    scheduler = Scheduler(slots=1, queue_capacity=2)
+    scheduler = Scheduler(slots=1, queue_capacity=2, pool=BlockPool(64))
     running(scheduler, 1)
     first, second = scheduler.submit(request(), 0.0), scheduler.submit(request(), 0.0)
     scheduler.cancel(first, 0.5)
@@ -93,7 +94,7 @@ def test_cancel_while_waiting():
 
 
 def test_deadlines_running_and_waiting():
-    scheduler = Scheduler(slots=1, queue_capacity=1)
+    scheduler = Scheduler(slots=1, queue_capacity=1, pool=BlockPool(64))
     (entry,) = running(scheduler, 1, deadline_s=5.0)
     late = scheduler.submit(request(deadline_s=3.0), 0.0)
     assert scheduler.plan(2.9).ended == []
@@ -104,22 +105,27 @@ def test_deadlines_running_and_waiting():
 
 
 def test_a_slow_reader_pauses_its_own_slot_alone():
-    scheduler = Scheduler(slots=2, queue_capacity=0, buffer_frames=2, stall_limit_s=10.0)
+    scheduler = Scheduler(slots=2, queue_capacity=0, pool=BlockPool(64), buffer_frames=2, stall_limit_s=10.0)
     slow, quick = running(scheduler, 2, max_frames=50)
-    for now in (1.0, 2.0):
-        for entry in scheduler.plan(now).step:
+
+    def steps(now):
+        """Who steps; `quick` reads what it gets."""
+        stepping = scheduler.plan(now).step
+        for entry in stepping:
             scheduler.stepped(entry, FRAME, now)
         scheduler.consumed(quick, 1)
-    assert scheduler.plan(3.0).step == [quick]
+        return stepping
+
+    assert [steps(1.0), steps(2.0)] == [[slow, quick], [slow, quick]]
+    assert steps(3.0) == [quick]
     assert scheduler.consumed(slow, 1)  # one taken: goes on
-    assert scheduler.plan(4.0).step == [slow, quick]
-    scheduler.stepped(slow, FRAME, 4.0)
-    assert scheduler.plan(13.9).step == [quick]
+    assert steps(4.0) == [slow, quick]
+    assert steps(13.9) == [quick]
     assert scheduler.plan(14.0).ended == [slow] and slow.finish is Finish.STALLED
 
 
 def test_an_idle_plan_says_when_something_expires():
-    scheduler = Scheduler(slots=1, queue_capacity=0, buffer_frames=1, stall_limit_s=30.0)
+    scheduler = Scheduler(slots=1, queue_capacity=0, pool=BlockPool(64), buffer_frames=1, stall_limit_s=30.0)
     assert scheduler.plan(0.0).is_idle and scheduler.plan(0.0).wait_s is None
     (entry,) = running(scheduler, 1, deadline_s=20.0)
     scheduler.stepped(entry, FRAME, 1.0)
@@ -128,7 +134,7 @@ def test_an_idle_plan_says_when_something_expires():
 
 
 def test_retry_after_follows_how_long_requests_take():
-    scheduler = Scheduler(slots=1, queue_capacity=0)
+    scheduler = Scheduler(slots=1, queue_capacity=0, pool=BlockPool(64))
 
     def refused():
         with pytest.raises(Busy) as busy:
@@ -142,3 +148,48 @@ def test_retry_after_follows_how_long_requests_take():
         scheduler.stepped(entry, FRAME, now)
     running(scheduler, 1, now)
     assert refused() == pytest.approx(8.0, rel=0.01)
+
+
+def test_a_runner_that_is_a_frame_ahead_never_makes_a_frame_too_many():
+    scheduler = Scheduler(slots=2, queue_capacity=0, pool=BlockPool(8), buffer_frames=2)
+    short, unread = (scheduler.submit(request(max_frames=frames), 0.0) for frames in (2, 50))
+    for entry in scheduler.plan(0.0).admitted:
+        scheduler.prefilled(entry, 0.0)
+    assert scheduler.plan(1.0).step == [short, unread]
+    assert scheduler.plan(2.0).step == [short, unread]
+    assert scheduler.plan(3.0).step == []  # one has all its frames under way, the other's buffer could fill
+    for entry in (short, unread):
+        scheduler.stepped(entry, FRAME, 3.5)
+    scheduler.consumed(unread, 1)
+    assert scheduler.plan(4.0).step == [unread]
+    scheduler.stepped(short, FRAME, 4.5)
+    assert short.finish is Finish.MAX_LENGTH
+
+
+def test_who_lacks_blocks_waits_and_is_not_overtaken():
+    scheduler = Scheduler(slots=3, queue_capacity=1, pool=BlockPool(4))
+    (entry,) = running(scheduler, 1, max_frames=33, prompt_rows=16)  # 48 rows, 3 blocks
+    large = scheduler.submit(request(max_frames=17, prompt_rows=16), 0.0)  # 32 rows, 2 blocks
+    assert scheduler.plan(1.0).admitted == [] and large.table is None
+    with pytest.raises(Busy, match="all blocks of the cache and 1 places"):
+        scheduler.submit(request(max_frames=1), 1.0)  # it would fit, but it came later
+    scheduler.cancel(entry, 2.0)
+    assert scheduler.plan(3.0).admitted == [large]
+    small = scheduler.submit(request(max_frames=1), 3.0)
+    assert scheduler.plan(3.0).admitted == [small]
+
+
+def test_a_stream_takes_blocks_as_it_grows_and_gives_all_back():
+    pool = BlockPool(8)
+    scheduler = Scheduler(slots=1, queue_capacity=0, pool=pool)
+    (entry,) = running(scheduler, 1, max_frames=30, prompt_rows=15)  # 15 + 30 - 1 rows: 3 blocks
+    held = []
+    while entry.finish is None:
+        assert scheduler.plan(1.0).step == [entry]
+        held.append(len(entry.table.blocks))
+        assert pool.used == held[-1] and pool.promised == 3 - held[-1]
+        scheduler.stepped(entry, FRAME, 1.0)
+        scheduler.consumed(entry, 1)
+    # frame n is computed with 15 + n rows in the cache
+    assert held == [1] * 2 + [2] * 16 + [3] * 12
+    assert (pool.used, pool.promised) == (0, 0)

@@ -409,6 +409,11 @@ class GetLoadResponse(_message.Message):
     QUEUE_DEPTH_FIELD_NUMBER: _builtins.int
     QUEUE_CAPACITY_FIELD_NUMBER: _builtins.int
     FRAME_STEP_DURATION_FIELD_NUMBER: _builtins.int
+    BLOCKS_USED_FIELD_NUMBER: _builtins.int
+    BLOCKS_IDLE_FIELD_NUMBER: _builtins.int
+    BLOCKS_CAPACITY_FIELD_NUMBER: _builtins.int
+    PROMPT_ROWS_FIELD_NUMBER: _builtins.int
+    SHARED_ROWS_FIELD_NUMBER: _builtins.int
     slots_active: _builtins.int
     """Slots in use."""
     slots_capacity: _builtins.int
@@ -417,6 +422,16 @@ class GetLoadResponse(_message.Message):
     """Requests waiting for a slot."""
     queue_capacity: _builtins.int
     """Requests that may wait."""
+    blocks_used: _builtins.int
+    """Blocks of the key-value cache that running requests hold."""
+    blocks_idle: _builtins.int
+    """Blocks that none holds, kept because a prompt may begin with what they contain."""
+    blocks_capacity: _builtins.int
+    """Blocks in all."""
+    prompt_rows: _builtins.int
+    """Rows of all prompts admitted since the start."""
+    shared_rows: _builtins.int
+    """How many of them were in the cache already, read for an earlier prompt."""
     @_builtins.property
     def frame_step_duration(self) -> _duration_pb2.Duration:
         """Median time of recent frame steps."""
@@ -429,10 +444,15 @@ class GetLoadResponse(_message.Message):
         queue_depth: _builtins.int = ...,
         queue_capacity: _builtins.int = ...,
         frame_step_duration: _duration_pb2.Duration | None = ...,
+        blocks_used: _builtins.int = ...,
+        blocks_idle: _builtins.int = ...,
+        blocks_capacity: _builtins.int = ...,
+        prompt_rows: _builtins.int = ...,
+        shared_rows: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["frame_step_duration", b"frame_step_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame_step_duration", b"frame_step_duration", "queue_capacity", b"queue_capacity", "queue_depth", b"queue_depth", "slots_active", b"slots_active", "slots_capacity", b"slots_capacity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_capacity", b"blocks_capacity", "blocks_idle", b"blocks_idle", "blocks_used", b"blocks_used", "frame_step_duration", b"frame_step_duration", "prompt_rows", b"prompt_rows", "queue_capacity", b"queue_capacity", "queue_depth", b"queue_depth", "shared_rows", b"shared_rows", "slots_active", b"slots_active", "slots_capacity", b"slots_capacity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,22 @@
+"""A runner without a scheduler: each slot has a stretch of the cache's blocks to itself."""
+
+from __future__ import annotations
+
+from services.backbone.blocks import Table, blocks_for
+
+
+def own_table(runner, slot: int) -> Table:
+    """Blocks for all rows that the model has, nobody else's."""
+    each = blocks_for(runner.max_rows)
+    return Table(list(range(slot * each, (slot + 1) * each)))
+
+
+def open_slot(runner, slot: int, prompt, sampling) -> None:
+    """Put a prompt into a slot and read it."""
+    runner.begin(slot, prompt, sampling, own_table(runner, slot))
+    read_prompt(runner, slot)
+
+
+def read_prompt(runner, slot: int) -> None:
+    while not runner.prefill([slot]):
+        pass
