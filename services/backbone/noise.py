@@ -33,17 +33,29 @@ def gumbel(seeds: Sequence[int], frames: Sequence[int], codebooks: int, tokens: 
     seeds: B numbers in [0, 2^64). frames: B frame indexes, counted from the start of the utterance.
     Returns: [B, codebooks, tokens] fp32.
     """
+    bits = [seed - (seed >> 63 << 64) for seed in seeds]  # the same 64 bits as a signed number
+    return gumbel_of(
+        torch.tensor(bits, device=device), torch.tensor(list(frames), device=device), 0, codebooks, tokens
+    )
+
+
+def gumbel_of(seeds: Tensor, frames: Tensor, first: int, codebooks: int, tokens: int) -> Tensor:
+    """The noise of codebooks `first` and on, from numbers on the device.
+
+    seeds: [B] int64, the bits of a number in [0, 2^64). frames: [B] int64.
+    Returns: [B, codebooks, tokens] fp32.
+    """
+    device = seeds.device
     groups = (tokens + 3) // 4
     shape = (len(seeds), codebooks, groups)
-    key = torch.tensor([[seed & _WORD, seed >> 32] for seed in seeds], device=device).view(-1, 2, 1, 1)
-    frame = torch.tensor(list(frames), device=device).view(-1, 1, 1)
+    key = ((seeds & _WORD).view(-1, 1, 1), (seeds >> 32 & _WORD).view(-1, 1, 1))
     counter = (
         torch.arange(groups, device=device).expand(shape),
-        torch.arange(codebooks, device=device).view(-1, 1).expand(shape),
-        frame.expand(shape),
+        torch.arange(first, first + codebooks, device=device).view(-1, 1).expand(shape),
+        frames.view(-1, 1, 1).expand(shape),
         torch.zeros((), dtype=torch.int64, device=device).expand(shape),
     )
-    words = torch.stack(philox(counter, (key[:, 0], key[:, 1])), dim=-1).flatten(-2)[..., :tokens]
+    words = torch.stack(philox(counter, key), dim=-1).flatten(-2)[..., :tokens]
     uniform = ((words >> 9).double() + 0.5) * 2.0**-23
     return -torch.log(-torch.log(uniform)).float()
 

@@ -42,9 +42,9 @@ class Transformer:
         """rope: [max_rows, hd / 2] complex64, see model.rope_table."""
         self.shape = shape
         self.head_dim = shape.dim // shape.heads
-        self._rope = rope
-        self._norm = module.norm.scale
-        self._layers = [
+        self.rope = rope
+        self.norm = module.norm.scale
+        self.layers = [
             _Layer(
                 attention_norm=layer.sa_norm.scale,
                 qkv=_fuse(layer.attn.q_proj, layer.attn.k_proj, layer.attn.v_proj),
@@ -64,9 +64,9 @@ class Transformer:
         """
         heads, kv_heads = self.shape.heads, self.shape.kv_heads
         turning = (heads + kv_heads) * self.head_dim
-        rotation = self._rope[positions].unsqueeze(1)
+        rotation = self.rope[positions].unsqueeze(1)
         count = rows.shape[0]
-        for index, layer in enumerate(self._layers):
+        for index, layer in enumerate(self.layers):
             qkv = F.linear(self._rms_norm(rows, layer.attention_norm), layer.qkv)
             qk = _rotate(qkv[:, :turning].view(count, heads + kv_heads, self.head_dim), rotation)
             v = qkv[:, turning:].view(count, kv_heads, self.head_dim)
@@ -74,7 +74,7 @@ class Transformer:
             rows = rows + F.linear(attended.reshape(count, -1), layer.out)
             gate, up = F.linear(self._rms_norm(rows, layer.mlp_norm), layer.gate_up).chunk(2, dim=-1)
             rows = rows + F.linear(F.silu(gate) * up, layer.down)
-        return self._rms_norm(rows, self._norm)
+        return self._rms_norm(rows, self.norm)
 
     def _rms_norm(self, rows: Tensor, scale: Tensor) -> Tensor:
         normed = F.rms_norm(rows.float(), (rows.shape[-1],), scale.float(), self.shape.norm_eps)

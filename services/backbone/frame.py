@@ -1,0 +1,104 @@
+"""One frame of a batch of slots, from tables on the device to tables on the device.
+
+Backbone step, K - 1 depth steps, K draws, the row that the next frame reads, positions and counters:
+nothing here asks the device for a value, so all of it can be one CUDA graph. What differs from frame
+to frame lies in the tensors of `State`; a slot joins or leaves by a change to them.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from services.backbone.blocks import blocks_for
+from services.backbone.model import CsmModel, rope_table
+from services.backbone.stack import Stack
+from services.backbone.transformer import Transformer
+
+
+class State:
+    """What every slot is about to do. Row `slots`, one past the last, stands for idle rows of a batch."""
+
+    def __init__(self, model: CsmModel, slots: int, idle_block: int):
+        """idle_block: a block that idle rows may write to."""
+        weight = model.codebook0_head.weight
+        backbone, device = model.part.backbone, weight.device
+        self.slots = slots
+        self.tables = torch.zeros(slots + 1, blocks_for(backbone.max_rows), dtype=torch.int32, device=device)
+        self.tables[slots] = idle_block
+        self.next_rows = torch.zeros(slots + 1, backbone.dim, dtype=weight.dtype, device=device)
+        self.positions = torch.zeros(slots + 1, dtype=torch.int64, device=device)  # where the next row goes
+        self.frames = torch.zeros(slots + 1, dtype=torch.int64, device=device)  # index of the next frame
+        self.seeds = torch.zeros(slots + 1, dtype=torch.int64, device=device)
+        self.top_k = torch.ones(slots + 1, dtype=torch.int64, device=device)
+        self.temperature = torch.ones(slots + 1, dtype=torch.float32, device=device)
+
+
+class Frame:
+    """The work itself. Owns both caches and the weights in the form that frames want them."""
+
+    def __init__(self, model: CsmModel, state: State, *, blocks: int, most: int, operations: ModuleType):
+        """blocks: of the backbone's cache. most: slots of the largest batch."""
+        part, weight = model.part, model.codebook0_head.weight
+        device = weight.device
+        self.state = state
+        self.codebooks = part.codebooks
+        self._do = operations
+        self.backbone = Stack(
+            Transformer(model.backbone, part.backbone, rope_table(part.backbone, device)), blocks, operations
+        )
+        each = blocks_for(part.codebooks + 1)
+        self._depth = Stack(
+            Transformer(model.decoder, part.decoder, rope_table(part.decoder, device)), most * each, operations
+        )
+        self._depth_tables = torch.arange(most * each, device=device, dtype=torch.int32).view(most, each)
+        self._batch = torch.arange(most, device=device)
+        self._depth_positions = torch.arange(part.codebooks, device=device).unsqueeze(1).repeat(1, most)
+        bins = part.audio_vocab_size - 3  # values that no codec knows get no logit
+        self._projection = model.projection.weight
+        self._heads = [weight[:bins], *model.audio_head[:, :, :bins].transpose(1, 2).contiguous()]  # [bins, d] each
+        embeddings = model.audio_embeddings.weight
+        self._embeddings = embeddings.view(part.codebooks, part.audio_vocab_size, -1)
+        # What the depth decoder reads after a code: projected once here, not in every step.
+        self._projected = F.linear(embeddings, self._projection).view(part.codebooks, part.audio_vocab_size, -1)
+
+    def make(self, slots: Tensor, codes: Tensor, splits: int) -> None:
+        """The next frame of each slot.
+
+        slots: [B] int64, idle rows are `state.slots`. codes: [B, K] int64, written.
+        splits: parts that the backbone's attention cuts the context into.
+        """
+        state = self.state
+        positions, frames = state.positions[slots], state.frames[slots]
+        draw_from = (state.temperature[slots], state.top_k[slots], state.seeds[slots], frames)
+        hidden = self.backbone.forward(state.next_rows[slots], slots, positions, state.tables, splits)
+        self._decode(hidden, draw_from, codes)
+        is_live = slots < state.slots
+        state.next_rows.index_copy_(0, slots, self._do.embed_frames(codes, self._embeddings))
+        state.positions.index_copy_(0, slots, (positions + 1) * is_live)
+        state.frames.index_copy_(0, slots, (frames + 1) * is_live)
+
+    def _decode(self, hidden: Tensor, draw_from: tuple[Tensor, Tensor, Tensor, Tensor], codes: Tensor) -> None:
+        """Depth decoder: hidden [B, D] → codes [B, K]. depth.py tells how it goes."""
+        batch = len(hidden)
+        rows = torch.empty(2 * batch, self._projection.shape[0], device=hidden.device, dtype=hidden.dtype)
+        rows[:batch] = F.linear(hidden, self._projection)
+        self._draw(hidden, 0, draw_from, codes, rows[batch:])
+        own = self._batch[:batch]
+        out = self._depth.forward(
+            rows, torch.cat([own, own]), self._depth_positions[:2, :batch].flatten(), self._depth_tables
+        )[batch:]
+        for codebook in range(1, self.codebooks):
+            rows = torch.empty_like(out)
+            self._draw(out, codebook, draw_from, codes, rows)
+            if codebook + 1 < self.codebooks:
+                out = self._depth.forward(rows, own, self._depth_positions[codebook + 1, :batch], self._depth_tables)
+
+    def _draw(
+        self, hidden: Tensor, codebook: int, draw_from: tuple[Tensor, Tensor, Tensor, Tensor], codes: Tensor, rows: Tensor
+    ) -> None:
+        logits = F.linear(hidden, self._heads[codebook])
+        self._do.sample(logits, *draw_from, codebook, codes, self._projected, rows)

@@ -1,0 +1,100 @@
+"""The operations in plain torch: what the kernels must compute, and what a CPU runs.
+
+N: rows, each of any slot. slots, positions: [N] int64, the table a row belongs to and its place in
+it. tables: [S, W] int32, blocks of each slot. keys, values: [KV, blocks, BLOCK_ROWS, hd], one layer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from services.backbone.blocks import BLOCK_ROWS
+from services.backbone.noise import gumbel_of
+
+
+def add_norm(x: Tensor, delta: Tensor | None, scale: Tensor, eps: float) -> Tensor:
+    """x += delta, in place; returns RMSNorm(x) · scale. x, delta: [N, D]; scale: [D]."""
+    if delta is not None:
+        x += delta
+    return F.rms_norm(x.float(), (x.shape[1],), scale.float(), eps).to(x.dtype)
+
+
+def rope_write(
+    qkv: Tensor, rope: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, keys: Tensor, values: Tensor, heads: int
+) -> Tensor:
+    """Turn q and k by their positions, write k and v to their slots' blocks. Returns: q [N, H, hd].
+
+    qkv: [N, (H + 2 KV) * hd]. rope: [rows, hd] fp32, (cos, sin) of each interleaved pair in turn.
+    """
+    count, kv_heads, head_dim = qkv.shape[0], keys.shape[0], keys.shape[-1]
+    split = qkv.view(count, heads + 2 * kv_heads, head_dim)
+    rotation = torch.view_as_complex(rope[positions].view(count, 1, head_dim // 2, 2))
+    pairs = torch.view_as_complex(split[:, : heads + kv_heads].float().unflatten(-1, (-1, 2)))
+    turned = torch.view_as_real(pairs * rotation).flatten(-2).to(qkv.dtype)
+    blocks = tables[slots, positions // BLOCK_ROWS].long()
+    keys[:, blocks, positions % BLOCK_ROWS] = turned[:, heads:].transpose(0, 1)
+    values[:, blocks, positions % BLOCK_ROWS] = split[:, heads + kv_heads :].transpose(0, 1)
+    return turned[:, :heads].contiguous()
+
+
+def attend(
+    q: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, keys: Tensor, values: Tensor, splits: int = 1
+) -> Tensor:
+    """Each row over its slot's rows up to and with its own: softmax(q kᵀ / √hd) v in fp32. q: [N, H, hd].
+
+    splits: parts that a kernel cuts the context into, for more to do at once; no matter here.
+    Returns: [N, H * hd].
+    """
+    count, heads, head_dim = q.shape
+    kv_heads = keys.shape[0]
+    rows = int(positions.max()) + 1
+    blocks = tables[slots, : -(-rows // BLOCK_ROWS)].long()  # [N, b]
+    k, v = (store[:, blocks].flatten(2, 3)[:, :, :rows].float() for store in (keys, values))  # [KV, N, rows, hd]
+    grouped = q.view(count, kv_heads, heads // kv_heads, head_dim).transpose(0, 1).float()
+    scores = grouped @ k.transpose(-1, -2) / math.sqrt(head_dim)
+    ahead = torch.arange(rows, device=q.device) > positions.view(1, count, 1, 1)
+    attended = torch.softmax(scores.masked_fill(ahead, float("-inf")), dim=-1) @ v
+    return attended.transpose(0, 1).reshape(count, heads * head_dim).to(q.dtype)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up. gate_up: [N, 2 F], gate first. Returns: [N, F]."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    seeds: Tensor,
+    frames: Tensor,
+    codebook: int,
+    codes: Tensor,
+    embeddings: Tensor | None = None,
+    rows: Tensor | None = None,
+) -> None:
+    """Draw one code for each row of logits, as sampling.sample with noise.gumbel does.
+
+    logits: [B, bins]. temperature: [B] fp32. top_k, frames: [B] int64. seeds: [B] int64, the bits of
+    a number in [0, 2^64). codes: [B, K] int64, column `codebook` is written. embeddings: [K, V, d],
+    and rows: [B, d], which gets each code's row of embeddings[codebook].
+    """
+    logits = logits.float()
+    noise = gumbel_of(seeds, frames, codebook, 1, logits.shape[1])[:, 0]
+    ordered = logits.sort(dim=-1, descending=True).values
+    threshold = ordered.gather(1, top_k.clamp(max=logits.shape[1]).unsqueeze(1) - 1)
+    scores = torch.where(top_k.unsqueeze(1) == 1, logits, logits / temperature.unsqueeze(1) + noise)
+    codes[:, codebook] = scores.masked_fill(logits < threshold, float("-inf")).argmax(dim=-1)
+    if embeddings is not None and rows is not None:
+        rows.copy_(embeddings[codebook, codes[:, codebook]])
+
+
+def embed_frames(codes: Tensor, embeddings: Tensor) -> Tensor:
+    """One row a frame: the sum of its codes' embeddings. codes: [B, K]; embeddings: [K, V, D]. Returns: [B, D]."""
+    codebooks = torch.arange(codes.shape[1], device=codes.device)
+    return embeddings[codebooks, codes].float().sum(dim=1).to(embeddings.dtype)

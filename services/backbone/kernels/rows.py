@@ -1,0 +1,77 @@
+"""Triton kernels that work row by row: norm with residual, gated activation, sum of embeddings.
+
+All arithmetic is fp32; what is stored is rounded once. Twins in plain.py.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _add_norm(x, delta, scale, out, width, eps, HAS_DELTA: tl.constexpr, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, WIDTH)
+    inside = columns < width
+    values = tl.load(x + row * width + columns, mask=inside, other=0.0)
+    if HAS_DELTA:
+        added = tl.load(delta + row * width + columns, mask=inside, other=0.0)
+        values = (values.to(tl.float32) + added.to(tl.float32)).to(values.dtype)
+        tl.store(x + row * width + columns, values, mask=inside)
+    values = values.to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(values * values, axis=0) / width + eps)
+    scales = tl.load(scale + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * width + columns, (values * inverse * scales).to(out.dtype.element_ty), mask=inside)
+
+
+def add_norm(x: Tensor, delta: Tensor | None, scale: Tensor, eps: float) -> Tensor:
+    out = torch.empty_like(x)
+    width = x.shape[1]
+    _add_norm[(x.shape[0],)](
+        x, x if delta is None else delta, scale, out, width, eps,
+        HAS_DELTA=delta is not None, WIDTH=triton.next_power_of_2(width), num_warps=4 if width <= 1024 else 8,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _silu_mul(gate_up, out, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    gate = tl.load(gate_up + row * 2 * width + columns, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * width + width + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * width + columns, (gate / (1.0 + tl.exp(-gate)) * up).to(out.dtype.element_ty), mask=inside)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    count, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty(count, width, device=gate_up.device, dtype=gate_up.dtype)
+    _silu_mul[(count, triton.cdiv(width, 1024))](gate_up, out, width, BLOCK=1024, num_warps=4)
+    return out
+
+
+@triton.jit
+def _embed_frames(codes, embeddings, out, vocab, width, CODEBOOKS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for codebook in range(CODEBOOKS):
+        code = tl.load(codes + row * CODEBOOKS + codebook)
+        at = (code + codebook * vocab) * width
+        total += tl.load(embeddings + at + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * width + columns, total.to(out.dtype.element_ty), mask=inside)
+
+
+def embed_frames(codes: Tensor, embeddings: Tensor) -> Tensor:
+    count, codebooks = codes.shape
+    vocab, width = embeddings.shape[1:]
+    out = torch.empty(count, width, device=codes.device, dtype=embeddings.dtype)
+    _embed_frames[(count, triton.cdiv(width, 256))](
+        codes, embeddings, out, vocab, width, CODEBOOKS=codebooks, BLOCK=256, num_warps=2
+    )
+    return out

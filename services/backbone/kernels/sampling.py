@@ -1,0 +1,81 @@
+"""Top-k sampling with counter noise in one Triton kernel. Twin in plain.py.
+
+The k-th largest logit is found by bisection over the bits of a float, which order as integers do:
+the search ends as soon as exactly k logits are at or above the middle, or, with ties at the k-th, at
+the k-th's own value. Then argmax(logit / temperature + Gumbel), as sampling.py says; the noise is
+noise.py's, made from the same counters by the same generator.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _gumbel(seed, frame, codebook, BINS: tl.constexpr):
+    """Noise of BINS tokens, a power of two from 4 on: four words from each counter."""
+    group = tl.arange(0, BINS // 4)
+    zero = group * 0
+    w0, w1, w2, w3 = tl.philox(
+        seed, group.to(tl.uint32), (zero + codebook).to(tl.uint32), (zero + frame).to(tl.uint32), zero.to(tl.uint32)
+    )
+    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (BINS,))
+    uniform = ((words >> 9).to(tl.float64) + 0.5) * 1.1920928955078125e-07  # 2^-23
+    return (-tl.log(-tl.log(uniform))).to(tl.float32)
+
+
+@triton.jit
+def _sample(
+    logits, temperatures, top_ks, seeds, frames, codes, embeddings, rows,
+    codebook, bins, codebooks, vocab, width, HAS_ROWS: tl.constexpr, BINS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    token = tl.arange(0, BINS)
+    # + 0 makes -0 and 0 one number
+    values = tl.load(logits + row * bins + token, mask=token < bins, other=float("-inf")).to(tl.float32) + 0.0
+    bits = values.to(tl.int32, bitcast=True)
+    order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)  # rises as the values do
+    order = tl.where(token < bins, order, -(1 << 40))
+    top_k = tl.minimum(tl.load(top_ks + row), bins).to(tl.int32)
+    low = tl.min(tl.where(token < bins, order, 1 << 40), axis=0)  # at least top_k are at or above it
+    high = tl.max(order, axis=0) + 1  # fewer are at or above this
+    count = bins.to(tl.int32)
+    while (high - low > 1) & (count != top_k):
+        middle = low + (high - low) // 2
+        above = tl.sum((order >= middle).to(tl.int32), axis=0)
+        enough = above >= top_k
+        low = tl.where(enough, middle, low)
+        count = tl.where(enough, above, count)
+        high = tl.where(enough, high, middle)
+    noise = _gumbel(tl.load(seeds + row), tl.load(frames + row), codebook, BINS)
+    scores = tl.div_rn(values, tl.load(temperatures + row)) + noise
+    scores = tl.where(top_k == 1, values, scores)
+    code = tl.argmax(tl.where(order >= low, scores, float("-inf")), axis=0)
+    tl.store(codes + row * codebooks + codebook, code.to(tl.int64))
+    if HAS_ROWS:
+        column = tl.arange(0, WIDTH)
+        at = (codebook * vocab + code).to(tl.int64) * width + column
+        tl.store(rows + row * width + column, tl.load(embeddings + at, mask=column < width), mask=column < width)
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    seeds: Tensor,
+    frames: Tensor,
+    codebook: int,
+    codes: Tensor,
+    embeddings: Tensor | None = None,
+    rows: Tensor | None = None,
+) -> None:
+    count, bins = logits.shape
+    has_rows = embeddings is not None and rows is not None
+    vocab, width = embeddings.shape[1:] if has_rows else (0, 1)
+    _sample[(count,)](
+        logits, temperature, top_k, seeds, frames, codes, embeddings if has_rows else logits, rows if has_rows else logits,
+        codebook, bins, codes.shape[1], vocab, width,
+        HAS_ROWS=has_rows, BINS=max(4, triton.next_power_of_2(bins)), WIDTH=triton.next_power_of_2(width), num_warps=4,
+    )  # fmt: skip

@@ -1,0 +1,161 @@
+"""The runner of captured frames, run without capture and with plain operations: against the eager one.
+
+What a CUDA device adds (capture, kernels, copies that nobody waits for) needs one: tests/gpu.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from backbone_slots import open_slot, own_table
+
+from models.bundle import GeneratorPart, LlamaShape
+from services.backbone.blocks import BlockPool
+from services.backbone.engine import Engine
+from services.backbone.graph_runner import GraphRunner
+from services.backbone.model import build_model, init_random
+from services.backbone.prompt import Audio, PromptLimits, Text
+from services.backbone.runner import Runner
+from services.backbone.scheduler import Finish, Request, Sampling, Scheduler
+
+PART = GeneratorPart(
+    text_vocab_size=96,
+    audio_vocab_size=67,
+    codebooks=32,
+    backbone=LlamaShape(layers=2, heads=4, kv_heads=2, dim=64, intermediate_dim=160, max_rows=160),
+    decoder=LlamaShape(layers=2, heads=2, kv_heads=1, dim=32, intermediate_dim=96, max_rows=33),
+    sources=(),
+    folder=Path(),
+)
+LIMITS = PromptLimits(32, 96, 64, 160)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return init_random(build_model(PART), seed=4)
+
+
+def prompt_of(index, generated=()):
+    random = np.random.default_rng(index)
+    audio = Audio(random.integers(0, 64, (5 + 9 * index, 32)).tolist())
+    return LIMITS.build([Text([1, 2]), audio, Text(random.integers(1, 96, 3 + index).tolist())], generated)[0]
+
+
+def sampling_of(index):
+    return Sampling(temperature=0.8 + 0.1 * index, top_k=1 if index == 2 else 20 + index, seed=2**63 + index)
+
+
+def alone(model, index, frames):
+    runner = Runner(model, slots=1)
+    open_slot(runner, 0, prompt_of(index), sampling_of(index))
+    return [runner.step([0])[0] for _ in range(frames)]
+
+
+def test_staggered_streams_equal_the_eager_runners(model):
+    """Six requests in five slots, joining and leaving; batches of 1, 2, 4 and 5; always a step ahead."""
+    lives = {0: (0, 14), 1: (2, 5), 2: (3, 11), 3: (3, 2), 4: (6, 9), 5: (12, 6)}
+    expected = {index: alone(model, index, frames) for index, (_, frames) in lives.items()}
+    runner = GraphRunner(model, slots=5, prefill_rows=32, sizes=(1, 2, 4))
+    runner.warm_up()
+    free, slots, filling, together = [3, 1, 4, 0, 2], {}, [], {index: [] for index in lives}
+    launched = dict.fromkeys(lives, 0)
+    pending = []
+    turn = 0
+    while any(len(together[index]) < frames for index, (_, frames) in lives.items()):
+        for index, (joins, _) in lives.items():
+            if joins <= turn and not launched[index] and index not in slots and free:
+                slots[index] = free.pop()
+                filling.append(index)
+                runner.begin(slots[index], prompt_of(index), sampling_of(index), own_table(runner, slots[index]))
+        if filling:
+            ready = runner.prefill([slots[index] for index in filling])
+            filling = [index for index in filling if slots[index] not in ready]
+        stepping = [index for index in slots if index not in filling]
+        if stepping:
+            pending.append((stepping, runner.launch([slots[index] for index in stepping])))
+            for index in stepping:
+                launched[index] += 1
+                if launched[index] == lives[index][1]:
+                    runner.release(slots[index])
+                    free.append(slots.pop(index))
+        while len(pending) > (1 if stepping else 0):
+            indexes, collect = pending.pop(0)
+            for index, codes in zip(indexes, collect(), strict=True):
+                together[index].append(codes)
+        turn += 1
+    assert together == expected
+    assert len({tuple(codes) for frames in expected.values() for codes in frames}) > 30
+
+
+def test_prefill_packs_prompts_up_to_its_bound(model):
+    runner = GraphRunner(model, slots=4, prefill_rows=40)
+    lengths = []
+    for slot in range(4):
+        lengths.append(len(prompt_of(slot).rows))
+        runner.begin(slot, prompt_of(slot), sampling_of(slot), own_table(runner, slot))
+    assert lengths == [11, 21, 31, 41]
+    # 10 + 20 rows and 10 of the third; then its other 20 and 20 of the fourth; then the last 20
+    assert [runner.prefill([0, 1, 2, 3]), runner.prefill([2, 3]), runner.prefill([3])] == [[0, 1], [2], [3]]
+    codes = runner.launch([3, 0, 2, 1])()
+    assert codes == [alone(model, index, 1)[0] for index in (3, 0, 2, 1)]
+
+
+def test_a_resumed_stream_goes_on_as_the_unbroken_one(model):
+    whole = alone(model, 1, 12)
+    runner = GraphRunner(model, slots=2)
+    open_slot(runner, 1, prompt_of(1, whole[:5]), sampling_of(1))
+    assert [runner.launch([1])()[0] for _ in range(7)] == whole[5:]
+
+
+@pytest.mark.parametrize("share_rows", [0, 16])
+async def test_churn_through_the_engine_loses_no_block_and_changes_no_code(model, share_rows):
+    """Thirty requests of five kinds on four slots and few blocks, some cancelled, with and without sharing."""
+    expected = {index: alone(model, index, 8) for index in range(5)}
+    runner = GraphRunner(model, slots=4, blocks=14, prefill_rows=48)
+    pool = BlockPool(runner.blocks, share_rows=share_rows)
+    engine = Engine(runner, Scheduler(slots=4, queue_capacity=40, pool=pool))
+    engine.start()
+    try:
+        generations = []
+        for number in range(30):
+            index, frames = number * 7 % 5, 1 + number % 8
+            prompt = prompt_of(index)
+            wanted = Request(
+                prompt, sampling_of(index), frames, prompt_rows=len(prompt.rows), block_keys=prompt.block_keys()
+            )
+            generations.append((index, frames, engine.submit(wanted)))
+        for _, _, generation in generations[3::9]:
+            generation.cancel()
+        kept = [one for number, one in enumerate(generations) if number % 9 != 3]
+        for index, frames, generation in kept:
+            assert await generation.read(20) == expected[index][:frames]
+            assert generation.finish is Finish.MAX_LENGTH
+    finally:
+        await engine.stop(10)
+    load = engine.load()
+    assert (load.blocks_used, pool.promised, load.slots_active) == (0, 0, 0)
+    assert (load.shared_rows > 0) == (share_rows > 0)
+
+
+def test_refusals(model):
+    runner = GraphRunner(model, slots=2)
+    runner.begin(0, prompt_of(0), Sampling(), own_table(runner, 0))
+    for slot in (0, -1, 2):
+        with pytest.raises(ValueError, match=f"slot {slot} is not free"):
+            runner.begin(slot, prompt_of(0), Sampling(), own_table(runner, 1))
+
+
+@torch.inference_mode()
+def test_idle_rows_leave_no_trace(model):
+    runner = GraphRunner(model, slots=4, sizes=(4,))
+    open_slot(runner, 2, prompt_of(0), sampling_of(0))
+    before = {name: tensor.clone() for name, tensor in vars(runner._state).items() if name != "slots"}
+    runner.launch([2])()
+    for name, tensor in before.items():
+        changed = (getattr(runner._state, name) != tensor).flatten(1).any(1) if tensor.ndim > 1 else (
+            getattr(runner._state, name) != tensor
+        )
+        assert set(changed.nonzero().flatten().tolist()) <= ({2, 4} if name == "next_rows" else {2})

@@ -1,0 +1,137 @@
+"""Triton kernels against their plain twins on fresh random inputs.
+
+On a CUDA device they are compiled (`-m gpu`); elsewhere Triton's interpreter runs them, where Triton is
+installed at all, which the CPU needs for nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # must be said before the kernels are imported
+
+pytest.importorskip("triton")
+
+from models.bundle import LlamaShape
+from services.backbone.blocks import BLOCK_ROWS
+from services.backbone.kernels import fused, plain
+from services.backbone.model import rope_table
+from services.backbone.noise import gumbel
+from services.backbone.sampling import sample
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    if request.param == "cpu" and torch.cuda.is_available():
+        pytest.skip("the kernels are compiled here, not interpreted")
+    torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
+    return torch.device(request.param)
+
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def error(got, wanted) -> float:
+    """‖got - wanted‖ / ‖wanted‖; NaN stays NaN and passes no comparison."""
+    got, wanted = got.double(), wanted.double()
+    return float((got - wanted).norm() / wanted.norm())
+
+
+def limit(dtype) -> float:
+    return 1e-5 if dtype == torch.float32 else 1e-2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("count", "width"), [(1, 64), (5, 384), (3, 2048)])
+def test_add_norm(device, dtype, count, width):
+    x, delta = torch.randn(2, count, width, device=device, dtype=dtype) * 3
+    scale = torch.rand(width, device=device, dtype=dtype)
+    for given in (None, delta):
+        ours, theirs = x.clone(), x.clone()
+        normed = fused.add_norm(ours, given, scale, 1e-5)
+        assert error(normed, plain.add_norm(theirs, given, scale, 1e-5)) < limit(dtype)
+        if device.type == "cpu" and dtype == torch.bfloat16:  # the interpreter cuts bf16 off instead of rounding
+            assert error(ours, theirs) < limit(dtype)
+        else:
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("count", "width"), [(1, 160), (3, 1536), (2, 8192)])
+def test_silu_mul(device, dtype, count, width):
+    gate_up = torch.randn(count, 2 * width, device=device, dtype=dtype) * 4
+    assert error(fused.silu_mul(gate_up), plain.silu_mul(gate_up)) < limit(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_embed_frames(device, dtype):
+    embeddings = torch.randn(8, 67, 384, device=device, dtype=dtype)
+    codes = torch.randint(67, (5, 8), device=device)
+    assert error(fused.embed_frames(codes, embeddings), plain.embed_frames(codes, embeddings)) < limit(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 16), (6, 6, 64), (32, 8, 64), (8, 2, 128)])
+@pytest.mark.parametrize("splits", [1, 5])
+def test_rope_and_paged_attention(device, dtype, heads, kv_heads, head_dim, splits):
+    """Rows of four slots, two of one slot among them, in blocks that lie anywhere."""
+    if device.type == "cpu" and (dtype == torch.bfloat16 or np.lib.NumpyVersion(np.__version__) >= "2.4.0"):
+        pytest.skip("the interpreter's dot takes no bf16, and its loops no numpy from 2.4 on")
+    width, blocks, longest = 24, 100, 24 * BLOCK_ROWS
+    shape = LlamaShape(1, heads, kv_heads, heads * head_dim, 1, longest)
+    rope = torch.view_as_real(rope_table(shape, device)).flatten(1)
+    tables = torch.randperm(blocks, device=device)[: 4 * width].view(4, width).int()
+    slots = torch.tensor([2, 0, 3, 3, 1], device=device)
+    positions = torch.tensor([0, 17, 200, 201, longest - 1], device=device)
+    qkv = torch.randn(5, (heads + 2 * kv_heads) * head_dim, device=device, dtype=dtype)
+    stores = torch.randn(2, kv_heads, blocks, BLOCK_ROWS, head_dim, device=device, dtype=dtype)
+    ours, theirs = stores.clone(), stores.clone()
+    q = fused.rope_write(qkv, rope, slots, positions, tables, *ours, heads)
+    wanted = plain.rope_write(qkv, rope, slots, positions, tables, *theirs, heads)
+    assert error(q, wanted) < limit(dtype)
+    assert error(ours, theirs) < limit(dtype)
+    written = (theirs != stores).any(dim=-1)  # [2, KV, blocks, rows]
+    assert int(written.sum()) == 2 * kv_heads * 5
+    assert torch.equal(ours[~written], stores[~written])
+    # Rows behind a stream's own are somebody's leavings and must count for nothing.
+    attended = fused.attend(wanted, slots, positions, tables, *theirs, splits)
+    assert error(attended, plain.attend(wanted, slots, positions, tables, *theirs)) < limit(dtype)
+    for store in theirs:
+        store[:, tables[2, 0].long(), 1:] = float("nan")
+    again = fused.attend(wanted, slots, positions, tables, *theirs, splits)
+    assert torch.equal(again[0], attended[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("codebooks", "bins", "width"), [(8, 64, 32), (32, 2048, 1024), (4, 1000, 300)])
+def test_sampling(device, dtype, codebooks, bins, width):
+    """In bf16 many logits tie, at the k-th too; the draw is the one of sampling.py."""
+    count, codebook = 9, codebooks - 1
+    logits = (torch.randn(count, bins, device=device) * 2).to(dtype)
+    logits[3] = 0.0  # all tie
+    logits[4] = -logits[4].abs()
+    logits[5, ::2], logits[5, 1::2] = 0.0, -0.0
+    temperature = torch.rand(count, device=device) + 0.3
+    top_k = torch.tensor([1, 2, 50, 50, 7, 1, 100_000, bins, 5], device=device)
+    numbers = [0, 1, 2**64 - 1, 2**63, 2**63 - 1, 2**32, 12345, 7, 8]
+    seeds = torch.tensor([number - (number >> 63 << 64) for number in numbers], device=device)
+    frames = torch.tensor([0, 1, 2000, 3, 4, 5, 6, 7, 8], device=device)
+    embeddings = torch.randn(codebooks, bins + 3, width, device=device, dtype=dtype)
+    drawn = []
+    for operations in (plain, fused):
+        codes = torch.full((count, codebooks), -1, device=device)
+        rows = torch.full((count, width), float("nan"), device=device, dtype=dtype)
+        operations.sample(logits, temperature, top_k, seeds, frames, codebook, codes, embeddings, rows)
+        assert (codes[:, :codebook] == -1).all()
+        assert torch.equal(rows, embeddings[codebook, codes[:, codebook]])
+        drawn.append(codes[:, codebook].tolist())
+        operations.sample(logits, temperature, top_k, seeds, frames, codebook, codes)
+        assert codes[:, codebook].tolist() == drawn[-1]
+    noise = gumbel(numbers, frames.tolist(), codebooks, bins, device)[:, codebook]
+    wanted = sample(logits.float(), temperature.unsqueeze(1), top_k.unsqueeze(1), bins, noise).tolist()
+    assert drawn == [wanted, wanted]
