@@ -15,6 +15,7 @@ from models.device import usable_device
 from services.backbone.blocks import BLOCK_ROWS, BlockPool, blocks_for
 from services.backbone.config import BackboneSettings
 from services.backbone.engine import Engine
+from services.backbone.graph_runner import GraphRunner
 from services.backbone.runner import Runner
 from services.backbone.scheduler import Scheduler
 from services.backbone.servicer import BackboneServicer
@@ -36,7 +37,7 @@ async def open_stage(settings: BackboneSettings) -> AsyncIterator[Stage]:
     scheduler = Scheduler(
         slots=settings.slots,
         queue_capacity=settings.queue,
-        pool=BlockPool(runner.blocks, share_rows=settings.prefill_rows if settings.share_prefixes else 0),
+        pool=BlockPool(runner.blocks, share_rows=runner.share_rows if settings.share_prefixes else 0),
         buffer_frames=settings.buffer_frames,
         stall_limit_s=settings.reader_stall_s,
     )
@@ -59,7 +60,7 @@ async def open_stage(settings: BackboneSettings) -> AsyncIterator[Stage]:
         await engine.stop(0)
 
 
-def _load(settings: BackboneSettings, bundle: Bundle) -> Runner:
+def _load(settings: BackboneSettings, bundle: Bundle) -> Runner | GraphRunner:
     """Weights on the device, and one frame made with them."""
     device = usable_device("CSM_BACKBONE_DEVICE", settings.device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
@@ -71,13 +72,12 @@ def _load(settings: BackboneSettings, bundle: Bundle) -> Runner:
     if settings.blocks and settings.blocks < least:
         raise StartError(f"CSM_BACKBONE_BLOCKS={settings.blocks}: the longest request takes {least}")
     model = load_model(bundle.generator, device, dtype)
-    runner = Runner(
-        model,
-        slots=settings.slots,
-        blocks=settings.blocks or None,
-        block_rows=settings.block_rows,
-        prefill_rows=settings.prefill_rows,
-    )
+    sizes = {"slots": settings.slots, "blocks": settings.blocks or None, "prefill_rows": settings.prefill_rows}
+    runner: Runner | GraphRunner
+    if settings.runner == "graph":
+        runner = GraphRunner(model, **sizes)
+    else:
+        runner = Runner(model, block_rows=settings.block_rows, **sizes)
     runner.warm_up()
     return runner
 

@@ -9,6 +9,11 @@ from models.bundle import LlamaShape
 from services.backbone.blocks import BLOCK_ROWS
 
 
+def block_bytes(shape: LlamaShape, dtype: torch.dtype) -> int:
+    """Keys and values of one block in all layers."""
+    return 2 * shape.layers * shape.kv_heads * BLOCK_ROWS * (shape.dim // shape.heads) * dtype.itemsize
+
+
 class PagedCache:
     """keys, values: [layers, KV, blocks, BLOCK_ROWS, hd]: one head's rows of one block lie together."""
 

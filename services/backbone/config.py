@@ -17,6 +17,10 @@ class BackboneSettings(ServerSettings):
         "CSM_BACKBONE_DTYPE", "auto", "weights' number format; auto is float32 on cpu, else bfloat16",
         choices=("auto", "float32", "bfloat16"),
     )
+    runner: str = setting(
+        "CSM_BACKBONE_RUNNER", "eager", "how frames are run: eager, or graph for captured CUDA graphs (not yet measured)",
+        choices=("eager", "graph"),
+    )
     threads: int = setting("CSM_BACKBONE_THREADS", 1, "CPU threads of one step", least=1, most=256)
     slots: int = setting("CSM_BACKBONE_SLOTS", 4, "requests generated at once", least=1, most=4096)
     queue: int = setting("CSM_BACKBONE_QUEUE", 8, "requests that may wait for a slot", least=0, most=4096)

@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.backbone.blocks import Table, blocks_for
+from models.bundle import LlamaShape
+from services.backbone.blocks import BLOCK_ROWS, Table, blocks_for
+from services.backbone.cache import block_bytes
 from services.backbone.frame import Frame, State
 from services.backbone.kernels import operations_for
 from services.backbone.model import CsmModel
@@ -33,6 +35,7 @@ from services.backbone.scheduler import Sampling
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 896, 1024)
 _MOST_SPLITS = 16
+_MEMORY_SHARE = 0.85  # of what is free once the weights are there; graphs, prefill and the depth cache take the rest
 
 
 @dataclass
@@ -48,6 +51,7 @@ class GraphRunner:
     """See runner_api.Runner."""
 
     frames_ahead = 1
+    share_rows = BLOCK_ROWS  # what prompts may share is a multiple of this many rows
 
     def __init__(
         self,
@@ -60,7 +64,7 @@ class GraphRunner:
     ):
         """
         slots: requests that can be under way at once.
-        blocks: of the cache; None is as many as all slots can fill.
+        blocks: of the cache; None is as many as all slots can fill, or as most of the free memory holds.
         prefill_rows: most prompt rows that one call of prefill() reads, of all slots together.
         sizes: batch sizes to make graphs for; `slots` itself is always one.
         """
@@ -68,11 +72,11 @@ class GraphRunner:
         self.slots = slots
         self.max_rows = part.backbone.max_rows
         self.device, self.dtype = weight.device, weight.dtype
-        self.blocks = slots * blocks_for(self.max_rows) if blocks is None else blocks
+        self._is_cuda = self.device.type == "cuda"
+        self.blocks = self._room(part.backbone) if blocks is None else blocks
         self._model = model
         self._prefill_rows = prefill_rows
         self._sizes = sorted({size for size in sizes if size < slots} | {slots})
-        self._is_cuda = self.device.type == "cuda"
         with torch.no_grad(), self._on_device():
             self._state = State(model, slots, idle_block=self.blocks)
             self._frame = Frame(
@@ -194,6 +198,14 @@ class GraphRunner:
             return 1
         wanted = 2 * torch.cuda.get_device_properties(self.device).multi_processor_count
         return max(1, min(_MOST_SPLITS, wanted // (size * self._model.part.backbone.kv_heads)))
+
+    def _room(self, shape: LlamaShape) -> int:
+        """Blocks for all rows of all slots, as far as the device's memory goes."""
+        wanted = self.slots * blocks_for(shape.max_rows)
+        if not self._is_cuda:
+            return wanted
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return max(blocks_for(shape.max_rows), min(wanted, int(free * _MEMORY_SHARE) // block_bytes(shape, self.dtype)))
 
     def _send_blocks(self, slots: Sequence[int] | dict[int, None]) -> None:
         """Tell the device of blocks that these slots have taken since it was last told."""

@@ -73,6 +73,7 @@ class Runner:
         self._model = model
         self._block_rows = min(block_rows, slots)
         self._prefill_rows = prefill_rows
+        self.share_rows = prefill_rows  # what prompts may share is a multiple of this many rows
         self._backbone = Transformer(model.backbone, part.backbone, rope_table(part.backbone, self.device))
         self._depth = DepthDecoder(model, self._block_rows)
         self.blocks = slots * blocks_for(self.max_rows) if blocks is None else blocks

@@ -143,6 +143,16 @@ async def test_a_seed_is_drawn_and_repeats_the_stream(stub):
     assert other[0].seed != started.seed and codes_of(other[1]) != codes_of(chunks)
 
 
+async def test_the_graph_runner_serves_the_same_codes(bundle_folder):
+    """Without a CUDA device its frames are not captured, but they take the same way."""
+    streams = []
+    for runner in ("eager", "graph"):
+        async with serving(bundle_folder, runner=runner) as stub:
+            calls = [stub.Generate(request(text(1, 2, number), max_frames=9)) for number in (3, 4)]
+            streams.append([codes_of((await collect(call))[1]) for call in calls])
+    assert streams[0] == streams[1]
+
+
 async def test_max_frames_by_default_is_what_fits(stub):
     assert (await collect(stub.Generate(request())))[0].max_frames == 64  # the server's own limit
     started, chunks, _ = await collect(stub.Generate(request(text(*range(1, 91)))))

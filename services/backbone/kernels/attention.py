@@ -20,7 +20,8 @@ _TILE_ROWS = 64
 _HEADS_A_PROGRAM = 8
 
 
-@triton.jit
+# Not specialised: one variant serves every size, and a size of 1 stays a tensor.
+@triton.jit(do_not_specialize=["blocks", "table_width"])
 def _rope_write(
     qkv, rope, slots, positions, tables, keys, values, out, blocks, table_width,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, PART: tl.constexpr,
@@ -36,7 +37,7 @@ def _rope_write(
     pair = rope + position * HEAD_DIM + (column & -2)
     cos, sin = tl.load(pair), tl.load(pair + 1)
     # (a + ib)(cos + i sin): the even column is a cos - b sin, the odd one b cos + a sin
-    sign = tl.where(column & 1, 1.0, -1.0)
+    sign = tl.where((column & 1) != 0, 1.0, -1.0)
     turned = (own.to(tl.float32) * cos + sign * partner.to(tl.float32) * sin).to(own.dtype)
     block = tl.load(tables + slot * table_width + position // ROWS).to(tl.int64)
     place = (block * ROWS + position % ROWS) * HEAD_DIM + column
@@ -60,7 +61,7 @@ def rope_write(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks", "table_width"])
 def _attend(
     q, slots, positions, tables, keys, values, out, highest, total, blocks, table_width, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,

@@ -26,7 +26,7 @@ def _gumbel(seed, frame, codebook, BINS: tl.constexpr):
     return (-tl.log(-tl.log(uniform))).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["codebook"])  # else every frame's codebooks 0, 1 and 16 were variants
 def _sample(
     logits, temperatures, top_ks, seeds, frames, codes, embeddings, rows,
     codebook, bins, codebooks, vocab, width, HAS_ROWS: tl.constexpr, BINS: tl.constexpr, WIDTH: tl.constexpr,
