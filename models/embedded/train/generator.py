@@ -40,8 +40,16 @@ class Settings:
     codebooks: int = 8
 
     def config(self) -> dict:
-        """For config.json; the bundle's TOML is what the services read."""
-        return asdict(self)
+        """Sesame's config.json; shapes without a flavour name are spelled out, as the backbone service reads them."""
+        names = ("layers", "heads", "kv_heads", "dim", "intermediate_dim")
+        config = {
+            "audio_num_codebooks": self.codebooks, "audio_vocab_size": self.audio_vocab_size,
+            "text_vocab_size": self.text_vocab_size,
+        }
+        for stack in ("backbone", "decoder"):
+            config[f"{stack}_flavor"] = "custom"
+            config[f"{stack}_shape"] = {name: getattr(getattr(self, stack), name) for name in names}
+        return config
 
 
 class Norm(nn.Module):

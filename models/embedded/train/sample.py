@@ -54,7 +54,7 @@ def pick(logits: Tensor, temperature: float, top_k: int, draw: torch.Generator) 
 
 
 @torch.no_grad()
-def speak(model: Generator, rows: list, temperature: float, top_k: int, seed: int, limit: int = 250) -> tuple[np.ndarray, bool]:
+def speak(model: Generator, rows: list, temperature: list[float], top_k: int, seed: int, limit: int = 250) -> tuple[np.ndarray, bool]:
     """rows: prompt, (text id or frame) each -> codes [T, K] and whether it ended by itself."""
     draw = torch.Generator().manual_seed(seed)
     k = model.settings.codebooks
@@ -63,12 +63,12 @@ def speak(model: Generator, rows: list, temperature: float, top_k: int, seed: in
     backbone, x, frames = Stack(model.backbone), model.embed(codes, text), []
     while len(frames) < limit:
         hidden = backbone(x)[-1:]
-        frame = [pick(model.codebook0_head(hidden)[0], temperature, top_k, draw)]
+        frame = [pick(model.codebook0_head(hidden)[0], temperature[0], top_k, draw)]
         depth = Stack(model.decoder)
         first = model.audio_embeddings(torch.tensor([frame[0]]))
         out = depth(model.projection(torch.cat([hidden, first])))[-1:]
         for i in range(1, k):
-            frame.append(pick((out @ model.audio_head[i - 1])[0], temperature, top_k, draw))
+            frame.append(pick((out @ model.audio_head[i - 1])[0], temperature[1], top_k, draw))
             if i < k - 1:
                 known = model.audio_embeddings(torch.tensor([frame[-1] + int(model.offsets[i])]))
                 out = depth(model.projection(known))
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--speakers", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--temperature", type=float, default=0.9)
+    parser.add_argument("--temperature", type=float, nargs=2, default=[0.9, 0.9], help="of codebook 0, of the others")
     parser.add_argument("--top-k", type=int, default=50)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
