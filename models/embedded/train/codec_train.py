@@ -93,7 +93,7 @@ class Trainer:
         x = x.float()
         if quantise:
             keep = torch.randint(1, 33, (len(x),), device=x.device)  # three quarters of the batch use all
-            x, semantic, commitment, codes = self.books(x, keep, update=True)
+            x, semantic, commitment, _ = self.books(x, keep, update=True)
         else:
             semantic = self.mimi.quantizer.rvq_first.output_proj(self.mimi.quantizer.rvq_first.input_proj(x))
             rest = self.mimi.quantizer.rvq_rest
