@@ -1,0 +1,166 @@
+"""The graph runner on a device: logits against the eager fp32 model on the CPU, churn, what is never emitted.
+
+Where there is no CUDA device the same tests run uncaptured with the plain operations, which shows that
+the tests hold; `-m gpu` runs them on the device, captured, with the kernels.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from backbone_slots import open_slot
+
+from models.bundle import GeneratorPart, LlamaShape, load_bundle
+from services.backbone import graph_runner, runner
+from services.backbone.blocks import BlockPool
+from services.backbone.engine import Engine
+from services.backbone.generation import GenerationEnded
+from services.backbone.kernels import operations_for
+from services.backbone.model import build_model, init_random
+from services.backbone.prompt import Audio, PromptLimits, Text
+from services.backbone.scheduler import Request, Sampling, Scheduler
+
+CSM_1B = load_bundle("csm-1b").generator
+# CSM-1B's widths and heads with fewer layers, and shapes as small as they get
+NARROW = dataclasses.replace(
+    CSM_1B,
+    text_vocab_size=96,
+    backbone=dataclasses.replace(CSM_1B.backbone, layers=2),
+    decoder=dataclasses.replace(CSM_1B.decoder, layers=1),
+)
+TINY = GeneratorPart(
+    text_vocab_size=96,
+    audio_vocab_size=67,
+    codebooks=32,
+    backbone=LlamaShape(layers=2, heads=4, kv_heads=2, dim=64, intermediate_dim=160, max_rows=160),
+    decoder=LlamaShape(layers=2, heads=2, kv_heads=1, dim=32, intermediate_dim=96, max_rows=33),
+    sources=(),
+    folder=CSM_1B.folder,
+)
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def limits(part):
+    return PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_rows)
+
+
+def prompt_of(part, index):
+    draw = np.random.default_rng(index)
+    audio = Audio(draw.integers(0, part.audio_vocab_size - 3, (5 + 9 * index, part.codebooks)).tolist())
+    return limits(part).build([Text([1, 2]), audio, Text(draw.integers(1, 96, 3 + index).tolist())])[0]
+
+
+def rounded(part, dtype, device="cpu"):
+    """A random model whose weights `dtype` holds exactly, in fp32 on the CPU, and itself on the device."""
+    model = init_random(build_model(part), seed=4).to(dtype)
+    return copy.deepcopy(model).float(), model.to(device)
+
+
+def eager_logits(model, prompt, forced, monkeypatch):
+    """Logits of the eager runner when it is told what to draw: [F, K, bins]."""
+    seen = []
+
+    def draw(logits, *_):
+        seen.append(logits[0, : model.part.audio_vocab_size - 3].clone())
+        frame, codebook = divmod(len(seen) - 1, model.part.codebooks)
+        return torch.tensor([forced[frame][codebook]])
+
+    monkeypatch.setattr(runner, "sample", draw)
+    eager = runner.Runner(model, slots=1)
+    open_slot(eager, 0, prompt, Sampling())
+    for _ in forced:
+        eager.step([0])
+    return torch.stack(seen).view(len(forced), model.part.codebooks, -1)
+
+
+def frame_logits(model, prompts, forced, monkeypatch):
+    """The same of the graph runner's frames, all prompts in one batch: [F, K, B, bins]."""
+    seen, operations = [], operations_for(model.codebook0_head.weight.device)
+
+    def draw(logits, temperature, top_k, seeds, frames, codebook, codes, embeddings, rows):
+        frame, at = divmod(len(seen), model.part.codebooks)
+        assert codebook == at and frames.tolist() == [frame] * len(prompts)
+        seen.append(logits.float().cpu())
+        codes[:, codebook] = torch.tensor([each[frame][codebook] for each in forced], device=codes.device)
+        rows.copy_(embeddings[codebook, codes[:, codebook]])
+
+    names = {name: getattr(operations, name) for name in ("add_norm", "rope_write", "attend", "silu_mul", "embed_frames")}
+    monkeypatch.setattr(graph_runner, "operations_for", lambda _: SimpleNamespace(**names, sample=draw))
+    ours = graph_runner.GraphRunner(model, slots=len(prompts), prefill_rows=32)
+    for slot, prompt in enumerate(prompts):
+        open_slot(ours, slot, prompt, Sampling())
+    for frame in range(len(forced[0])):
+        drawn = ours.launch(range(len(prompts)))()
+        assert drawn == [each[frame] for each in forced]
+    return torch.stack(seen).view(len(forced[0]), model.part.codebooks, len(prompts), -1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("part", [
+    TINY,
+    pytest.param(NARROW, marks=pytest.mark.slow),
+    pytest.param(CSM_1B, marks=pytest.mark.slow),
+], ids=["tiny", "narrow", "csm-1b"])  # fmt: skip
+def test_teacher_forced_logits(device, dtype, most, part, monkeypatch):
+    """‖ours - eager fp32‖ / ‖eager fp32‖ over all logits of each stream."""
+    if device == "cpu" and dtype == torch.bfloat16:
+        pytest.skip("a CPU's bf16 matrix products round otherwise; the bound is a GPU's")
+    reference, model = rounded(part, dtype, device)
+    prompts = [prompt_of(part, index) for index in range(3)]
+    draw = np.random.default_rng(9)
+    forced = draw.integers(0, part.audio_vocab_size - 3, (3, 4, part.codebooks)).tolist()
+    ours = frame_logits(model, prompts, forced, monkeypatch)
+    for index, prompt in enumerate(prompts):
+        theirs = eager_logits(reference, prompt, forced[index], monkeypatch)
+        assert theirs.std() > 0.3
+        error = (ours[:, :, index] - theirs).norm() / theirs.norm()
+        assert error < most
+
+
+@pytest.mark.parametrize("device", DEVICES)
+async def test_churn_through_the_engine_leaks_nothing(device):
+    """Requests of all lengths come, are cancelled and go: 10,000 frames on a GPU, 1,000 on a CPU."""
+    model = init_random(build_model(TINY), seed=4).to(device)
+    ours = graph_runner.GraphRunner(model, slots=13, blocks=60, prefill_rows=64, sizes=(1, 2, 4, 8))
+    ours.warm_up()
+    pool = BlockPool(ours.blocks, share_rows=ours.share_rows)
+    engine = Engine(ours, Scheduler(slots=13, queue_capacity=100, pool=pool))
+    engine.start()
+    chance, frames, emitted = random.Random(3), 0, 0
+    alone: dict[tuple[int, int], list] = {}  # (prompt, seed) → the longest stream seen so far
+    try:
+        while frames < (10_000 if device == "cuda" else 1_000):
+            streams = []
+            for _ in range(40):
+                index, seed, length = chance.randrange(5), chance.randrange(4), chance.randrange(1, 40)
+                prompt = prompt_of(TINY, index)
+                request = Request(
+                    prompt, Sampling(seed=seed), length, prompt_rows=len(prompt.rows), block_keys=prompt.block_keys()
+                )
+                streams.append((index, seed, length, chance.random() < 0.2, engine.submit(request)))
+            for index, seed, length, leaves, stream in streams:
+                codes = await stream.read(length // 2 + 1 if leaves else length)
+                if leaves:
+                    stream.cancel()
+                    with pytest.raises(GenerationEnded):
+                        while await stream.read(1):
+                            pass
+                        raise GenerationEnded(stream.finish)  # it had ended before the cancel came
+                emitted = max(emitted, max(map(max, codes)))
+                frames += len(codes)
+                known = alone.setdefault((index, seed), codes)
+                common = min(len(known), len(codes))
+                assert codes[:common] == known[:common]  # whatever shared its batch and its blocks
+                alone[index, seed] = max(known, codes, key=len)
+    finally:
+        await engine.stop(10)
+    assert emitted < 64  # of 67 values, the codec knows 64
+    assert (pool.used, pool.promised, ours._held) == (0, 0, {})
+    assert pool.hit_rows > 0
