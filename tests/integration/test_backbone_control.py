@@ -134,7 +134,7 @@ async def read_frames(call, count):
 async def test_overload_is_refused_before_the_first_message():
     async with bench(slots=1, queue=1) as b:
         running, queued = b.stub.Generate(request(max_frames=1)), b.stub.Generate(request(max_frames=1))
-        while b.engine.load().queue_depth < 1:
+        while (b.engine.load().slots_active, b.engine.load().queue_depth) != (1, 1):
             await asyncio.sleep(0.005)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await b.stub.Generate(request()).read()
