@@ -6,8 +6,10 @@ the time does not depend on them.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +101,7 @@ def sesame_loop(
 def transformers_generate(
     device: torch.device, dtype: torch.dtype, *, batch: int, context: int, frames: int, tiny: bool = False
 ) -> list[float]:
-    """CsmForConditionalGeneration.generate with static caches, which it compiles by itself; mean of each of three runs."""
+    """CsmForConditionalGeneration.generate with static caches; it compiles by itself on a GPU."""
     from transformers import CsmConfig, CsmForConditionalGeneration, MimiConfig
 
     codec = MimiConfig(
@@ -120,21 +122,19 @@ def transformers_generate(
     model.generation_config.pad_token_id = config.pad_token_id
     start = context - frames // 2
     ids = torch.randint(10, 1000, (batch, start), device=device)
+    marks: list[float] = []
+    decode_frame = model.depth_decoder.generate  # called once a frame
 
-    def run(count: int) -> float:
+    def marked(*args: Any, **options: Any) -> Any:
         synchronize(device)
-        began = time.perf_counter()
+        marks.append(time.perf_counter())
+        return decode_frame(*args, **options)
+
+    model.depth_decoder.generate = marked
+    for _ in range(3):  # the first compiles, the second captures
+        marks.clear()
         model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_length=start + frames + 10, do_sample=True,
-            depth_decoder_do_sample=True, stopping_criteria=[_stop_after(start + count)],
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=frames + 3, do_sample=True,
+            depth_decoder_do_sample=True,
         )  # fmt: skip
-        synchronize(device)
-        return time.perf_counter() - began
-
-    run(5), run(5)  # compiles
-    return [(run(frames) - run(2)) / (frames - 2) * 1e3 for _ in range(3)]
-
-
-def _stop_after(rows: int) -> Callable[..., Tensor]:
-    """One length for all runs, so that caches keep their size and nothing is compiled anew."""
-    return lambda ids, scores, **_: torch.full((len(ids),), ids.shape[1] >= rows, device=ids.device)
+    return [(after - before) * 1e3 for before, after in itertools.pairwise(marks)][2:]
