@@ -8,7 +8,7 @@ INSTALL_INPUTS := pyproject.toml constraints.txt requirements-nodeps.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow lint protos bundle clean
+.PHONY: help demo test test-slow lint protos clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -27,17 +27,14 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/llama3 llama-models==0.3.0
 	touch $@
 
-bundle: $(VENV)/run.stamp
-	$(BIN)/python -m models.embedded.build
-
-demo: bundle
+demo: $(VENV)/run.stamp
 	$(BIN)/csm demo
 
-test: $(VENV)/test.stamp bundle
+test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest
 
 # Full CSM-1B shapes: about 8 GB of memory and some minutes.
-test-slow: $(VENV)/test.stamp bundle
+test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/test.stamp

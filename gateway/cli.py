@@ -222,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     local = argparse.ArgumentParser(add_help=False)
     local.add_argument(
         "--model", default=os.environ.get("CSM_MODEL") or "embedded", metavar="BUNDLE",
-        help="embedded, csm-1b, or a folder with a bundle.toml (default: CSM_MODEL, else embedded)",
+        help="embedded, noise, csm-1b, or a folder with a bundle.toml (default: CSM_MODEL, else embedded)",
     )
 
     command = commands.add_parser("say", parents=[remote], help="speak a text into a WAV file")

@@ -119,7 +119,7 @@ class Bundle:
 def load_bundle(name: str | None = None) -> Bundle:
     """Read the bundle called `name` (default: CSM_MODEL, else `embedded`).
 
-    name: `embedded`, `csm-1b`, or a folder that holds a bundle.toml.
+    name: `embedded`, `noise`, `csm-1b`, or a folder that holds a bundle.toml.
     Raises: PartError when there is no such bundle or its bundle.toml is unusable.
     """
     name = name or os.environ.get("CSM_MODEL") or "embedded"

@@ -47,8 +47,8 @@ class FileRef:
             path = self.folder / self.name
             if not path.is_file():
                 hint = (
-                    "run 'python -m models.embedded.build'"
-                    if self.folder.name == "embedded"
+                    "run 'python -m models.noise.build'"
+                    if self.folder.name == "noise"
                     else "put the file there or correct bundle.toml"
                 )
                 raise PartError(self.part, str(self), "no such file", hint)

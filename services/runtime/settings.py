@@ -52,7 +52,7 @@ class ServerSettings:
     """What every server reads."""
 
     listen: str = setting("CSM_LISTEN", "127.0.0.1:0", "address and port to listen on")
-    model: str = setting("CSM_MODEL", "embedded", "bundle: embedded, csm-1b, or a folder with a bundle.toml")
+    model: str = setting("CSM_MODEL", "embedded", "bundle: embedded, noise, csm-1b, or a folder with a bundle.toml")
     drain_s: float = setting(
         "CSM_DRAIN_S", 0.0, "after SIGTERM: seconds of NOT_SERVING before calls are refused", least=0, most=600
     )

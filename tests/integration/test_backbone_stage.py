@@ -47,9 +47,9 @@ max_rows = {CODEBOOKS + 1}
 
 @pytest.fixture(scope="module")
 def bundle_folder(tmp_path_factory):
-    """The embedded bundle's toml with smaller transformers, and weights for it."""
+    """The noise bundle's toml with smaller transformers, and weights for it."""
     folder = tmp_path_factory.mktemp("bundle")
-    text = (load_bundle("embedded").folder / "bundle.toml").read_text()
+    text = (load_bundle("noise").folder / "bundle.toml").read_text()
     text, changed = re.subn(r"\n\[generator\.backbone\].*?(?=\n\[\[)", SHAPES, text, flags=re.DOTALL)
     assert changed == 1
     (folder / "bundle.toml").write_text(text)
@@ -228,7 +228,7 @@ async def test_what_it_serves_and_how_busy_it_is(stub):
     await collect(stub.Generate(request(max_frames=3)))
     info = await stub.GetModelInfo(backbone_pb2.GetModelInfoRequest())
     assert info.bundle == common_pb2.BundleIdentity(
-        bundle_id="embedded", codebooks=8, frame_rate_hz=12.5, sample_rate_hz=24000
+        bundle_id="noise", codebooks=8, frame_rate_hz=12.5, sample_rate_hz=24000
     )
     assert (info.max_rows, info.text_vocab_size, info.codec_bins, info.max_frames) == (ROWS, 512, BINS, 64)
     assert (info.device, info.dtype) == ("cpu", "float32")

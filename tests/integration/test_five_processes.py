@@ -15,6 +15,12 @@ from processes import Processes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 SAMPLES_PER_FRAME = 1920
+# Twenty seconds and more to say: seconds of work, for tests that act while it goes on.
+LONG_TEXT = (
+    "The train to the city leaves at seven in the morning and stops at every small station on the way. "
+    "My sister told me that the garden needs water, and that the letters are on the table in the kitchen. "
+    "Please remember to close the window before you go, because the evening will be cold and full of rain."
+)
 STAGES = ("tokenizer", "backbone", "codec", "watermark")
 
 
@@ -161,19 +167,32 @@ async def test_control_tokens_in_text_are_spelled_out(chain, speech):
     assert tricky.summary.prompt_rows >= plain.summary.prompt_rows + 10
 
 
-async def test_an_untrained_bundle_says_so(chain, speech):
-    voices = await speech.ListVoices(speech_pb2.ListVoicesRequest(), timeout=5)
-    answer = await speech.VerifyWatermark(
-        speech_pb2.VerifyWatermarkRequest(audio=clip(seconds=3, rate=24000)), timeout=60
+@pytest.mark.parametrize("speaker", [0, 1, 2, 3])
+async def test_it_ends_by_itself_and_its_mark_is_found_and_in_nothing_else(chain, speech, speaker):
+    said = await speech.Synthesize(
+        speech_pb2.SynthesizeRequest(
+            utterance=speech_pb2.Utterance(
+                text="Good morning, how can I help you today?",
+                speaker=speaker,
+                sampling=common_pb2.SamplingOptions(seed=1),
+            ),
+            output=speech_pb2.OutputOptions(container=speech_pb2.CONTAINER_WAV),
+        ),
+        timeout=60,
     )
-    assert not answer.found and 0 <= answer.confidence < answer.threshold
-    if not voices.trained:
-        assert not answer.detectable
+    assert said.summary.finish_reason == common_pb2.FINISH_REASON_END_OF_SPEECH
+    assert 12 < said.summary.frames < 75  # one to six seconds for eight words
+    marked = speech_pb2.VerifyWatermarkRequest(audio=common_pb2.AudioClip(wav=said.audio))
+    answer = await speech.VerifyWatermark(marked, timeout=60)
+    assert answer.detectable and answer.found and answer.confidence >= answer.threshold
+    plain = speech_pb2.VerifyWatermarkRequest(audio=clip(seconds=3, rate=24000))
+    answer = await speech.VerifyWatermark(plain, timeout=60)
+    assert not answer.found and answer.confidence < answer.threshold
 
 
 async def test_cancel_frees_every_slot(chain, speech):
     call = speech.StreamSynthesize(
-        speech_pb2.StreamSynthesizeRequest(utterance=utterance(frames=600)), timeout=120
+        speech_pb2.StreamSynthesizeRequest(utterance=utterance(LONG_TEXT, frames=600)), timeout=120
     )
     audio = 0
     async for response in call:
@@ -220,7 +239,7 @@ async def test_one_trace_shows_every_stage_with_its_parent(chain, speech):
 
 async def test_a_cancelled_request_is_a_cancelled_trace(chain, speech):
     call = speech.StreamSynthesize(
-        speech_pb2.StreamSynthesizeRequest(utterance=utterance(frames=600)), timeout=120
+        speech_pb2.StreamSynthesizeRequest(utterance=utterance(LONG_TEXT, frames=600)), timeout=120
     )
     started = await call.read()
     call.cancel()
@@ -246,7 +265,7 @@ async def test_a_cancelled_request_is_a_cancelled_trace(chain, speech):
 @pytest.mark.parametrize("stage", ["codec", "backbone"])
 async def test_a_killed_stage_is_told_within_a_second_and_the_chain_recovers(chain, speech, stage):
     call = speech.StreamSynthesize(
-        speech_pb2.StreamSynthesizeRequest(utterance=utterance(frames=600)), timeout=120
+        speech_pb2.StreamSynthesizeRequest(utterance=utterance(LONG_TEXT, frames=600)), timeout=120
     )
     while not (await call.read()).HasField("audio"):
         pass

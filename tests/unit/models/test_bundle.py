@@ -11,7 +11,7 @@ EMBEDDED = Path(__file__).parents[3] / "models" / "embedded" / "bundle.toml"
 
 
 def test_the_two_that_ship(monkeypatch):
-    assert known_bundles() == ["csm-1b", "embedded"]
+    assert known_bundles() == ["csm-1b", "embedded", "noise"]
     monkeypatch.delenv("CSM_MODEL", raising=False)
     assert load_bundle().id == "embedded"
     monkeypatch.setenv("CSM_MODEL", "csm-1b")
@@ -32,7 +32,7 @@ def test_csm_1b_has_the_shapes_that_sesame_published():
     assert (decoder.layers, decoder.dim, decoder.heads, decoder.kv_heads) == (4, 1024, 8, 2)
 
 
-@pytest.mark.parametrize("name", ["embedded", "csm-1b"])
+@pytest.mark.parametrize("name", ["embedded", "noise", "csm-1b"])
 def test_shapes_agree_with_each_other(name):
     bundle = load_bundle(name)
     assert bundle.generator.decoder.max_rows == bundle.codebooks + 1
@@ -51,7 +51,7 @@ def test_a_folder_of_the_users(tmp_path):
 @pytest.mark.parametrize(
     "text, words",
     [
-        (None, "no such bundle; set CSM_MODEL to one of csm-1b, embedded or to a folder"),
+        (None, "no such bundle; set CSM_MODEL to one of csm-1b, embedded, noise or to a folder"),
         ("id = ", "not TOML"),
         ("", "bad or missing key 'generator'"),
         (EMBEDDED.read_text().replace("codebooks = 8", "", 1), "bad or missing key 'codebooks'"),

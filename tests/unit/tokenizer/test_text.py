@@ -10,8 +10,8 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from models.bundle import load_bundle
-from models.embedded import text_tokenizer
 from models.files import PartError
+from models.noise import text_tokenizer
 from services.tokenizer.text import BOS, EOS, TextError, load_text_tokenizer
 
 TEXTS = [
@@ -27,9 +27,9 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    """The embedded bundle with its tokenizer made here."""
+    """The noise bundle with its tokenizer made here."""
     folder = tmp_path_factory.mktemp("bundle")
-    bundle = load_bundle("embedded")
+    bundle = load_bundle("noise")
     text_tokenizer.make(bundle, folder / "tokenizer.json")
     return replace(bundle, text_tokenizer=replace(bundle.text_tokenizer, folder=folder))
 

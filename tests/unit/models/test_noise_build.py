@@ -1,4 +1,4 @@
-"""The script that makes the embedded bundle: whole parts, the bundle's shapes, the same weights every time."""
+"""The script that makes the noise bundle: whole parts, the bundle's shapes, the same weights every time."""
 
 from dataclasses import replace
 
@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from models.bundle import load_bundle
-from models.embedded import build as script
-from models.embedded import mimi_weights
 from models.mimi import load_mimi
+from models.noise import build as script
+from models.noise import mimi_weights
 from services.backbone.weights import load_model
 from services.tokenizer.text import load_text_tokenizer
 from services.watermark.weights import load_nets
@@ -32,7 +32,7 @@ def placed(bundle, folder):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
-    bundle = placed(load_bundle("embedded"), folder)
+    bundle = placed(load_bundle("noise"), folder)
     assert script.build(bundle) == PARTS
     return bundle
 

@@ -1,7 +1,7 @@
-"""Make the embedded bundle: every part with random weights from a fixed seed.
+"""Make the noise bundle: every part with random weights from a fixed seed.
 
-    python -m models.embedded.build            # makes the parts that are missing
-    python -m models.embedded.build --force    # makes all of them again, whatever was there
+    python -m models.noise.build            # makes the parts that are missing
+    python -m models.noise.build --force    # makes all of them again, whatever was there
 
 Shapes come from bundle.toml. A part is made in a folder beside its place and moved there whole, so
 an interrupted build leaves no half of a part behind.
@@ -56,13 +56,13 @@ def _is_there(part: GeneratorPart | FilesPart) -> bool:
 
 
 def _make_tokenizer(bundle: Bundle, place: Path) -> None:
-    from models.embedded import text_tokenizer
+    from models.noise import text_tokenizer
 
     text_tokenizer.make(bundle, place)
 
 
 def _make_mimi(bundle: Bundle, place: Path) -> None:
-    from models.embedded import mimi_weights
+    from models.noise import mimi_weights
 
     mimi_weights.make(bundle, place, SEED)
 
@@ -78,7 +78,7 @@ def _make_watermark(bundle: Bundle, place: Path) -> None:
     from services.watermark.hparams import Hparams
     from services.watermark.weights import write_random
 
-    # SilentCipher at the chain's own rate; an eighth of a second of look-ahead.
+    # SilentCipher at the chain's own rate; 171 ms of look-ahead.
     shape = Hparams(
         sample_rate_hz=bundle.sample_rate_hz,
         n_fft=1024,
@@ -98,12 +98,12 @@ def _remove(place: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m models.embedded.build", description=__doc__.splitlines()[0]
+        prog="python -m models.noise.build", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--force", action="store_true", help="make every part again, whatever was there")
     arguments = parser.parse_args()
     made = build(load_bundle(str(FOLDER)), force=arguments.force)
-    print("embedded bundle: " + (f"made {', '.join(made)}" if made else "complete"))
+    print("noise bundle: " + (f"made {', '.join(made)}" if made else "complete"))
 
 
 if __name__ == "__main__":
