@@ -62,6 +62,7 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
     ):
+        self.on_step: Callable[[float], None] = lambda seconds: None  # told each step's time, by the thread
         self._runner = runner
         self._scheduler = scheduler
         self._clock = clock
@@ -196,8 +197,10 @@ class Engine:
         entries, launched_s, pending = self._pending.popleft()
         codes = pending()
         now = self._clock()
+        step_s = now - max(launched_s, self._collected_s)
+        self.on_step(step_s)
         with self._wake:
-            self._step_s.append(now - max(launched_s, self._collected_s))
+            self._step_s.append(step_s)
             self._collected_s = now
             for entry, frame in zip(entries, codes, strict=True):
                 if entry.finish is not None:  # ended while the step was under way; a plan ends it if it was cancelled

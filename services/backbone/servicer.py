@@ -31,6 +31,7 @@ _REASONS = {
     Finish.MAX_LENGTH: common_pb2.FINISH_REASON_MAX_LENGTH,
 }
 _tracer = trace.get_tracer("csm.backbone")
+_BUCKETS_S = [0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.065, 0.08, 0.1, 0.2, 0.5, 1, 2, 5, 10]
 
 
 class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
@@ -57,6 +58,13 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             meter.create_observable_gauge(
                 f"csm.backbone.{name}", [lambda _, value=value: [metrics.Observation(value())]], "1"
             )
+        self._durations = {
+            name: meter.create_histogram(
+                f"csm.backbone.{name}.duration", "s", explicit_bucket_boundaries_advisory=_BUCKETS_S
+            )
+            for name in ("queue", "prefill", "frame_step")
+        }
+        engine.on_step = self._durations["frame_step"].record
         for name, value in (
             ("prompt.rows", lambda: engine.load().prompt_rows),
             ("prompt.shared_rows", lambda: engine.load().shared_rows),
@@ -180,7 +188,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             raise Unavailable(str(stopping)) from None
 
     def _trace(self, generation: Generation) -> None:
-        """Spans of what came before the first frame, made when all is over: their times are the engine's."""
+        """Spans and times of what came before the first frame, made when all is over: they are the engine's."""
         entry = generation.entry
         now_s, now_ns = self._engine.now(), time.time_ns()
         for name, start_s, end_s in (
@@ -191,6 +199,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                 end_s = end_s or entry.ended_s or now_s  # it may have ended in there
                 span = _tracer.start_span(name, start_time=now_ns - _ns(now_s - start_s))
                 span.end(end_time=now_ns - _ns(now_s - end_s))
+                self._durations[name].record(end_s - start_s)
 
 
 def _sampling(request: backbone_pb2.GenerateRequest) -> Sampling:

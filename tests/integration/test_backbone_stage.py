@@ -11,6 +11,8 @@ import pytest
 from csm.backbone.v1 import backbone_pb2, backbone_pb2_grpc
 from csm.common.v1 import common_pb2
 from google.rpc import error_details_pb2
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from models.bundle import load_bundle
 from services.backbone.__main__ import open_stage
@@ -272,6 +274,25 @@ async def test_a_prompt_read_before_is_not_read_again(bundle_folder):
     unshared, load = await codes_and_load(share_prefixes=False)
     assert load.shared_rows == 0 and load.blocks_idle == 0
     assert codes == unshared
+
+
+async def test_metrics_say_how_long_and_how_full(bundle_folder, monkeypatch):
+    reader = InMemoryMetricReader()
+    monkeypatch.setattr("services.backbone.servicer.metrics.get_meter", MeterProvider([reader]).get_meter)
+    async with serving(bundle_folder, prefill_rows=16) as stub:
+        for _ in range(2):
+            await collect(stub.Generate(request(text(*range(1, 41)), max_frames=5)))
+        points = {
+            metric.name: metric.data.data_points[0]
+            for scope in reader.get_metrics_data().resource_metrics[0].scope_metrics
+            for metric in scope.metrics
+        }
+    counts = {name: points[f"csm.backbone.{name}.duration"].count for name in ("queue", "prefill", "frame_step")}
+    assert counts == {"queue": 2, "prefill": 2, "frame_step": 10}
+    assert points["csm.backbone.frame_step.duration"].min > 0
+    assert points["csm.backbone.blocks.capacity"].value == 3 * ROWS // 16
+    assert (points["csm.backbone.blocks.used"].value, points["csm.backbone.blocks.idle"].value) == (0, 2)
+    assert (points["csm.backbone.prompt.rows"].value, points["csm.backbone.prompt.shared_rows"].value) == (80, 32)
 
 
 @pytest.mark.parametrize(
