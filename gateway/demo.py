@@ -14,7 +14,7 @@ from models.bundle import load_bundle
 
 TEXT = "Hello there. These words went through five small services on their way to you."
 _NOISE_S = 4.0  # random weights never stop by themselves
-_SEED = 20
+_SEED = 6  # a take without a slip; of the first sixteen seeds, a recogniser reads four so
 
 
 async def demo(model: str, out: Path, console: Console, progress: Console) -> int:

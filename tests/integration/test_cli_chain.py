@@ -122,7 +122,8 @@ async def test_up_serves_other_terminals_until_a_service_dies(csm, tmp_path):
     assert up.returncode == 1
     assert err.decode().startswith("csm: codec ended by SIGKILL")
     assert not csm.processes()
-    code, _, err = await csm("voices")
+    gateway = next(line.split()[1] for line in told if line.split()[0] == "gateway")
+    code, _, err = await csm("voices", "--address", gateway)
     assert code == 5 and "nothing answers" in err
 
 
