@@ -21,7 +21,7 @@ class GatewaySettings(ServerSettings):
     max_context_turns: int = setting("CSM_GATEWAY_MAX_CONTEXT_TURNS", 32, "context turns of one request", least=0)
     max_audio_ms: int = setting("CSM_MAX_AUDIO_MS", 90_000, "longest audio of one request", least=80, most=600_000)
     max_request_s: float = setting(
-        "CSM_MAX_REQUEST_S", 600.0, "deadline of a request that states none", least=1, most=3600
+        "CSM_MAX_REQUEST_S", 600.0, "longest a request may take; its deadline when it states none", least=1, most=3600
     )
     resumes: int = setting(
         "CSM_GATEWAY_RESUMES", 1, "times a broken generation is taken up again on another replica", least=0, most=8

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,7 @@ class Synthesis:
         self._outlet: Outlet[np.ndarray] = Outlet(OUTLET_CHUNKS)
         self.timeline = Timeline()
         self.frames = 0
+        self._all_to_codec = self._all_to_watermark = False
         self.finish_reason = common_pb2.FINISH_REASON_UNSPECIFIED
 
     async def events(self) -> AsyncIterator[Admitted | Marked]:
@@ -113,6 +115,11 @@ class Synthesis:
             for call in self._calls:
                 call.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
+            for call in self._calls:
+                if hasattr(call, "done_writing"):
+                    # A call that the stage ended keeps the task that feeds it until its feed ends.
+                    with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+                        await call.done_writing()
 
     def _pump(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         async def run() -> None:
@@ -153,11 +160,14 @@ class Synthesis:
         )
         start = watermark_pb2.EmbedRequest(start=watermark_pb2.EmbedStart(format=pcm))
         await _send("watermark", call, call.write(start))
-        self._lookahead_samples = (await self._first("watermark", call, "started")).started.lookahead_samples
+        started = (await self._first("watermark", call, "started")).started
+        if started.format != pcm:
+            raise Broken("watermark: answers in another format than it was asked for")
+        self._lookahead_samples = started.lookahead_samples
         return call
 
     async def _first(self, stage: str, call: Any, event: str) -> Any:
-        response = await _read(stage, call, self._rename)
+        response = await _read(stage, call, self._rename if stage == "backbone" else None)
         if response is None or response.WhichOneof("event") != event:
             raise Broken(f"{stage}: the stream did not begin with {event}")
         return response
@@ -198,6 +208,7 @@ class Synthesis:
                 case "finished":
                     self.finish_reason = response.finished.finish_reason
                     await _end("backbone", generation)
+                    self._all_to_codec = True
                     await _send("codec", codec, codec.done_writing())
                     return
                 case _:
@@ -230,9 +241,10 @@ class Synthesis:
                     audio = watermark_pb2.EmbedAudio(data=samples.astype("<f4", copy=False).tobytes())
                     await _send("watermark", watermark, watermark.write(watermark_pb2.EmbedRequest(audio=audio)))
                 case "finished":
-                    if response.finished.frames != self.frames:
+                    if not self._all_to_codec or response.finished.frames != self.frames:
                         raise Broken(f"codec: decoded {response.finished.frames} of {self.frames} frames")
                     await _end("codec", codec)
+                    self._all_to_watermark = True
                     await _send("watermark", watermark, watermark.done_writing())
                     return
                 case _:
@@ -251,7 +263,7 @@ class Synthesis:
                     self._watermark_window.leave(len(samples))
                 case "finished":
                     expected = self.frames * self._samples_per_frame
-                    if total != expected:
+                    if not self._all_to_watermark or total != expected:
                         raise Broken(f"watermark: gave {total} of {expected} samples")
                     await _end("watermark", watermark)
                     self._outlet.close()
@@ -260,7 +272,7 @@ class Synthesis:
                     raise Broken("watermark: the stream ended without finished")
 
 
-async def _read(stage: str, call: Any, rename: Callable[[str], str] = lambda field: field) -> Any:
+async def _read(stage: str, call: Any, rename: Callable[[str], str] | None = None) -> Any:
     """The next message, or None at the end. Raises: CallError."""
     try:
         message = await call.read()

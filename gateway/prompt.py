@@ -14,6 +14,9 @@ from csm.tokenizer.v1 import tokenizer_pb2
 from gateway.stages import Stages
 from services.runtime.errors import from_upstream
 
+# Of one request: a long conversation must not fill the tokenizer's places by itself.
+ENCODINGS_AT_ONCE = 4
+
 
 async def build_prompt(
     stages: Stages, utterance: speech_pb2.Utterance, timeout: Callable[[], float]
@@ -28,12 +31,16 @@ async def build_prompt(
         tokenizer_pb2.TextSegment(speaker=turn.speaker if turn.HasField("speaker") else 0, text=turn.text)
         for turn in [*turns, utterance]
     ]
+    places = asyncio.Semaphore(ENCODINGS_AT_ONCE)
+
+    async def encode(turn: speech_pb2.ContextSegment, index: int):
+        async with places:
+            return await _encode(stages, turn, index, timeout())
+
     try:
         async with asyncio.TaskGroup() as group:
             text = group.create_task(_tokenize(stages, segments, timeout()))
-            clips = [
-                group.create_task(_encode(stages, turn, index, timeout())) for index, turn in enumerate(turns)
-            ]
+            clips = [group.create_task(encode(turn, index)) for index, turn in enumerate(turns)]
     except* Exception as failures:
         raise failures.exceptions[0] from None
     parts: list[backbone_pb2.PromptPart] = []

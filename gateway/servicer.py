@@ -93,7 +93,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             try:
                 found = await call
             except grpc.aio.AioRpcError as error:
-                raise from_upstream("watermark", error) from None
+                raise from_upstream("watermark", error, lambda field: field) from None
             finally:
                 call.cancel()
             return speech_pb2.VerifyWatermarkResponse(
@@ -151,12 +151,13 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         return math.ceil(utterance.max_audio_ms / 1000 * self._bundle.frame_rate_hz)
 
     def _timeout(self, context: grpc.aio.ServicerContext) -> Callable[[], float]:
-        """Seconds left of the caller's deadline, or of our own when the caller states none."""
+        """Seconds left of the caller's deadline or of our own, whichever is nearer."""
         own = time.monotonic() + self._settings.max_request_s
 
         def left() -> float:
             theirs = context.time_remaining()
-            return max(0.0, own - time.monotonic() if theirs is None else theirs)
+            ours = own - time.monotonic()
+            return max(0.0, ours if theirs is None else min(ours, theirs))
 
         return left
 

@@ -150,6 +150,12 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         self, request: backbone_pb2.GenerateRequest, sampling: Sampling, remaining_s: float | None
     ) -> Request:
         """The request as the engine takes it. Raises: InvalidRequest."""
+        # Before any list is built: an empty frame is two bytes, and millions fit a message. What is only
+        # a little too long gets the exact answer below.
+        rows = len(request.prompt) + len(request.generated)
+        rows += sum(len(part.text.ids) + len(part.audio.frames) for part in request.prompt)
+        if rows > 4 * self._limits.max_rows:
+            raise InvalidRequest("prompt", f"takes more than {4 * self._limits.max_rows} rows, {self._limits.max_rows} fit")
         parts: list[Text | Audio] = []
         for index, part in enumerate(request.prompt):
             match part.WhichOneof("part"):

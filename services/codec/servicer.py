@@ -12,7 +12,7 @@ from csm.common.v1 import common_pb2
 from opentelemetry import metrics, trace
 
 from models.bundle import Bundle
-from services.codec.frames import FramesError, codes_of
+from services.codec.frames import MAX_FRAMES, FramesError, codes_of
 from services.codec.worker import DecodeStream, DecodeWorker, WorkerError
 from services.runtime import telemetry
 from services.runtime.admission import Admission
@@ -101,6 +101,10 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
             async for request in requests:
                 if request.WhichOneof("event") != "frames":
                     raise InvalidRequest("event", "every message after start must be frames")
+                # Before any list is built: an empty frame is two bytes, and millions fit a message.
+                if len(request.frames.frames) > MAX_FRAMES:
+                    count = len(request.frames.frames)
+                    raise InvalidRequest("frames.frames", f"must hold 1 to {MAX_FRAMES} frames, not {count}")
                 frames = [frame.codes for frame in request.frames.frames]
                 try:
                     codes = codes_of(frames, codebooks=self._bundle.codebooks, bins=self._bundle.codec_bins)

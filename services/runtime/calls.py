@@ -20,7 +20,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.trace import SpanKind
 
-from services.runtime.errors import Broken, CallError, InvalidRequest
+from services.runtime.errors import Broken, CallError, InvalidRequest, ReaderStalled
 from services.runtime.tracing import call_attributes, is_traced, record_code
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,11 @@ _SERVER_FAULTS = {
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Traces each call as a SERVER span and sends CallErrors as rich statuses."""
+    """Traces each call as a SERVER span, sends CallErrors as rich statuses, gives up on readers who stall."""
+
+    def __init__(self, reader_stall_s: float):
+        """reader_stall_s: how long one message may wait for its reader."""
+        self._reader_stall_s = reader_stall_s
 
     async def intercept_service(self, continuation, handler_call_details):
         handler = await continuation(handler_call_details)
@@ -49,9 +53,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(_unary(method, handler.unary_unary), *serializers)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(_stream(method, handler.unary_stream), *serializers)
+            return grpc.unary_stream_rpc_method_handler(_stream(method, handler.unary_stream, self._reader_stall_s), *serializers)
         if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(_stream(method, handler.stream_stream), *serializers)
+            return grpc.stream_stream_rpc_method_handler(_stream(method, handler.stream_stream, self._reader_stall_s), *serializers)
         return handler  # CSM has no client-streaming method
 
 
@@ -63,13 +67,17 @@ def _unary(method: str, behavior: Any) -> Any:
     return call
 
 
-def _stream(method: str, behavior: Any) -> Any:
+def _stream(method: str, behavior: Any, reader_stall_s: float) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext) -> None:
         async with _Call(method, context):
             request = _EachDecoded(request) if isinstance(request, AsyncIterable) else _decoded(request)
             async with aclosing(behavior(request, context)) as responses:
                 async for response in responses:
-                    await context.write(response)
+                    try:
+                        async with asyncio.timeout(reader_stall_s):
+                            await context.write(response)
+                    except TimeoutError:
+                        raise ReaderStalled(reader_stall_s) from None
 
     return call
 
@@ -128,7 +136,7 @@ class _Call:
             )
         self._token = otel_context.attach(trace.set_span_in_context(self._span))
 
-    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
         code, text = grpc.StatusCode.OK, ""
         try:
             if isinstance(error, CallError):
@@ -148,6 +156,8 @@ class _Call:
             otel_context.detach(self._token)
         if isinstance(error, CallError):
             await self._context.abort_with_status(error.status())
+        # Nobody is there to be told, and nothing is wrong here: gRPC would log a traceback.
+        return isinstance(error, grpc.aio.InternalError)
 
 
 def _is_gone(error: BaseException | None, context: grpc.aio.ServicerContext) -> bool:

@@ -55,6 +55,7 @@ def open_channel(target: str, *, max_message_mib: int = 64) -> grpc.aio.Channel:
             ("grpc.max_reconnect_backoff_ms", 2000),
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 5_000),
+            ("grpc.http2.ping_timeout_ms", 5_000),
             ("grpc.dns_min_time_between_resolutions_ms", 5_000),
             # Channels to the same target in one process must not share their connection's fate.
             ("grpc.use_local_subchannel_pool", 1),

@@ -4,6 +4,7 @@
      ├─ InvalidRequest        INVALID_ARGUMENT + BadRequest: which field, which limit
      ├─ Overloaded            RESOURCE_EXHAUSTED + RetryInfo: come back in so many seconds
      ├─ Unavailable           UNAVAILABLE: this server or a stage behind it went away
+     ├─ ReaderStalled         ABORTED: the caller stopped reading
      └─ Broken                INTERNAL: our fault
 """
 
@@ -81,6 +82,14 @@ class Unavailable(CallError):
         super().__init__(grpc.StatusCode.UNAVAILABLE, text, reason=reason)
 
 
+class ReaderStalled(CallError):
+    """The caller left a message unread for `limit_s`; its places go to others."""
+
+    def __init__(self, limit_s: float):
+        text = f"the caller read nothing for {limit_s:g} s"
+        super().__init__(grpc.StatusCode.ABORTED, text, reason="READER_STALLED")
+
+
 class Broken(CallError):
     """Something that must not happen did."""
 
@@ -105,11 +114,12 @@ def rich_details(error: grpc.RpcError) -> list[message.Message]:
 
 
 def from_upstream(
-    stage: str, error: grpc.aio.AioRpcError, rename: Callable[[str], str] = lambda field: field
+    stage: str, error: grpc.aio.AioRpcError, rename: Callable[[str], str] | None = None
 ) -> CallError:
     """What the caller is told when `stage` ended our call with `error`.
 
     A refusal keeps its code and details; `rename` turns the stage's field paths into the caller's.
+    Without it, what the stage was sent is ours, not the caller's: a refused field is our fault.
     A stage that broke or vanished is said to have done so: CANCELLED and UNKNOWN are no news to a
     caller who cancelled nothing.
     """
@@ -118,6 +128,8 @@ def from_upstream(
     for detail in details:
         if isinstance(detail, error_details_pb2.BadRequest) and detail.field_violations:
             first = detail.field_violations[0]
+            if rename is None:
+                return Broken(f"the {stage} stage refused what it was sent ({text})", reason="STAGE_FAILED")
             return InvalidRequest(rename(first.field), first.description)
         if isinstance(detail, error_details_pb2.RetryInfo):
             return Overloaded(text, detail.retry_delay.ToNanoseconds() / 1e9)
@@ -128,6 +140,9 @@ def from_upstream(
             | grpc.StatusCode.DEADLINE_EXCEEDED
         ) as code:
             return CallError(code, text, reason=code.name)
+        # gRPC's own words when a write meets the end of the call: the stage's real status is lost then.
+        case grpc.StatusCode.INTERNAL if error.details() == "Internal error from Core":
+            return Unavailable(f"the {stage} stage's stream was broken off")
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
             return Unavailable(f"the {stage} stage went away or cannot be reached ({error.details() or 'no details'})")
         case _:

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _WATCH_S = 0.1
+_LIFELESS_LOOKS = 10
 
 S = TypeVar("S", bound=ServerSettings)
 
@@ -61,20 +62,22 @@ class StageServer:
     def __init__(self, stage: Stage, settings: ServerSettings):
         self._stage, self._settings = stage, settings
         self._draining = False
+        self._lifeless = 0  # looks in a row that found the stage not live
         self.dead = asyncio.Event()  # set once the stage is no longer live
         self._watcher: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor()],
+            interceptors=[CallInterceptor(settings.reader_stall_s)],
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", settings.max_message_mib * MIB),
                 ("grpc.max_send_message_length", settings.max_message_mib * MIB),
                 ("grpc.max_connection_age_ms", settings.max_connection_age_s * 1000),
-                ("grpc.max_connection_age_grace_ms", int(settings.grace_s * 1000)),
+                ("grpc.max_connection_age_grace_ms", settings.connection_grace_s * 1000),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_time_ms", 20_000),
                 ("grpc.keepalive_timeout_ms", 5_000),
+                ("grpc.http2.ping_timeout_ms", 5_000),
                 *FLOW_CONTROL,
             ],
         )
@@ -113,7 +116,10 @@ class StageServer:
             await self._report()
 
     async def _report(self) -> None:
-        live = self._stage.is_live()
+        # One look is not enough: after a freeze of the whole process, the loop may run before the
+        # stage's own thread has shown a sign of life.
+        self._lifeless = 0 if self._stage.is_live() else self._lifeless + 1
+        live = self._lifeless < _LIFELESS_LOOKS
         if not live:
             self.dead.set()
         ready = live and not self._draining and await self._stage.is_ready()

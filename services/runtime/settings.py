@@ -57,11 +57,17 @@ class ServerSettings:
         "CSM_DRAIN_S", 0.0, "after SIGTERM: seconds of NOT_SERVING before calls are refused", least=0, most=600
     )
     grace_s: float = setting(
-        "CSM_GRACE_S", 30.0, "after draining: seconds that running calls may take", least=0, most=3600
+        "CSM_GRACE_S", 120.0, "after draining: seconds that running calls may take", least=0, most=3600
+    )
+    reader_stall_s: float = setting(
+        "CSM_READER_STALL_S", 30.0, "a stream whose reader takes nothing for longer is ended", least=0.1, most=3600
     )
     max_message_mib: int = setting("CSM_MAX_MESSAGE_MIB", 64, "largest message taken, MiB", least=1, most=1024)
     max_connection_age_s: int = setting(
         "CSM_MAX_CONNECTION_AGE_S", 600, "connections are renewed after this, so that new replicas are found", least=1
+    )
+    connection_grace_s: int = setting(
+        "CSM_CONNECTION_GRACE_S", 600, "how long calls on a connection that is renewed may go on", least=1
     )
     log_format: str = setting("CSM_LOG_FORMAT", "json", "json or text", choices=("json", "text"))
     log_level: str = setting(

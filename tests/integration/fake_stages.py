@@ -41,6 +41,8 @@ class Board:
         self.break_at: int | None = None  # the backbone goes away before this frame, once
         self.stall: set[str] = set()  # stages that never answer
         self.lose_samples = 0  # samples the watermark drops
+        self.finish_early = False  # the watermark says finished after its first audio
+        self.encoding_at_once = 0  # most EncodeAudio calls that were inside together
         self.active: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
         self.deadlines: dict[str, float | None] = {}
@@ -102,6 +104,8 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     async def EncodeAudio(self, request, context):
         with self.board.call("encoder", context):
+            self.board.encoding_at_once = max(self.board.encoding_at_once, self.board.active["encoder"])
+            await asyncio.sleep(0.02)  # long enough for the others to come in
             frames = [common_pb2.Frame(codes=[7] * self.board.identity.codebooks)] * 3
             return tokenizer_pb2.EncodeAudioResponse(frames=frames)
 
@@ -195,6 +199,10 @@ class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
                 total += len(ready)
                 if len(ready):
                     yield self._marked(ready)
+                    if self.board.finish_early:
+                        break
+            if self.board.finish_early:
+                held = held[:0]
             held = held[self.board.lose_samples :]
             if len(held):
                 yield self._marked(held)

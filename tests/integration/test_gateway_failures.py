@@ -209,6 +209,48 @@ async def test_a_watermark_that_loses_samples_is_an_error(open_chain, board):
     assert error.code() is grpc.StatusCode.INTERNAL and "19197 of 19200" in error.details()
 
 
+async def test_a_watermark_that_finishes_early_is_an_error_not_a_cut(open_chain, board):
+    chain = await open_chain()
+    board.gate, board.finish_early = 1, True
+    error = await fails(chain.speech.StreamSynthesize(request(), timeout=10))
+    assert error.code() is grpc.StatusCode.INTERNAL, error.details()
+    await assert_all_free(board)
+
+
+async def test_a_reader_who_stalls_loses_its_places(open_chain, board):
+    chain = await open_chain(reader_stall_s=0.5)
+    board.frames = 100_000
+    call = chain.speech.StreamSynthesize(
+        request(output=speech_pb2.OutputOptions(encoding=F32, sample_rate_hz=48000)), timeout=60
+    )
+    await read_frames(call, 5)
+    await assert_all_free(board)  # without a cancel
+    error = None
+    try:
+        while await call.read() is not grpc.aio.EOF:
+            pass
+    except grpc.aio.AioRpcError as caught:
+        error = caught
+    assert error is not None and error.code() is grpc.StatusCode.ABORTED
+    assert "0.5 s" in error.details()
+
+
+async def test_the_gateways_limit_holds_for_longer_deadlines_too(open_chain, board):
+    chain = await open_chain(max_request_s=1.0)
+    board.gate = 2
+    error = await fails(chain.speech.StreamSynthesize(request(), timeout=3600))
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await assert_all_free(board)
+
+
+async def test_a_long_conversation_does_not_fill_the_tokenizer(open_chain, board):
+    chain = await open_chain()
+    turns = [speech_pb2.ContextSegment(text="a")] * 32
+    async for _ in chain.speech.StreamSynthesize(request(context=turns), timeout=20):
+        pass
+    assert board.calls["encoder"] == 32 and 1 < board.encoding_at_once <= 4
+
+
 async def test_stages_of_different_bundles_keep_the_gateway_unready(open_chain, board):
     board.identity.codebooks += 1
     chain = await open_chain()
