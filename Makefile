@@ -35,7 +35,7 @@ test: $(VENV)/test.stamp
 
 # Full CSM-1B shapes: about 8 GB of memory and some minutes.
 test-slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -41,7 +41,8 @@ async def build_prompt(
         async with asyncio.TaskGroup() as group:
             text = group.create_task(_tokenize(stages, segments, timeout()))
             clips = [group.create_task(encode(turn, index)) for index, turn in enumerate(turns)]
-    except* Exception as failures:
+    # Not `except*`: Python before 3.11.4 wraps what is raised there in a group again.
+    except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
     parts: list[backbone_pb2.PromptPart] = []
     for segment, clip in zip(text.result(), [*clips, None], strict=True):

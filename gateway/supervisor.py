@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gateway.readiness import wait_ready
 
-_TAIL_LINES, _TAIL_COLUMNS = 12, 200
+_TAIL_LINES, _TAIL_COLUMNS = 12, 1000
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Supervisor:
             for child in self._children:
                 with self.log(child.name).open("wb") as log:
                     self._processes[child.name] = await asyncio.create_subprocess_exec(
-                        *_dies_with_us(), *child.argv, env={**os.environ, **child.env}, start_new_session=True,
+                        *_dies_with_us(), *child.argv, start_new_session=True,
+                        env={**os.environ, "PYTHONUNBUFFERED": "1", **child.env},  # last words stay last in the log
                         stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                     )
         except BaseException:

@@ -28,7 +28,7 @@ class WatermarkSettings(ServerSettings):
     streams: int = setting("CSM_WATERMARK_STREAMS", 16, "streams open at once", least=1, most=4096)
     detections: int = setting("CSM_WATERMARK_DETECTIONS", 2, "Detect calls at once", least=1, most=256)
     max_detect_s: float = setting(
-        "CSM_WATERMARK_MAX_DETECT_S", 60.0, "longest clip that Detect takes, seconds", least=1, most=600
+        "CSM_WATERMARK_MAX_DETECT_S", 120.0, "longest clip that Detect takes, seconds", least=1, most=600
     )
     sdr_db: float | None = setting(
         "CSM_WATERMARK_SDR_DB", None, "how far the mark lies below the speech; default: the bundle's", least=0, most=100
