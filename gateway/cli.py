@@ -17,12 +17,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gateway import exceptions, state
-from gateway.client import ContextTurn, SpeechClient
+from gateway import connection, exceptions, state
+from gateway.client import ContextTurn
 from gateway.demo import demo, verdict
 from gateway.say import listen, replacing, show_waterfall
 from gateway.supervisor import ChildDied
-from gateway.traces import TraceStore
 from gateway.up import DEFAULT_PORT, NOISE, Plan, consecutive_ports, free_ports, up
 from services.runtime.settings import StartError
 
@@ -89,26 +88,16 @@ def _readable(error: exceptions.SpeechError, args: argparse.Namespace) -> str:
     if isinstance(error, exceptions.Unavailable) and error.reason is None and hasattr(args, "address"):
         # Our servers always give a reason; without one it is gRPC that speaks.
         if "connect" in text or "DNS" in text:
-            return f"nothing answers at {_find(args)[0]} ({text}); `csm up` starts the services on this machine"
-        return f"{_find(args)[0]} broke off ({text})"
+            return f"nothing answers at {connection.address(args)} ({text}); `csm up` starts the services on this machine"
+        return f"{connection.address(args)} broke off ({text})"
     return text
-
-
-def _find(args: argparse.Namespace) -> tuple[str, TraceStore | None]:
-    """The gateway to talk to, and the traces of its requests if they are on this machine."""
-    running = state.find(state.state_dir())
-    address = args.address or os.environ.get("CSM_ADDRESS")
-    address = address or (running.address if running else f"127.0.0.1:{DEFAULT_PORT}")
-    if running is None or running.traces is None or running.address != address:
-        return address, None
-    return address, TraceStore(Path(running.traces))
 
 
 async def _say(args: argparse.Namespace) -> int:
     out, err = _consoles()
-    address, store = _find(args)
+    store = connection.traces(args)
     turns = [ContextTurn(args.speaker if who is None else who, text, path) for who, path, text in args.context]
-    async with SpeechClient(address, timeout_s=args.timeout) as client:
+    async with connection.client(args) as client:
         with replacing(args.output) as file:
             try:
                 stream = client.stream(
@@ -139,7 +128,7 @@ async def _say(args: argparse.Namespace) -> int:
 
 async def _verify(args: argparse.Namespace) -> int:
     out, err = _consoles()
-    async with SpeechClient(_find(args)[0], timeout_s=args.timeout) as client:
+    async with connection.client(args) as client:
         with err.status("looking for the watermark"):
             answer = await client.verify(args.file)
     out.print(verdict(answer))
@@ -148,7 +137,7 @@ async def _verify(args: argparse.Namespace) -> int:
 
 async def _voices(args: argparse.Namespace) -> int:
     out, _ = _consoles()
-    async with SpeechClient(_find(args)[0], timeout_s=args.timeout) as client:
+    async with connection.client(args) as client:
         answer = await client.voices()
     bundle = answer.bundle
     out.print(
@@ -197,16 +186,6 @@ def _context(value: str) -> tuple[int | None, Path, str]:
     raise argparse.ArgumentTypeError(f"no such file: {rest[: colons[0]]}")
 
 
-def _positive(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not 0 < number <= 86_400:
-        raise argparse.ArgumentTypeError(f"must be seconds, more than 0 and at most 86400, not {value!r}")
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="csm",
@@ -216,9 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    remote = argparse.ArgumentParser(add_help=False)
-    remote.add_argument("--address", help="gateway, host:port (default: CSM_ADDRESS, the running `csm up`, localhost)")
-    remote.add_argument("--timeout", type=_positive, default=120.0, metavar="SECONDS", help="default 120")
+    remote = connection.arguments()
     local = argparse.ArgumentParser(add_help=False)
     local.add_argument(
         "--model", default=os.environ.get("CSM_MODEL") or "embedded", metavar="BUNDLE",
@@ -236,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, help="the same seed and request give the same speech")
     command.add_argument("--temperature", type=float, help="default 0.9")
     command.add_argument("--top-k", type=int, help="default 50")
-    command.add_argument("--max-seconds", type=_positive, metavar="SECONDS", help="longest audio")
+    command.add_argument("--max-seconds", type=connection.seconds, metavar="SECONDS", help="longest audio")
     command.add_argument("--rate", type=int, metavar="HZ", help="sample rate, 8000 to 48000 (default: the model's)")
     command.add_argument("--trace", action="store_true", help="show where the time went")
     command.set_defaults(run=_say)
