@@ -16,6 +16,7 @@ from csm.watermark.v1 import watermark_pb2, watermark_pb2_grpc
 from gateway.config import GatewaySettings
 from models.bundle import Bundle
 from services.runtime.channels import open_channel
+from services.runtime.identity import identity
 
 log = logging.getLogger(__name__)
 _ASK_S = 1.0  # between two rounds of questions
@@ -33,12 +34,7 @@ class Stages:
     """Owns the channels. `info` is None until all four have answered alike."""
 
     def __init__(self, settings: GatewaySettings, bundle: Bundle):
-        self.identity = common_pb2.BundleIdentity(
-            bundle_id=bundle.id,
-            codebooks=bundle.codebooks,
-            frame_rate_hz=bundle.frame_rate_hz,
-            sample_rate_hz=bundle.sample_rate_hz,
-        )
+        self.identity = identity(bundle)
         size = settings.max_message_mib
         self._channels = {
             name: open_channel(getattr(settings, name), max_message_mib=size)
@@ -102,8 +98,8 @@ class Stages:
         self.why_not = why
 
 
-def _describe(identity: common_pb2.BundleIdentity) -> str:
+def _describe(of: common_pb2.BundleIdentity) -> str:
     return (
-        f"{identity.bundle_id or 'no bundle'} ({identity.codebooks} codebooks, "
-        f"{identity.frame_rate_hz:g} frames/s, {identity.sample_rate_hz} Hz)"
+        f"{of.bundle_id or 'no bundle'} ({of.codebooks} codebooks, "
+        f"{of.frame_rate_hz:g} frames/s, {of.sample_rate_hz} Hz)"
     )

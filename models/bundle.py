@@ -111,6 +111,11 @@ class Bundle:
         return round(self.sample_rate_hz / self.frame_rate_hz)
 
     @property
+    def is_embedded(self) -> bool:
+        """True for the bundle in the box alone, not for a copy of it: what is granted to it is not inherited."""
+        return self.folder.resolve() == _HERE.resolve() / "embedded"
+
+    @property
     def codec_bins(self) -> int:
         """Codes the codec knows; the generator's heads emit three values more."""
         return self.generator.audio_vocab_size - 3

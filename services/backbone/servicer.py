@@ -20,6 +20,7 @@ from services.backbone.prompt import Audio, PromptError, PromptLimits, Text
 from services.backbone.scheduler import Busy, Entry, Finish, Request, Sampling
 from services.runtime import telemetry
 from services.runtime.errors import CallError, InvalidRequest, Overloaded, Unavailable
+from services.runtime.identity import identity
 
 _STAGE = {"stage": "backbone"}
 _DEFAULT_RAMP_FRAMES = (1, 1, 2, 4, 8)
@@ -114,12 +115,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         self, request: backbone_pb2.GetModelInfoRequest, context: grpc.aio.ServicerContext
     ) -> backbone_pb2.GetModelInfoResponse:
         return backbone_pb2.GetModelInfoResponse(
-            bundle=common_pb2.BundleIdentity(
-                bundle_id=self._bundle.id,
-                codebooks=self._bundle.codebooks,
-                frame_rate_hz=self._bundle.frame_rate_hz,
-                sample_rate_hz=self._bundle.sample_rate_hz,
-            ),
+            bundle=identity(self._bundle),
             max_rows=self._limits.max_rows,
             text_vocab_size=self._limits.text_vocab_size,
             codec_bins=self._limits.codec_bins,

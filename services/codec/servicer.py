@@ -18,6 +18,7 @@ from services.runtime import telemetry
 from services.runtime.admission import Admission
 from services.runtime.audio import to_bytes
 from services.runtime.errors import InvalidRequest, Unavailable
+from services.runtime.identity import identity
 
 _STAGE = {"stage": "codec"}
 
@@ -78,12 +79,7 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
         self, request: codec_pb2.GetModelInfoRequest, context: grpc.aio.ServicerContext
     ) -> codec_pb2.GetModelInfoResponse:
         return codec_pb2.GetModelInfoResponse(
-            bundle=common_pb2.BundleIdentity(
-                bundle_id=self._bundle.id,
-                codebooks=self._bundle.codebooks,
-                frame_rate_hz=self._bundle.frame_rate_hz,
-                sample_rate_hz=self._bundle.sample_rate_hz,
-            ),
+            bundle=identity(self._bundle),
             samples_per_frame=self._samples_per_frame,
             slots_capacity=self._slots.limit,
             slots_active=self._worker.active,

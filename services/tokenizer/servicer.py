@@ -18,6 +18,7 @@ from services.runtime import telemetry
 from services.runtime.admission import Admission
 from services.runtime.audio import AudioError, Clip, read_raw, read_wav
 from services.runtime.errors import InvalidRequest
+from services.runtime.identity import identity
 from services.tokenizer.cache import FrameCache, content_key
 from services.tokenizer.config import TokenizerSettings
 from services.tokenizer.text import TextError, TextTokenizer
@@ -94,12 +95,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self, request: tokenizer_pb2.GetModelInfoRequest, context: grpc.aio.ServicerContext
     ) -> tokenizer_pb2.GetModelInfoResponse:
         info = tokenizer_pb2.GetModelInfoResponse(
-            bundle=common_pb2.BundleIdentity(
-                bundle_id=self._bundle.id,
-                codebooks=self._bundle.codebooks,
-                frame_rate_hz=self._bundle.frame_rate_hz,
-                sample_rate_hz=self._bundle.sample_rate_hz,
-            ),
+            bundle=identity(self._bundle),
             max_text_chars=self._settings.max_text_chars,
         )
         info.max_audio_duration.FromNanoseconds(int(self._settings.max_audio_s * 1e9))

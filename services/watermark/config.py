@@ -31,7 +31,7 @@ class WatermarkSettings(ServerSettings):
         "CSM_WATERMARK_MAX_DETECT_S", 120.0, "longest clip that Detect takes, seconds", least=1, most=600
     )
     sdr_db: float | None = setting(
-        "CSM_WATERMARK_SDR_DB", None, "how far the mark lies below the speech; default: the bundle's", least=0, most=100
+        "CSM_WATERMARK_SDR_DB", None, "how far the mark lies below the speech; default: the bundle's", least=0, most=60
     )
     level: str = setting(
         "CSM_WATERMARK_LEVEL", "running", "what speech level the mark follows: the stream's own, or a fixed one",
@@ -56,7 +56,7 @@ def deployment_key(settings: WatermarkSettings, bundle: Bundle, length: int) -> 
         except (OSError, UnicodeDecodeError) as error:
             raise SettingError(f"{name}={settings.key_file!r}: cannot be read ({type(error).__name__})") from error
     if text is None:
-        if bundle.id != "embedded":
+        if not bundle.is_embedded:
             raise SettingError(
                 f"CSM_WATERMARK_KEY is not set: bundle {bundle.id} needs a key of its own, {length} secret bytes "
                 f"(make one with 'openssl rand -hex {length}'), there or in the file CSM_WATERMARK_KEY_FILE names"
@@ -67,7 +67,7 @@ def deployment_key(settings: WatermarkSettings, bundle: Bundle, length: int) -> 
     except ValueError as error:
         raise SettingError(str(error)) from None
     if key == PUBLIC_KEY:
-        if bundle.id != "embedded":
+        if not bundle.is_embedded:
             raise SettingError(f"{name} is the key that Sesame published: choose secret bytes for bundle {bundle.id}")
         log.warning("marking with the public CSM key, which anybody can read and forge: for trying out alone")
     return key

@@ -29,6 +29,7 @@ from services.runtime.audio import (
     to_bytes,
 )
 from services.runtime.errors import Broken, InvalidRequest
+from services.runtime.identity import identity
 from services.watermark.config import WatermarkSettings
 from services.watermark.key import check_key
 from services.watermark.pool import Pool
@@ -136,12 +137,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         self, request: watermark_pb2.GetModelInfoRequest, context: grpc.aio.ServicerContext
     ) -> watermark_pb2.GetModelInfoResponse:
         info = watermark_pb2.GetModelInfoResponse(
-            bundle=common_pb2.BundleIdentity(
-                bundle_id=self._bundle.id,
-                codebooks=self._bundle.codebooks,
-                frame_rate_hz=self._bundle.frame_rate_hz,
-                sample_rate_hz=self._bundle.sample_rate_hz,
-            ),
+            bundle=identity(self._bundle),
             lookahead_samples=self._embedder.lookahead_samples,
             trained=self._bundle.trained,
         )

@@ -1,5 +1,6 @@
 """Bundles by name and by folder, and what is said when they are wrong."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ def test_csm_1b_has_the_shapes_that_sesame_published():
         2048,
     )
     assert (decoder.layers, decoder.dim, decoder.heads, decoder.kv_heads) == (4, 1024, 8, 2)
+
+
+def test_csm_1b_names_fixed_commits():
+    bundle = load_bundle("csm-1b")
+    parts = bundle.generator, bundle.text_tokenizer, bundle.mimi, bundle.watermark
+    revisions = [source["revision"] for part in parts for source in part.sources]
+    assert len(revisions) == 6 and all(re.fullmatch("[0-9a-f]{40}", revision) for revision in revisions)
 
 
 @pytest.mark.parametrize("name", ["embedded", "noise", "csm-1b"])

@@ -48,3 +48,10 @@ def test_the_embedded_bundle_may_use_the_public_key_and_says_so(caplog):
     caplog.clear()
     assert key_of("embedded", KEY="0b6ed1952c") == KEY
     assert not caplog.text
+
+
+def test_a_copy_of_the_embedded_bundle_needs_a_key_of_its_own(tmp_path):
+    (tmp_path / "bundle.toml").write_text((load_bundle("embedded").folder / "bundle.toml").read_text())
+    with pytest.raises(SettingError, match="CSM_WATERMARK_KEY is not set"):
+        key_of(str(tmp_path))
+    assert key_of(str(tmp_path), KEY="0b6ed1952c") == KEY

@@ -1,0 +1,26 @@
+"""What a process serves, as every stage tells it and the gateway compares it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from csm.common.v1 import common_pb2
+
+
+class Identified(Protocol):
+    """What of a bundle the stages must agree on."""
+
+    id: str
+    codebooks: int
+    frame_rate_hz: float
+    sample_rate_hz: int
+
+
+def identity(bundle: Identified) -> common_pb2.BundleIdentity:
+    """`bundle` as a message."""
+    return common_pb2.BundleIdentity(
+        bundle_id=bundle.id,
+        codebooks=bundle.codebooks,
+        frame_rate_hz=bundle.frame_rate_hz,
+        sample_rate_hz=bundle.sample_rate_hz,
+    )
