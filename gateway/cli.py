@@ -34,6 +34,7 @@ EXIT_CODES = """exit codes:
   5    nothing answers, or a stage went away
   6    it took longer than --timeout
   7    the server broke
+  8    the server wants a token, or another one (--token-file, CSM_TOKEN)
   130  interrupted
 """
 _CODES: dict[type[exceptions.SpeechError], int] = {
@@ -41,6 +42,7 @@ _CODES: dict[type[exceptions.SpeechError], int] = {
     exceptions.Overloaded: 4,
     exceptions.Unavailable: 5,
     exceptions.DeadlineExceeded: 6,
+    exceptions.Unauthenticated: 8,
 }
 
 

@@ -13,6 +13,7 @@ Calls join the caller's OpenTelemetry trace, if there is one.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,10 @@ from csm.speech.v1 import speech_pb2, speech_pb2_grpc
 from gateway.exceptions import ServerFault, from_rpc_error
 from gateway.readiness import wait_ready
 from services.runtime.channels import FLOW_CONTROL, MIB
+from services.runtime.tls import is_loopback
 from services.runtime.tracing import client_interceptors
 
+log = logging.getLogger(__name__)
 Encoding = Literal["pcm_s16le", "pcm_f32le"]
 Container = Literal["raw", "wav"]
 
@@ -106,7 +109,10 @@ class SpeechClient:
     """One channel to a deployment; safe to share between tasks. To be made while an event loop runs.
 
     address: `host:port`. A name with several addresses is balanced over all that are ready.
-    credentials: for TLS, such as grpc.ssl_channel_credentials(). Default: no encryption.
+    credentials: for TLS, such as services.runtime.tls.channel_credentials. Default: plaintext to this machine,
+        elsewhere TLS that trusts the public authorities.
+    token: the bearer token to show, or a function that gives it, asked at each call.
+    insecure: plaintext to other machines too. Whoever is on the way reads text, audio and token.
     timeout_s: for calls that name none themselves.
     health_service: only servers whose health check of this name says SERVING get calls; None asks nobody.
     max_message_mib: the longest whole answer; 64 MiB are six minutes of float32 audio at 48 kHz.
@@ -119,11 +125,18 @@ class SpeechClient:
         address: str,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | Callable[[], str] | None = None,
+        insecure: bool = False,
         timeout_s: float = 120.0,
         health_service: str | None = "readiness",
         max_message_mib: int = 64,
     ):
-        self.address, self._timeout_s, self._credentials = address, timeout_s, credentials
+        if credentials is None and not is_loopback(address):
+            if insecure:
+                log.warning("calls to %s are in plaintext, as was asked for", address)
+            else:
+                credentials = grpc.ssl_channel_credentials()
+        self.address, self._timeout_s, self._credentials, self._token = address, timeout_s, credentials, token
         options = _channel_options(health_service, max_message_mib)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(address, options=options, interceptors=client_interceptors())
@@ -191,7 +204,7 @@ class SpeechClient:
             utterance=_utterance(text, speaker, context, temperature, top_k, seed, max_audio_ms),
             output=_output(sample_rate_hz, encoding, container),
         )
-        return SpeechStream(lambda: self._speech.StreamSynthesize(request, timeout=timeout_s or self._timeout_s))
+        return SpeechStream(lambda: self._call(self._speech.StreamSynthesize, request, timeout_s))
 
     async def verify(
         self, audio: bytes | str | Path, *, timeout_s: float | None = None
@@ -204,9 +217,14 @@ class SpeechClient:
         """The bundle that is served, and its voices. Raises: SpeechError."""
         return await self._unary(self._speech.ListVoices, speech_pb2.ListVoicesRequest(), timeout_s)
 
+    def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        token = self._token() if callable(self._token) else self._token
+        metadata = [("authorization", f"Bearer {token}")] if token else None
+        return method(request, timeout=timeout_s or self._timeout_s, metadata=metadata)
+
     async def _unary(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         try:
-            return await method(request, timeout=timeout_s or self._timeout_s)
+            return await self._call(method, request, timeout_s)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 

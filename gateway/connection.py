@@ -5,18 +5,32 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 from pathlib import Path
 
 from gateway import state
 from gateway.client import SpeechClient
 from gateway.traces import TraceStore
 from gateway.up import DEFAULT_PORT
+from services.runtime import tls
+from services.runtime.certificates import CertificateError
 
 
 def arguments() -> argparse.ArgumentParser:
     """A parent parser with the options of every command that calls a gateway."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--address", help="gateway, host:port (default: CSM_ADDRESS, the running `csm up`, localhost)")
+    access = parser.add_argument_group("access", "Without these, plaintext on this machine and public TLS beyond it.")
+    for name, what in (
+        ("ca", "trust servers with a certificate of this authority"),
+        ("cert", "our own certificate, where the gateway wants one"),
+        ("key", "its key"),
+    ):
+        variable = f"CSM_TLS_{name.upper()}_FILE"
+        access.add_argument(
+            f"--tls-{name}", default=os.environ.get(variable, ""), metavar="FILE", help=f"{what} (default: {variable})"
+        )
+    access.add_argument("--token-file", type=Path, metavar="FILE", help="a bearer token (default: the token CSM_TOKEN)")
     parser.add_argument("--timeout", type=seconds, default=120.0, metavar="SECONDS", help="default 120")
     return parser
 
@@ -30,8 +44,33 @@ def address(args: argparse.Namespace) -> str:
 
 
 def client(args: argparse.Namespace) -> SpeechClient:
-    """A client of that gateway; the caller closes it."""
-    return SpeechClient(address(args), timeout_s=args.timeout)
+    """A client of that gateway, with the TLS files and the token of the command; the caller closes it.
+
+    Raises: OSError when a file is of no use, SettingError.
+    """
+    files = tls.ClientFiles(ca=args.tls_ca, cert=args.tls_cert, key=args.tls_key)
+    try:
+        credentials = tls.channel_credentials(files) if files else None
+    except CertificateError as error:
+        raise OSError(str(error)) from None
+    return SpeechClient(
+        address(args),
+        credentials=credentials,
+        token=_token(args.token_file),
+        insecure=tls.PLAINTEXT in tls.left_open(os.environ.get(tls.INSECURE, "")),
+        timeout_s=args.timeout,
+    )
+
+
+def _token(file: Path | None) -> str | None:
+    source, text = ("CSM_TOKEN", os.environ.get("CSM_TOKEN", "")) if file is None else (file, file.read_text())
+    token = text.strip()
+    if not token and file is None:
+        return None
+    # The value itself is a secret, and stays out of the message.
+    if not re.fullmatch(r"[!-~]+", token):
+        raise OSError(f"{source}: not a token: one word of visible ASCII")
+    return token
 
 
 def traces(args: argparse.Namespace) -> TraceStore | None:

@@ -2,7 +2,8 @@
 
     SpeechError              any failure of a call: `.code`, `.reason`, one readable line
      ├─ InvalidRequest       the request breaks a limit: `.violations`, field by field
-     ├─ Overloaded           no room now: `.retry_after_s`
+     ├─ Unauthenticated      no token, or one that the server does not know
+     ├─ Overloaded           no room now, or more than the token may have: `.retry_after_s`
      ├─ Unavailable          nothing answers, or a stage went away; another try may work
      ├─ DeadlineExceeded     the call's own time was up
      └─ ServerFault          the server broke, or does not keep to the contract
@@ -39,8 +40,12 @@ class InvalidRequest(SpeechError):
     violations: tuple[tuple[str, str], ...] = ()
 
 
+class Unauthenticated(SpeechError):
+    """The server wants a bearer token, and another than it was shown, if it was shown one."""
+
+
 class Overloaded(SpeechError):
-    """The server has no room. `retry_after_s` is when trying again makes sense, if the server said so."""
+    """The server has no room for this caller. `retry_after_s` is when trying again makes sense, if the server said so."""
 
     retry_after_s: float | None = None
 
@@ -64,6 +69,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> SpeechError:
     kind: type[SpeechError] = SpeechError
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         kind = InvalidRequest
+    elif code is grpc.StatusCode.UNAUTHENTICATED:
+        kind = Unauthenticated
     elif code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         # gRPC uses the same code for a message over a size limit, which no waiting cures.
         kind = InvalidRequest if "message larger than max" in text else Overloaded
