@@ -40,6 +40,8 @@ class Board:
         self.refuse: dict[str, CallError] = {}  # stage → how it answers
         self.break_at: int | None = None  # the backbone goes away before this frame, once
         self.stall: set[str] = set()  # stages that never answer
+        self.silent: set[str] = set()  # stages that take all they are sent and give nothing back
+        self.taken: Counter[str] = Counter()  # frames that came to a stage
         self.lose_samples = 0  # samples the watermark drops
         self.finish_early = False  # the watermark says finished after its first audio
         self.encoding_at_once = 0  # most EncodeAudio calls that were inside together
@@ -175,6 +177,10 @@ class FakeCodec(codec_pb2_grpc.CodecServiceServicer):
                     continue
                 values = [frame.codes[0] / 1024 for frame in request.frames.frames]
                 frames += len(values)
+                self.board.taken["codec"] += len(values)
+                self.board.touch()
+                if "codec" in self.board.silent:
+                    continue
                 data = np.repeat(np.float32(values), SAMPLES_PER_FRAME).tobytes()
                 yield codec_pb2.DecodeResponse(audio=codec_pb2.DecodeAudio(data=data))
             yield codec_pb2.DecodeResponse(
@@ -203,6 +209,10 @@ class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
                     )
                     continue
                 held = np.concatenate([held, np.frombuffer(request.audio.data, "<f4")])
+                self.board.taken["watermark"] += len(request.audio.data) // 4 // SAMPLES_PER_FRAME
+                self.board.touch()
+                if "watermark" in self.board.silent:
+                    continue
                 ready, held = held[:-LOOKAHEAD], held[-LOOKAHEAD:]
                 total += len(ready)
                 if len(ready):
