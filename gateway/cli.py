@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway import connection, exceptions, state
+from gateway.bench import command as bench
 from gateway.client import ContextTurn
 from gateway.demo import demo, verdict
 from gateway.say import listen, replacing, show_waterfall
@@ -27,7 +28,7 @@ from services.runtime.settings import StartError
 
 EXIT_CODES = """exit codes:
   0    done; for verify: the watermark was found
-  1    verify: not found; up, demo: a service could not start, or ended
+  1    verify: not found; bench: an utterance failed; up, demo: a service could not start, or ended
   2    the command line is wrong, or a file cannot be read or written
   3    the server refuses the request: it breaks a limit
   4    the server is overloaded
@@ -226,6 +227,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("voices", parents=[remote], help="list the voices")
     command.set_defaults(run=_voices)
+
+    bench.add_parser(commands, remote)
 
     command = commands.add_parser("up", parents=[local], help="run the five services here until Ctrl-C")
     ports = command.add_mutually_exclusive_group()

@@ -1,0 +1,37 @@
+"""Somebody who plays an utterance while it comes: when they began, and how often they ran dry."""
+
+from __future__ import annotations
+
+
+class Listener:
+    """Plays from `buffer_s` after the first piece on, without pause unless there is nothing to play.
+
+    Times are seconds on any one clock. underruns: how often playing stopped; dry_s: for how long in all.
+    """
+
+    def __init__(self, buffer_s: float):
+        self._buffer_s = buffer_s
+        self.first_s: float | None = None
+        self.gaps_s: list[float] = []
+        self.heard_s = 0.0  # length of what came
+        self.underruns, self.dry_s = 0, 0.0
+        self._last_s = self._play_s = 0.0
+
+    def hear(self, now_s: float, audio_s: float) -> None:
+        """Audio of that length came now."""
+        if self.first_s is None:
+            self.first_s, self._play_s = now_s, now_s + self._buffer_s
+        else:
+            self.gaps_s.append(now_s - self._last_s)
+            late_s = now_s - (self._play_s + self.heard_s)
+            if late_s > 0:
+                self.underruns += 1
+                self.dry_s += late_s
+                self._play_s += late_s
+        self._last_s = now_s
+        self.heard_s += audio_s
+
+    @property
+    def done_s(self) -> float:
+        """When the last sample will have been played."""
+        return self._play_s + self.heard_s

@@ -1,0 +1,69 @@
+"""What one point of a bench asks of the gateway."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One load, held for some time. Exactly one of `streams` and `rate_hz` is set.
+
+    streams: closed loop, so many callers, each with one utterance at a time.
+    rate_hz: open loop, utterances that begin each second (Poisson), whether earlier ones have ended or not.
+    duration_s: when the last utterance may begin; those under way are heard to their end.
+    ramp_up_s: closed loop: the callers' first utterances begin spread over this time.
+    warmup_s: what begins before this is made and checked, but counts in no latency.
+    buffer_s: audio a listener waits for in hand, as time after the first piece, before playing.
+    audio_s: longest audio of every utterance; None: by its text, `ms_per_character`.
+    listens: closed loop: a caller hears the utterance out, in real time, before the next.
+    timeout_s: for one utterance. max_in_flight: open loop, utterances at once; more wait, and their wait counts.
+    """
+
+    streams: int | None = None
+    rate_hz: float | None = None
+    duration_s: float = 30.0
+    ramp_up_s: float = 1.0
+    warmup_s: float = 0.0
+    buffer_s: float = 0.2
+    audio_s: float | None = None
+    ms_per_character: float = 80.0
+    listens: bool = False
+    timeout_s: float = 120.0
+    max_in_flight: int = 4096
+    connections: int = 4
+    speaker: int = 0
+    seed: int = 0
+
+    @property
+    def load(self) -> float:
+        """The number that a sweep is over."""
+        return self.rate_hz if self.rate_hz is not None else self.streams or 0
+
+    @property
+    def label(self) -> str:
+        """How a table names this point."""
+        return f"{self.rate_hz:g}/s" if self.rate_hz is not None else str(self.streams)
+
+    @property
+    def longest_s(self) -> float:
+        """After this the point is over, whatever happens."""
+        return self.duration_s + self.timeout_s + 5.0
+
+    def max_audio_ms(self, text: str) -> int:
+        """The limit to ask for: bundles of random weights never end by themselves."""
+        by_text_s = len(text) * self.ms_per_character / 1000
+        return math.ceil(1000 * max(0.08, by_text_s if self.audio_s is None else self.audio_s))
+
+    def shares(self, processes: int) -> list[Plan]:
+        """This load split over at most `processes` processes; each part has a seed of its own."""
+        if self.rate_hz is not None:
+            most = max(1, self.max_in_flight // processes)
+            return [
+                replace(self, rate_hz=self.rate_hz / processes, max_in_flight=most, seed=self.seed * 1000 + index)
+                for index in range(processes)
+            ]
+        assert self.streams is not None
+        counts = [len(range(index, self.streams, processes)) for index in range(processes)]
+        return [replace(self, streams=count, seed=self.seed * 1000 + index) for index, count in enumerate(counts) if count]

@@ -1,0 +1,36 @@
+"""What one utterance of a bench came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+OK = "OK"
+ACCOUNTING = "BYTES_DO_NOT_ADD_UP"
+UNFINISHED = "UNFINISHED"  # under way when the bench was stopped: nobody's fault
+
+
+@dataclass
+class Record:
+    """Times in seconds. status: OK, a gRPC code's name, or one of the two above.
+
+    intended_s, sent_s: since the load began; the difference is the tool's own lateness.
+    first_audio_s, took_s: since `intended_s`: a caller whose turn came late has waited all the same.
+    stages: stage → its first output, as the gateway's own clock had it since the request came in.
+    """
+
+    intended_s: float
+    sent_s: float
+    status: str = UNFINISHED
+    problem: str = ""
+    first_audio_s: float | None = None
+    took_s: float = 0.0
+    audio_s: float = 0.0
+    gaps_s: list[float] = field(default_factory=list)
+    underruns: int = 0
+    dry_s: float = 0.0
+    bytes: int = 0
+    frames: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+    server_first_audio_s: float = 0.0
+    trace_id: str = ""
+    retry_after_s: float | None = None
