@@ -41,6 +41,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/buf lint
 	$(BIN)/buf format -d --exit-code
+	$(BIN)/buf breaking --against '.git#branch=main'
 
 protos: $(VENV)/test.stamp
 	$(BIN)/python protos/generate.py
