@@ -110,6 +110,7 @@ class Synthesis:
             while (samples := await self._outlet.get()) is not None:
                 yield Marked(samples)
         finally:
+            self.timeline.close()
             for task in pumps:
                 task.cancel()
             for call in self._calls:

@@ -39,7 +39,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             async with aclosing(synthesis.events()) as events:
                 async for event in events:
                     if isinstance(event, Admitted):
-                        summary.seed, summary.prompt_rows = event.seed, event.prompt_rows
+                        _admit(summary, event)
                         yield speech_pb2.StreamSynthesizeResponse(
                             started=speech_pb2.SpeechStarted(
                                 format=output.format,
@@ -68,7 +68,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             async with aclosing(synthesis.events()) as events:
                 async for event in events:
                     if isinstance(event, Admitted):
-                        summary.seed, summary.prompt_rows = event.seed, event.prompt_rows
+                        _admit(summary, event)
                     else:
                         pieces.append(self._write(synthesis, output, event))
             pieces.append(output.finish())
@@ -124,6 +124,13 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         context: grpc.aio.ServicerContext,
     ) -> tuple[Output, Synthesis]:
         """Check what the gateway itself answers for; text, audio and sampling are checked by their stages."""
+        trace.get_current_span().set_attributes(
+            {
+                "csm.bundle": self._bundle.id,
+                "csm.text_characters": len(utterance.text),
+                "csm.context_turns": len(utterance.context),
+            }
+        )
         self._ready()
         if len(utterance.context) > self._settings.max_context_turns:
             raise InvalidRequest(
@@ -177,14 +184,17 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         synthesis.timeline.fill(summary, synthesis.frames / self._bundle.frame_rate_hz)
         trace.get_current_span().set_attributes(
             {
-                "csm.bundle": self._bundle.id,
                 "csm.frames": summary.frames,
-                "csm.prompt_rows": summary.prompt_rows,
                 "csm.finish_reason": common_pb2.FinishReason.Name(summary.finish_reason),
                 "csm.real_time_factor": summary.real_time_factor,
-                "csm.underruns": synthesis.timeline.underruns,
             }
         )
+
+
+def _admit(summary: speech_pb2.SpeechSummary, event: Admitted) -> None:
+    summary.seed, summary.prompt_rows = event.seed, event.prompt_rows
+    # As text: an attribute's number has 63 bits, a seed 64.
+    trace.get_current_span().set_attributes({"csm.seed": str(event.seed), "csm.prompt_rows": event.prompt_rows})
 
 
 def _audio(data: bytes) -> speech_pb2.StreamSynthesizeResponse:

@@ -1,8 +1,13 @@
-"""When each stage of one request first and last gave something, and whether its listener ran dry."""
+"""When each stage of one request first and last gave something, and whether its listener ran dry.
+
+What it knows goes three ways: into the answer's summary, into metrics, and onto the request's span, where
+`gateway.cadence` reads it back from a trace.
+"""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from csm.speech.v1 import speech_pb2
 from opentelemetry import trace
@@ -10,6 +15,19 @@ from opentelemetry import trace
 from services.runtime import telemetry
 
 STAGES = ("tokenizer", "backbone", "codec", "watermark")
+# OpenTelemetry keeps 128 events a span unless told otherwise, and the first outputs are among them.
+MAX_AUDIO_EVENTS, MAX_UNDERRUN_EVENTS = 100, 16
+_FIRST, _LATE = 24, 32  # chunks that are told for certain when there are more than that
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Audio as it went to the caller. lead_s: how much its listener had left to play; negative is a gap."""
+
+    time_ns: int
+    position_s: float
+    duration_s: float
+    lead_s: float
 
 
 class Timeline:
@@ -17,6 +35,8 @@ class Timeline:
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
+        self._span = trace.get_current_span()
+        self._chunks: list[_Chunk] = []
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
         self._play_start = 0.0  # when a listener who never pauses would have begun
@@ -33,20 +53,39 @@ class Timeline:
         if stage not in self._first:
             self._first[stage] = now
             telemetry.stage_first_output.record(now, {"stage": stage})
-            trace.get_current_span().add_event("first_output", {"stage": stage})
+            self._span.add_event("first_output", {"stage": stage})
         self._last[stage] = now
 
     def audio(self, seconds: float) -> None:
         """Marked audio of that length goes to the caller, who plays it from the first piece on."""
         now = self.now()
-        if self._sent_s == 0.0:
+        if not self._chunks:
             self._play_start = now
             telemetry.time_to_first_audio.record(now)
-        elif now > self._play_start + self._sent_s:
+            self._span.set_attribute("csm.time_to_first_audio_ms", _ms(now))
+        lead_s = self._play_start + self._sent_s - now
+        if lead_s < 0:
             self.underruns += 1
             telemetry.stream_underruns.add(1)
             self._play_start = now - self._sent_s
+        self._chunks.append(_Chunk(time.time_ns(), self._sent_s, seconds, lead_s))
         self._sent_s += seconds
+
+    def close(self) -> None:
+        """Put the audio's chunks onto the request's span, however the request ended."""
+        self._span.set_attributes(
+            {"csm.audio_ms": _ms(self._sent_s), "csm.chunks": len(self._chunks), "csm.underruns": self.underruns}
+        )
+        for chunk in _told(self._chunks):
+            self._span.add_event(
+                "audio",
+                {
+                    "csm.position_ms": _ms(chunk.position_s),
+                    "csm.duration_ms": _ms(chunk.duration_s),
+                    "csm.lead_ms": _ms(chunk.lead_s),
+                },
+                chunk.time_ns,
+            )
 
     def fill(self, summary: speech_pb2.SpeechSummary, audio_s: float) -> None:
         """Write the times into `summary` and the request's metrics."""
@@ -61,3 +100,19 @@ class Timeline:
                 timing = summary.stages.add(stage=stage)
                 timing.first_output.FromNanoseconds(round(self._first[stage] * 1e9))
                 timing.last_output.FromNanoseconds(round(self._last[stage] * 1e9))
+
+
+def _told(chunks: list[_Chunk]) -> list[_Chunk]:
+    """At most MAX_AUDIO_EVENTS of them, in order: the first, the last, the latest for their listener, and evenly
+    of the rest. What is left out is seen in the gap between two positions."""
+    if len(chunks) <= MAX_AUDIO_EVENTS:
+        return chunks
+    late = sorted((n for n, chunk in enumerate(chunks) if chunk.lead_s < 0), key=lambda n: chunks[n].lead_s)
+    kept = {*range(_FIRST), *late[:_LATE], len(chunks) - 1}
+    room = MAX_AUDIO_EVENTS - len(kept)
+    kept.update(range(0, len(chunks), -(-len(chunks) // room)))
+    return [chunks[n] for n in sorted(kept)]
+
+
+def _ms(value_s: float) -> float:
+    return round(value_s * 1e3, 3)

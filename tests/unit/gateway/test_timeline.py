@@ -1,0 +1,67 @@
+"""What a request's span tells of its audio: every chunk, or a bounded choice of them, and the listener's gaps."""
+
+from itertools import pairwise
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from gateway.timeline import MAX_AUDIO_EVENTS, Timeline
+
+
+def told(monkeypatch, chunks):
+    """The span of a request whose audio came as `chunks`: (seconds since its start, seconds of audio)."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with provider.get_tracer("t").start_as_current_span("request"):
+        made = Timeline()
+        made.output("tokenizer")
+        for at_s, length_s in chunks:
+            monkeypatch.setattr(made, "now", lambda at_s=at_s: at_s)
+            made.audio(length_s)
+        made.close()
+    (span,) = exporter.get_finished_spans()
+    return span
+
+
+def numbers(span):
+    return [
+        tuple(event.attributes[f"csm.{name}_ms"] for name in ("position", "duration", "lead"))
+        for event in span.events if event.name == "audio"
+    ]
+
+
+def test_each_chunk_is_told_with_what_its_listener_had_left(monkeypatch):
+    span = told(monkeypatch, [(1.0, 0.5), (1.2, 0.25), (2.0, 0.5), (2.1, 0.5)])
+    # 0.75 s of audio from 1.0 s on: it ends at 1.75 s, so the third chunk is 0.25 s late and play goes on at 2.0 s.
+    assert numbers(span) == [(0, 500, 0), (500, 250, 300), (750, 500, -250), (1250, 500, 400)]
+    wanted = {"csm.audio_ms": 1750, "csm.chunks": 4, "csm.underruns": 1, "csm.time_to_first_audio_ms": 1000}
+    assert dict(span.attributes) == wanted
+    assert [event.name for event in span.events] == ["first_output", *["audio"] * 4]
+
+
+def test_a_request_without_audio_says_so(monkeypatch):
+    span = told(monkeypatch, [])
+    assert dict(span.attributes) == {"csm.audio_ms": 0, "csm.chunks": 0, "csm.underruns": 0}
+    assert numbers(span) == []
+
+
+@pytest.mark.parametrize("count", [MAX_AUDIO_EVENTS, MAX_AUDIO_EVENTS + 1, 150, 1125])
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_long_one_keeps_its_ends_and_its_worst_gaps(monkeypatch, count, slow):
+    chunks = [(1.0 + number * 0.05 + (0.3 if number == 77 else 0), 0.01 if slow else 0.08) for number in range(count)]
+    span = told(monkeypatch, chunks)
+    found = numbers(span)
+    assert MAX_AUDIO_EVENTS / 2 <= len(found) <= MAX_AUDIO_EVENTS
+    assert span.events[0].name == "first_output" and span.dropped_events == 0
+    positions = [position for position, _, _ in found]
+    assert positions == sorted(set(positions))
+    length_ms = chunks[0][1] * 1e3
+    assert positions[0] == 0 and positions[-1] == pytest.approx((count - 1) * length_ms)
+    if slow:  # else nobody waited for it
+        assert 77 * length_ms in [pytest.approx(position) for position in positions]
+    assert span.attributes["csm.chunks"] == count
+    gaps = [(b - a) / length_ms for a, b in pairwise(positions)]
+    assert max(gaps) <= 2 * count / MAX_AUDIO_EVENTS * 2
