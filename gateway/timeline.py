@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from csm.speech.v1 import speech_pb2
 from opentelemetry import trace
 
-from services.runtime import telemetry
+from services.runtime import instruments
 
 STAGES = ("tokenizer", "backbone", "codec", "watermark")
 # OpenTelemetry keeps 128 events a span unless told otherwise, and the first outputs are among them.
@@ -52,7 +52,7 @@ class Timeline:
         now = self.now()
         if stage not in self._first:
             self._first[stage] = now
-            telemetry.stage_first_output.record(now, {"stage": stage})
+            instruments.request_first_output.record(now, {"stage": stage})
             self._span.add_event("first_output", {"stage": stage})
         self._last[stage] = now
 
@@ -61,15 +61,16 @@ class Timeline:
         now = self.now()
         if not self._chunks:
             self._play_start = now
-            telemetry.time_to_first_audio.record(now)
+            instruments.time_to_first_audio.record(now)
             self._span.set_attribute("csm.time_to_first_audio_ms", _ms(now))
         lead_s = self._play_start + self._sent_s - now
         if lead_s < 0:
             self.underruns += 1
-            telemetry.stream_underruns.add(1)
+            instruments.underruns.add(1)
             self._play_start = now - self._sent_s
         self._chunks.append(_Chunk(time.time_ns(), self._sent_s, seconds, lead_s))
         self._sent_s += seconds
+        instruments.audio.add(seconds)
 
     def close(self) -> None:
         """Put the audio's chunks onto the request's span, however the request ended."""
@@ -94,7 +95,7 @@ class Timeline:
         if audio_s > 0:
             summary.time_to_first_audio.FromNanoseconds(round(self._first["watermark"] * 1e9))
             summary.real_time_factor = took / audio_s
-            telemetry.real_time_factor.record(took / audio_s)
+            instruments.real_time_factor.record(took / audio_s)
         for stage in STAGES:
             if stage in self._first:
                 timing = summary.stages.add(stage=stage)

@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 # Tests run beside other processes on few cores, where two torch threads that wait for each other are
 # several times slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -10,3 +12,39 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # A shell starts background jobs with SIGINT ignored, and children inherit that: a test that interrupts
 # a command would wait for ever. A handler of ours becomes the default in a child.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def metrics():
+    """Call it for what was measured since the test began (or the last call): metric → its data points.
+
+    A process has one meter provider, so it and its reader stay from the first test that asks for them.
+    """
+    from opentelemetry import metrics as api
+    from opentelemetry.sdk import metrics as sdk
+    from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
+
+    from services.runtime import instruments
+
+    global _reader
+    if _reader is None:
+        since = dict.fromkeys((sdk.Counter, sdk.Histogram), AggregationTemporality.DELTA)
+        _reader = InMemoryMetricReader(preferred_temporality=since)
+        api.set_meter_provider(sdk.MeterProvider([_reader]))
+    for readers in instruments._watched.values():
+        readers.clear()  # what earlier tests have left alive
+    _reader.get_metrics_data()
+
+    def measured() -> dict[str, list]:
+        data = _reader.get_metrics_data()
+        return {
+            metric.name: list(metric.data.data_points)
+            for resource in (data.resource_metrics if data else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+    return measured
+
+
+_reader = None

@@ -48,6 +48,7 @@ async def open_stage(settings: BackboneSettings) -> AsyncIterator[Stage]:
         max_frames=settings.max_frames,
         device=runner.device.type,
         dtype=str(runner.dtype).removeprefix("torch."),
+        trace_steps=settings.trace_steps,
     )
     engine.start()
     try:

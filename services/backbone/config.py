@@ -47,4 +47,7 @@ class BackboneSettings(ServerSettings):
     reader_stall_s: float = setting(
         "CSM_BACKBONE_READER_STALL_S", 30.0, "a slot paused for longer is taken from its reader", least=0.1
     )
+    trace_steps: int = setting(
+        "CSM_BACKBONE_TRACE_STEPS", 0, "one step in so many is a span, linked to its requests; 0 is none", least=0
+    )
     stall_s: float = setting("CSM_BACKBONE_STALL_S", 30.0, "a step longer than this means a stuck device", least=1)

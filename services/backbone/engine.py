@@ -16,7 +16,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.backbone.generation import Delivery, Generation
@@ -62,7 +62,8 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.on_step: Callable[[float], None] = lambda seconds: None  # told each step's time, by the thread
+        # Told each step's time and requests, by the thread.
+        self.on_step: Callable[[float, Sequence[Entry]], None] = lambda seconds, entries: None
         self._runner = runner
         self._scheduler = scheduler
         self._clock = clock
@@ -198,7 +199,7 @@ class Engine:
         codes = pending()
         now = self._clock()
         step_s = now - max(launched_s, self._collected_s)
-        self.on_step(step_s)
+        self.on_step(step_s, entries)
         with self._wake:
             self._step_s.append(step_s)
             self._collected_s = now

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from services.backbone.scheduler import Entry, Finish
 
@@ -42,6 +42,7 @@ class Generation:
         self._engine = engine
         self.entry: Entry  # set by the engine on submission
         self.finish: Finish | None = None
+        self.span_context: Any = None  # of the request's trace; for whoever hears of the engine's steps
         self._is_prefilled = False
         self._frames: deque[list[int]] = deque()
         self._news: asyncio.Future[None] | None = None

@@ -11,18 +11,19 @@ from collections.abc import AsyncIterator, Iterator
 import grpc
 from csm.backbone.v1 import backbone_pb2, backbone_pb2_grpc
 from csm.common.v1 import common_pb2
-from opentelemetry import metrics, trace
+from opentelemetry import trace
 
 from models.bundle import Bundle
 from services.backbone.engine import Engine, Stopping
 from services.backbone.generation import Generation, GenerationEnded
 from services.backbone.prompt import Audio, PromptError, PromptLimits, Text
 from services.backbone.scheduler import Busy, Entry, Finish, Request, Sampling
-from services.runtime import telemetry
+from services.backbone.step_report import StepReport
+from services.runtime import instruments
 from services.runtime.errors import CallError, InvalidRequest, Overloaded, Unavailable
 from services.runtime.identity import identity
 
-_STAGE = {"stage": "backbone"}
+_GENERATE = {"stage": "backbone", "rpc.method": "Generate"}
 _DEFAULT_RAMP_FRAMES = (1, 1, 2, 4, 8)
 _MAX_CHUNK_FRAMES = 64
 _MAX_TEMPERATURE = 2.0
@@ -32,13 +33,26 @@ _REASONS = {
     Finish.MAX_LENGTH: common_pb2.FINISH_REASON_MAX_LENGTH,
 }
 _tracer = trace.get_tracer("csm.backbone")
-_BUCKETS_S = [0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.065, 0.08, 0.1, 0.2, 0.5, 1, 2, 5, 10]
+_LOAD = {
+    "slots.active": lambda load: load.slots_active,
+    "slots.capacity": lambda load: load.slots_capacity,
+    "queue.depth": lambda load: load.queue_depth,
+    "queue.capacity": lambda load: load.queue_capacity,
+    "blocks.used": lambda load: load.blocks_used,
+    "blocks.idle": lambda load: load.blocks_idle,
+    "blocks.capacity": lambda load: load.blocks_capacity,
+    "prompt.rows": lambda load: load.prompt_rows,
+    "prompt.shared_rows": lambda load: load.shared_rows,
+}
 
 
 class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
     """One generation of the engine for each Generate."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, *, max_frames: int, device: str, dtype: str):
+    def __init__(
+        self, bundle: Bundle, engine: Engine, *, max_frames: int, device: str, dtype: str, trace_steps: int = 0
+    ):
+        """trace_steps: one step of the engine in so many becomes a span; 0 is none."""
         self._bundle, self._engine = bundle, engine
         self._max_frames, self._device, self._dtype = max_frames, device, dtype
         self._limits = PromptLimits(
@@ -47,32 +61,9 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             codec_bins=bundle.codec_bins,
             max_rows=bundle.generator.backbone.max_rows,
         )
-        meter = metrics.get_meter("csm")
-        for name, value in (
-            ("slots.active", lambda: engine.load().slots_active),
-            ("slots.capacity", lambda: engine.load().slots_capacity),
-            ("queue.depth", lambda: engine.load().queue_depth),
-            ("blocks.used", lambda: engine.load().blocks_used),
-            ("blocks.idle", lambda: engine.load().blocks_idle),
-            ("blocks.capacity", lambda: engine.load().blocks_capacity),
-        ):
-            meter.create_observable_gauge(
-                f"csm.backbone.{name}", [lambda _, value=value: [metrics.Observation(value())]], "1"
-            )
-        self._durations = {
-            name: meter.create_histogram(
-                f"csm.backbone.{name}.duration", "s", explicit_bucket_boundaries_advisory=_BUCKETS_S
-            )
-            for name in ("queue", "prefill", "frame_step")
-        }
-        engine.on_step = self._durations["frame_step"].record
-        for name, value in (
-            ("prompt.rows", lambda: engine.load().prompt_rows),
-            ("prompt.shared_rows", lambda: engine.load().shared_rows),
-        ):
-            meter.create_observable_counter(
-                f"csm.backbone.{name}", [lambda _, value=value: [metrics.Observation(value())]], "1"
-            )
+        for name, value in _LOAD.items():
+            instruments.watch(engine, f"csm.backbone.{name}", lambda engine, value=value: value(engine.load()))
+        engine.on_step = StepReport(trace_steps)
 
     async def Generate(
         self, request: backbone_pb2.GenerateRequest, context: grpc.aio.ServicerContext
@@ -83,6 +74,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         # A long prompt takes milliseconds to check, so that is done off the event loop.
         wanted = await asyncio.to_thread(self._read, request, sampling, context.time_remaining())
         generation = self._submit(wanted)
+        generation.span_context = trace.get_current_span().get_span_context()
         try:
             await generation.prefilled()
             yield backbone_pb2.GenerateResponse(
@@ -97,9 +89,9 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                 if not frames:
                     break
                 if index == wanted.generated_frames:
-                    telemetry.stage_first_output.record(time.perf_counter() - began, _STAGE)
+                    instruments.stage_first_output.record(time.perf_counter() - began, _GENERATE)
                     trace.get_current_span().add_event("first_frame")
-                telemetry.stage_chunk.record(time.perf_counter() - waited, _STAGE)
+                instruments.stage_chunk.record(time.perf_counter() - waited, _GENERATE)
                 chunk = backbone_pb2.FrameChunk(first_frame_index=index)
                 chunk.frames.extend(common_pb2.Frame(codes=frame) for frame in frames)
                 index += len(frames)
@@ -193,15 +185,15 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         """Spans and times of what came before the first frame, made when all is over: they are the engine's."""
         entry = generation.entry
         now_s, now_ns = self._engine.now(), time.time_ns()
-        for name, start_s, end_s in (
-            ("queue", entry.submitted_s, entry.admitted_s),
-            ("prefill", entry.admitted_s, entry.prefilled_s),
+        for name, histogram, start_s, end_s in (
+            ("queue", instruments.backbone_queue, entry.submitted_s, entry.admitted_s),
+            ("prefill", instruments.backbone_prefill, entry.admitted_s, entry.prefilled_s),
         ):
             if start_s is not None:
                 end_s = end_s or entry.ended_s or now_s  # it may have ended in there
                 span = _tracer.start_span(name, start_time=now_ns - _ns(now_s - start_s))
                 span.end(end_time=now_ns - _ns(now_s - end_s))
-                self._durations[name].record(end_s - start_s)
+                histogram.record(end_s - start_s)
 
 
 def _sampling(request: backbone_pb2.GenerateRequest) -> Sampling:

@@ -9,18 +9,18 @@ from collections.abc import AsyncIterator
 import grpc
 from csm.codec.v1 import codec_pb2, codec_pb2_grpc
 from csm.common.v1 import common_pb2
-from opentelemetry import metrics, trace
+from opentelemetry import trace
 
 from models.bundle import Bundle
 from services.codec.frames import MAX_FRAMES, FramesError, codes_of
 from services.codec.worker import DecodeStream, DecodeWorker, WorkerError
-from services.runtime import telemetry
+from services.runtime import instruments
 from services.runtime.admission import Admission
 from services.runtime.audio import to_bytes
 from services.runtime.errors import InvalidRequest, Unavailable
 from services.runtime.identity import identity
 
-_STAGE = {"stage": "codec"}
+_DECODE = {"stage": "codec", "rpc.method": "Decode"}
 
 
 class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
@@ -29,11 +29,8 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
     def __init__(self, bundle: Bundle, worker: DecodeWorker, slots: int):
         self._bundle, self._worker = bundle, worker
         self._slots = Admission("codec slots", slots)
-        meter = metrics.get_meter("csm")
-        for name, value in (("active", lambda: worker.active), ("capacity", lambda: slots)):
-            meter.create_observable_gauge(
-                f"csm.codec.slots.{name}", [lambda _, value=value: [metrics.Observation(value())]], "1"
-            )
+        instruments.watch(worker, "csm.codec.slots.active", lambda worker: worker.active)
+        instruments.watch(worker, "csm.codec.slots.capacity", lambda _: slots)
 
     async def Decode(
         self, request_iterator: AsyncIterator[codec_pb2.DecodeRequest], context: grpc.aio.ServicerContext
@@ -54,9 +51,10 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
                 samples, compute_s = 0, 0.0
                 async for audio in stream:
                     if not samples:
-                        telemetry.stage_first_output.record(time.perf_counter() - began, _STAGE)
+                        instruments.stage_first_output.record(time.perf_counter() - began, _DECODE)
                         trace.get_current_span().add_event("first_frame")
-                    telemetry.stage_chunk.record(audio.compute_s, _STAGE)
+                    instruments.stage_chunk.record(audio.compute_s, _DECODE)
+                    instruments.stage_queue.record(audio.wait_s, _DECODE)
                     samples += len(audio.samples)
                     compute_s += audio.compute_s
                     data = to_bytes(audio.samples, "f32le")

@@ -39,11 +39,13 @@ class WorkerError(Exception):
 class Audio:
     """Audio of the frames of one `feed`. samples: float32 [n * samples_per_frame].
 
-    compute_s: time of the passes that this stream took part in since its last Audio.
+    compute_s: time of the passes that this stream took part in since its last Audio. wait_s: time
+    from the `feed` to the samples that was not spent in them.
     """
 
     samples: np.ndarray
     compute_s: float
+    wait_s: float
 
 
 class _Line:
@@ -52,7 +54,7 @@ class _Line:
     def __init__(self) -> None:
         self.slot: int | None = None
         self.frames: deque[np.ndarray] = deque()  # each [K]
-        self.owed: deque[int] = deque()  # frames of each feed that is not answered yet
+        self.owed: deque[tuple[int, float]] = deque()  # frames of each feed that is not answered yet, and when it came
         self.closed = False
         self._audio: list[np.ndarray] = []  # one for each frame decoded, [samples_per_frame]
         self._compute_s = 0.0
@@ -67,9 +69,10 @@ class _Line:
         self._audio.extend(np.split(samples, frames))
         self._compute_s += seconds
         answers = []
-        while self.owed and self.owed[0] <= len(self._audio):
-            count = self.owed.popleft()
-            answers.append(Audio(np.concatenate(self._audio[:count]), self._compute_s))
+        while self.owed and self.owed[0][0] <= len(self._audio):
+            count, fed_s = self.owed.popleft()
+            wait_s = max(0.0, time.perf_counter() - fed_s - self._compute_s)
+            answers.append(Audio(np.concatenate(self._audio[:count]), self._compute_s, wait_s))
             del self._audio[:count]
             self._compute_s = 0.0
         return answers
@@ -137,7 +140,7 @@ class DecodeWorker:
 
     def _submit(self, line: _Line, codes: np.ndarray) -> None:
         with self._work:
-            line.owed.append(len(codes))
+            line.owed.append((len(codes), time.perf_counter()))
             line.frames.extend(codes)
             self._work.notify()
 

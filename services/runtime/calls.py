@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -20,8 +21,9 @@ from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.trace import SpanKind
 
+from services.runtime import instruments
 from services.runtime.errors import Broken, CallError, InvalidRequest, ReaderStalled
-from services.runtime.tracing import call_attributes, is_traced, record_code
+from services.runtime.tracing import call_attributes, is_out_of_time, is_traced, record_code
 
 log = logging.getLogger(__name__)
 _tracer = trace.get_tracer("csm.runtime")
@@ -126,6 +128,8 @@ class _Call:
 
     async def __aenter__(self) -> None:
         carrier = {key: value for key, value in self._context.invocation_metadata() if isinstance(value, str)}
+        self._began_s = time.perf_counter()
+        self._timeout_s = self._context.time_remaining()
         self._span = trace.INVALID_SPAN
         if is_traced(self._method):
             self._span = _tracer.start_span(
@@ -144,7 +148,7 @@ class _Call:
             elif isinstance(error, grpc.aio.AbortError):
                 code, text = self._context.code(), self._context.details()
             elif _is_gone(error, self._context):
-                code, text = _gone_code(self._context), "the caller is gone"
+                code, text = _gone_code(self._context, self._timeout_s), "the caller is gone"
             elif error is not None:
                 log.exception("call failed", extra={"rpc": self._method}, exc_info=error)
                 error = Broken(f"internal error ({type(error).__name__})")
@@ -152,12 +156,27 @@ class _Call:
         finally:
             # Ended before the status is sent: whoever sees the status can find the span.
             record_code(self._span, code, text, is_error=code in _SERVER_FAULTS)
+            self._tell(code, text)
             self._span.end()
             otel_context.detach(self._token)
         if isinstance(error, CallError):
             await self._context.abort_with_status(error.status())
         # Nobody is there to be told, and nothing is wrong here: gRPC would log a traceback.
         return isinstance(error, grpc.aio.InternalError)
+
+    def _tell(self, code: grpc.StatusCode, text: str) -> None:
+        """Metrics and log: every call that has a span, however it ended."""
+        if not is_traced(self._method):
+            return
+        took_s = time.perf_counter() - self._began_s
+        call = call_attributes(self._method)
+        labels = {"rpc.service": call["rpc.service"], "rpc.method": call["rpc.method"], "code": code.name}
+        instruments.rpc.record(took_s, labels)
+        log.log(
+            logging.WARNING if code in _SERVER_FAULTS else logging.DEBUG,
+            "%s ended with %s%s", call["rpc.method"], code.name, f": {text}" if text else "",
+            extra={"rpc": self._method, "code": code.name, "duration_ms": round(took_s * 1e3, 1)},
+        )  # fmt: skip
 
 
 def _is_gone(error: BaseException | None, context: grpc.aio.ServicerContext) -> bool:
@@ -171,8 +190,7 @@ def _is_gone(error: BaseException | None, context: grpc.aio.ServicerContext) -> 
     return isinstance(error, Exception) and (context.cancelled() or context.done())
 
 
-def _gone_code(context: grpc.aio.ServicerContext) -> grpc.StatusCode:
-    remaining = context.time_remaining()
-    if remaining is not None and remaining <= 0:
+def _gone_code(context: grpc.aio.ServicerContext, timeout_s: float | None) -> grpc.StatusCode:
+    if is_out_of_time(context.time_remaining(), timeout_s):
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED

@@ -15,6 +15,7 @@ import json
 import logging
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.runtime import logs, telemetry
+from services.runtime import instruments, logs, telemetry, tls
 from services.runtime.calls import CallInterceptor
 from services.runtime.channels import FLOW_CONTROL, MIB
 from services.runtime.settings import ServerSettings, SettingError, StartError, describe, read
@@ -125,6 +126,7 @@ class StageServer:
         ready = live and not self._draining and await self._stage.is_ready()
         await self._health.set("liveness", _SERVING if live else _NOT_SERVING)
         for name in ("readiness", "", self._stage.service):
+            instruments.event_loop_lag.record(max(0.0, time.perf_counter() - slept - _WATCH_S))
             await self._health.set(name, _SERVING if ready else _NOT_SERVING)
 
 
@@ -144,7 +146,10 @@ def main(
     except SettingError as error:
         sys.exit(f"{name}: cannot start: {error}")
     logs.configure(name, level=settings.log_level, form=settings.log_format)
-    telemetry.configure(name)
+    try:
+        telemetry.configure(name, metrics_listen=settings.metrics_listen)
+    except SettingError as error:
+        sys.exit(f"{name}: cannot start: {error}")
     try:
         code = asyncio.run(_serve(name, settings, open_stage))
     finally:

@@ -69,6 +69,22 @@ class ServerSettings:
     connection_grace_s: int = setting(
         "CSM_CONNECTION_GRACE_S", 600, "how long calls on a connection that is renewed may go on", least=1
     )
+    metrics_listen: str = setting(
+        "CSM_METRICS_LISTEN", "", "host:port where Prometheus may fetch metrics; empty: nowhere"
+    )
+    tls_cert_file: str | None = setting(
+        "CSM_TLS_CERT_FILE", None, "certificate of this server with its chain, PEM; without it, plaintext"
+    )
+    tls_key_file: str | None = setting("CSM_TLS_KEY_FILE", None, "its key, PEM")
+    tls_client_ca_file: str | None = setting(
+        "CSM_TLS_CLIENT_CA_FILE", None, "authorities, PEM; callers must show a certificate of one of them"
+    )
+    health_listen: str | None = setting(
+        "CSM_HEALTH_LISTEN", None, "host:port of a second, plaintext server of health checks alone"
+    )
+    insecure: str | None = setting(
+        "CSM_INSECURE", None, "what may be open beyond this machine: `plaintext`, `no-tokens`, or both with a comma between"
+    )
     log_format: str = setting("CSM_LOG_FORMAT", "json", "json or text", choices=("json", "text"))
     log_level: str = setting(
         "CSM_LOG_LEVEL", "INFO", "least level logged", choices=("DEBUG", "INFO", "WARNING", "ERROR")

@@ -1,50 +1,38 @@
-"""OpenTelemetry of one process: providers, OTLP export when an endpoint is set, and the instruments."""
+"""OpenTelemetry of one process: who it is, where its spans and metrics go.
+
+    OTEL_EXPORTER_OTLP_ENDPOINT   spans and metrics by OTLP gRPC
+    CSM_METRICS_LISTEN            metrics for Prometheus to fetch, on /metrics
+
+Either, both, or none. The instruments are in `instruments`, spans in `tracing` and `calls`.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import uuid
 
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_NAMESPACE, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-# Seconds. Speech is a matter of tens of milliseconds, an utterance of tens of seconds.
-_BUCKETS_S = [0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 20, 40]
+from services.runtime.settings import SettingError
 
-_meter = metrics.get_meter("csm")
-
-stage_first_output = _meter.create_histogram(
-    "csm.stage.first_output.duration", "s", "request's start to the stage's first output",
-    explicit_bucket_boundaries_advisory=_BUCKETS_S,
-)
-stage_chunk = _meter.create_histogram(
-    "csm.stage.chunk.duration", "s", "work on one chunk in the stage",
-    explicit_bucket_boundaries_advisory=_BUCKETS_S,
-)
-time_to_first_audio = _meter.create_histogram(
-    "csm.request.time_to_first_audio", "s", "request's start to the first marked audio",
-    explicit_bucket_boundaries_advisory=_BUCKETS_S,
-)
-real_time_factor = _meter.create_histogram(
-    "csm.request.real_time_factor", "1", "time taken over length of the audio",
-    explicit_bucket_boundaries_advisory=[0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.5, 2, 4],
-)
-stream_underruns = _meter.create_counter(
-    "csm.stream.underruns", "1", "times that a listener who plays from the first audio on would have run dry"
-)
+log = logging.getLogger(__name__)
 
 
-def configure(service: str) -> None:
-    """Set the process-wide providers. Exports by OTLP gRPC when OTEL_EXPORTER_OTLP_ENDPOINT is set, else nowhere.
+def configure(service: str, *, metrics_listen: str = "") -> None:
+    """Set the process-wide providers. metrics_listen: host:port, or empty for no Prometheus endpoint.
 
-    Spans are made either way, so that logs and answers carry trace ids.
+    Spans are made even when none leave, so that logs and answers carry trace ids.
+    Raises: SettingError when the address cannot be had.
     """
-    resource = Resource.create({"service.name": f"csm-{service}", "service.namespace": "csm"})
+    resource = _resource(service)
     tracer_provider = TracerProvider(resource=resource)
-    readers = []
+    readers: list[MetricReader] = []
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -52,6 +40,8 @@ def configure(service: str) -> None:
         # A short delay, so that a request's trace is whole soon after its end.
         tracer_provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=300))
         readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+    if metrics_listen:
+        readers.append(_prometheus(metrics_listen))
     trace.set_tracer_provider(tracer_provider)
     metrics.set_meter_provider(MeterProvider(resource=resource, metric_readers=readers))
 
@@ -61,3 +51,26 @@ def shutdown() -> None:
     for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
         if hasattr(provider, "shutdown"):
             provider.shutdown()
+
+
+def _resource(service: str) -> Resource:
+    """This process among its like. OTEL_RESOURCE_ATTRIBUTES may add to it, and name the instance."""
+    own = {SERVICE_NAME: f"csm-{service}", SERVICE_NAMESPACE: "csm"}
+    given = Resource.create()
+    if SERVICE_INSTANCE_ID not in given.attributes:
+        own[SERVICE_INSTANCE_ID] = str(uuid.uuid4())
+    return given.merge(Resource(own))
+
+
+def _prometheus(listen: str) -> MetricReader:
+    """A reader behind an HTTP server of its own thread. Raises: SettingError."""
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader
+    from prometheus_client import start_http_server
+
+    host, _, port = listen.rpartition(":")
+    try:
+        server, _ = start_http_server(int(port), addr=host.strip("[]"))
+    except (OSError, OverflowError, ValueError) as error:
+        raise SettingError(f"CSM_METRICS_LISTEN={listen!r}: cannot listen there ({error})") from error
+    log.info("metrics on http://%s:%d/metrics", host, server.server_port)
+    return PrometheusMetricReader()

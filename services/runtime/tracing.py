@@ -31,6 +31,15 @@ def call_attributes(method: str) -> dict[str, str]:
     return {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
 
 
+def is_out_of_time(remaining_s: float | None, timeout_s: float | None) -> bool:
+    """Whether a call that was cancelled with so much of its timeout left was cancelled for its deadline.
+
+    gRPC rounds a timeout up by as much as 1 % when it sends it on, and who asked cancels at the exact moment:
+    the cancel comes first, and would make every span of a deadline that passed say CANCELLED.
+    """
+    return remaining_s is not None and remaining_s <= 0.05 + 0.01 * (timeout_s or 0.0)
+
+
 def record_code(span: Span, code: grpc.StatusCode, text: str, *, is_error: bool) -> None:
     """Put a call's outcome on its span."""
     span.set_attribute("rpc.grpc.status_code", code.value[0])
@@ -57,7 +66,7 @@ class _ClientTracing:
             record_code(span, grpc.StatusCode.CANCELLED, type(error).__name__, is_error=True)
             span.end()
             raise
-        call.add_done_callback(lambda _: _end_soon(span, call))
+        call.add_done_callback(lambda _: _end_soon(span, call, details.timeout))
         return call
 
 
@@ -81,13 +90,15 @@ def client_interceptors() -> list[grpc.aio.ClientInterceptor]:
     return [_UnaryUnary(), _UnaryStream(), _StreamStream()]
 
 
-def _end_soon(span: Span, call: grpc.aio.Call) -> None:
-    task = asyncio.get_running_loop().create_task(_end(span, call))
+def _end_soon(span: Span, call: grpc.aio.Call, timeout_s: float | None) -> None:
+    task = asyncio.get_running_loop().create_task(_end(span, call, timeout_s))
     _ending.add(task)
     task.add_done_callback(_ending.discard)
 
 
-async def _end(span: Span, call: grpc.aio.Call) -> None:
+async def _end(span: Span, call: grpc.aio.Call, timeout_s: float | None) -> None:
     code = await call.code()
+    if code is grpc.StatusCode.CANCELLED and is_out_of_time(call.time_remaining(), timeout_s):
+        code = grpc.StatusCode.DEADLINE_EXCEEDED
     record_code(span, code, await call.details() or "", is_error=code is not grpc.StatusCode.OK)
     span.end()

@@ -14,7 +14,7 @@ from csm.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from opentelemetry import trace
 
 from models.bundle import Bundle
-from services.runtime import telemetry
+from services.runtime import instruments
 from services.runtime.admission import Admission
 from services.runtime.audio import AudioError, Clip, read_raw, read_wav
 from services.runtime.errors import InvalidRequest
@@ -27,7 +27,8 @@ _ENCODINGS = {
     common_pb2.AUDIO_ENCODING_PCM_S16LE: "s16le",
     common_pb2.AUDIO_ENCODING_PCM_F32LE: "f32le",
 }
-_STAGE = {"stage": "tokenizer"}
+_TOKENIZE = {"stage": "tokenizer", "rpc.method": "Tokenize"}
+_ENCODE = {"stage": "tokenizer", "rpc.method": "EncodeAudio"}
 
 
 class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
@@ -45,6 +46,9 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self._text, self._encode, self._executor = text, encode, executor
         self._cache = FrameCache(settings.cache_mib * 1024 * 1024)
         self._encodings = Admission("audio encodings", settings.max_encodings)
+        instruments.watch_places(self._encodings, "csm.tokenizer.encodings")
+        instruments.watch(self._cache, "csm.tokenizer.cache.size", lambda cache: cache.size_bytes)
+        instruments.watch(self._cache, "csm.tokenizer.cache.capacity", lambda cache: cache.max_bytes)
 
     async def Tokenize(
         self, request: tokenizer_pb2.TokenizeRequest, context: grpc.aio.ServicerContext
@@ -61,7 +65,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
                 raise InvalidRequest(f"segments[{i}].{error.field}", error.description) from None
             response.segments.add(ids=ids)
             await asyncio.sleep(0)  # a request of many long texts lets others in between
-        telemetry.stage_first_output.record(time.perf_counter() - began, _STAGE)
+        instruments.stage_first_output.record(time.perf_counter() - began, _TOKENIZE)
         return response
 
     async def EncodeAudio(
@@ -77,18 +81,21 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
             response.audio_duration.FromNanoseconds(round(clip.duration_s * 1e9))
 
             async def make() -> np.ndarray:
+                asked = time.perf_counter()
                 codes, seconds = await asyncio.get_running_loop().run_in_executor(
                     self._executor, self._timed_encode, clip
                 )
-                telemetry.stage_chunk.record(seconds, _STAGE)
+                instruments.stage_chunk.record(seconds, _ENCODE)
+                instruments.stage_queue.record(max(0.0, time.perf_counter() - asked - seconds), _ENCODE)
                 response.compute_duration.FromNanoseconds(int(seconds * 1e9))
                 return codes
 
             codes, response.cached = await self._cache.get(key, make)
+            instruments.cache_lookups.add(1, {"result": "hit" if response.cached else "miss"})
             response.frames.extend(common_pb2.Frame(codes=frame) for frame in codes.tolist())
             span = trace.get_current_span()
             span.set_attributes({"csm.frames": len(codes), "csm.cached": response.cached})
-            telemetry.stage_first_output.record(time.perf_counter() - began, _STAGE)
+            instruments.stage_first_output.record(time.perf_counter() - began, _ENCODE)
             return response
 
     async def GetModelInfo(

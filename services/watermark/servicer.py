@@ -13,10 +13,10 @@ import grpc
 import numpy as np
 from csm.common.v1 import common_pb2
 from csm.watermark.v1 import watermark_pb2, watermark_pb2_grpc
-from opentelemetry import metrics, trace
+from opentelemetry import trace
 
 from models.bundle import Bundle
-from services.runtime import telemetry
+from services.runtime import instruments
 from services.runtime.admission import Admission
 from services.runtime.audio import (
     MAX_PEAK,
@@ -42,7 +42,8 @@ _ENCODINGS: dict[int, Encoding] = {
     common_pb2.AUDIO_ENCODING_PCM_S16LE: "s16le",
     common_pb2.AUDIO_ENCODING_PCM_F32LE: "f32le",
 }
-_STAGE = {"stage": "watermark"}
+_EMBED = {"stage": "watermark", "rpc.method": "Embed"}
+_DETECT = {"stage": "watermark", "rpc.method": "Detect"}
 # A message may hold minutes; a stream takes its turn in the pool with a second at most.
 _PIECE_S = 1
 
@@ -65,11 +66,8 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         self._marking, self._searching = marking, searching
         self._streams = Admission("watermark streams", settings.streams)
         self._detections = Admission("watermark detections", settings.detections, retry_after_s=2.0)
-        meter = metrics.get_meter("csm")
-        for name, value in (("active", lambda: self._streams.inside), ("capacity", lambda: settings.streams)):
-            meter.create_observable_gauge(
-                f"csm.watermark.streams.{name}", [lambda _, value=value: [metrics.Observation(value())]], "1"
-            )
+        instruments.watch_places(self._streams, "csm.watermark.streams")
+        instruments.watch_places(self._detections, "csm.watermark.detections")
 
     async def Embed(
         self, request_iterator: AsyncIterator[watermark_pb2.EmbedRequest], context: grpc.aio.ServicerContext
@@ -92,7 +90,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
                     if not len(marked):
                         continue
                     if not sent:
-                        telemetry.stage_first_output.record(time.perf_counter() - began, _STAGE)
+                        instruments.stage_first_output.record(time.perf_counter() - began, _EMBED)
                         trace.get_current_span().add_event("first_frame")
                     sent += len(marked)
                     data = to_bytes(marked, encoding)
@@ -120,7 +118,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
             except AudioError as error:
                 raise InvalidRequest(f"audio.{error.field}", error.description) from None
             detection, seconds = await self._search(clip, key)
-        telemetry.stage_first_output.record(time.perf_counter() - began, _STAGE)
+        instruments.stage_first_output.record(time.perf_counter() - began, _DETECT)
         trace.get_current_span().set_attributes({"csm.found": detection.found, "csm.samples": len(clip.samples)})
         response = watermark_pb2.DetectResponse(
             found=detection.found,
@@ -183,8 +181,10 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         yield None
 
     async def _advance(self, stream: EmbedStream, samples: np.ndarray | None) -> tuple[np.ndarray, float]:
+        asked = time.perf_counter()
         marked, seconds = await self._marking.run(lambda: stream.finish() if samples is None else stream.push(samples))
-        telemetry.stage_chunk.record(seconds, _STAGE)
+        instruments.stage_chunk.record(seconds, _EMBED)
+        instruments.stage_queue.record(max(0.0, time.perf_counter() - asked - seconds), _EMBED)
         return marked, seconds
 
     # Detect's parts.
@@ -210,9 +210,13 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
 
     async def _search(self, clip: Clip, key: bytes) -> tuple[Detection, float]:
         left = threading.Event()  # the caller is gone: the search ends after the pass it is in
+        asked = time.perf_counter()
         try:
-            return await self._searching.run(
+            found, seconds = await self._searching.run(
                 lambda: self._detector.detect(clip.samples, clip.sample_rate_hz, key, left.is_set)
             )
+            instruments.stage_chunk.record(seconds, _DETECT)
+            instruments.stage_queue.record(max(0.0, time.perf_counter() - asked - seconds), _DETECT)
+            return found, seconds
         finally:
             left.set()

@@ -11,8 +11,6 @@ import pytest
 from csm.backbone.v1 import backbone_pb2, backbone_pb2_grpc
 from csm.common.v1 import common_pb2
 from google.rpc import error_details_pb2
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from models.bundle import load_bundle
 from services.backbone.__main__ import open_stage
@@ -276,20 +274,15 @@ async def test_a_prompt_read_before_is_not_read_again(bundle_folder):
     assert codes == unshared
 
 
-async def test_metrics_say_how_long_and_how_full(bundle_folder, monkeypatch):
-    reader = InMemoryMetricReader()
-    monkeypatch.setattr("services.backbone.servicer.metrics.get_meter", MeterProvider([reader]).get_meter)
+async def test_metrics_say_how_long_and_how_full(bundle_folder, metrics):
     async with serving(bundle_folder, prefill_rows=16) as stub:
         for _ in range(2):
             await collect(stub.Generate(request(text(*range(1, 41)), max_frames=5)))
-        points = {
-            metric.name: metric.data.data_points[0]
-            for scope in reader.get_metrics_data().resource_metrics[0].scope_metrics
-            for metric in scope.metrics
-        }
+        points = {name: points for name, (points, *_) in metrics().items() if name.startswith("csm.backbone.")}
     counts = {name: points[f"csm.backbone.{name}.duration"].count for name in ("queue", "prefill", "frame_step")}
     assert counts == {"queue": 2, "prefill": 2, "frame_step": 10}
     assert points["csm.backbone.frame_step.duration"].min > 0
+    assert (points["csm.backbone.batch.size"].count, points["csm.backbone.batch.size"].sum) == (10, 10)
     assert points["csm.backbone.blocks.capacity"].value == 3 * ROWS // 16
     assert (points["csm.backbone.blocks.used"].value, points["csm.backbone.blocks.idle"].value) == (0, 2)
     assert (points["csm.backbone.prompt.rows"].value, points["csm.backbone.prompt.shared_rows"].value) == (80, 32)

@@ -1,0 +1,129 @@
+"""Every metric of the system, by its OpenTelemetry name; deploy/telemetry.md says what each tells.
+
+Instruments that servers record into are module attributes. Values that somebody already holds, such
+as slots in use, are read when they are asked for: `watch(pool, "csm.codec.slots.active", read)`.
+
+Units in braces are annotations: Prometheus names carry none, so `csm.codec.slots.active` is
+`csm_codec_slots_active` there, by whichever road it came. Nothing here is by caller, text or trace:
+labels have a few values each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from opentelemetry import metrics
+
+T = TypeVar("T")
+
+# Seconds. Speech is a matter of tens of milliseconds, an utterance of tens of seconds.
+_WORK_S = [0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 20, 40]
+_CALL_S = [*_WORK_S, 90, 180, 360, 600]
+# Fine around what a frame may cost: at 80 ms speech is made as fast as it is heard.
+_ENGINE_S = [0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.065, 0.08, 0.1, 0.2, 0.5, 1, 2, 5, 10]
+_FACTORS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.5, 2, 4]
+_BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 384, 512, 768, 1024]
+
+_meter = metrics.get_meter("csm")
+
+
+def _histogram(name: str, unit: str, description: str, bounds: list[float]) -> metrics.Histogram:
+    return _meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=bounds)
+
+
+# Every server.
+rpc = _histogram("csm.rpc.duration", "s", "a call, from its request to its status", _CALL_S)
+event_loop_lag = _histogram("csm.event_loop.lag", "s", "how late the event loop came back from a short sleep", _WORK_S)
+
+# The stages, each of its own work.
+stage_first_output = _histogram(
+    "csm.stage.first_output.duration", "s", "a call's start to its first output, in the stage", _WORK_S
+)
+stage_chunk = _histogram("csm.stage.chunk.duration", "s", "work on one chunk in the stage", _WORK_S)
+stage_queue = _histogram("csm.stage.queue.duration", "s", "a chunk's wait for its turn in the stage", _WORK_S)
+
+# The gateway, of the whole request.
+request_first_output = _histogram(
+    "csm.request.first_output.duration", "s", "the request's start to a stage's first output", _WORK_S
+)
+time_to_first_audio = _histogram(
+    "csm.request.time_to_first_audio", "s", "the request's start to the first marked audio", _WORK_S
+)
+real_time_factor = _histogram(
+    "csm.request.real_time_factor", "1", "time taken over length of the audio", _FACTORS
+)
+finished = _meter.create_counter("csm.request.finished", "{request}", "utterances made to their end")
+audio = _meter.create_counter("csm.request.audio", "s", "length of the audio given to callers")
+underruns = _meter.create_counter(
+    "csm.stream.underruns", "{underrun}", "times that a listener who plays from the first audio on would have run dry"
+)
+
+# The generator.
+backbone_queue = _histogram("csm.backbone.queue.duration", "s", "a request's wait for a slot", _ENGINE_S)
+backbone_prefill = _histogram("csm.backbone.prefill.duration", "s", "from a slot to the prompt being read", _ENGINE_S)
+frame_step = _histogram("csm.backbone.frame_step.duration", "s", "one frame for all slots", _ENGINE_S)
+batch_size = _histogram("csm.backbone.batch.size", "{request}", "requests that one step made a frame for", _BATCHES)
+
+# The tokenizer.
+cache_lookups = _meter.create_counter(
+    "csm.tokenizer.cache.lookups", "{lookup}", "clips looked up among those encoded before"
+)
+
+# Name → (unit, description) of what `watch` takes.
+_GAUGES = {
+    "csm.gateway.streams.active": ("{stream}", "utterances being made"),
+    "csm.gateway.streams.capacity": ("{stream}", "utterances that may be made at once"),
+    "csm.gateway.verifications.active": ("{call}", "clips being verified"),
+    "csm.gateway.verifications.capacity": ("{call}", "clips that may be verified at once"),
+    "csm.tokenizer.encodings.active": ("{call}", "EncodeAudio calls inside, the waiting ones included"),
+    "csm.tokenizer.encodings.capacity": ("{call}", "EncodeAudio calls that may be inside"),
+    "csm.tokenizer.cache.size": ("By", "memory of the clips kept"),
+    "csm.tokenizer.cache.capacity": ("By", "memory that kept clips may take"),
+    "csm.backbone.slots.active": ("{slot}", "requests being generated"),
+    "csm.backbone.slots.capacity": ("{slot}", "requests that may be generated at once"),
+    "csm.backbone.queue.depth": ("{request}", "requests that wait for a slot"),
+    "csm.backbone.queue.capacity": ("{request}", "requests that may wait"),
+    "csm.backbone.blocks.used": ("{block}", "blocks of the key-value cache that live requests hold"),
+    "csm.backbone.blocks.idle": ("{block}", "blocks kept for prompts that begin alike; given up when needed"),
+    "csm.backbone.blocks.capacity": ("{block}", "blocks of the key-value cache"),
+    "csm.codec.slots.active": ("{slot}", "streams being decoded"),
+    "csm.codec.slots.capacity": ("{slot}", "streams that may be decoded at once"),
+    "csm.watermark.streams.active": ("{stream}", "streams being marked"),
+    "csm.watermark.streams.capacity": ("{stream}", "streams that may be marked at once"),
+    "csm.watermark.detections.active": ("{call}", "Detect calls inside"),
+    "csm.watermark.detections.capacity": ("{call}", "Detect calls that may be inside"),
+}
+_COUNTERS = {
+    "csm.backbone.prompt.rows": ("{row}", "rows of all prompts admitted"),
+    "csm.backbone.prompt.shared_rows": ("{row}", "rows of them that were in the cache already"),
+}
+_watched: dict[str, WeakKeyDictionary[Any, Callable[[Any], float]]] = {}
+
+
+def watch(owner: T, name: str, read: Callable[[T], float]) -> None:
+    """Export `read(owner)` under `name` for as long as `owner` lives; of several owners, the sum.
+
+    read: called by whatever thread exports. It must not hold the owner itself, which would never go.
+    """
+    if name not in _watched:
+        readers = _watched[name] = WeakKeyDictionary()
+        make, of = (
+            (_meter.create_observable_gauge, _GAUGES)
+            if name in _GAUGES
+            else (_meter.create_observable_counter, _COUNTERS)
+        )
+        make(name, [lambda _: _read(readers)], *of[name])
+    _watched[name][owner] = read
+
+
+def watch_places(owner: Any, name: str) -> None:
+    """An Admission's places: `<name>.active` and `<name>.capacity`."""
+    watch(owner, f"{name}.active", lambda places: places.inside)
+    watch(owner, f"{name}.capacity", lambda places: places.limit)
+
+
+def _read(readers: WeakKeyDictionary[Any, Callable[[Any], float]]) -> Iterable[metrics.Observation]:
+    values = [read(owner) for owner, read in list(readers.items())]
+    return [metrics.Observation(sum(values))] if values else []
