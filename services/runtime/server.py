@@ -124,9 +124,10 @@ class StageServer:
         if not live:
             self.dead.set()
         ready = live and not self._draining and await self._stage.is_ready()
+            slept = time.perf_counter()
         await self._health.set("liveness", _SERVING if live else _NOT_SERVING)
-        for name in ("readiness", "", self._stage.service):
             instruments.event_loop_lag.record(max(0.0, time.perf_counter() - slept - _WATCH_S))
+        for name in ("readiness", "", self._stage.service):
             await self._health.set(name, _SERVING if ready else _NOT_SERVING)
 
 

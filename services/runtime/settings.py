@@ -69,8 +69,8 @@ class ServerSettings:
     connection_grace_s: int = setting(
         "CSM_CONNECTION_GRACE_S", 600, "how long calls on a connection that is renewed may go on", least=1
     )
-    metrics_listen: str = setting(
-        "CSM_METRICS_LISTEN", "", "host:port where Prometheus may fetch metrics; empty: nowhere"
+    metrics_listen: str | None = setting(
+        "CSM_METRICS_LISTEN", None, "host:port where Prometheus may fetch metrics; without it, nowhere"
     )
     tls_cert_file: str | None = setting(
         "CSM_TLS_CERT_FILE", None, "certificate of this server with its chain, PEM; without it, plaintext"

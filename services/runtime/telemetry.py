@@ -24,8 +24,8 @@ from services.runtime.settings import SettingError
 log = logging.getLogger(__name__)
 
 
-def configure(service: str, *, metrics_listen: str = "") -> None:
-    """Set the process-wide providers. metrics_listen: host:port, or empty for no Prometheus endpoint.
+def configure(service: str, *, metrics_listen: str | None = None) -> None:
+    """Set the process-wide providers. metrics_listen: host:port of the Prometheus endpoint, if there is to be one.
 
     Spans are made even when none leave, so that logs and answers carry trace ids.
     Raises: SettingError when the address cannot be had.

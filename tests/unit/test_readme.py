@@ -22,7 +22,7 @@ def test_every_setting_has_a_row_with_its_default(settings):
     for field in dataclasses.fields(settings):
         if field.metadata["env"] == "CSM_LISTEN":
             continue
-        default = "" if field.default in (None, "") else f"`{field.default}`"
+        default = "" if field.default is None else f"`{field.default}`"
         assert f"| `{field.metadata['env']}` | {default} | {field.metadata['doc']} |" in README
 
 
