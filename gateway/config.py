@@ -27,3 +27,4 @@ class GatewaySettings(ServerSettings):
         "CSM_GATEWAY_RESUMES", 1, "times a broken generation is taken up again on another replica", least=0, most=8
     )
     ramp_frames: str = setting("CSM_GATEWAY_RAMP_FRAMES", "1,1,2,4,8", "frames in the 1st, 2nd, … chunk")
+    log_text: bool = setting("CSM_LOG_TEXT", False, "write what callers have said into the log")

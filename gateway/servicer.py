@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,8 +19,11 @@ from gateway.output import Output
 from gateway.pipeline import Admitted, Marked, Synthesis
 from gateway.stages import StageInfo, Stages
 from models.bundle import Bundle
+from services.runtime import instruments
 from services.runtime.admission import Admission
 from services.runtime.errors import InvalidRequest, Unavailable, from_upstream
+
+log = logging.getLogger(__name__)
 
 
 class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
@@ -29,6 +33,8 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         self._settings, self._bundle, self._stages, self._ramp = settings, bundle, stages, ramp_frames
         self._streams = Admission("utterances", settings.max_streams)
         self._verifications = Admission("verifications", settings.max_verifications)
+        instruments.watch_places(self._streams, "csm.gateway.streams")
+        instruments.watch_places(self._verifications, "csm.gateway.verifications")
 
     async def StreamSynthesize(
         self, request: speech_pb2.StreamSynthesizeRequest, context: grpc.aio.ServicerContext
@@ -131,6 +137,9 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
                 "csm.context_turns": len(utterance.context),
             }
         )
+        if self._settings.log_text:
+            for turn in [*utterance.context, utterance]:
+                log.info("speaker %d: %s", turn.speaker, turn.text)
         self._ready()
         if len(utterance.context) > self._settings.max_context_turns:
             raise InvalidRequest(
@@ -182,10 +191,12 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         summary.frames = synthesis.frames
         summary.samples = output.samples
         synthesis.timeline.fill(summary, synthesis.frames / self._bundle.frame_rate_hz)
+        reason = common_pb2.FinishReason.Name(summary.finish_reason)
+        instruments.finished.add(1, {"finish_reason": reason.removeprefix("FINISH_REASON_")})
         trace.get_current_span().set_attributes(
             {
                 "csm.frames": summary.frames,
-                "csm.finish_reason": common_pb2.FinishReason.Name(summary.finish_reason),
+                "csm.finish_reason": reason,
                 "csm.real_time_factor": summary.real_time_factor,
             }
         )

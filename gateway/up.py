@@ -143,4 +143,13 @@ def _common_env(plan: Plan) -> dict[str, str]:
 def _child(plan: Plan, name: str, env: Mapping[str, str]) -> Child:
     module = "gateway" if name == "gateway" else f"services.{name}"
     argv = (sys.executable, "-m", module)
-    return Child(name, argv, plan.address(name), {**env, "CSM_LISTEN": plan.address(name)})
+    own = {"CSM_LISTEN": plan.address(name)}
+    if metrics := os.environ.get("CSM_METRICS_LISTEN"):
+        own["CSM_METRICS_LISTEN"] = _next_port(metrics, ("gateway", *STAGES).index(name))
+    return Child(name, argv, plan.address(name), {**env, **own})
+
+
+def _next_port(listen: str, index: int) -> str:
+    """One setting for five processes on one machine: consecutive ports, as with CSM_LISTEN; 0 is any."""
+    host, _, port = listen.rpartition(":")
+    return f"{host}:{int(port) + index}" if port.isdigit() and int(port) else listen
