@@ -31,6 +31,7 @@ def plot(points: Sequence[Point], path: Path, *, is_rate: bool, buffer_s: float)
         latency.plot(loads, values, marker="o", label=name)
     latency.set_ylabel("time to first audio (ms)")
     latency.set_yscale("log")
+    latency.yaxis.set_major_formatter("{x:g}")
     latency.legend()
     shares = [100 * point.dry_streams / max(1, point.measured) for point in points]
     failures = [100 * sum(point.errors.values()) / max(1, point.requests) for point in points]

@@ -1,6 +1,9 @@
 """The real chain: five processes, the embedded bundle, real models; seen through the public RPC and OTLP."""
 
 import asyncio
+import json
+import os
+import sys
 import time
 
 import grpc
@@ -202,6 +205,24 @@ async def test_cancel_frees_every_slot(chain, speech):
     assert (await load(chain))[0] == 1
     call.cancel()
     await all_free(chain, within_s=3)
+
+
+async def test_eight_callers_of_the_load_tool_get_every_byte(chain, speech, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("CSM_", "OTEL_"))}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway.cli", "bench", "--address", chain.addresses["gateway"], "-o", str(tmp_path),
+        "--streams", "8", "--duration", "0.5", "--ramp-up", "0", "--audio-seconds", "1", "--processes", "2",
+        env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 120)
+    assert process.returncode == 0, (out + err).decode()
+    (point,) = json.loads((tmp_path / "bench.json").read_text())["points"]
+    assert point["ok"] == point["requests"] >= 8 and point["errors"] == {} and point["miscounted"] == 0
+    # Every stream's own sum was checked by the tool; this is the sum of all.
+    assert point["samples_checked"] * 2 == point["bytes"] and point["bytes"] % (SAMPLES_PER_FRAME * 2) == 0
+    assert point["audio_s"] == pytest.approx(point["samples_checked"] / 24_000)
+    assert set(point["stage_s"]) == {*STAGES, "way to the caller"}
+    await all_free(chain)
 
 
 async def test_one_trace_shows_every_stage_with_its_parent(chain, speech):
