@@ -99,7 +99,22 @@ _COUNTERS = {
     "csm.backbone.prompt.rows": ("{row}", "rows of all prompts admitted"),
     "csm.backbone.prompt.shared_rows": ("{row}", "rows of them that were in the cache already"),
 }
+# Counters that begin at 0 when their service does: one that first appears with its first count hides it from rate().
+_ZEROS = {
+    "gateway": [
+        (audio, {}),
+        (underruns, {}),
+        *((finished, {"finish_reason": reason}) for reason in ("END_OF_SPEECH", "MAX_LENGTH")),
+    ],
+    "tokenizer": [(cache_lookups, {"result": result}) for result in ("hit", "miss")],
+}
 _watched: dict[str, WeakKeyDictionary[Any, Callable[[Any], float]]] = {}
+
+
+def begin(service: str) -> None:
+    """Show the counters of `service`, all at 0. Once, when the exporters are there."""
+    for counter, labels in _ZEROS.get(service, ()):
+        counter.add(0, labels)
 
 
 def watch(owner: T, name: str, read: Callable[[T], float]) -> None:

@@ -19,6 +19,7 @@ from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVI
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+from services.runtime import instruments
 from services.runtime.settings import SettingError
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def configure(service: str, *, metrics_listen: str | None = None) -> None:
         readers.append(_prometheus(metrics_listen))
     trace.set_tracer_provider(tracer_provider)
     metrics.set_meter_provider(MeterProvider(resource=resource, metric_readers=readers))
+    instruments.begin(service)
 
 
 def shutdown() -> None:
