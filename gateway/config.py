@@ -16,6 +16,12 @@ class GatewaySettings(ServerSettings):
     backbone: str = setting("CSM_BACKBONE_ADDRESS", "127.0.0.1:50052", "backbone service, host:port")
     codec: str = setting("CSM_CODEC_ADDRESS", "127.0.0.1:50053", "codec service, host:port")
     watermark: str = setting("CSM_WATERMARK_ADDRESS", "127.0.0.1:50054", "watermark service, host:port")
+    upstream_ca_file: str | None = setting(
+        "CSM_UPSTREAM_CA_FILE", None, "authorities of the stages' certificates, PEM; without it, plaintext"
+    )
+    upstream_cert_file: str | None = setting("CSM_UPSTREAM_CERT_FILE", None, "certificate to show to the stages, PEM")
+    upstream_key_file: str | None = setting("CSM_UPSTREAM_KEY_FILE", None, "its key, PEM")
+    tokens_file: str | None = setting("CSM_TOKENS_FILE", None, "bearer tokens of callers, and their limits, TOML")
     max_streams: int = setting("CSM_GATEWAY_MAX_STREAMS", 1024, "utterances made at once", least=1)
     max_verifications: int = setting("CSM_GATEWAY_MAX_VERIFICATIONS", 16, "clips verified at once", least=1)
     max_context_turns: int = setting("CSM_GATEWAY_MAX_CONTEXT_TURNS", 32, "context turns of one request", least=0)
@@ -26,5 +32,5 @@ class GatewaySettings(ServerSettings):
     resumes: int = setting(
         "CSM_GATEWAY_RESUMES", 1, "times a broken generation is taken up again on another replica", least=0, most=8
     )
-    ramp_frames: str = setting("CSM_GATEWAY_RAMP_FRAMES", "1,1,2,4,8", "frames in the 1st, 2nd, … chunk")
     log_text: bool = setting("CSM_LOG_TEXT", False, "write what callers have said into the log")
+    ramp_frames: str = setting("CSM_GATEWAY_RAMP_FRAMES", "1,1,2,4,8", "frames in the 1st, 2nd, … chunk")

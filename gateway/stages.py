@@ -15,11 +15,16 @@ from csm.watermark.v1 import watermark_pb2, watermark_pb2_grpc
 
 from gateway.config import GatewaySettings
 from models.bundle import Bundle
+from services.runtime import tls
+from services.runtime.certificates import CertificateError
 from services.runtime.channels import open_channel
 from services.runtime.identity import identity
+from services.runtime.settings import SettingError
+from services.runtime.watched import WatchedFiles
 
 log = logging.getLogger(__name__)
 _ASK_S = 1.0  # between two rounds of questions
+_NAMES = ("tokenizer", "backbone", "codec", "watermark")
 
 
 @dataclass(frozen=True)
@@ -31,14 +36,18 @@ class StageInfo:
 
 
 class Stages:
-    """Owns the channels. `info` is None until all four have answered alike."""
+    """Owns the channels. `info` is None until all four have answered alike.
+
+    Raises: SettingError when they cannot be called as the settings say.
+    """
 
     def __init__(self, settings: GatewaySettings, bundle: Bundle):
         self.identity = identity(bundle)
         size = settings.max_message_mib
+        credentials = _credentials(settings)
         self._channels = {
-            name: open_channel(getattr(settings, name), max_message_mib=size)
-            for name in ("tokenizer", "backbone", "codec", "watermark")
+            name: open_channel(getattr(settings, name), max_message_mib=size, credentials=credentials)
+            for name in _NAMES
         }
         self.tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(self._channels["tokenizer"])
         self.backbone = backbone_pb2_grpc.BackboneServiceStub(self._channels["backbone"])
@@ -103,3 +112,22 @@ def _describe(of: common_pb2.BundleIdentity) -> str:
         f"{of.bundle_id or 'no bundle'} ({of.codebooks} codebooks, "
         f"{of.frame_rate_hz:g} frames/s, {of.sample_rate_hz} Hz)"
     )
+
+
+def _credentials(settings: GatewaySettings) -> WatchedFiles[grpc.ChannelCredentials] | None:
+    """By CSM_UPSTREAM_*, for all four; None is plaintext, where that may be."""
+    files = tls.ClientFiles(settings.upstream_ca_file, settings.upstream_cert_file, settings.upstream_key_file)
+    if files:
+        try:
+            return tls.watched_channel_credentials(files)
+        except CertificateError as error:
+            raise SettingError(f"CSM_UPSTREAM_CA_FILE, CSM_UPSTREAM_CERT_FILE, CSM_UPSTREAM_KEY_FILE: {error}") from error
+    beyond = []
+    for name in _NAMES:
+        address = getattr(settings, name)
+        tls.require_private(f"CSM_{name.upper()}_ADDRESS", address, "CSM_UPSTREAM_CA_FILE", settings.insecure)
+        if not tls.is_loopback(address):
+            beyond.append(name)
+    if beyond:
+        log.warning("calls %s in plaintext beyond this machine, as %s asks", ", ".join(beyond), tls.INSECURE)
+    return None

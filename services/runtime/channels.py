@@ -6,7 +6,9 @@ import json
 
 import grpc
 
+from services.runtime.renewed import RenewedChannel
 from services.runtime.tracing import client_interceptors
+from services.runtime.watched import WatchedFiles
 
 MIB = 1024 * 1024
 
@@ -33,33 +35,43 @@ _SERVICE_CONFIG = {
 FLOW_CONTROL = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 16384)]
 
 
-def open_channel(target: str, *, max_message_mib: int = 64) -> grpc.aio.Channel:
+def open_channel(
+    target: str,
+    *,
+    max_message_mib: int = 64,
+    credentials: WatchedFiles[grpc.ChannelCredentials] | None = None,
+) -> grpc.aio.Channel:
     """A channel to `target` (`host:port`; a name with several addresses is balanced over all of them).
+
+    credentials: from tls.watched_channel_credentials; None is plaintext. New connections follow the files.
 
     Not blocking: calls on a target that is down end with UNAVAILABLE at once, and the channel keeps
     looking for it, at most two seconds apart.
     """
     if "://" not in target and not target.startswith(("dns:", "ipv4:", "ipv6:", "unix:")):
         target = f"dns:///{target}"
-    return grpc.aio.insecure_channel(
+    options = [
+        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ("grpc.enable_retries", 1),
+        # A request with context audio is larger than the default 256 KiB, and would never be retried.
+        ("grpc.per_rpc_retry_buffer_size", max_message_mib * MIB),
+        ("grpc.max_receive_message_length", max_message_mib * MIB),
+        ("grpc.max_send_message_length", max_message_mib * MIB),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.http2.ping_timeout_ms", 5_000),
+        ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+        # Channels to the same target in one process must not share their connection's fate.
+        ("grpc.use_local_subchannel_pool", 1),
+        *FLOW_CONTROL,
+    ]
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=options, interceptors=client_interceptors())
+    return RenewedChannel(
         target,
-        options=[
-            ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-            ("grpc.enable_retries", 1),
-            # A request with context audio is larger than the default 256 KiB, and would never be retried.
-            ("grpc.per_rpc_retry_buffer_size", max_message_mib * MIB),
-            ("grpc.max_receive_message_length", max_message_mib * MIB),
-            ("grpc.max_send_message_length", max_message_mib * MIB),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2000),
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.keepalive_timeout_ms", 5_000),
-            ("grpc.http2.ping_timeout_ms", 5_000),
-            ("grpc.dns_min_time_between_resolutions_ms", 5_000),
-            # Channels to the same target in one process must not share their connection's fate.
-            ("grpc.use_local_subchannel_pool", 1),
-            *FLOW_CONTROL,
-        ],
-        interceptors=client_interceptors(),
+        credentials,
+        lambda now: grpc.aio.secure_channel(target, now, options=options, interceptors=client_interceptors()),
     )

@@ -66,6 +66,8 @@ class StageServer:
         self._lifeless = 0  # looks in a row that found the stage not live
         self.dead = asyncio.Event()  # set once the stage is no longer live
         self._watcher: asyncio.Task[None] | None = None
+        self._health_server: grpc.aio.Server | None = None
+        self.health_address: str | None = None  # of the health checks' own server, once it listens
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             interceptors=[CallInterceptor(settings.reader_stall_s)],
@@ -89,15 +91,22 @@ class StageServer:
         )
 
     async def start(self) -> str:
-        """Listen; returns `host:port`. Raises: SettingError when the address cannot be had."""
-        try:
-            port = self._server.add_insecure_port(self._settings.listen)
-        except RuntimeError as error:
-            raise SettingError(f"CSM_LISTEN={self._settings.listen!r}: cannot listen there ({error})") from error
+        """Listen; returns `host:port`. Raises: SettingError when the address or its TLS cannot be had."""
+        listen = self._settings.listen
+        credentials = tls.server_credentials(self._settings)
+        if credentials is None and not tls.is_loopback(listen):
+            log.warning("serves in plaintext beyond this machine, as %s asks", tls.INSECURE)
+        port = _listen(self._server, "CSM_LISTEN", listen, credentials)
         await self._report()
+        if self._settings.health_listen:
+            self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+            health_port = _listen(self._health_server, "CSM_HEALTH_LISTEN", self._settings.health_listen)
+            await self._health_server.start()
+            self.health_address = f"{self._settings.health_listen.rpartition(':')[0]}:{health_port}"
         await self._server.start()
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
-        return f"{self._settings.listen.rpartition(':')[0]}:{port}"
+        return f"{listen.rpartition(':')[0]}:{port}"
 
     async def drain(self) -> None:
         """Say NOT_SERVING and wait until balancers have heard it. Calls still work."""
@@ -110,10 +119,14 @@ class StageServer:
         if self._watcher is not None:
             self._watcher.cancel()
         await self._server.stop(self._settings.grace_s if grace_s is None else grace_s)
+        if self._health_server is not None:
+            await self._health_server.stop(0)  # last: a draining process is alive to its probes
 
     async def _watch(self) -> None:
         while not self.dead.is_set():
+            slept = time.perf_counter()
             await asyncio.sleep(_WATCH_S)
+            instruments.event_loop_lag.record(max(0.0, time.perf_counter() - slept - _WATCH_S))
             await self._report()
 
     async def _report(self) -> None:
@@ -124,11 +137,20 @@ class StageServer:
         if not live:
             self.dead.set()
         ready = live and not self._draining and await self._stage.is_ready()
-            slept = time.perf_counter()
         await self._health.set("liveness", _SERVING if live else _NOT_SERVING)
-            instruments.event_loop_lag.record(max(0.0, time.perf_counter() - slept - _WATCH_S))
         for name in ("readiness", "", self._stage.service):
             await self._health.set(name, _SERVING if ready else _NOT_SERVING)
+
+
+def _listen(
+    server: grpc.aio.Server, variable: str, address: str, credentials: grpc.ServerCredentials | None = None
+) -> int:
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise SettingError(f"{variable}={address!r}: cannot listen there ({error})") from error
 
 
 def main(
@@ -177,6 +199,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     try:
+        tls.server_credentials(settings)  # what is wrong with them is told before models are loaded
         async with open_stage(settings) as stage:
             server = StageServer(stage, settings)
             address = await server.start()

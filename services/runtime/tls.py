@@ -13,7 +13,8 @@ import grpc
 
 from services.runtime import certificates
 from services.runtime.certificates import CertificateError
-from services.runtime.settings import SettingError
+from services.runtime.settings import ServerSettings, SettingError
+from services.runtime.watched import WatchedFiles
 
 INSECURE = "CSM_INSECURE"
 PLAINTEXT, NO_TOKENS = "plaintext", "no-tokens"
@@ -21,11 +22,11 @@ PLAINTEXT, NO_TOKENS = "plaintext", "no-tokens"
 
 @dataclass(frozen=True)
 class ClientFiles:
-    """Paths of PEM files. ca: whom to trust; empty: the public authorities. cert, key: what to show; empty: nothing."""
+    """Paths of PEM files. ca: whom to trust; none: the public authorities. cert, key: what to show; none: nothing."""
 
-    ca: str | Path = ""
-    cert: str | Path = ""
-    key: str | Path = ""
+    ca: str | Path | None = None
+    cert: str | Path | None = None
+    key: str | Path | None = None
 
     def __bool__(self) -> bool:
         return bool(self.ca or self.cert or self.key)
@@ -47,9 +48,57 @@ def channel_credentials(files: ClientFiles) -> grpc.ChannelCredentials:
     )
 
 
-def left_open(names: str) -> frozenset[str]:
+def watched_channel_credentials(files: ClientFiles) -> WatchedFiles[grpc.ChannelCredentials]:
+    """What the files hold at each new connection. Raises: CertificateError for what they hold now."""
+    return WatchedFiles("certificates for calls", files.paths, lambda: channel_credentials(files))
+
+
+def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
+    """By CSM_TLS_*; every new connection gets what the files hold then. None is plaintext, where that may be.
+
+    Raises: SettingError.
+    """
+    cert, key, ca = settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file
+    if not (cert or key or ca):
+        require_private("CSM_LISTEN", settings.listen, "CSM_TLS_CERT_FILE and CSM_TLS_KEY_FILE", settings.insecure)
+        return None
+    if not (cert and key):
+        missing = "CSM_TLS_KEY_FILE" if cert else "CSM_TLS_CERT_FILE"
+        raise SettingError(f"{missing} is not set: TLS needs both a certificate and its key")
+
+    def load() -> grpc.ServerCertificateConfiguration:
+        pair = certificates.read_pair(cert, key)
+        authorities = certificates.read_authorities(ca) if ca else None
+        return grpc.ssl_server_certificate_configuration([(pair.key, pair.chain)], authorities)
+
+    try:
+        files = WatchedFiles("certificates of this server", [path for path in (cert, key, ca) if path], load)
+    except CertificateError as error:
+        names = "CSM_TLS_CERT_FILE, CSM_TLS_KEY_FILE" + (", CSM_TLS_CLIENT_CA_FILE" if ca else "")
+        raise SettingError(f"{names}: {error}") from error
+    given = files.current()
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        """gRPC asks before each handshake, from a thread of its own; None is no change."""
+        nonlocal given
+        now = files.current()
+        changed, given = now is not given, now
+        return now if changed else None
+
+    return grpc.dynamic_ssl_server_credentials(given, renewed, require_client_authentication=bool(ca))
+
+
+def require_private(variable: str, address: str, remedy: str, insecure: str | None) -> None:
+    """Raises: SettingError when plaintext to or at `address` would leave this machine, unasked for."""
+    if PLAINTEXT not in left_open(insecure) and not is_loopback(address):
+        raise SettingError(
+            f"{variable}={address!r}: beyond this machine TLS is spoken: set {remedy}, or {INSECURE}={PLAINTEXT}"
+        )
+
+
+def left_open(names: str | None) -> frozenset[str]:
     """What CSM_INSECURE asks for. Raises: SettingError for what it cannot."""
-    words = frozenset(word.strip() for word in names.split(",") if word.strip())
+    words = frozenset(word.strip() for word in (names or "").split(",") if word.strip())
     if words - {PLAINTEXT, NO_TOKENS}:
         raise SettingError(f"{INSECURE}={names!r}: must be a list of {PLAINTEXT}, {NO_TOKENS}")
     return words

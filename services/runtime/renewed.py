@@ -1,0 +1,122 @@
+"""A channel whose certificates may change: gRPC for Python binds a channel to its own for good.
+
+So a change of the files opens a second channel. It takes over once it has reached the server; until
+then calls go on over the first, so that a certificate which servers do not trust yet cuts nobody off.
+The first is closed when its last call has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from services.runtime.watched import WatchedFiles
+
+log = logging.getLogger(__name__)
+_READY = grpc.ChannelConnectivity.READY
+_FAILED = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+
+class RenewedChannel(grpc.aio.Channel):
+    """To its users one channel: stubs made from it once stay good."""
+
+    def __init__(
+        self,
+        target: str,
+        credentials: WatchedFiles[grpc.ChannelCredentials],
+        connect: Callable[[grpc.ChannelCredentials], grpc.aio.Channel],
+    ):
+        self._target, self._credentials, self._connect = target, credentials, connect
+        self._newest = credentials.current()
+        self._channel = connect(self._newest)
+        self._calls: Counter[grpc.aio.Channel] = Counter()
+        self._renewal: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def _for_a_call(self) -> grpc.aio.Channel:
+        credentials = self._credentials.current()
+        if credentials is not self._newest:
+            self._newest = credentials
+            if self._renewal is not None:
+                self._renewal.cancel()
+            self._renewal = asyncio.get_running_loop().create_task(self._renew(credentials))
+        return self._channel
+
+    async def _renew(self, credentials: grpc.ChannelCredentials) -> None:
+        fresh, told = self._connect(credentials), False
+        try:
+            while (state := fresh.get_state(try_to_connect=True)) is not _READY:
+                if state is _FAILED and not told:
+                    told = True
+                    log.warning("%s cannot be reached with the new certificates; the old ones stay in use", self._target)
+                await fresh.wait_for_state_change(state)
+        except BaseException:
+            await fresh.close()
+            raise
+        retired, self._channel = self._channel, fresh
+        log.info("calls to %s use the new certificates", self._target)
+        self._close_if_idle(retired)
+
+    def _close_if_idle(self, channel: grpc.aio.Channel) -> None:
+        if channel is not self._channel and not self._calls[channel]:
+            del self._calls[channel]
+            task = asyncio.get_running_loop().create_task(channel.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    def _multicallable(self, kind: str, *args: Any, **kwargs: Any) -> Callable[..., grpc.aio.Call]:
+        made: dict[grpc.aio.Channel, Callable[..., grpc.aio.Call]] = {}
+
+        def call(*call_args: Any, **call_kwargs: Any) -> grpc.aio.Call:
+            channel = self._for_a_call()
+            if channel not in made:
+                made.clear()
+                made[channel] = getattr(channel, kind)(*args, **kwargs)
+            running = made[channel](*call_args, **call_kwargs)
+            self._calls[channel] += 1
+            running.add_done_callback(lambda _: self._ended(channel))
+            return running
+
+        return call
+
+    def _ended(self, channel: grpc.aio.Channel) -> None:
+        self._calls[channel] -= 1
+        self._close_if_idle(channel)
+
+    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return self._multicallable("unary_unary", *args, **kwargs)
+
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._multicallable("unary_stream", *args, **kwargs)
+
+    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return self._multicallable("stream_unary", *args, **kwargs)
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._multicallable("stream_stream", *args, **kwargs)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._channel.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._channel.channel_ready()
+
+    async def close(self, grace: float | None = None) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+            await asyncio.gather(self._renewal, return_exceptions=True)
+        await asyncio.gather(*self._closing, *(channel.close(grace) for channel in {self._channel, *self._calls}))
+
+    async def __aenter__(self) -> RenewedChannel:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
