@@ -64,7 +64,7 @@ class ServerSettings:
     )
     max_message_mib: int = setting("CSM_MAX_MESSAGE_MIB", 64, "largest message taken, MiB", least=1, most=1024)
     max_connection_age_s: int = setting(
-        "CSM_MAX_CONNECTION_AGE_S", 600, "connections are renewed after this, so that new replicas are found", least=1
+        "CSM_MAX_CONNECTION_AGE_S", 30, "connections are renewed after this, so that new replicas are found", least=1
     )
     connection_grace_s: int = setting(
         "CSM_CONNECTION_GRACE_S", 600, "how long calls on a connection that is renewed may go on", least=1

@@ -1,0 +1,188 @@
+"""Several replicas of a stage behind one name: who gets new streams, and what becomes of the running ones.
+
+Real servers on loopback addresses, found by a list of addresses or by DNS (a name server of our own).
+"""
+
+import asyncio
+import socket
+import struct
+from contextlib import AsyncExitStack
+
+import pytest
+from csm.speech.v1 import speech_pb2
+from fake_stages import SAMPLES_PER_FRAME, Board, servicers
+
+from models.bundle import load_bundle
+from services.runtime.errors import Overloaded
+from services.runtime.server import Stage, StageServer
+from services.runtime.settings import ServerSettings, read
+
+NAME = "replicas.test"
+
+
+class Replica:
+    """One server of a stage; its board knows what came to it."""
+
+    def __init__(self, stage: str):
+        self.stage, self.board = stage, Board(load_bundle("embedded"))
+
+    async def start(self, listen: str = "127.0.0.1:0", **settings) -> None:
+        servicer, add = servicers(self.board)[self.stage]
+        self.server = StageServer(
+            Stage(f"csm.{self.stage}.v1.{self.stage.capitalize()}Service", lambda server: add(servicer, server)),
+            read(ServerSettings, environ={}, listen=listen, **settings),
+        )
+        self.address = await self.server.start()
+
+    @property
+    def calls(self) -> int:
+        return self.board.calls[self.stage]
+
+
+@pytest.fixture
+async def open_replicas(open_chain):
+    """Call it with a stage and a number: a chain whose `stage` has so many replicas, all in use."""
+    async with AsyncExitStack() as stack:
+
+        async def start(stage: str, count: int):
+            replicas = [Replica(stage) for _ in range(count)]
+            for replica in replicas:
+                await replica.start()
+                stack.push_async_callback(replica.server.stop, 0)
+            target = "ipv4:" + ",".join(replica.address for replica in replicas)
+            chain = await open_chain(**{stage: target})
+            await everyone_is_called(chain, replicas)
+            return chain, replicas
+
+        yield start
+
+
+async def speak(chain, timeout=20):
+    """Samples of one whole utterance, and its summary."""
+    request = speech_pb2.StreamSynthesizeRequest(utterance=speech_pb2.Utterance(text="hello"))
+    audio, summary = 0, None
+    async for response in chain.speech.StreamSynthesize(request, timeout=timeout):
+        audio += len(response.audio.data) // 2
+        if response.HasField("finished"):
+            summary = response.finished.summary
+    return audio, summary
+
+
+async def everyone_is_called(chain, replicas, within_s=30):
+    """Speak until every replica has had a stream."""
+    async with asyncio.timeout(within_s):
+        while not all(replica.calls for replica in replicas):
+            await speak(chain)
+
+
+async def calls_during(replicas, work):
+    """How many calls each replica gets while `work` runs."""
+    before = [replica.calls for replica in replicas]
+    await work
+    return [replica.calls - count for replica, count in zip(replicas, before, strict=True)]
+
+
+@pytest.mark.parametrize("stage", ["backbone", "codec", "watermark"])
+async def test_new_streams_spread_evenly(open_replicas, stage):
+    chain, replicas = await open_replicas(stage, 2)
+    got = await calls_during(replicas, asyncio.gather(*(speak(chain) for _ in range(20))))
+    # The gateway's own questions take turns too, so it need not be ten each.
+    assert sum(got) == 20 and min(got) >= 7
+
+
+@pytest.mark.parametrize("stage", ["backbone", "codec", "watermark"])
+async def test_a_full_replicas_refusal_is_retried_on_another(open_replicas, stage):
+    chain, replicas = await open_replicas(stage, 3)
+    for full in replicas[:2]:
+        full.board.refuse[stage] = Overloaded("all places are taken", 1.0)
+    answers = await asyncio.gather(*(speak(chain) for _ in range(12)))
+    for audio, summary in answers:
+        assert audio == summary.samples == summary.frames * SAMPLES_PER_FRAME > 0
+    assert replicas[2].calls >= 12
+
+
+async def test_a_draining_replica_gets_nothing_new_and_finishes_what_it_has(open_replicas):
+    chain, replicas = await open_replicas("backbone", 2)
+    leaving, staying = replicas
+    leaving.board.gate = 2
+    running = []
+    while leaving.board.active["backbone"] < 2:
+        running.append(await begin(chain, replicas))
+    await leaving.server.drain()
+    others = 0
+    async with asyncio.timeout(30):
+        while others < 5:  # in a row: the gateway hears of it by a stream of its own, so it may take a moment
+            before = leaving.calls
+            running.append(await begin(chain, replicas))
+            others = others + 1 if leaving.calls == before else 0
+    has = leaving.board.active["backbone"]
+    assert await calls_during(replicas, asyncio.gather(*(speak(chain) for _ in range(6)))) == [0, 6]
+    assert leaving.board.active["backbone"] == has >= 2
+    stopping = asyncio.ensure_future(leaving.server.stop(20))
+    leaving.board.gate = None
+    leaving.board.touch()
+    for audio, summary in await asyncio.gather(*running):
+        assert audio == summary.frames * SAMPLES_PER_FRAME == 10 * SAMPLES_PER_FRAME
+    await stopping
+    assert not leaving.board.active["backbone"]
+
+
+async def begin(chain, replicas):
+    """A task that speaks, once its stream has reached a replica."""
+    calls = sum(replica.calls for replica in replicas)
+    task = asyncio.ensure_future(speak(chain))
+    async with asyncio.timeout(10):
+        while sum(replica.calls for replica in replicas) == calls:
+            await asyncio.sleep(0.005)
+    return task
+
+
+class NameServer(asyncio.DatagramProtocol):
+    """Answers every question for an IPv4 address with `addresses` (RFC 1035); has nothing else."""
+
+    def __init__(self):
+        self.addresses: list[str] = []
+        self.asked = 0
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.port = transport.get_extra_info("sockname")[1]
+
+    def datagram_received(self, data, peer):
+        end = data.index(b"\0", 12) + 5  # the question: labels up to an empty one, type, class
+        (kind,) = struct.unpack(">H", data[end - 4 : end - 2])
+        found = self.addresses if kind == 1 else []
+        self.asked += kind == 1
+        head = data[:2] + struct.pack(">HHHHH", 0x8180, 1, len(found), 0, 0)
+        answers = b"".join(
+            b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 0, 4) + socket.inet_aton(address) for address in found
+        )
+        self.transport.sendto(head + data[12:end] + answers, peer)
+
+
+async def test_a_new_replica_is_found_by_name_when_connections_are_renewed(open_chain):
+    loop = asyncio.get_running_loop()
+    transport, names = await loop.create_datagram_endpoint(NameServer, local_addr=("127.0.0.1", 0))
+    old, new = Replica("backbone"), Replica("backbone")
+    async with AsyncExitStack() as stack:
+        stack.callback(transport.close)
+        await old.start(max_connection_age_s=1)
+        stack.push_async_callback(old.server.stop, 0)
+        port = old.address.rpartition(":")[2]
+        try:
+            await new.start(f"127.0.0.2:{port}")
+        except Exception as error:
+            pytest.skip(f"a second loopback address cannot be had: {error}")
+        stack.push_async_callback(new.server.stop, 0)
+        names.addresses = ["127.0.0.1"]
+        target = f"dns://127.0.0.1:{names.port}/{NAME}:{port}"
+        chain = await open_chain(backbone=target, insecure="plaintext")
+        await speak(chain)
+        assert old.calls and not new.calls and names.asked
+        names.addresses = ["127.0.0.1", "127.0.0.2"]
+        async with asyncio.timeout(60):
+            while not new.calls:
+                await speak(chain)
+                await asyncio.sleep(0.05)
+        got = await calls_during([old, new], asyncio.gather(*(speak(chain) for _ in range(20))))
+        assert sum(got) == 20 and min(got) > 0
