@@ -29,6 +29,7 @@ async def open_stage(settings: GatewaySettings) -> AsyncIterator[Stage]:
             service="csm.speech.v1.SpeechService",
             register=lambda server: speech_pb2_grpc.add_SpeechServiceServicer_to_server(servicer, server),
             is_ready=is_ready,
+            interceptors=[servicer.access],
         )
 
 

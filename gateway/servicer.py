@@ -14,6 +14,7 @@ from csm.speech.v1 import speech_pb2, speech_pb2_grpc
 from csm.watermark.v1 import watermark_pb2
 from opentelemetry import trace
 
+from gateway.access import Access, Grant
 from gateway.config import GatewaySettings
 from gateway.output import Output
 from gateway.pipeline import Admitted, Marked, Synthesis
@@ -27,9 +28,11 @@ log = logging.getLogger(__name__)
 
 
 class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
-    """Holds no state of a request beyond its call."""
+    """Holds no state of a request beyond its call. access: to be among its server's interceptors."""
 
     def __init__(self, settings: GatewaySettings, bundle: Bundle, stages: Stages, ramp_frames: list[int]):
+        """Raises: SettingError."""
+        self.access = Access(settings)
         self._settings, self._bundle, self._stages, self._ramp = settings, bundle, stages, ramp_frames
         self._streams = Admission("utterances", settings.max_streams)
         self._verifications = Admission("verifications", settings.max_verifications)
@@ -39,13 +42,13 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
     async def StreamSynthesize(
         self, request: speech_pb2.StreamSynthesizeRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[speech_pb2.StreamSynthesizeResponse]:
-        with self._streams.enter():
+        with self.access.enter(len(request.utterance.text)) as grant, self._streams.enter():
             output, synthesis = self._begin(request.utterance, request.output, context)
             summary = speech_pb2.SpeechSummary()
             async with aclosing(synthesis.events()) as events:
                 async for event in events:
                     if isinstance(event, Admitted):
-                        _admit(summary, event)
+                        _admit(summary, event, grant)
                         yield speech_pb2.StreamSynthesizeResponse(
                             started=speech_pb2.SpeechStarted(
                                 format=output.format,
@@ -67,14 +70,14 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
     async def Synthesize(
         self, request: speech_pb2.SynthesizeRequest, context: grpc.aio.ServicerContext
     ) -> speech_pb2.SynthesizeResponse:
-        with self._streams.enter():
+        with self.access.enter(len(request.utterance.text)) as grant, self._streams.enter():
             output, synthesis = self._begin(request.utterance, request.output, context)
             summary = speech_pb2.SpeechSummary()
             pieces: list[bytes] = []
             async with aclosing(synthesis.events()) as events:
                 async for event in events:
                     if isinstance(event, Admitted):
-                        _admit(summary, event)
+                        _admit(summary, event, grant)
                     else:
                         pieces.append(self._write(synthesis, output, event))
             pieces.append(output.finish())
@@ -91,7 +94,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
     async def VerifyWatermark(
         self, request: speech_pb2.VerifyWatermarkRequest, context: grpc.aio.ServicerContext
     ) -> speech_pb2.VerifyWatermarkResponse:
-        with self._verifications.enter():
+        with self.access.enter(), self._verifications.enter():
             info = self._ready()
             call = self._stages.watermark.Detect(
                 watermark_pb2.DetectRequest(audio=request.audio), timeout=self._timeout(context)()
@@ -202,7 +205,8 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         )
 
 
-def _admit(summary: speech_pb2.SpeechSummary, event: Admitted) -> None:
+def _admit(summary: speech_pb2.SpeechSummary, event: Admitted, grant: Grant) -> None:
+    grant.keep()
     summary.seed, summary.prompt_rows = event.seed, event.prompt_rows
     # As text: an attribute's number has 63 bits, a seed 64.
     trace.get_current_span().set_attributes({"csm.seed": str(event.seed), "csm.prompt_rows": event.prompt_rows})

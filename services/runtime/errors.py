@@ -18,20 +18,29 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 DOMAIN = "csm"
+_NO_RETRY = ("grpc-retry-pushback-ms", "-1")  # gRPC's retry design (A6): a negative pushback ends the tries
 
 
 class CallError(Exception):
     """Ends a call with `code`, a one-line message and google.rpc details.
 
     reason: UPPER_SNAKE_CASE, stable, for programs (ErrorInfo.reason).
+    final: the caller's channel is told not to try again by itself. So each failure is tried again by
+    the hop next to it and by no other, and a limit of the caller's own is not knocked at.
     """
 
     def __init__(
-        self, code: grpc.StatusCode, text: str, *, reason: str, details: Sequence[message.Message] = ()
+        self,
+        code: grpc.StatusCode,
+        text: str,
+        *,
+        reason: str,
+        details: Sequence[message.Message] = (),
+        final: bool = False,
     ):
         super().__init__(text)
         self.code, self.text, self.reason = code, text, reason
-        self.details = list(details)
+        self.details, self.final = list(details), final
 
     def status(self) -> grpc.Status:
         """What context.abort_with_status takes."""
@@ -41,9 +50,12 @@ class CallError(Exception):
             box = any_pb2.Any()
             box.Pack(detail)
             packed.append(box)
-        return rpc_status.to_status(
+        status = rpc_status.to_status(
             status_pb2.Status(code=self.code.value[0], message=self.text, details=packed)
         )
+        if self.final:
+            status = status._replace(trailing_metadata=(*status.trailing_metadata, _NO_RETRY))
+        return status
 
 
 class InvalidRequest(CallError):
@@ -63,14 +75,15 @@ class InvalidRequest(CallError):
 class Overloaded(CallError):
     """No room now; `retry_after_s` is when trying again makes sense."""
 
-    def __init__(self, text: str, retry_after_s: float):
+    def __init__(self, text: str, retry_after_s: float, *, reason: str = "OVERLOADED", final: bool = False):
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(retry_after_s * 1e9))
         super().__init__(
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             text,
-            reason="OVERLOADED",
+            reason=reason,
             details=[error_details_pb2.RetryInfo(retry_delay=delay)],
+            final=final,
         )
         self.retry_after_s = retry_after_s
 
@@ -121,8 +134,16 @@ def from_upstream(
     A refusal keeps its code and details; `rename` turns the stage's field paths into the caller's.
     Without it, what the stage was sent is ours, not the caller's: a refused field is our fault.
     A stage that broke or vanished is said to have done so: CANCELLED and UNKNOWN are no news to a
-    caller who cancelled nothing.
+    caller who cancelled nothing. Our channel to the stage has tried again what may be: it is final.
     """
+    told = _from_upstream(stage, error, rename)
+    told.final = True
+    return told
+
+
+def _from_upstream(
+    stage: str, error: grpc.aio.AioRpcError, rename: Callable[[str], str] | None
+) -> CallError:
     details = rich_details(error)
     text = f"{stage}: {error.details() or error.code().name}"
     for detail in details:

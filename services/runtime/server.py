@@ -16,7 +16,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -49,12 +49,14 @@ class Stage:
 
     register: adds the servicer to a server. service: its full name, for reflection and health.
     is_live: False when only a restart helps. is_ready: False when calls would fail now.
+    interceptors: run for each call, inside its span.
     """
 
     service: str
     register: Callable[[grpc.aio.Server], None]
     is_live: Callable[[], bool] = field(default=lambda: True)
     is_ready: Callable[[], Awaitable[bool]] = field(default=_always)
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
 
 
 class StageServer:
@@ -70,7 +72,7 @@ class StageServer:
         self.health_address: str | None = None  # of the health checks' own server, once it listens
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(settings.reader_stall_s)],
+            interceptors=[CallInterceptor(settings.reader_stall_s), *stage.interceptors],
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", settings.max_message_mib * MIB),

@@ -54,6 +54,7 @@ class FakeChain:
                 "csm.speech.v1.SpeechService",
                 lambda server: speech_pb2_grpc.add_SpeechServiceServicer_to_server(servicer, server),
                 is_ready=is_ready,
+                interceptors=[servicer.access],
             ),
             settings,
         )

@@ -1,0 +1,171 @@
+"""Who may call the gateway, and how much: every call shows a bearer token, and every token has limits.
+
+The file of tokens is read anew when it changes; calls that run go on, though their token be gone.
+Each gateway process counts for itself. Spans carry a token's name; the token is written nowhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import grpc
+from opentelemetry import metrics, trace
+
+from gateway.config import GatewaySettings
+from gateway.tokens import Token, read_tokens
+from services.runtime import tls
+from services.runtime.errors import CallError, InvalidRequest, Overloaded
+from services.runtime.settings import SettingError
+from services.runtime.watched import BadFile, WatchedFiles
+
+log = logging.getLogger(__name__)
+
+_STREAM_RETRY_S = 1.0
+_ROUNDING = 1e-3  # characters; who comes back when he was told to is not refused for a nanosecond
+
+_refusals = metrics.get_meter("csm").create_counter(
+    "csm.gateway.refusals", "{call}", "calls refused for want of a token, or beyond a token's limits"
+)
+
+
+class _Usage:
+    """What one token name uses now."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.spent = 0.0  # characters of the last minute; leaks away at the token's rate
+        self.at = 0.0
+
+
+class Grant:
+    """A call that was let in. Its characters are given back unless it said `keep` before its end."""
+
+    def __init__(self) -> None:
+        self.kept = False
+
+    def keep(self) -> None:
+        """The chain has taken the text on."""
+        self.kept = True
+
+
+class Access(grpc.aio.ServerInterceptor):
+    """Refuses calls without a good token, as an interceptor; counts what they use, in `enter`.
+
+    Health and reflection are open to all. Without CSM_TOKENS_FILE everything is, on this machine, or
+    where CSM_INSECURE says so.
+    """
+
+    def __init__(self, settings: GatewaySettings, clock: Callable[[], float] = time.monotonic):
+        """Raises: SettingError."""
+        self._clock = clock
+        self._usage: dict[str, _Usage] = {}
+        self._caller: ContextVar[Token] = ContextVar("caller")
+        self._file: WatchedFiles[list[Token]] | None = None
+        if settings.tokens_file is not None:
+            path = Path(settings.tokens_file)
+            try:
+                self._file = WatchedFiles("tokens", [path], lambda: read_tokens(path))
+            except BadFile as error:
+                raise SettingError(f"CSM_TOKENS_FILE: {error}") from error
+        elif not tls.is_loopback(settings.listen):
+            if tls.NO_TOKENS not in tls.left_open(settings.insecure):
+                raise SettingError(
+                    f"CSM_LISTEN={settings.listen!r}: beyond this machine callers show tokens: "
+                    f"set CSM_TOKENS_FILE, or {tls.INSECURE}={tls.NO_TOKENS}"
+                )
+            log.warning("anybody may call, without a token, as %s asks", tls.INSECURE)
+
+    async def intercept_service(self, continuation, handler_call_details):
+        handler = await continuation(handler_call_details)
+        if self._file is None or handler is None or handler_call_details.method.startswith("/grpc."):
+            return handler
+        kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
+        behavior = getattr(handler, kind)
+
+        def checked(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            # Inside the call's span and its handling of errors, and in its own task.
+            token = self._identify(context.invocation_metadata())
+            trace.get_current_span().set_attribute("csm.token", token.name)
+            self._caller.set(token)
+            return behavior(request, context)
+
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(checked, handler.request_deserializer, handler.response_serializer)
+
+    def _identify(self, metadata: Any) -> Token:
+        shown = next((value for key, value in metadata or () if key == "authorization"), "")
+        scheme, _, secret = shown.partition(" ")
+        if scheme.lower() != "bearer" or not secret:
+            raise _unauthenticated("NO_TOKEN", "this server wants a bearer token in the metadata `authorization`")
+        digest = hashlib.sha256(secret.strip().encode()).digest()
+        found = None
+        # All are compared, in constant time each: how long it takes says nothing of the tokens there are.
+        for token in self._file.current():
+            for known in token.hashes:
+                if hmac.compare_digest(known, digest):
+                    found = token
+        if found is None:
+            raise _unauthenticated("WRONG_TOKEN", "this server does not know that token")
+        return found
+
+    @contextmanager
+    def enter(self, characters: int = 0) -> Iterator[Grant]:
+        """Hold one of the caller's places, and take `characters` from its minute, while the block runs.
+
+        Raises: CallError when the caller's token allows no more.
+        """
+        grant = Grant()
+        if self._file is None:
+            yield grant
+            return
+        token = self._caller.get(None)
+        if token is None:
+            raise _unauthenticated("NO_TOKEN", "nobody has looked at this call's token")
+        usage = self._usage.setdefault(token.name, _Usage())
+        if token.max_streams is not None and usage.calls >= token.max_streams:
+            raise _limited(
+                "TOKEN_STREAMS", f"token {token.name}: all {token.max_streams} places are taken", _STREAM_RETRY_S
+            )
+        self._spend(token, usage, characters)
+        usage.calls += 1
+        try:
+            yield grant
+        finally:
+            usage.calls -= 1
+            if not grant.kept:
+                usage.spent = max(0.0, usage.spent - characters)
+
+    def _spend(self, token: Token, usage: _Usage, characters: int) -> None:
+        limit = token.characters_per_minute
+        if limit is None:
+            return
+        if characters > limit:
+            _refusals.add(1, {"reason": "TOKEN_CHARACTERS"})
+            raise InvalidRequest(
+                "utterance.text", f"has {characters} characters, token {token.name} may have {limit} spoken a minute"
+            )
+        now = self._clock()
+        usage.spent = max(0.0, usage.spent - (now - usage.at) * limit / 60)
+        usage.at = now
+        if (over := usage.spent + characters - limit) > _ROUNDING:
+            text = f"token {token.name}: {characters} characters are more than is left of {limit} a minute"
+            raise _limited("TOKEN_CHARACTERS", text, over / limit * 60)
+        usage.spent += characters
+
+
+def _unauthenticated(reason: str, text: str) -> CallError:
+    _refusals.add(1, {"reason": reason})
+    return CallError(grpc.StatusCode.UNAUTHENTICATED, text, reason=reason)
+
+
+def _limited(reason: str, text: str, retry_after_s: float) -> Overloaded:
+    _refusals.add(1, {"reason": reason})
+    return Overloaded(text, retry_after_s, reason=reason, final=True)
