@@ -1,151 +1,26 @@
-"""The real chain, five processes, once for all tests here that look at what it tells of itself."""
+"""The real chain, once for all tests here that look at what it tells of itself."""
 
 from __future__ import annotations
 
 import asyncio
-import io
-import json
 import os
-import re
-import urllib.request
-import wave
-from dataclasses import dataclass, field
-from pathlib import Path
 
-import grpc
-import numpy as np
+import observed_chain
 import pytest
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-from rich.console import Console
-
-from gateway.client import ContextTurn, SpeechClient
-from gateway.exceptions import SpeechError
-from gateway.up import Plan, deployment, free_ports
-
-# Words that nobody else says, in what every caller here says.
-MARK = "zyxomma quillbright"
-SENTENCE = f"Hello, {MARK}."
-LONG = f"The {MARK} leaves at seven in the morning and stops at every small station on the way to the city. " * 4
-
-
-@dataclass
-class Observed:
-    """What left the processes. Keys of logs and pages are services' names."""
-
-    spans: list[tuple[str, object]] = field(default_factory=list)  # (service, OTLP span)
-    metrics: list[tuple[str, object]] = field(default_factory=list)  # (service, OTLP metric)
-    resources: dict[str, dict[str, str]] = field(default_factory=dict)
-    logs: dict[str, str] = field(default_factory=dict)
-    pages: dict[str, str] = field(default_factory=dict)  # what Prometheus would fetch
-    trace_id: str = ""  # of a request that went well
-    late_trace_id: str = ""  # of one whose deadline passed
-
-
-class Receiver(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2_grpc.MetricsServiceServicer):
-    """An OTLP endpoint that keeps everything."""
-
-    def __init__(self, observed: Observed):
-        self._observed = observed
-
-    async def Export(self, request, context):
-        is_trace = isinstance(request, trace_service_pb2.ExportTraceServiceRequest)
-        for each in request.resource_spans if is_trace else request.resource_metrics:
-            names = {a.key: a.value.string_value for a in each.resource.attributes}
-            service = names["service.name"].removeprefix("csm-")
-            self._observed.resources[service] = names
-            if is_trace:
-                self._observed.spans += [(service, span) for scope in each.scope_spans for span in scope.spans]
-            else:
-                self._observed.metrics += [(service, m) for scope in each.scope_metrics for m in scope.metrics]
-        if is_trace:
-            return trace_service_pb2.ExportTraceServiceResponse()
-        return metrics_service_pb2.ExportMetricsServiceResponse()
 
 
 @pytest.fixture(scope="session")
-def observe(tmp_path_factory):
-    """Run the chain with these settings, talk to it in many ways, stop it: Observed."""
-
-    def run(**environment: str) -> Observed:
-        folder = tmp_path_factory.mktemp("observed")
-        with pytest.MonkeyPatch.context() as patch:
-            for name in [name for name in os.environ if name.startswith(("CSM_", "OTEL_"))]:
-                patch.delenv(name)
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            return asyncio.run(_observe(folder, patch))
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def observed(observe):
-    """As `observe`, with every exporter on and all that can be logged."""
-    return observe(
-        CSM_METRICS_LISTEN="127.0.0.1:0", CSM_LOG_FORMAT="json", CSM_LOG_LEVEL="DEBUG", CSM_BACKBONE_TRACE_STEPS="3"
-    )
-
-
-async def _observe(folder: Path, patch: pytest.MonkeyPatch) -> Observed:
-    observed = Observed()
-    server, receiver = grpc.aio.server(), Receiver(observed)
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)
-    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(receiver, server)
-    patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
-    await server.start()
-    try:
-        async with deployment(Plan("embedded", free_ports(), folder), Console(quiet=True)) as running:
-            async with SpeechClient(running.address) as client:
-                await _talk(client, observed)
-            for path in (folder / "logs").glob("*.log"):
-                if found := re.search(r"metrics on (http://[\d.:]+/metrics)", path.read_text()):
-                    page = await asyncio.to_thread(urllib.request.urlopen, found[1])
-                    observed.pages[path.stem] = page.read().decode()
-    finally:
-        await server.stop(1)
-    observed.logs = {path.stem: path.read_text() for path in (folder / "logs").glob("*.log")}
-    return observed
-
-
-async def _talk(client: SpeechClient, observed: Observed) -> None:
-    """Every method, every way for a call to end that a caller can bring about."""
-    turn = ContextTurn(1, SENTENCE, _tone())
-    stream = client.stream(SENTENCE, speaker=0, seed=6, max_audio_ms=3000)
-    audio = b"".join([piece async for piece in stream])
-    observed.trace_id = stream.started.trace_id
-    assert len(audio) > 24_000
-    for _ in range(2):  # the second time, the clip is known
-        whole = await client.synthesize(SENTENCE, context=[turn], max_audio_ms=800, container="wav")
-    await client.verify(whole.audio)
-    await client.voices()
-    for bad in ({"temperature": -1.0}, {"context": [ContextTurn(0, SENTENCE, b"RIFF" + MARK.encode())]}):
-        with pytest.raises(SpeechError):
-            await client.synthesize(SENTENCE, **bad)
-    with pytest.raises(SpeechError):
-        await client.synthesize(LONG * 20)
-    left = client.stream(LONG)
-    async for _ in left:
-        break
-    left.cancel()
-    late = client.stream(LONG, timeout_s=0.8)
-    with pytest.raises(SpeechError):
-        async for _ in late:
-            pass
-    observed.late_trace_id = late.started.trace_id
-
-
-def _tone() -> bytes:
-    """Half a second of sound as WAV."""
-    held = io.BytesIO()
-    with wave.open(held, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(24_000)
-        file.writeframes((8000 * np.sin(np.arange(12_000) / 10)).astype("<i2").tobytes())
-    return held.getvalue()
-
-
-def records(log: str) -> list[dict]:
-    """A JSON log's records."""
-    return [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+def observed(tmp_path_factory):
+    """observed_chain.Observed, with every exporter on and all that can be logged."""
+    settings = {
+        "CSM_METRICS_LISTEN": "127.0.0.1:0",
+        "CSM_LOG_FORMAT": "json",
+        "CSM_LOG_LEVEL": "DEBUG",
+        "CSM_BACKBONE_TRACE_STEPS": "3",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("CSM_", "OTEL_"))]:
+            patch.delenv(name)
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        return asyncio.run(observed_chain.observe(tmp_path_factory.mktemp("observed"), patch))

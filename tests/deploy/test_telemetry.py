@@ -1,0 +1,145 @@
+"""deploy/telemetry.md against what five real processes export; and what must never be in it."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+import telemetry_tables as tables
+from observed_chain import MARK, records
+from opentelemetry.proto.trace.v1 import trace_pb2
+from prometheus_client.parser import text_string_to_metric_families
+
+KINDS = {"sum": "counter", "gauge": "gauge", "histogram": "histogram"}
+SCOPE = {"otel_scope_name", "otel_scope_version", "otel_scope_schema_url"}
+
+
+def kind_of(span) -> str:
+    return trace_pb2.Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_").lower()
+
+
+def code_of(span) -> int | None:
+    return next((a.value.int_value for a in span.attributes if a.key == "rpc.grpc.status_code"), None)
+
+
+def test_metrics_by_otlp_are_those_of_the_table(observed):
+    seen, services = {}, defaultdict(set)
+    for service, metric in observed.metrics:
+        kind = metric.WhichOneof("data")
+        labels = {a.key.replace(".", "_") for point in getattr(metric, kind).data_points for a in point.attributes}
+        _, _, before = seen.get(metric.name, ("", "", set()))
+        seen[metric.name] = KINDS[kind], metric.unit, before | labels
+        services[metric.name].add(service)
+    assert seen == {row.name: (row.type, row.unit, set(row.labels)) for row in tables.metrics()}
+    assert services == {row.name: set(row.services) for row in tables.metrics()}
+
+
+def test_metrics_for_prometheus_are_those_of_the_table(observed):
+    seen, services = {}, defaultdict(set)
+    for service, page in observed.pages.items():
+        for family in text_string_to_metric_families(page):
+            if not family.name.startswith("csm_"):
+                continue
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = {label for sample in family.samples for label in sample.labels} - SCOPE - {"le"}
+            seen[name] = family.type, seen.get(name, ("", set()))[1] | labels
+            services[name].add(service)
+    assert seen == {row.exposed: (row.type, set(row.labels)) for row in tables.metrics()}
+    assert services == {row.exposed: set(row.services) for row in tables.metrics()}
+
+
+def test_every_process_says_who_it_is(observed):
+    assert set(observed.resources) == set(observed.pages) == set(tables.SERVICES)
+    instances = {names["service.instance.id"] for names in observed.resources.values()}
+    assert len(instances) == len(tables.SERVICES)
+    for service, page in observed.pages.items():
+        (info,) = [sample for family in text_string_to_metric_families(page) if family.name == "target_info"
+                   for sample in family.samples]  # fmt: skip
+        assert info.labels["service_name"] == f"csm-{service}" and info.labels["service_namespace"] == "csm"
+        assert info.labels["service_instance_id"] == observed.resources[service]["service.instance.id"]
+
+
+def test_spans_are_those_of_the_table(observed):
+    seen = {}
+    for service, span in observed.spans:
+        attributes, events = seen.setdefault((service, span.name, kind_of(span)), (set(), set()))
+        attributes |= {a.key for a in span.attributes}
+        events |= {event.name for event in span.events}
+    assert seen == tables.spans()
+
+
+def test_attributes_and_events_are_those_of_the_tables(observed):
+    types, events = {}, {}
+    for _, span in observed.spans:
+        types |= {a.key: a.value.WhichOneof("value").removesuffix("_value") for a in span.attributes}
+        for event in span.events:
+            events.setdefault(event.name, set()).update(a.key for a in event.attributes)
+    assert types == tables.attributes()
+    assert events == tables.events()
+
+
+def test_numbers_are_those_of_the_talk(observed):
+    """What the caller did (observed_chain._talk) is what the metrics say, however each call ended."""
+    calls, finished, lookups = defaultdict(int), {}, {}
+    for family in text_string_to_metric_families(observed.pages["gateway"] + observed.pages["tokenizer"]):
+        for sample in family.samples:
+            if sample.name == "csm_rpc_duration_seconds_count":
+                calls[sample.labels["rpc_method"], sample.labels["code"]] += int(sample.value)
+            elif sample.name == "csm_request_finished_total":
+                finished[sample.labels["finish_reason"]] = sample.value
+            elif sample.name == "csm_tokenizer_cache_lookups_total":
+                lookups[sample.labels["result"]] = sample.value
+            elif sample.name.endswith("_active"):
+                assert sample.value == 0, sample
+    # Which of the two a deadline is depends on whose clock is first, by a little.
+    broken_off = calls.pop(("StreamSynthesize", "CANCELLED"), 0) + calls.pop(("StreamSynthesize", "DEADLINE_EXCEEDED"), 0)
+    assert broken_off == observed.broken_off
+    told = {key: count for key, count in calls.items() if key[0] in ("StreamSynthesize", "Synthesize", "VerifyWatermark")}
+    assert told == {
+        ("StreamSynthesize", "OK"): 1,
+        ("Synthesize", "OK"): 2,
+        ("Synthesize", "INVALID_ARGUMENT"): 3,
+        ("VerifyWatermark", "OK"): 1,
+    }
+    assert sum(finished.values()) == 3
+    assert lookups == {"hit": 1, "miss": 1}
+
+
+def test_steps_are_roots_linked_to_the_requests_in_them(observed):
+    generates = {span.span_id for service, span in observed.spans
+                 if service == "backbone" and span.name.endswith("/Generate")}  # fmt: skip
+    steps = [span for _, span in observed.spans if span.name == "csm.backbone.step"]
+    assert steps and all(not span.parent_span_id for span in steps)
+    assert {link.span_id for span in steps for link in span.links} <= generates
+    ours = [span for span in steps if observed.trace_id in {link.trace_id.hex() for link in span.links}]
+    assert len(ours) >= 3  # one step in three, of a second of speech and more
+    assert len({span.trace_id for span in steps}) == len(steps)
+
+
+def test_a_deadline_ends_every_hop(observed):
+    codes = {(service, span.name, code_of(span)) for service, span in observed.spans
+             if span.trace_id.hex() == observed.late_trace_id and code_of(span) is not None}  # fmt: skip
+    assert {service for service, _, _ in codes} == set(tables.SERVICES)
+    assert {code for _, name, code in codes if not name.endswith("/Tokenize")} <= {1, 4}, codes
+
+
+def test_nothing_that_leaves_holds_what_callers_said(observed):
+    words = re.compile("|".join(MARK.split()), re.IGNORECASE)
+    for service, log in observed.logs.items():
+        assert records(log) and not words.search(log), service
+    for _, span in observed.spans:
+        assert not words.search(str(span)), span
+    for _, metric in observed.metrics:
+        assert not words.search(str(metric)), metric
+    for page in observed.pages.values():
+        assert not words.search(page)
+
+
+def test_logs_are_json_and_know_their_trace(observed):
+    for service, log in observed.logs.items():
+        assert all(line.startswith("{") for line in log.splitlines()), service
+        ended = [record for record in records(log) if record.get("code")]
+        assert ended and all(record["trace_id"] and record["span_id"] and record["rpc"] for record in ended)
+    late = [record for record in records(observed.logs["gateway"]) if record.get("trace_id") == observed.late_trace_id]
+    assert [record["rpc"] for record in late] == ["/csm.speech.v1.SpeechService/StreamSynthesize"]
+
