@@ -24,6 +24,10 @@ STAGES = ("tokenizer", "backbone", "codec", "watermark")
 DEFAULT_PORT = 50050
 NOISE = "This bundle's weights are random: what it says is noise."
 _HOST = "127.0.0.1"
+_ELSEWHERE = (
+    "CSM_TLS_CERT_FILE", "CSM_TLS_KEY_FILE", "CSM_TLS_CLIENT_CA_FILE", "CSM_HEALTH_LISTEN", "CSM_TOKENS_FILE",
+    "CSM_UPSTREAM_CA_FILE", "CSM_UPSTREAM_CERT_FILE", "CSM_UPSTREAM_KEY_FILE",
+)
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,8 @@ def _common_env(plan: Plan) -> dict[str, str]:
         "CSM_GRACE_S": os.environ.get("CSM_GRACE_S", "5"),
         "CSM_MODEL": plan.model,
         **{f"CSM_{name.upper()}_ADDRESS": plan.address(name) for name in STAGES},
+        # Nothing leaves this machine: TLS and tokens that the environment names are for calls elsewhere.
+        **dict.fromkeys(_ELSEWHERE, ""),
     }
 
 
