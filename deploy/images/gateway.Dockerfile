@@ -1,0 +1,31 @@
+# The front door: SpeechService, the chain behind it, and the `csm` command. No model, no torch.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+WORKDIR /src
+# Dependencies first, from a project that is still empty: a change of code leaves this layer alone.
+# pip's own configuration says where packages come from; it stays out of the image.
+COPY pyproject.toml constraints.txt ./
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    --mount=type=cache,target=/root/.cache/pip \
+    touch README.md \
+    && python3 -m venv /opt/venv \
+    && /opt/venv/bin/pip install -c constraints.txt '.[gateway]'
+COPY protos/csm /opt/csm/csm
+COPY services/__init__.py /opt/csm/services/
+COPY services/runtime /opt/csm/services/runtime
+COPY gateway /opt/csm/gateway
+COPY models/*.py /opt/csm/models/
+COPY models/csm-1b/bundle.toml /opt/csm/models/csm-1b/
+RUN /opt/venv/bin/python -m compileall -q /opt/csm
+
+FROM ${BASE}
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build /opt/csm /opt/csm
+# The root file system is read-only: what libraries must write goes to /tmp.
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
+    PYTHONPATH=/opt/csm PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    HOME=/tmp
+WORKDIR /opt/csm
+USER 10001:10001
+ENTRYPOINT ["python", "-m", "gateway"]

@@ -1,0 +1,32 @@
+# Fills the volume that the services mount read-only: run once, by a Job.
+# The only image with weights inside, those of the bundle that ships (45 MB); other bundles are
+# downloaded at the revisions their bundle.toml names.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+WORKDIR /src
+COPY pyproject.toml constraints.txt ./
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    --mount=type=cache,target=/root/.cache/pip \
+    touch README.md \
+    && python3 -m venv /opt/venv \
+    && /opt/venv/bin/pip install -c constraints.txt '.[models]'
+COPY services/__init__.py /opt/csm/services/
+COPY services/runtime/__init__.py services/runtime/settings.py /opt/csm/services/runtime/
+COPY models/*.py /opt/csm/models/
+COPY models/csm-1b/bundle.toml /opt/csm/models/csm-1b/
+COPY models/embedded/bundle.toml models/embedded/tokenizer.json /opt/csm/models/embedded/
+COPY models/embedded/generator /opt/csm/models/embedded/generator
+COPY models/embedded/mimi /opt/csm/models/embedded/mimi
+COPY models/embedded/watermark /opt/csm/models/embedded/watermark
+RUN /opt/venv/bin/python -m compileall -q /opt/csm
+
+FROM ${BASE}
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build /opt/csm /opt/csm
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
+    PYTHONPATH=/opt/csm PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    HOME=/tmp
+WORKDIR /opt/csm
+USER 10001:10001
+ENTRYPOINT ["python", "-m", "models.fetch"]
