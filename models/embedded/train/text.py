@@ -4,7 +4,7 @@ Alignment (which letters sound now) is learnt fastest when the text covers the w
 repeats, so most lines are made, not quoted: chains over a bigram table (modern vocabulary, local
 word order), bare word lists, templates with numbers, dates, times, prices and names, and a share
 of book and chat sentences. Digits stay digits: the teacher reads them out, and the model learns
-to do the same from the pairs. `HELD_OUT` sentences, used for scoring, are never yielded.
+to do the same from the pairs. `HELD_OUT` and `ACCEPTANCE` sentences, used for scoring, are never yielded.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HELD_OUT = json.loads((Path(__file__).parent / "held_out.json").read_text())
+_SENTENCES = Path(__file__).parents[3] / "tests/voice/sentences.json"
+ACCEPTANCE = [row["text"] for row in json.loads(_SENTENCES.read_text())]  # what `make voice-test` says
 MAX_CHARACTERS = 200
 MONTHS = "January February March April May June July August September October November December".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
@@ -65,7 +67,7 @@ class Writer:
         self.books: list[str] = (folder / "books.txt").read_text().splitlines()
         self.chats: list[str] = (folder / "chats.txt").read_text().splitlines()
         self.starts = [w for w in self.chains if len(self.chains[w][0]) >= 3]
-        self.held_out = {_key(s) for s in HELD_OUT}
+        self.held_out = {_key(s) for s in [*HELD_OUT, *ACCEPTANCE]}
 
     def __iter__(self) -> Iterator[str]:
         kinds = [self.chain, self.word_list, self.template, self.book, self.chat, self.numbers, self.short]
