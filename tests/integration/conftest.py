@@ -23,17 +23,22 @@ from services.runtime.settings import ServerSettings, read
 
 
 class FakeChain:
-    """`speech` is a stub of the gateway; `board` gives orders to the stages behind it."""
+    """`speech` is a stub of the gateway; `board` gives orders to the stages behind it.
+
+    stage_settings: of all four. credentials: of our own channel to the gateway. metadata: of the call that waits for it.
+    """
 
     def __init__(self, board: Board):
         self.board = board
+        self.stage_settings: dict = {}
+        self.credentials = self.metadata = None
         self.servers: dict[str, StageServer] = {}
         self.addresses: dict[str, str] = {}
 
     async def start_stage(self, name: str) -> None:
         """Start one stage, on its old port when it had one."""
         servicer, add = servicers(self.board)[name]
-        settings = read(ServerSettings, environ={}, listen=self.addresses.get(name, "127.0.0.1:0"))
+        settings = read(ServerSettings, environ={}, listen=self.addresses.get(name, "127.0.0.1:0"), **self.stage_settings)
         server = StageServer(
             Stage(f"csm.{name}.v1.{name.capitalize()}Service", lambda grpc_server: add(servicer, grpc_server)), settings
         )
@@ -61,12 +66,13 @@ class FakeChain:
         self.servers["gateway"] = gateway
         self.addresses["gateway"] = await gateway.start()
         await self.stages.check()
-        channel = open_channel(self.addresses["gateway"])
+        channel = open_channel(self.addresses["gateway"], credentials=self.credentials)
         stack.push_async_callback(channel.close)
         self.channel = channel
         self.speech = speech_pb2_grpc.SpeechServiceStub(channel)
         if self.stages.info is not None:
-            await self.speech.ListVoices(speech_pb2.ListVoicesRequest(), timeout=10, wait_for_ready=True)
+            ask = speech_pb2.ListVoicesRequest()
+            await self.speech.ListVoices(ask, timeout=10, wait_for_ready=True, metadata=self.metadata)
 
 
 @pytest.fixture
@@ -76,7 +82,7 @@ async def board():
 
 @pytest.fixture
 async def open_chain(board):
-    """Call it to start the chain; keyword arguments are settings of the gateway."""
+    """Call it to start the chain; keyword arguments are settings of the gateway, but for the chain's own."""
     async with AsyncExitStack() as stack:
         chain = FakeChain(board)
 
@@ -85,7 +91,8 @@ async def open_chain(board):
 
         stack.push_async_callback(stop_all)
 
-        async def start(**overrides) -> FakeChain:
+        async def start(*, stage_settings=(), credentials=None, metadata=None, **overrides) -> FakeChain:
+            chain.stage_settings, chain.credentials, chain.metadata = dict(stage_settings), credentials, metadata
             for name in ("tokenizer", "backbone", "codec", "watermark"):
                 await chain.start_stage(name)
             await chain.start_gateway(stack, **overrides)

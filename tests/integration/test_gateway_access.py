@@ -1,0 +1,198 @@
+"""Tokens and TLS of the whole chain in this process: fake stages, the real gateway, the real client."""
+
+import asyncio
+import logging
+
+import grpc
+import pytest
+from authority import Authority
+from csm.common.v1 import common_pb2
+from csm.speech.v1 import speech_pb2
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from opentelemetry.trace import SpanKind
+
+from gateway import exceptions
+from gateway.client import SpeechClient
+from gateway.config import GatewaySettings
+from gateway.stages import Stages
+from models.bundle import load_bundle
+from services.runtime import channels, tls
+from services.runtime.errors import Overloaded, Unavailable, rich_details
+from services.runtime.settings import SettingError, read
+
+RADIO, NEXT_RADIO, TV = "the-token-of-the-radio", "the-next-token-of-the-radio", "the-token-of-television"
+SPEECH = "csm.speech.v1.SpeechService"
+
+
+def shows(token):
+    return (("authorization", f"Bearer {token}"),)
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    file = tmp_path / "tokens.toml"
+    file.write_text(
+        f'[radio]\ntoken = ["{RADIO}", "{NEXT_RADIO}"]\nmax_streams = 1\n'
+        f'[tv]\ntoken = "{TV}"\ncharacters_per_minute = 8\n'
+    )
+    return file
+
+
+@pytest.fixture
+async def chain(open_chain, tokens):
+    return await open_chain(tokens_file=str(tokens), metadata=shows(TV))
+
+
+def utterance(text="hello"):
+    return speech_pb2.StreamSynthesizeRequest(utterance=speech_pb2.Utterance(text=text))
+
+
+async def frames(call):
+    return sum([1 async for response in call if response.HasField("audio")])
+
+
+async def fails(call):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        if hasattr(call, "read"):
+            await call.read()
+        else:
+            await call
+    return caught.value
+
+
+def reason(error):
+    return next(d.reason for d in rich_details(error) if isinstance(d, error_details_pb2.ErrorInfo))
+
+
+@pytest.mark.parametrize(("metadata", "why"), [(None, "NO_TOKEN"), (shows("not-a-token-of-anyone"), "WRONG_TOKEN")])
+async def test_every_method_wants_a_token(chain, board, metadata, why):
+    methods = speech_pb2.DESCRIPTOR.services_by_name["SpeechService"].methods
+    assert len(methods) >= 4
+    for method in methods:
+        request = getattr(speech_pb2, method.input_type.name)()
+        error = await fails(getattr(chain.speech, method.name)(request, timeout=10, metadata=metadata))
+        assert error.code() is grpc.StatusCode.UNAUTHENTICATED and reason(error) == why
+    assert not board.requests
+
+
+async def test_health_and_reflection_want_none(chain):
+    health = health_pb2_grpc.HealthStub(chain.channel)
+    for name in ("liveness", "readiness"):
+        answer = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+    def services():
+        with grpc.insecure_channel(chain.addresses["gateway"]) as channel:
+            return list(ProtoReflectionDescriptorDatabase(channel).get_services())
+
+    assert SPEECH in await asyncio.to_thread(services)
+
+
+async def test_all_tokens_of_a_name_are_good_and_spans_carry_the_name_alone(chain, spans, caplog):
+    caplog.set_level(logging.DEBUG)
+    for token in (RADIO, NEXT_RADIO):
+        assert await frames(chain.speech.StreamSynthesize(utterance(), timeout=10, metadata=shows(token)))
+    await fails(chain.speech.StreamSynthesize(utterance(), timeout=10, metadata=shows(RADIO + "x")))
+    served = [span for span in spans() if span.kind is SpanKind.SERVER and SPEECH in span.name]
+    assert [span.attributes.get("csm.token") for span in served] == ["radio", "radio", None]
+    written = caplog.text + "".join(span.to_json() for span in spans())
+    assert RADIO not in written and NEXT_RADIO not in written
+
+
+async def test_tokens_are_exchanged_while_a_stream_runs(chain, board, tokens, caplog):
+    board.gate = 2
+    call = chain.speech.StreamSynthesize(utterance(), timeout=30, metadata=shows(RADIO))
+    await call.read()
+    whole = f'[radio]\ntoken = "{NEXT_RADIO}"\n'
+    tokens.write_text(whole[:-5])  # half written
+    ask = speech_pb2.ListVoicesRequest()
+    await chain.speech.ListVoices(ask, timeout=5, metadata=shows(RADIO))
+    (warning,) = [record.message for record in caplog.records if "stay in use" in record.message]
+    assert "tokens.toml" in warning and "token-of" not in warning
+    tokens.write_text(whole)
+    await chain.speech.ListVoices(ask, timeout=5, metadata=shows(NEXT_RADIO))
+    for gone in (RADIO, TV):
+        error = await fails(chain.speech.ListVoices(ask, timeout=5, metadata=shows(gone)))
+        assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+    board.gate = None
+    board.touch()
+    assert await frames(call) >= board.frames - 2
+
+
+async def test_beyond_its_streams_a_token_is_told_when_to_come_back_and_is_not_tried_again(chain, board, spans):
+    board.gate = 2
+    first = chain.speech.StreamSynthesize(utterance(), timeout=30, metadata=shows(RADIO))
+    await first.read()
+    error = await fails(chain.speech.StreamSynthesize(utterance(), timeout=10, metadata=shows(NEXT_RADIO)))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and reason(error) == "TOKEN_STREAMS"
+    assert any(isinstance(d, error_details_pb2.RetryInfo) for d in rich_details(error))
+    refused = [span for span in spans() if span.kind is SpanKind.SERVER and span.name.endswith("/StreamSynthesize")]
+    assert len(refused) == 1
+    board.gate = None
+    board.touch()
+    await frames(first)
+    assert await frames(chain.speech.StreamSynthesize(utterance(), timeout=10, metadata=shows(RADIO)))
+
+
+async def test_beyond_its_characters_a_token_is_told_when_to_come_back(chain, board):
+    board.refuse["codec"] = Overloaded("full", 1)
+    await fails(chain.speech.StreamSynthesize(utterance("hello"), timeout=10, metadata=shows(TV)))
+    board.refuse.clear()
+    # What was refused was not counted; what is spoken is.
+    assert await frames(chain.speech.StreamSynthesize(utterance("hello"), timeout=10, metadata=shows(TV)))
+    error = await fails(chain.speech.StreamSynthesize(utterance("hello"), timeout=10, metadata=shows(TV)))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and reason(error) == "TOKEN_CHARACTERS"
+    (retry,) = [d for d in rich_details(error) if isinstance(d, error_details_pb2.RetryInfo)]
+    assert 0 < retry.retry_delay.ToMilliseconds() <= 15_000
+
+
+@pytest.mark.parametrize("refusal", [Overloaded("full", 1), Unavailable("gone")], ids=["full", "gone"])
+async def test_a_stage_is_tried_by_the_gateway_and_not_again_by_its_caller(open_chain, board, refusal):
+    chain = await open_chain()
+    board.refuse["backbone"] = refusal
+    await fails(chain.speech.StreamSynthesize(utterance(), timeout=10))
+    tries = channels._SERVICE_CONFIG["methodConfig"][0]["retryPolicy"]["maxAttempts"]
+    assert board.calls["backbone"] == tries
+    async with SpeechClient(chain.addresses["gateway"]) as client:
+        with pytest.raises(exceptions.SpeechError):
+            await client.synthesize("hello")
+    assert board.calls["backbone"] == 2 * tries
+
+
+async def test_mutual_tls_on_every_hop_and_a_token(open_chain, board, tmp_path, tokens):
+    authority = Authority()
+    ca = authority.write(tmp_path)
+    server = dict(zip(("tls_cert_file", "tls_key_file"), authority.issue().write(tmp_path, "server"), strict=True))
+    server["tls_client_ca_file"] = ca
+    cert, key = authority.issue("gateway.example").write(tmp_path, "gateway")
+    files = tls.ClientFiles(ca, *authority.issue("caller.example").write(tmp_path, "caller"))
+    chain = await open_chain(
+        stage_settings=server, **server, tokens_file=str(tokens), metadata=shows(TV),
+        upstream_ca_file=ca, upstream_cert_file=cert, upstream_key_file=key,
+        credentials=tls.watched_channel_credentials(files),
+    )
+    address, credentials = chain.addresses["gateway"], tls.channel_credentials(files)
+    async with SpeechClient(address, credentials=credentials, token=lambda: RADIO) as client:
+        await client.wait_ready(5)
+        answer = await client.synthesize("hello")
+        assert answer.summary.frames == board.frames
+        assert answer.summary.finish_reason == common_pb2.FINISH_REASON_END_OF_SPEECH
+    async with SpeechClient(address, credentials=credentials) as client:
+        with pytest.raises(exceptions.Unauthenticated) as caught:
+            await client.voices()
+        assert caught.value.reason == "NO_TOKEN"
+    async with SpeechClient(address, credentials=tls.channel_credentials(tls.ClientFiles(ca))) as client:
+        with pytest.raises(exceptions.Unavailable):
+            await client.voices(timeout_s=5)
+
+
+async def test_stages_beyond_this_machine_want_tls_or_plaintext_by_name(caplog):
+    bundle, beyond = load_bundle("embedded"), {"backbone": "backbone.example:50052"}
+    with pytest.raises(SettingError, match=r"CSM_BACKBONE_ADDRESS='backbone.*CSM_UPSTREAM_CA_FILE, or CSM_INSECURE"):
+        Stages(read(GatewaySettings, {}, **beyond), bundle)
+    with pytest.raises(SettingError, match=r"CSM_UPSTREAM_CA_FILE, .*none.crt: No such file"):
+        Stages(read(GatewaySettings, {}, **beyond, upstream_ca_file="none.crt"), bundle)
+    async with Stages(read(GatewaySettings, {}, **beyond, insecure="plaintext"), bundle):
+        assert "calls backbone in plaintext beyond this machine" in caplog.text

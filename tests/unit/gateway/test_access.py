@@ -1,0 +1,168 @@
+"""Limits of tokens against a clock of the test's own."""
+
+import asyncio
+from types import SimpleNamespace
+
+import grpc
+import pytest
+
+from gateway import access
+from gateway.access import Access
+from gateway.config import GatewaySettings
+from services.runtime.errors import CallError, InvalidRequest, Overloaded
+from services.runtime.settings import SettingError, read
+
+RADIO, TV = "the-token-of-the-radio", "the-token-of-television"
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def refusals(monkeypatch):
+    counted = []
+    monkeypatch.setattr(access, "_refusals", SimpleNamespace(add=lambda _, labels: counted.append(labels["reason"])))
+    return counted
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def guarded(tmp_path, clock):
+    """call(token, work): run `work(access)` as a call that shows `token`."""
+    file = tmp_path / "tokens.toml"
+    file.write_text(
+        f'[radio]\ntoken = "{RADIO}"\nmax_streams = 2\ncharacters_per_minute = 60\n[tv]\ntoken = "{TV}"\n'
+    )
+    guard = Access(read(GatewaySettings, {}, tokens_file=str(file)), clock)
+
+    async def call(token, work, *, metadata=None, method="/csm.speech.v1.SpeechService/Synthesize"):
+        async def behavior(request, context):
+            return await work(guard)
+
+        async def continuation(_):
+            return grpc.unary_unary_rpc_method_handler(behavior)
+
+        handler = await guard.intercept_service(continuation, SimpleNamespace(method=method))
+        if metadata is None:
+            metadata = (("authorization", f"Bearer {token}"),)
+        context = SimpleNamespace(invocation_metadata=lambda: metadata)
+
+        async def run():  # in a task of its own, as gRPC runs a call
+            return await handler.unary_unary(None, context)
+
+        return await asyncio.get_running_loop().create_task(run())
+
+    return call
+
+
+def speak(characters, *, kept=True):
+    async def work(guard):
+        with guard.enter(characters) as grant:
+            if kept:
+                grant.keep()
+
+    return work
+
+
+async def test_characters_come_back_at_the_rate_of_the_limit(guarded, clock, refusals):
+    await guarded(RADIO, speak(50))
+    with pytest.raises(Overloaded) as caught:
+        await guarded(RADIO, speak(30))
+    assert caught.value.retry_after_s == pytest.approx(20) and caught.value.reason == "TOKEN_CHARACTERS"
+    assert caught.value.final and refusals == ["TOKEN_CHARACTERS"]
+    await guarded(RADIO, speak(10))
+    clock.now += 20  # 60 spent, 20 leaked
+    await guarded(RADIO, speak(20))
+    with pytest.raises(Overloaded):
+        await guarded(RADIO, speak(1))
+    clock.now += 3600  # an idle hour saves up one minute
+    await guarded(RADIO, speak(60))
+    with pytest.raises(Overloaded):
+        await guarded(RADIO, speak(1))
+
+
+@pytest.mark.parametrize("spent", [1, 7, 33, 59])
+async def test_who_comes_back_when_told_to_gets_in(guarded, clock, spent):
+    await guarded(RADIO, speak(60))
+    with pytest.raises(Overloaded) as caught:
+        await guarded(RADIO, speak(spent))
+    clock.now += int(caught.value.retry_after_s * 1e9) / 1e9  # as RetryInfo carries it
+    await guarded(RADIO, speak(spent))
+
+
+async def test_a_text_that_can_never_pass_is_no_overload(guarded, refusals):
+    with pytest.raises(InvalidRequest, match="has 61 characters, token radio may have 60"):
+        await guarded(RADIO, speak(61))
+    assert refusals == ["TOKEN_CHARACTERS"]
+
+
+async def test_what_the_chain_did_not_take_on_is_given_back(guarded):
+    for _ in range(5):
+        await guarded(RADIO, speak(60, kept=False))
+    await guarded(RADIO, speak(60))
+
+
+async def test_places_are_held_for_as_long_as_calls_run(guarded, refusals):
+    release, entered = asyncio.Event(), []
+
+    async def hold(guard):
+        with guard.enter():
+            entered.append(1)
+            await release.wait()
+
+    running = [asyncio.create_task(guarded(RADIO, hold)) for _ in range(2)]
+    while len(entered) < 2:
+        await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="token radio: all 2 places are taken"):
+        await guarded(RADIO, speak(1))
+    assert refusals == ["TOKEN_STREAMS"]
+    await guarded(TV, speak(10_000))  # another's, without limits
+    running[0].cancel()
+    await asyncio.gather(running[0], return_exceptions=True)
+    await guarded(RADIO, speak(1))
+    release.set()
+    await running[1]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ((), "NO_TOKEN"),
+        (None, "WRONG_TOKEN"),
+        ((("authorization", RADIO),), "NO_TOKEN"),
+        ((("authorization", f"Basic {RADIO}"),), "NO_TOKEN"),
+        ((("authorization", "Bearer "),), "NO_TOKEN"),
+        ((("authorization", f"Bearer {RADIO}x"),), "WRONG_TOKEN"),
+    ],
+)
+async def test_calls_without_a_good_token_are_refused(guarded, refusals, metadata, reason):
+    with pytest.raises(CallError) as caught:
+        await guarded("some-token-or-other", speak(1), metadata=metadata)
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAUTHENTICATED, reason)
+    assert refusals == [reason]
+    await guarded(RADIO, speak(1), metadata=(("authorization", f"bearer {RADIO}"),))
+
+
+async def test_a_call_that_nobody_looked_at_gets_no_place(guarded):
+    """The servicer without its interceptor is shut, not open."""
+    with pytest.raises(CallError, match="nobody has looked"):
+        await guarded(RADIO, speak(1), method="/grpc.health.v1.Health/Check")
+
+
+def test_without_tokens_only_this_machine_unless_asked_for(caplog):
+    Access(read(GatewaySettings, {}))
+    with pytest.raises(SettingError, match="set CSM_TOKENS_FILE, or CSM_INSECURE=no-tokens") as caught:
+        Access(read(GatewaySettings, {}, listen="0.0.0.0:50050", insecure="plaintext"))
+    assert "\n" not in str(caught.value) and not caplog.records
+    Access(read(GatewaySettings, {}, listen="0.0.0.0:50050", insecure="no-tokens"))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    with pytest.raises(SettingError, match=r"CSM_TOKENS_FILE: none.toml: No such file"):
+        Access(read(GatewaySettings, {}, tokens_file="none.toml"))
