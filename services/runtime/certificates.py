@@ -52,7 +52,7 @@ def read_authorities(ca_file: str | Path) -> bytes:
     """The certificates to trust, PEM. Raises: CertificateError."""
     authorities = _bytes(ca_file)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=authorities.decode("ascii", "replace"))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=authorities.decode("ascii", "ignore"))
     except (ssl.SSLError, ValueError) as error:
         why = (getattr(error, "reason", None) or str(error)).lower().replace("_", " ")
         raise CertificateError(f"{ca_file}: not PEM certificates ({why})") from None
@@ -68,6 +68,13 @@ def expires(chain: bytes) -> datetime:
     if found is None:
         raise ValueError("no PEM certificate")
     certificate = base64.b64decode(found[1])
+    try:
+        return _expires(certificate)
+    except IndexError as error:
+        raise ValueError("not an X.509 certificate") from error
+
+
+def _expires(certificate: bytes) -> datetime:
     _, to_be_signed, _ = _element(certificate, _element(certificate, 0)[1])
     tag, inside, after = _element(certificate, to_be_signed)
     if tag == _VERSION:

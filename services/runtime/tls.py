@@ -6,18 +6,35 @@ Plaintext stays on this machine unless it is asked for by name (CSM_INSECURE=pla
 from __future__ import annotations
 
 import ipaddress
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
+from opentelemetry import metrics
 
 from services.runtime import certificates
-from services.runtime.certificates import CertificateError
+from services.runtime.certificates import CertificateError, KeyPair
 from services.runtime.settings import ServerSettings, SettingError
 from services.runtime.watched import WatchedFiles
 
+log = logging.getLogger(__name__)
 INSECURE = "CSM_INSECURE"
 PLAINTEXT, NO_TOKENS = "plaintext", "no-tokens"
+
+_ends: dict[str, datetime] = {}  # when the certificate expires that is shown to callers, and to those we call
+
+
+def _remaining(_: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+    now = datetime.now(UTC)
+    return [metrics.Observation((end - now).total_seconds(), {"shown_to": who}) for who, end in dict(_ends).items()]
+
+
+metrics.get_meter("csm").create_observable_gauge(
+    "csm.tls.certificate.remaining", [_remaining], "s", "until the certificate in use expires; negative: since it did"
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +57,7 @@ def channel_credentials(files: ClientFiles) -> grpc.ChannelCredentials:
     """What the files hold now. Raises: CertificateError."""
     if bool(files.cert) != bool(files.key):
         raise CertificateError(f"{files.cert or files.key}: a certificate and its key are given together or not at all")
-    pair = certificates.read_pair(files.cert, files.key) if files.cert else None
+    pair = _pair("servers", files.cert, files.key) if files.cert else None
     return grpc.ssl_channel_credentials(
         root_certificates=certificates.read_authorities(files.ca) if files.ca else None,
         private_key=pair.key if pair else None,
@@ -67,7 +84,7 @@ def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | Non
         raise SettingError(f"{missing} is not set: TLS needs both a certificate and its key")
 
     def load() -> grpc.ServerCertificateConfiguration:
-        pair = certificates.read_pair(cert, key)
+        pair = _pair("callers", cert, key)
         authorities = certificates.read_authorities(ca) if ca else None
         return grpc.ssl_server_certificate_configuration([(pair.key, pair.chain)], authorities)
 
@@ -86,6 +103,18 @@ def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | Non
         return now if changed else None
 
     return grpc.dynamic_ssl_server_credentials(given, renewed, require_client_authentication=bool(ca))
+
+
+def _pair(shown_to: str, cert: str | Path, key: str | Path) -> KeyPair:
+    pair = certificates.read_pair(cert, key)
+    try:
+        _ends[shown_to] = end = certificates.expires(pair.chain)
+    except ValueError as error:
+        log.warning("%s: cannot tell when this certificate expires (%s)", cert, error)
+        return pair
+    if end <= datetime.now(UTC):  # no reason to stop here: those whom it is shown to go by their own clocks
+        log.warning("%s: this certificate expired on %s", cert, end.isoformat())
+    return pair
 
 
 def require_private(variable: str, address: str, remedy: str, insecure: str | None) -> None:

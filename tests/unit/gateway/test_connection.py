@@ -1,0 +1,110 @@
+"""How a command's options and environment become a client: TLS, tokens, and what stays shut by default."""
+
+import subprocess
+import sys
+
+import pytest
+from authority import Authority
+from fake_speech import serving
+
+from gateway import connection, exceptions
+from gateway.client import SpeechClient
+
+TOKEN = "a-token-nobody-knows"
+VARIABLES = ("CSM_TLS_CA_FILE", "CSM_TLS_CERT_FILE", "CSM_TLS_KEY_FILE", "CSM_TOKEN", "CSM_INSECURE", "CSM_ADDRESS")
+
+
+@pytest.fixture
+def client(monkeypatch):
+    """client(options, **environment)"""
+
+    def make(*options, **environment):
+        for name in VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        return connection.client(connection.arguments().parse_args([str(option) for option in options]))
+
+    return make
+
+
+@pytest.fixture
+async def guarded(tmp_path):
+    """(fake, address, files): a server that wants a certificate, and what a client needs."""
+    authority = Authority()
+    cert, key = authority.issue().write(tmp_path, "server")
+    ca = authority.write(tmp_path)
+    async with serving(tls_cert_file=cert, tls_key_file=key, tls_client_ca_file=ca) as (fake, address):
+        yield fake, address, (ca, *authority.issue().write(tmp_path, "client"))
+
+
+async def test_files_and_token_by_options(guarded, client, tmp_path):
+    fake, address, (ca, cert, key) = guarded
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    options = ("--tls-ca", ca, "--tls-cert", cert, "--tls-key", key, "--token-file", tmp_path / "token")
+    async with client("--address", address, *options) as speech:
+        await speech.wait_ready(5)
+        await speech.voices()
+        async for _ in speech.stream("hello"):
+            pass
+    assert [metadata["authorization"] for metadata in fake.metadata] == [f"Bearer {TOKEN}"] * 2
+
+
+async def test_files_and_token_by_the_environment(guarded, client):
+    fake, address, (ca, cert, key) = guarded
+    files = {"CSM_TLS_CA_FILE": ca, "CSM_TLS_CERT_FILE": cert, "CSM_TLS_KEY_FILE": key}
+    async with client(CSM_ADDRESS=address, CSM_TOKEN=TOKEN, **files) as speech:
+        await speech.voices()
+    assert fake.metadata[0]["authorization"] == f"Bearer {TOKEN}"
+
+
+async def test_without_them_the_server_gives_nothing(guarded, client):
+    fake, address, (ca, *_) = guarded
+    for options in ((), ("--tls-ca", ca)):
+        async with client("--address", address, *options) as speech:
+            with pytest.raises(exceptions.Unavailable):
+                await speech.voices(timeout_s=5)
+    assert not fake.requests
+
+
+async def test_a_token_that_changes_is_asked_for_at_each_call():
+    tokens = iter(["first", "second"])
+    async with serving() as (fake, address), SpeechClient(address, token=lambda: next(tokens)) as speech:
+        await speech.voices()
+        await speech.voices()
+    assert [metadata["authorization"] for metadata in fake.metadata] == ["Bearer first", "Bearer second"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "why"),
+    [
+        ({"CSM_TOKEN": f"{TOKEN} {TOKEN}"}, (), "CSM_TOKEN: not a token"),
+        ({"CSM_TOKEN": f"{TOKEN}é"}, (), "CSM_TOKEN: not a token"),
+        ({}, ("--token-file", "/dev/null"), "/dev/null: not a token"),
+        ({}, ("--tls-ca", "/dev/null"), "/dev/null: not PEM"),
+        ({}, ("--tls-cert", "no.crt"), "together or not at all"),
+    ],
+)
+async def test_what_is_of_no_use_is_named_and_not_shown(client, environment, options, why):
+    with pytest.raises(OSError, match=why) as caught:
+        client(*options, **environment)
+    assert TOKEN not in str(caught.value)
+
+
+async def test_beyond_this_machine_the_client_speaks_tls_unless_told_otherwise(client, caplog):
+    for address, insecure, encrypted in (
+        ("127.0.0.1:1", "", False),
+        ("speech.example:1", "", True),
+        ("speech.example:1", "no-tokens", True),
+        ("speech.example:1", "plaintext", False),
+    ):
+        caplog.clear()
+        async with client("--address", address, CSM_INSECURE=insecure) as speech:
+            assert (speech._credentials is not None) is encrypted
+            assert ("in plaintext" in caplog.text) is (insecure == "plaintext")
+
+
+def test_the_help_names_the_variables():
+    run = subprocess.run([sys.executable, "-m", "gateway.cli", "say", "--help"], capture_output=True, text=True)
+    for name in ("CSM_TLS_CA_FILE", "CSM_TLS_CERT_FILE", "CSM_TLS_KEY_FILE", "CSM_TOKEN"):
+        assert name in run.stdout
