@@ -7,6 +7,7 @@ to frame lies in the tensors of `State`; a slot joins or leaves by a change to t
 
 from __future__ import annotations
 
+import dataclasses
 from types import ModuleType
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from services.backbone.blocks import blocks_for
 from services.backbone.model import CsmModel, rope_table
-from services.backbone.stack import Stack
+from services.backbone.stack import Launches, Stack
 from services.backbone.transformer import Transformer
 
 
@@ -29,7 +30,7 @@ class State:
         self.slots = slots
         self.tables = torch.zeros(slots + 1, blocks_for(backbone.max_rows), dtype=torch.int32, device=device)
         self.tables[slots] = idle_block
-        self.next_rows = torch.zeros(slots + 1, backbone.dim, dtype=weight.dtype, device=device)
+        self.next_rows = torch.zeros(slots + 1, backbone.dim, dtype=torch.float32, device=device)
         self.positions = torch.zeros(slots + 1, dtype=torch.int64, device=device)  # where the next row goes
         self.frames = torch.zeros(slots + 1, dtype=torch.int64, device=device)  # index of the next frame
         self.seeds = torch.zeros(slots + 1, dtype=torch.int64, device=device)
@@ -65,7 +66,7 @@ class Frame:
         # What the depth decoder reads after a code: projected once here, not in every step.
         self._projected = F.linear(embeddings, self._projection).view(part.codebooks, part.audio_vocab_size, -1)
 
-    def make(self, slots: Tensor, codes: Tensor, splits: int) -> None:
+    def make(self, slots: Tensor, codes: Tensor, splits: int, launches: Launches) -> None:
         """The next frame of each slot.
 
         slots: [B] int64, idle rows are `state.slots`. codes: [B, K] int64, written.
@@ -74,31 +75,30 @@ class Frame:
         state = self.state
         positions, frames = state.positions[slots], state.frames[slots]
         draw_from = (state.temperature[slots], state.top_k[slots], state.seeds[slots], frames)
-        hidden = self.backbone.forward(state.next_rows[slots], slots, positions, state.tables, splits)
-        self._decode(hidden, draw_from, codes)
+        hidden = self.backbone.forward(state.next_rows[slots], slots, positions, state.tables, splits, launches)
+        self._decode(hidden, draw_from, codes, launches)
         is_live = slots < state.slots
         state.next_rows.index_copy_(0, slots, self._do.embed_frames(codes, self._embeddings))
         state.positions.index_copy_(0, slots, (positions + 1) * is_live)
         state.frames.index_copy_(0, slots, (frames + 1) * is_live)
 
-    def _decode(self, hidden: Tensor, draw_from: tuple[Tensor, Tensor, Tensor, Tensor], codes: Tensor) -> None:
-        """Depth decoder: hidden [B, D] → codes [B, K]. depth.py tells how it goes."""
-        batch = len(hidden)
-        rows = torch.empty(2 * batch, self._projection.shape[0], device=hidden.device, dtype=hidden.dtype)
-        rows[:batch] = F.linear(hidden, self._projection)
-        self._draw(hidden, 0, draw_from, codes, rows[batch:])
-        own = self._batch[:batch]
-        out = self._depth.forward(
-            rows, torch.cat([own, own]), self._depth_positions[:2, :batch].flatten(), self._depth_tables
-        )[batch:]
-        for codebook in range(1, self.codebooks):
-            rows = torch.empty_like(out)
-            self._draw(out, codebook, draw_from, codes, rows)
-            if codebook + 1 < self.codebooks:
-                out = self._depth.forward(rows, own, self._depth_positions[codebook + 1, :batch], self._depth_tables)
+    def _decode(self, hidden: Tensor, draw_from: tuple[Tensor, ...], codes: Tensor, launches: Launches) -> None:
+        """Depth decoder: the backbone's rows [B, D] → codes [B, K]. depth.py tells how it goes."""
+        batch, depth = len(hidden), self._depth
+        own, tables = self._batch[:batch], self._depth_tables
+        rows = torch.empty(2 * batch, self._projection.shape[0], device=hidden.device, dtype=torch.float32)
+        rows[:batch] = self.backbone.head(hidden, self._projection, launches)
 
-    def _draw(
-        self, hidden: Tensor, codebook: int, draw_from: tuple[Tensor, Tensor, Tensor, Tensor], codes: Tensor, rows: Tensor
-    ) -> None:
-        logits = F.linear(hidden, self._heads[codebook])
-        self._do.sample(logits, *draw_from, codebook, codes, self._projected, rows)
+        def draw(logits: Tensor, codebook: int, to: Tensor) -> None:
+            self._do.sample(logits, *draw_from, codebook, codes, self._projected, to, launches.overlap)
+
+        draw(self.backbone.head(hidden, self._heads[0], launches), 0, rows[batch:])
+        # Two rows of each slot: the second must find what the first has written.
+        first = dataclasses.replace(launches, step=False)
+        positions = self._depth_positions[:2, :batch].flatten()
+        out = depth.forward(rows, torch.cat([own, own]), positions, tables, launches=first)[batch:]
+        for codebook in range(1, self.codebooks):
+            rows = torch.empty(batch, rows.shape[1], device=hidden.device, dtype=torch.float32)
+            draw(depth.head(out, self._heads[codebook], launches), codebook, rows)
+            if codebook + 1 < self.codebooks:
+                out = depth.forward(rows, own, self._depth_positions[codebook + 1, :batch], tables, launches=launches)

@@ -16,7 +16,7 @@ On a CPU device the same code runs without capture and with the plain operations
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,15 +27,21 @@ from models.bundle import LlamaShape
 from services.backbone.blocks import BLOCK_ROWS, Table, blocks_for
 from services.backbone.cache import block_bytes
 from services.backbone.frame import Frame, State
-from services.backbone.kernels import operations_for
+from services.backbone.kernels import MOST_ROWS, operations_for
 from services.backbone.model import CsmModel
 from services.backbone.prompt import Prompt
 from services.backbone.runner_api import Pending
 from services.backbone.scheduler import Sampling
+from services.backbone.stack import Launches
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 896, 1024)
 _MOST_SPLITS = 16
 _MEMORY_SHARE = 0.85  # of what is free once the weights are there; graphs, prefill and the depth cache take the rest
+
+
+def launches_for(size: int) -> Launches:
+    """Kernels of a batch size. A depth decoder's first step has two rows a slot."""
+    return Launches(step=True, products=2 * size <= MOST_ROWS, gated=False, overlap=False)
 
 
 @dataclass
@@ -61,12 +67,14 @@ class GraphRunner:
         blocks: int | None = None,
         prefill_rows: int = 512,
         sizes: Sequence[int] = _SIZES,
+        launches: Callable[[int], Launches] = launches_for,
     ):
         """
         slots: requests that can be under way at once.
         blocks: of the cache; None is as many as all slots can fill, or as most of the free memory holds.
         prefill_rows: most prompt rows that one call of prefill() reads, of all slots together.
         sizes: batch sizes to make graphs for; `slots` itself is always one.
+        launches: which kernels the frames of a batch size are made of.
         """
         part, weight = model.part, model.codebook0_head.weight
         self.slots = slots
@@ -76,6 +84,7 @@ class GraphRunner:
         self.blocks = self._room(part.backbone) if blocks is None else blocks
         self._model = model
         self._prefill_rows = prefill_rows
+        self._launches = launches
         self._sizes = sorted({size for size in sizes if size < slots} | {slots})
         with torch.no_grad(), self._on_device():
             self._state = State(model, slots, idle_block=self.blocks)
@@ -150,7 +159,7 @@ class GraphRunner:
             else:
                 self._make(size)
             landing[:count].copy_(self._codes[:count], non_blocking=True)
-            landed = torch.cuda.Event() if self._is_cuda else None
+            landed = torch.cuda.Event(blocking=True) if self._is_cuda else None  # who waits leaves its core to others
             if landed is not None:
                 landed.record()
 
@@ -163,34 +172,44 @@ class GraphRunner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Capture all graphs, the largest first, whose memory the others then use too, and make a frame."""
+        """Capture all graphs, the largest first, whose memory the others then use too; read prompts; make a frame.
+
+        Prompts of several lengths, as a library's kernels are loaded when they are first used, and that
+        would stall the streams beside whoever joins first.
+        """
         with self._on_device():
             if self._is_cuda:
-                pool = torch.cuda.graph_pool_handle()
+                stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
                 for size in reversed(self._sizes):
-                    self._capture(size, pool)
-        rows = np.zeros((2, self._model.part.codebooks + 1), dtype=np.int64)
-        self.begin(0, Prompt(rows, np.ones_like(rows, dtype=bool), 2, 0), Sampling(top_k=1), Table([0]))
-        while not self.prefill([0]):
-            pass
+                    self._capture(size, stream, pool)
+        most = min(self._prefill_rows + 1, self.max_rows, self.blocks * BLOCK_ROWS)
+        for length in sorted({1 << bit for bit in range(1, most.bit_length())} | {most}):
+            rows = np.zeros((length, self._model.part.codebooks + 1), dtype=np.int64)
+            prompt = Prompt(rows, np.ones_like(rows, dtype=bool), length, 0)
+            self.begin(0, prompt, Sampling(top_k=1), Table(list(range(blocks_for(length + 1)))[: self.blocks]))
+            while not self.prefill([0]):
+                pass
+            if length < most:
+                self.release(0)
         self.launch([0])()
         self.release(0)
 
-    def _capture(self, size: int, pool: tuple[int, int]) -> None:
-        """All rows are idle meanwhile; the kernels have to be compiled before, which capture forbids."""
-        stream = torch.cuda.Stream()
+    def _capture(self, size: int, stream: torch.cuda.Stream, pool: tuple[int, int]) -> None:
+        """All rows are idle meanwhile; the kernels have to be compiled before, which capture forbids.
+
+        One stream for all: the library keeps a workspace of 32 MiB for each stream it has worked on.
+        """
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._make(size)
-        torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._make(size)
         self._graphs[size] = graph
 
     def _make(self, size: int) -> None:
-        self._frame.make(self._batch[:size], self._codes[:size], self._splits(size))
+        self._frame.make(self._batch[:size], self._codes[:size], self._splits(size), self._launches(size))
 
     def _splits(self, size: int) -> int:
         """Parts of the context, so that a small batch still gives every multiprocessor two programs."""
@@ -240,11 +259,11 @@ class GraphRunner:
         state.next_rows.index_copy_(0, index, self._embed(last))
 
     def _embed(self, pieces: Sequence[tuple[int, int, int]]) -> Tensor:
-        """Rows of prompts, (slot, start, stop) each, one after another: [N, D]."""
+        """Rows of prompts, (slot, start, stop) each, one after another: [N, D] fp32."""
         prompts = [(self._held[slot].prompt, slice(start, stop)) for slot, start, stop in pieces]
         rows = self._send(np.concatenate([prompt.rows[part] for prompt, part in prompts]))
         mask = self._send(np.concatenate([prompt.mask[part] for prompt, part in prompts]))
-        return self._model.embed_rows(rows, mask)
+        return self._model.embed_rows(rows, mask).float()
 
     def _send(self, numbers: list | np.ndarray) -> Tensor:
         """To the device without waiting for it: from pinned memory, which is kept until the copy is done."""

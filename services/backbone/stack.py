@@ -1,11 +1,13 @@
 """A Llama stack over a paged cache, as a short list of launches: what a captured frame is made of.
 
-Computes what transformer.py does, with the same weights. Four matrix products a layer, and between
-them the operations of kernels/: on a CUDA device each is one launch and none makes the host wait.
+Computes what transformer.py does, with the same weights. The stream of residuals is fp32: in bf16 its
+roundings were the greater part of the error in the logits. What lies between two products, or in one
+launch with them, is an operation of kernels/, so that nothing makes the host wait.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -14,6 +16,22 @@ from torch import Tensor
 
 from services.backbone.cache import PagedCache
 from services.backbone.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Launches:
+    """Which kernels a frame is made of. Results differ by rounding alone; which is fastest hangs on the batch.
+
+    step: one launch turns, writes and attends, not two.
+    products: products of few rows (at most kernels.MOST_ROWS) that take in norm, activation and residual.
+    gated: of many rows, the MLP's first product and its activation are one launch.
+    overlap: where launches follow each other that allow it, the next one fetches its weights early.
+    """
+
+    step: bool = True
+    products: bool = False
+    gated: bool = False
+    overlap: bool = False
 
 
 class Stack:
@@ -28,22 +46,44 @@ class Stack:
         self._rope = torch.view_as_real(transformer.rope).flatten(1).contiguous()  # [max_rows, hd]
         self._operations = operations
 
-    def forward(self, x: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, splits: int = 1) -> Tensor:
-        """Hidden states after the last norm.
+    def forward(
+        self, x: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, splits: int = 1, launches: Launches | None = None
+    ) -> Tensor:
+        """All layers.
 
-        x: [N, D], overwritten. slots, positions: [N] int64; no two rows have both in common.
+        x: [N, D] fp32, overwritten. slots, positions: [N] int64; no two rows have both in common.
         tables: [S, W] int32. splits: see kernels.plain.attend.
-        Returns: [N, D].
+        launches: for rows that all lie in different slots; None where several are of one slot.
+        Returns: [N, D], what head() takes.
         """
         do, eps, heads = self._operations, self.shape.norm_eps, self.shape.heads
-        normed = do.add_norm(x, None, self._layers[0].attention_norm, eps)
+        launches = launches or Launches(step=False)
+        overlap = launches.overlap
+        normed = None if launches.products else do.add_norm(x, None, self._layers[0].attention_norm, eps)
         next_norms = [layer.attention_norm for layer in self._layers[1:]] + [self._norm]
         for index, (layer, next_norm) in enumerate(zip(self._layers, next_norms, strict=True)):
-            keys, values = self.cache.keys[index], self.cache.values[index]
-            qkv = F.linear(normed, layer.qkv)
-            q = do.rope_write(qkv, self._rope, slots, positions, tables, keys, values, heads)
-            attended = do.attend(q, slots, positions, tables, keys, values, splits)
+            cached = slots, positions, tables, self.cache.keys[index], self.cache.values[index]
+            if normed is None:
+                qkv = do.norm_linear(x, layer.attention_norm, eps, layer.qkv, overlap)
+            else:
+                qkv = F.linear(normed, layer.qkv)
+            if launches.step:
+                attended = do.step_attend(qkv, self._rope, *cached, heads, splits, overlap)
+            else:
+                attended = do.attend(do.rope_write(qkv, self._rope, *cached, heads), *cached, splits)
+            if normed is None:
+                do.linear_add(attended, layer.out, x, overlap)
+                do.linear_add(do.norm_gated(x, layer.mlp_norm, eps, layer.gate_up, overlap), layer.down, x, overlap)
+                continue
             normed = do.add_norm(x, F.linear(attended, layer.out), layer.mlp_norm, eps)
-            gated = do.silu_mul(F.linear(normed, layer.gate_up))
+            gated = (
+                do.linear_gated(normed, layer.gate_up) if launches.gated else do.silu_mul(F.linear(normed, layer.gate_up))
+            )
             normed = do.add_norm(x, F.linear(gated, layer.down), next_norm, eps)
-        return normed
+        return x if normed is None else normed
+
+    def head(self, out: Tensor, weight: Tensor, launches: Launches) -> Tensor:
+        """The last norm and a product. out: rows of what forward gave with the same launches. Returns: [N, M]."""
+        if launches.products:
+            return self._operations.norm_linear(out, self._norm, self.shape.norm_eps, weight, launches.overlap)
+        return F.linear(out, weight)

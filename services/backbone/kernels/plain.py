@@ -2,6 +2,8 @@
 
 N: rows, each of any slot. slots, positions: [N] int64, the table a row belongs to and its place in
 it. tables: [S, W] int32, blocks of each slot. keys, values: [KV, blocks, BLOCK_ROWS, hd], one layer.
+overlap: a launch may begin before the one ahead of it is over, and waits inside for what it needs; a
+matter of time alone.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from services.backbone.noise import gumbel_of
 
 
 def add_norm(x: Tensor, delta: Tensor | None, scale: Tensor, eps: float) -> Tensor:
-    """x += delta, in place; returns RMSNorm(x) · scale. x, delta: [N, D]; scale: [D]."""
+    """x += delta, in place; returns RMSNorm(x) · scale, [N, D]. x: [N, D] fp32; delta: [N, D]; scale: [D]."""
     if delta is not None:
         x += delta
-    return F.rms_norm(x.float(), (x.shape[1],), scale.float(), eps).to(x.dtype)
+    return F.rms_norm(x, (x.shape[1],), scale.float(), eps).to(scale.dtype)
 
 
 def rope_write(
@@ -61,6 +63,35 @@ def attend(
     return attended.transpose(0, 1).reshape(count, heads * head_dim).to(q.dtype)
 
 
+def step_attend(
+    qkv: Tensor, rope: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, keys: Tensor, values: Tensor,
+    heads: int, splits: int = 1, overlap: bool = False,
+) -> Tensor:  # fmt: skip
+    """rope_write and attend of rows that all lie in different slots. Returns: [N, H * hd]."""
+    q = rope_write(qkv, rope, slots, positions, tables, keys, values, heads)
+    return attend(q, slots, positions, tables, keys, values, splits)
+
+
+def norm_linear(x: Tensor, scale: Tensor, eps: float, weight: Tensor, overlap: bool = False) -> Tensor:
+    """(RMSNorm(x) · scale) weightᵀ. x: [N, D] fp32; scale: [D]; weight: [M, D]. Returns: [N, M]."""
+    return F.linear(add_norm(x, None, scale, eps), weight)
+
+
+def norm_gated(x: Tensor, scale: Tensor, eps: float, gate_up: Tensor, overlap: bool = False) -> Tensor:
+    """silu_mul of norm_linear. gate_up: [2 F, D], gate first. Returns: [N, F]."""
+    return silu_mul(norm_linear(x, scale, eps, gate_up))
+
+
+def linear_add(rows: Tensor, weight: Tensor, x: Tensor, overlap: bool = False) -> None:
+    """x += rows weightᵀ, in place. rows: [N, M]; weight: [D, M]; x: [N, D] fp32."""
+    x += F.linear(rows, weight)
+
+
+def linear_gated(rows: Tensor, gate_up: Tensor) -> Tensor:
+    """silu_mul of rows gate_upᵀ. rows: [N, D]; gate_up: [2 F, D], gate first. Returns: [N, F]."""
+    return silu_mul(F.linear(rows, gate_up))
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) · up. gate_up: [N, 2 F], gate first. Returns: [N, F]."""
     gate, up = gate_up.float().chunk(2, dim=-1)
@@ -77,12 +108,13 @@ def sample(
     codes: Tensor,
     embeddings: Tensor | None = None,
     rows: Tensor | None = None,
+    overlap: bool = False,
 ) -> None:
     """Draw one code for each row of logits, as sampling.sample with noise.gumbel does.
 
     logits: [B, bins]. temperature: [B] fp32. top_k, frames: [B] int64. seeds: [B] int64, the bits of
     a number in [0, 2^64). codes: [B, K] int64, column `codebook` is written. embeddings: [K, V, d],
-    and rows: [B, d], which gets each code's row of embeddings[codebook].
+    and rows: [B, d] of any type, which gets each code's row of embeddings[codebook].
     """
     logits = logits.float()
     noise = gumbel_of(seeds, frames, codebook, 1, logits.shape[1])[:, 0]
@@ -95,6 +127,6 @@ def sample(
 
 
 def embed_frames(codes: Tensor, embeddings: Tensor) -> Tensor:
-    """One row a frame: the sum of its codes' embeddings. codes: [B, K]; embeddings: [K, V, D]. Returns: [B, D]."""
+    """One row a frame: the sum of its codes' embeddings. codes: [B, K]; embeddings: [K, V, D]. Returns: [B, D] fp32."""
     codebooks = torch.arange(codes.shape[1], device=codes.device)
-    return embeddings[codebooks, codes].float().sum(dim=1).to(embeddings.dtype)
+    return embeddings[codebooks, codes].float().sum(dim=1)

@@ -19,16 +19,15 @@ def _add_norm(x, delta, scale, out, width, eps, HAS_DELTA: tl.constexpr, WIDTH: 
     values = tl.load(x + row * width + columns, mask=inside, other=0.0)
     if HAS_DELTA:
         added = tl.load(delta + row * width + columns, mask=inside, other=0.0)
-        values = (values.to(tl.float32) + added.to(tl.float32)).to(values.dtype)
+        values += added.to(tl.float32)
         tl.store(x + row * width + columns, values, mask=inside)
-    values = values.to(tl.float32)
     inverse = tl.rsqrt(tl.sum(values * values, axis=0) / width + eps)
     scales = tl.load(scale + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * width + columns, (values * inverse * scales).to(out.dtype.element_ty), mask=inside)
 
 
 def add_norm(x: Tensor, delta: Tensor | None, scale: Tensor, eps: float) -> Tensor:
-    out = torch.empty_like(x)
+    out = torch.empty_like(x, dtype=scale.dtype)
     width = x.shape[1]
     _add_norm[(x.shape[0],)](
         x, x if delta is None else delta, scale, out, width, eps,
@@ -55,23 +54,24 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 @triton.jit
-def _embed_frames(codes, embeddings, out, vocab, width, CODEBOOKS: tl.constexpr, BLOCK: tl.constexpr):
+def _embed_frames(codes, embeddings, out, vocab, width, CODEBOOKS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < width
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for codebook in range(CODEBOOKS):
-        code = tl.load(codes + row * CODEBOOKS + codebook)
-        at = (code + codebook * vocab) * width
-        total += tl.load(embeddings + at + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * width + columns, total.to(out.dtype.element_ty), mask=inside)
+    codebook = tl.arange(0, PADDED)
+    # All codes, then all rows: in a loop each would wait for the one before.
+    code = tl.load(codes + row * CODEBOOKS + codebook, mask=codebook < CODEBOOKS, other=0)
+    at = (code + codebook * vocab)[:, None] * width + columns[None, :]
+    inside = (codebook < CODEBOOKS)[:, None] & (columns < width)[None, :]
+    total = tl.sum(tl.load(embeddings + at, mask=inside, other=0.0).to(tl.float32), axis=0)
+    tl.store(out + row * width + columns, total.to(out.dtype.element_ty), mask=columns < width)
 
 
 def embed_frames(codes: Tensor, embeddings: Tensor) -> Tensor:
     count, codebooks = codes.shape
     vocab, width = embeddings.shape[1:]
-    out = torch.empty(count, width, device=codes.device, dtype=embeddings.dtype)
-    _embed_frames[(count, triton.cdiv(width, 256))](
-        codes, embeddings, out, vocab, width, CODEBOOKS=codebooks, BLOCK=256, num_warps=2
-    )
+    out = torch.empty(count, width, device=codes.device, dtype=torch.float32)
+    _embed_frames[(count, triton.cdiv(width, 64))](
+        codes, embeddings, out, vocab, width,
+        CODEBOOKS=codebooks, PADDED=triton.next_power_of_2(codebooks), BLOCK=64, num_warps=4,
+    )  # fmt: skip
     return out

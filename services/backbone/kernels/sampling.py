@@ -1,8 +1,8 @@
 """Top-k sampling with counter noise in one Triton kernel. Twin in plain.py.
 
-The k-th largest logit is found by bisection over the bits of a float, which order as integers do:
-the search ends as soon as exactly k logits are at or above the middle, or, with ties at the k-th, at
-the k-th's own value. Then argmax(logit / temperature + Gumbel), as sampling.py says; the noise is
+The k-th largest logit is found by bisection over the bits of a float, which order as integers do (of
+bf16 the upper half says all): the search ends as soon as exactly k logits are at or above the middle,
+or, with ties at the k-th, at the k-th's own value. Then argmax(logit / temperature + Gumbel), as sampling.py says; the noise is
 noise.py's, made from the same counters by the same generator.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -30,21 +31,29 @@ def _gumbel(seed, frame, codebook, BINS: tl.constexpr):
 def _sample(
     logits, temperatures, top_ks, seeds, frames, codes, embeddings, rows,
     codebook, bins, codebooks, vocab, width, HAS_ROWS: tl.constexpr, BINS: tl.constexpr, WIDTH: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     token = tl.arange(0, BINS)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    inside = token < bins
     # + 0 makes -0 and 0 one number
-    values = tl.load(logits + row * bins + token, mask=token < bins, other=float("-inf")).to(tl.float32) + 0.0
+    values = tl.load(logits + row * bins + token, mask=inside, other=float("-inf")).to(tl.float32) + 0.0
     bits = values.to(tl.int32, bitcast=True)
-    order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)  # rises as the values do
-    order = tl.where(token < bins, order, -(1 << 40))
+    order = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # rises as the values do
+    if logits.dtype.element_ty == tl.bfloat16:
+        order = order >> 16  # the rest is all zeros, or all ones below 0
+    order = tl.where(inside, order, -0x80000000)  # below any number
     top_k = tl.minimum(tl.load(top_ks + row), bins).to(tl.int32)
-    low = tl.min(tl.where(token < bins, order, 1 << 40), axis=0)  # at least top_k are at or above it
-    high = tl.max(order, axis=0) + 1  # fewer are at or above this
+    # At least top_k are at or above low, fewer at or above high; in 64 bits, as their difference may be.
+    low = tl.min(tl.where(inside, order, 0x7FFFFFFF), axis=0).to(tl.int64)
+    high = tl.max(order, axis=0).to(tl.int64) + 1
     count = bins.to(tl.int32)
     while (high - low > 1) & (count != top_k):
         middle = low + (high - low) // 2
-        above = tl.sum((order >= middle).to(tl.int32), axis=0)
+        above = tl.sum((order >= middle.to(tl.int32)).to(tl.int32), axis=0)
         enough = above >= top_k
         low = tl.where(enough, middle, low)
         count = tl.where(enough, above, count)
@@ -52,12 +61,13 @@ def _sample(
     noise = _gumbel(tl.load(seeds + row), tl.load(frames + row), codebook, BINS)
     scores = tl.div_rn(values, tl.load(temperatures + row)) + noise
     scores = tl.where(top_k == 1, values, scores)
-    code = tl.argmax(tl.where(order >= low, scores, float("-inf")), axis=0)
+    code = tl.argmax(tl.where(inside & (order >= low.to(tl.int32)), scores, float("-inf")), axis=0)
     tl.store(codes + row * codebooks + codebook, code.to(tl.int64))
     if HAS_ROWS:
         column = tl.arange(0, WIDTH)
         at = (codebook * vocab + code).to(tl.int64) * width + column
-        tl.store(rows + row * width + column, tl.load(embeddings + at, mask=column < width), mask=column < width)
+        embedding = tl.load(embeddings + at, mask=column < width)
+        tl.store(rows + row * width + column, embedding.to(rows.dtype.element_ty), mask=column < width)
 
 
 def sample(
@@ -70,6 +80,7 @@ def sample(
     codes: Tensor,
     embeddings: Tensor | None = None,
     rows: Tensor | None = None,
+    overlap: bool = False,
 ) -> None:
     count, bins = logits.shape
     has_rows = embeddings is not None and rows is not None
@@ -77,5 +88,6 @@ def sample(
     _sample[(count,)](
         logits, temperature, top_k, seeds, frames, codes, embeddings if has_rows else logits, rows if has_rows else logits,
         codebook, bins, codes.shape[1], vocab, width,
-        HAS_ROWS=has_rows, BINS=max(4, triton.next_power_of_2(bins)), WIDTH=triton.next_power_of_2(width), num_warps=4,
+        HAS_ROWS=has_rows, BINS=max(4, triton.next_power_of_2(bins)), WIDTH=triton.next_power_of_2(width),
+        OVERLAP=overlap, num_warps=8, launch_pdl=overlap,
     )  # fmt: skip

@@ -1,0 +1,112 @@
+"""Triton kernel of one row of attention for each slot, with all that goes before it. Twin in plain.py.
+
+What `rope_write` and `attend` do in two launches: a program turns the queries of one kv head and its
+own new key, puts key and value into the cache, begins its softmax with them and goes on to the rows
+before. It never reads back what it wrote, so nothing has to wait for the write. Rows of one call must
+lie in different slots.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from services.backbone.kernels.attention import TILE_ROWS, combine_parts
+
+
+@triton.jit
+def _turned(start, column, rotation, inside):
+    """Values at start + column, their interleaved pairs turned by (cos, sin) at rotation."""
+    own = tl.load(start + column, mask=inside, other=0.0)
+    partner = tl.load(start + (column ^ 1), mask=inside, other=0.0)
+    pair = rotation + (column & -2)
+    cos, sin = tl.load(pair, mask=inside, other=0.0), tl.load(pair + 1, mask=inside, other=0.0)
+    sign = tl.where((column & 1) != 0, 1.0, -1.0)
+    return (own.to(tl.float32) * cos + sign * partner.to(tl.float32) * sin).to(own.dtype)
+
+
+@triton.jit(do_not_specialize=["blocks", "table_width"])
+def _step(
+    qkv, rope, slots, positions, tables, keys, values, out, highest, total, blocks, table_width, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    TILE: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, SPLITS: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    row, kv, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    slot, position = tl.load(slots + row), tl.load(positions + row).to(tl.int32)
+    part = tl.cdiv(tl.cdiv(position + 1, TILE), SPLITS) * TILE
+    start = split * part
+    stop = tl.minimum(position + 1, start + part)
+    member = tl.arange(0, PADDED)
+    column = tl.arange(0, WIDTH)
+    head = kv * GROUP + member
+    fits = column < HEAD_DIM
+    here = (member < GROUP)[:, None] & fits[None, :]
+    own = qkv + row * (HEADS + 2 * KV_HEADS) * HEAD_DIM
+    rotation = rope + position.to(tl.int64) * HEAD_DIM
+    query = _turned(own + (head * HEAD_DIM)[:, None], column[None, :], rotation, here)
+    new_key = _turned(own + (HEADS + kv) * HEAD_DIM, column, rotation, fits)
+    new_value = tl.load(own + (HEADS + KV_HEADS + kv) * HEAD_DIM + column, mask=fits, other=0.0)
+    first = kv.to(tl.int64) * blocks * ROWS
+    is_own = (start <= position) & (position < stop)  # the row lies in this part
+    own_block = tl.load(tables + slot * table_width + position // ROWS).to(tl.int64)
+    own_place = (first + own_block * ROWS + position % ROWS) * HEAD_DIM + column
+    tl.store(keys + own_place, new_key, mask=fits & is_own)
+    tl.store(values + own_place, new_value, mask=fits & is_own)
+    score = tl.sum(query.to(tl.float32) * new_key.to(tl.float32)[None, :], axis=1) * scale
+    best = tl.where(is_own, score, float("-inf"))
+    weight = tl.where(is_own, tl.full((PADDED,), 1.0, dtype=tl.float32), 0.0)
+    sums = tl.where(is_own, tl.zeros((PADDED, WIDTH), dtype=tl.float32) + new_value.to(tl.float32)[None, :], 0.0)
+    behind = tl.minimum(stop, position)
+    for tile in range(start, behind, TILE):
+        at = tile + tl.arange(0, TILE)
+        known = at < behind
+        block = tl.load(tables + slot * table_width + at // ROWS, mask=known, other=0).to(tl.int64)
+        place = ((first + block * ROWS + at % ROWS) * HEAD_DIM)[:, None] + column[None, :]
+        key = tl.load(keys + place, mask=known[:, None] & fits[None, :], other=0.0)
+        value = tl.load(values + place, mask=known[:, None] & fits[None, :], other=0.0)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        scores = tl.where(known[None, :], scores, float("-inf"))
+        new = tl.maximum(best, tl.max(scores, axis=1))
+        shares = tl.exp(scores - new[:, None])
+        fade = tl.exp(best - new)
+        weight = weight * fade + tl.sum(shares, axis=1)
+        sums = sums * fade[:, None] + tl.dot(shares.to(value.dtype), value, input_precision="ieee")
+        best = new
+    if SPLITS == 1:
+        sums = sums / weight[:, None]
+        tl.store(out + (row * HEADS + head)[:, None] * HEAD_DIM + column[None, :], sums.to(out.dtype.element_ty), mask=here)
+    else:
+        to = (row * HEADS + head) * SPLITS + split
+        tl.store(highest + to, best, mask=member < GROUP)
+        tl.store(total + to, weight, mask=member < GROUP)
+        tl.store(out + to[:, None] * HEAD_DIM + column[None, :], sums, mask=here)
+
+
+def step_attend(
+    qkv: Tensor, rope: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, keys: Tensor, values: Tensor,
+    heads: int, splits: int = 1, overlap: bool = False,
+) -> Tensor:  # fmt: skip
+    count, (kv_heads, blocks, rows, head_dim) = qkv.shape[0], keys.shape
+    out = torch.empty(count, heads * head_dim, device=qkv.device, dtype=qkv.dtype)
+    sums = highest = total = out
+    if splits > 1:
+        sums = torch.empty(count, heads, splits, head_dim, device=qkv.device, dtype=torch.float32)
+        highest, total = torch.empty(2, count, heads, splits, device=qkv.device, dtype=torch.float32)
+    group = heads // kv_heads
+    _step[(count, kv_heads, splits)](
+        qkv, rope, slots, positions, tables, keys, values, sums, highest, total, blocks, tables.shape[1],
+        1 / math.sqrt(head_dim), HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, ROWS=rows,
+        WIDTH=triton.next_power_of_2(head_dim), TILE=TILE_ROWS, GROUP=group,
+        PADDED=max(16, triton.next_power_of_2(group)), SPLITS=splits, OVERLAP=overlap, num_warps=4, launch_pdl=overlap,
+    )  # fmt: skip
+    if splits > 1:
+        combine_parts(sums, highest, total, out, overlap)
+    return out
