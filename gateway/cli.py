@@ -17,12 +17,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gateway import connection, exceptions, state
+from gateway import connection, exceptions, state, trace_command
 from gateway.bench import command as bench
 from gateway.client import ContextTurn
 from gateway.demo import demo, verdict
-from gateway.say import listen, replacing, show_waterfall
+from gateway.say import listen, new_trace, remember, replacing, show_waterfall
 from gateway.supervisor import ChildDied
+from gateway.trace_lookup import TraceError
 from gateway.up import DEFAULT_PORT, NOISE, Plan, consecutive_ports, free_ports, up
 from services.runtime.settings import StartError
 
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 1)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
-    except _WrongValue as error:
+    except (_WrongValue, TraceError) as error:
         return _fail(str(error), 2)
     except (KeyboardInterrupt, asyncio.CancelledError):
         return _fail("interrupted", 130)
@@ -101,7 +102,7 @@ async def _say(args: argparse.Namespace) -> int:
     store = connection.traces(args)
     turns = [ContextTurn(args.speaker if who is None else who, text, path) for who, path, text in args.context]
     async with connection.client(args) as client:
-        with replacing(args.output) as file:
+        with replacing(args.output) as file, new_trace() as trace_id:
             try:
                 stream = client.stream(
                     args.text,
@@ -120,12 +121,14 @@ async def _say(args: argparse.Namespace) -> int:
                 spoken = await listen(stream, err)
             except exceptions.SpeechError:
                 if args.trace:
-                    await show_waterfall(out, stream, store)
+                    await show_waterfall(out, remember(stream, trace_id, store), None, store)
                 raise
+            finally:
+                trace_id = remember(stream, trace_id, store)
             file.write(spoken.wav())
     out.print(f"{args.output}: {spoken.describe()}")
     if args.trace:
-        await show_waterfall(out, stream, store)
+        await show_waterfall(out, trace_id, stream.summary, store)
     return 0
 
 
@@ -162,7 +165,12 @@ async def _voices(args: argparse.Namespace) -> int:
 
 async def _up(args: argparse.Namespace) -> int:
     ports = free_ports() if args.ephemeral else consecutive_ports(args.port)
-    return await up(Plan(args.model, ports, state.state_dir()), _consoles()[0])
+    with state.claim(state.state_dir()) as folder:
+        return await up(Plan(args.model, ports, folder), _consoles()[0])
+
+
+async def _trace(args: argparse.Namespace) -> int:
+    return await trace_command.trace(args, *_consoles())
 
 
 async def _demo(args: argparse.Namespace) -> int:
@@ -229,6 +237,8 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_voices)
 
     bench.add_parser(commands, remote)
+
+    trace_command.add_parser(commands, _trace)
 
     command = commands.add_parser("up", parents=[local], help="run the five services here until Ctrl-C")
     ports = command.add_mutually_exclusive_group()

@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
+from gateway.timeline import STAGES
 from gateway.traces import MAX_SPANS, Attributes, Event, Span, TraceStore
 from services.runtime.channels import MIB
 
@@ -46,14 +47,14 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2
         if isinstance(request, metrics_service_pb2.ExportMetricsServiceRequest):
             return metrics_service_pb2.ExportMetricsServiceResponse()
         response = trace_service_pb2.ExportTraceServiceResponse()
-        for trace_id, span in _spans(request):
+        for trace_id, span in spans_of(request):
             if not self._store.add(trace_id, span):
                 response.partial_success.rejected_spans += 1
                 response.partial_success.error_message = f"a trace keeps at most {MAX_SPANS} spans"
         return response
 
 
-def _spans(request: trace_service_pb2.ExportTraceServiceRequest) -> Iterator[tuple[str, Span]]:
+def spans_of(request: trace_service_pb2.ExportTraceServiceRequest) -> Iterator[tuple[str, Span]]:
     """(trace id, span) pairs. A root span with links goes to the traces it is linked to."""
     for resource in request.resource_spans:
         name = _attributes(resource.resource.attributes).get("service.name", "unknown")
@@ -62,9 +63,15 @@ def _spans(request: trace_service_pb2.ExportTraceServiceRequest) -> Iterator[tup
                 continue
             links = () if proto.parent_span_id else proto.links
             linked = {link.trace_id.hex() for link in links if len(link.trace_id) == 16}
-            span = _span(str(name).removeprefix("csm-"), proto, bool(linked))
+            span = _span(_service(str(name)), proto, bool(linked))
             for trace_id in linked or {proto.trace_id.hex()}:
                 yield trace_id, span
+
+
+def _service(name: str) -> str:
+    """Our services without their prefix; another's that would then look like ours, such as a `gateway`, marked."""
+    own = name.removeprefix("csm-")
+    return f"{name} (another's)" if own == name and name in ("gateway", *STAGES) else own
 
 
 def _span(service: str, proto: trace_pb2.Span, linked: bool) -> Span:

@@ -75,10 +75,9 @@ def _token(file: Path | None) -> str | None:
 
 def traces(args: argparse.Namespace) -> TraceStore | None:
     """The traces of that gateway's requests, if they are on this machine."""
-    running = state.find(state.state_dir())
-    if running is None or running.traces is None or running.address != address(args):
-        return None
-    return TraceStore(Path(running.traces))
+    here = {running.address: running.traces for running in state.running(state.state_dir())}
+    folder = here.get(address(args))
+    return TraceStore(Path(folder)) if folder else None
 
 
 def seconds(value: str) -> float:

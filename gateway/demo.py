@@ -8,7 +8,7 @@ from csm.speech.v1 import speech_pb2
 from rich.console import Console
 
 from gateway.client import SpeechClient
-from gateway.say import listen, replacing, show_waterfall
+from gateway.say import listen, new_trace, remember, replacing, show_waterfall
 from gateway.up import NOISE, Plan, deployment, free_ports, introduction
 from models.bundle import load_bundle
 
@@ -29,17 +29,18 @@ async def demo(model: str, out: Path, console: Console, progress: Console) -> in
     async with deployment(plan, console) as running, SpeechClient(running.address) as client:
         voices = await client.voices()
         limit_ms = None if voices.trained else round(1000 * _NOISE_S)
-        with replacing(out) as file:
+        with replacing(out) as file, new_trace() as trace_id:
             stream = client.stream(TEXT, seed=_SEED, max_audio_ms=limit_ms, encoding="pcm_s16le")
             spoken = await listen(stream, progress)
             file.write(spoken.wav())
+            trace_id = remember(stream, trace_id, running.traces)
         console.print(f'\n"{TEXT}"\n{out}: {spoken.describe()}')
         if not voices.trained:
             console.print(NOISE)
         with progress.status("looking for the watermark"):
             answer = await client.verify(out)
         console.print(verdict(answer))
-        await show_waterfall(console, stream, running.traces)
+        await show_waterfall(console, trace_id, stream.summary, running.traces)
     console.print(f"\nAll five have stopped. Their logs are in {plan.folder / 'logs'}.")
     return 0
 

@@ -12,8 +12,12 @@ from typing import BinaryIO
 
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
+from opentelemetry import trace
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, format_trace_id
 from rich.console import Console
 
+from gateway import state
 from gateway.client import SpeechStream
 from gateway.traces import TraceStore
 from gateway.waterfall import bars_of_summary, bars_of_trace, draw, seconds
@@ -90,18 +94,39 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-async def show_waterfall(console: Console, stream: SpeechStream, store: TraceStore | None) -> None:
+@contextmanager
+def new_trace() -> Iterator[str]:
+    """A trace for the calls made inside; its id is known even when they are refused."""
+    ids = RandomIdGenerator()
+    span = SpanContext(ids.generate_trace_id(), ids.generate_span_id(), False, TraceFlags(TraceFlags.SAMPLED))
+    with trace.use_span(NonRecordingSpan(span)):
+        yield format_trace_id(span.trace_id)
+
+
+def remember(stream: SpeechStream, trace_id: str, store: TraceStore | None) -> str:
+    """Note the request as the last one, for `csm trace`; returns its trace id.
+
+    trace_id: the one it was sent with. A server between may have given it another.
+    """
+    trace_id = (stream.started.trace_id if stream.started else "") or trace_id
+    state.remember(state.Said(trace_id, str(store.folder.resolve()) if store else None), state.state_dir())
+    return trace_id
+
+
+async def show_waterfall(
+    console: Console, trace_id: str, summary: speech_pb2.SpeechSummary | None, store: TraceStore | None
+) -> None:
     """Print where a request's time went: from its trace, else from its summary. Nothing when it has neither."""
     spans, whole = [], False
-    if store is not None and stream.started is not None:
+    if store is not None:
         with console.status("waiting for the trace"):
-            spans, whole = await store.wait(stream.started.trace_id, _TRACE_WAIT_S)
+            spans, whole = await store.wait(trace_id, _TRACE_WAIT_S)
     if any(span.service == "gateway" for span in spans):
-        source = f"(trace {stream.started.trace_id}{'' if whole else ', incomplete'})"
+        source = f"(trace {trace_id}{'' if whole else ', incomplete'})"
         bars = bars_of_trace(spans)
-    elif stream.summary is not None:
+    elif summary is not None:
         why = "no `csm up` here has its trace" if store is None else "its trace has not arrived"
-        bars, source = bars_of_summary(stream.summary), f"by the answer's summary ({why})"
+        bars, source = bars_of_summary(summary), f"by the answer's summary ({why})"
     else:
         return
     console.print(f"\nWhere the time went {source}:")

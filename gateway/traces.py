@@ -1,6 +1,6 @@
 """Traces on this machine's disk: a folder with one file a trace, one JSON object a span.
 
-`csm up` writes it (through `gateway.collector`) and `csm say --trace` reads it from another process.
+`csm up` writes it (through `gateway.collector`); `csm say --trace` and `csm trace` read it from other processes.
 Bounded: at most `keep` traces, oldest out first, of at most MAX_SPANS spans each.
 """
 
@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from gateway.timeline import STAGES
 
 MAX_SPANS = 2000
 _POLL_S = 0.05
@@ -80,6 +82,11 @@ class TraceStore:
             file.write(json.dumps(asdict(span)) + "\n")
         return True
 
+    def ids(self) -> list[str]:
+        """The traces that are here, newest first."""
+        found = [(path.stat().st_mtime_ns, path.stem) for path in self.folder.glob("*.jsonl")]
+        return [trace_id for _, trace_id in sorted(found, reverse=True) if _TRACE_ID.fullmatch(trace_id)]
+
     def read(self, trace_id: str) -> list[Span]:
         """The spans of a trace that are here so far, by start. Raises: ValueError for what is no trace id."""
         try:
@@ -119,12 +126,29 @@ class TraceStore:
 
 
 def is_whole(spans: Iterable[Span]) -> bool:
-    """Whether nothing is missing: one top span, and each call to a stage together with the stage's side of it.
+    """Whether nothing is missing."""
+    return not missing(spans)
 
-    A call that failed may have no other side: its server was gone.
+
+def missing(spans: Iterable[Span]) -> list[str]:
+    """What a request's trace still lacks, each in a few words: the gateway's span; the other side of a call.
+
+    A call that failed may have no other side: its server was gone. A request may have more than one
+    span of the gateway, when its caller tried again. What is above the gateway is the caller's own.
     """
     own = [span for span in spans if not span.linked]
     ids, parents = {span.span_id for span in own}, {span.parent_id for span in own}
-    tops = [span for span in own if span.parent_id not in ids]
-    answered = all(span.span_id in parents or span.error for span in own if span.kind == "client")
-    return len(tops) == 1 and tops[0].kind == "server" and answered
+    lacks = [] if any(is_request(span) for span in own) else ["the gateway's own span"]
+    for span in own:
+        method = span.name.rpartition("/")[2]
+        if span.service == "gateway" and span.kind == "client" and span.span_id not in parents and not span.error:
+            lacks.append(f"the stage's side of {method}")
+        if span.parent_id and span.parent_id not in ids and span.service in STAGES:
+            above = f"the gateway's side of {method}" if span.kind == "server" else f"what is above the {span.service}'s {method}"
+            lacks.append(above)
+    return list(dict.fromkeys(lacks))
+
+
+def is_request(span: Span) -> bool:
+    """Whether this is the gateway's own span of a request."""
+    return span.service == "gateway" and span.kind == "server"

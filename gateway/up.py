@@ -108,7 +108,8 @@ async def up(plan: Plan, console: Console) -> int:
     console.print(f"Starting five services. {introduction(bundle)}")
     try:
         async with deployment(plan, console) as running:
-            note = state.Running(running.address, os.getpid(), str(running.traces.folder) if running.traces else None)
+            traces = str(running.traces.folder.resolve()) if running.traces else None
+            note = state.Running(running.address, os.getpid(), traces)
             state.announce(note, plan.folder)
             try:
                 console.print(_invitation(plan, bundle))
@@ -128,8 +129,10 @@ def introduction(bundle: Bundle) -> str:
 
 def _invitation(plan: Plan, bundle: Bundle) -> str:
     noise = "" if bundle.trained else f"\n{NOISE}"
+    # Beside another that was here before, which is the one that commands find by themselves.
+    where = "" if plan.folder == state.state_dir() else f" --address {plan.address('gateway')}"
     return (
-        f'ready: csm say "Hello there." -o hello.wav --trace{noise}\n'
+        f'ready: csm say "Hello there." -o hello.wav --trace{where}{noise}\n'
         f"Logs are in {plan.folder / 'logs'}. Ctrl-C stops all."
     )
 

@@ -9,22 +9,29 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import grpc
 from csm.speech.v1 import speech_pb2
 from rich.text import Text
 
-from gateway.traces import Span
+from gateway.traces import Attributes, Span
 
 _LABEL_COLUMNS, _TIME_COLUMNS = 26, 9
 _MANY = 3  # more siblings of one name than this share a row
+_DEEPEST = 32  # rows below rows; more is no trace of ours
 _STYLES = {"gateway": "bold", "tokenizer": "cyan", "backbone": "magenta", "codec": "green", "watermark": "yellow"}
+_STATUS = {code.value[0]: code.name for code in grpc.StatusCode}
 LEGEND = "░ before its first output ◆   █ after it"
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One row. Times in seconds since the request's start; first_output_s None when it was not told."""
+    """One row. Times in seconds since the request's start; first_output_s None when it was not told.
+
+    error: what failed, in words. status: a call's outcome, such as CANCELLED; empty for work that is no call.
+    note: what the caller was told with it.
+    """
 
     label: str
     stage: str
@@ -33,6 +40,20 @@ class Bar:
     end_s: float
     first_output_s: float | None = None
     error: str = ""
+    status: str = field(default="", compare=False)
+    note: str = field(default="", compare=False)
+    attributes: Attributes = field(default_factory=dict, compare=False, repr=False)
+
+
+def zero_ns(spans: Iterable[Span]) -> int:
+    """The moment that bars count from: the request's start."""
+    return min((span.start_ns for span in spans if not span.linked), default=0)
+
+
+def status(span: Span) -> str:
+    """How a call ended, by gRPC's names; empty when `span` is no call."""
+    code = span.attributes.get("rpc.grpc.status_code")
+    return _STATUS.get(code, str(code)) if isinstance(code, int) else ""
 
 
 def bars_of_trace(spans: Iterable[Span]) -> list[Bar]:
@@ -40,34 +61,34 @@ def bars_of_trace(spans: Iterable[Span]) -> list[Bar]:
 
     A call's two sides, the gateway's and the stage's, are one row; many alike (steps, chunks) are too.
     """
-    spans = list(spans)
+    by_id = {span.span_id: span for span in spans}  # an export that is tried again gives a span twice
+    spans = list(by_id.values())
     if not spans:
         return []
-    by_id = {span.span_id: span for span in spans}
     children: dict[str, list[Span]] = defaultdict(list)
     for span in sorted(spans, key=lambda span: span.start_ns):
         parent = _linked_parent(spans, span) if span.linked else span.parent_id
         children[parent if parent in by_id else ""].append(span)
-    zero_ns = min(span.start_ns for span in spans if not span.linked)
+    zero = zero_ns(spans)
     told = {  # the gateway's own view of its stages, for a stage that says nothing itself
-        str(event.attributes.get("stage")): (event.time_ns - zero_ns) / 1e9
+        str(event.attributes.get("stage")): (event.time_ns - zero) / 1e9
         for span in spans if span.service == "gateway"
         for event in span.events if event.name == "first_output"
     }
 
     def rows(parent_id: str, depth: int) -> Iterable[Bar]:
-        groups: dict[tuple[str, str], list[Span]] = defaultdict(list)
-        for span in children[parent_id]:
-            sides = children[span.span_id]
+        groups: dict[tuple[str, str], list[tuple[Span, str]]] = defaultdict(list)
+        for span in children[parent_id] if depth < _DEEPEST else ():
+            sides, told_caller = children[span.span_id], span.error
             while span.kind == "client" and len(sides) == 1:
                 span, sides = sides[0], children[sides[0].span_id]
-            groups[_stage(span), span.name].append(span)
+            groups[_stage(span), span.name].append((span, told_caller))
         for group in groups.values():
             if len(group) > _MANY:
-                yield _merged([_bar(span, depth, zero_ns) for span in group])
+                yield _merged([_bar(span, depth, zero, note) for span, note in group])
                 continue
-            for span in group:
-                bar = _bar(span, depth, zero_ns)
+            for span, note in group:
+                bar = _bar(span, depth, zero, note)
                 if bar.first_output_s is None and span.kind in ("server", "client"):
                     first_s = told.get("watermark" if bar.stage == "gateway" else bar.stage)
                     if first_s is not None and bar.start_s <= first_s <= bar.end_s:
@@ -138,17 +159,20 @@ def _cells(bar: Bar, columns: int, total_s: float) -> str:
     return "".join(cells)
 
 
-def _bar(span: Span, depth: int, zero_ns: int) -> Bar:
+def _bar(span: Span, depth: int, zero: int, note: str) -> Bar:
     stage, method = _stage(span), span.name.rpartition("/")[2]
     own = [event.time_ns for event in span.events if event.name in ("first_frame", "first_output")]
     return Bar(
         label=f"{stage} {method}" if span.kind in ("server", "client") else method,
         stage=stage,
         depth=depth,
-        start_s=max(span.start_ns - zero_ns, 0) / 1e9,  # a shared step may have begun earlier
-        end_s=(span.end_ns - zero_ns) / 1e9,
-        first_output_s=(min(own) - zero_ns) / 1e9 if own and stage != "gateway" else None,
+        start_s=max(span.start_ns - zero, 0) / 1e9,  # a shared step may have begun earlier
+        end_s=max(span.end_ns - zero, 0) / 1e9,
+        first_output_s=(min(own) - zero) / 1e9 if own and stage != "gateway" else None,
         error=span.error,
+        status=status(span),
+        note=note or span.error,
+        attributes=span.attributes,
     )
 
 

@@ -26,7 +26,8 @@ class Csm:
 
     def __init__(self, folder: Path, address: str):
         self.folder, self.address = folder, address
-        self.env = {"PATH": "/usr/bin:/bin", "CSM_STATE_DIR": str(folder / "state"), "COLUMNS": "80"}
+        self.state = folder.with_name(f"{folder.name}-state")
+        self.env = {"PATH": "/usr/bin:/bin", "CSM_STATE_DIR": str(self.state), "COLUMNS": "80"}
 
     async def start(self, *arguments):
         return await asyncio.create_subprocess_exec(
@@ -147,7 +148,7 @@ async def test_speech_that_ends_at_once_is_an_empty_wav(served, tmp_path):
 
 async def test_trace_is_drawn_from_the_store_of_csm_up(served, tmp_path):
     _, csm = served
-    folder = tmp_path / "state"
+    folder = csm.state
     state.announce(state.Running(csm.address, os.getpid(), str(folder / "traces")), folder)
     store = TraceStore(folder / "traces")
     event = Event("first_output", 4 * 10**7, {"stage": "watermark"})
@@ -164,7 +165,7 @@ async def test_trace_is_drawn_from_the_store_of_csm_up(served, tmp_path):
 
 async def test_a_broken_request_shows_its_trace_too(served, tmp_path):
     _, csm = served
-    folder = tmp_path / "state"
+    folder = csm.state
     state.announce(state.Running(csm.address, os.getpid(), str(folder / "traces")), folder)
     failed = Span("gateway", "Speech/StreamSynthesize", "server", "1", "", 0, 10**8, error="UNAVAILABLE: codec: gone")
     TraceStore(folder / "traces").add("ab" * 16, failed)

@@ -1,0 +1,112 @@
+"""OTLP JSON files, as an OpenTelemetry collector's file exporter writes them: one batch of spans a line.
+
+A file may hold many requests and be large, so it is read line by line, and only what is asked for is kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
+
+from gateway.collector import spans_of
+from gateway.traces import Span, is_request
+
+_IDS = ("traceId", "spanId", "parentSpanId")
+
+
+class MalformedFile(Exception):
+    """Says which line of which file, and what is wrong with it."""
+
+
+def request_ids(path: Path) -> list[str]:
+    """Trace ids of the requests in it, newest first. Raises: MalformedFile, OSError."""
+    starts: dict[str, int] = {}
+    for trace_id, span in _read(path, None):
+        if is_request(span):
+            starts[trace_id] = max(span.start_ns, starts.get(trace_id, 0))
+    return sorted(starts, key=starts.__getitem__, reverse=True)
+
+
+def read_trace(path: Path, trace_id: str) -> list[Span]:
+    """The spans of one trace, by start; empty when it is not there. Raises: MalformedFile, OSError."""
+    found = [span for of, span in _read(path, trace_id) if of == trace_id]
+    return sorted(found, key=lambda span: span.start_ns)
+
+
+def _read(path: Path, wanted: str | None) -> Iterator[tuple[str, Span]]:
+    """(trace id, span) pairs; with `wanted`, those of batches that have its id somewhere."""
+    batches = 0
+    for place, batch in _documents(path, wanted):
+        if not isinstance(batch, dict) or not isinstance(batch.get("resourceSpans", []), list):
+            raise MalformedFile(f"{place}: is no batch of OTLP spans, {{\"resourceSpans\": [...]}}")
+        if "resourceSpans" not in batch:
+            continue  # metrics and logs may lie in the same file
+        batches += 1
+        try:
+            request = json_format.ParseDict(
+                _decoded({"resourceSpans": batch["resourceSpans"]}),
+                trace_service_pb2.ExportTraceServiceRequest(), ignore_unknown_fields=True,
+            )
+        except (json_format.ParseError, ValueError, RecursionError) as error:
+            raise MalformedFile(f"{place}: {_short(error)}") from error
+        yield from spans_of(request)
+    if not batches and wanted is None:
+        raise MalformedFile(f"{path}: holds no spans; expected are lines of {{\"resourceSpans\": [...]}}")
+
+
+def _documents(path: Path, wanted: str | None) -> Iterator[tuple[str, Any]]:
+    """(where, parsed JSON): a line each, or the whole file when its first line is no document by itself."""
+    number = 0
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip() or (wanted is not None and number > 1 and wanted not in line.lower()):
+                    continue
+                try:
+                    document = json.loads(line)
+                except json.JSONDecodeError as error:
+                    if number == 1:
+                        break
+                    if line.endswith("\n"):  # else it is being written just now
+                        raise MalformedFile(f"{path}, line {number}: no JSON ({_short(error)})") from error
+                    return
+                for batch in document if isinstance(document, list) else [document]:
+                    yield f"{path}, line {number}", batch
+            else:
+                return
+        # Someone has laid it out for reading, or put the batches into a list.
+        whole = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise MalformedFile(f"{path}, line {error.lineno}: no JSON ({error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise MalformedFile(f"{path}: no text; a compressed or binary file must be turned into OTLP JSON first") from error
+    except RecursionError as error:
+        raise MalformedFile(f"{path}, line {number}: nested too deep") from error
+    for batch in whole if isinstance(whole, list) else [whole]:
+        yield str(path), batch
+
+
+def _decoded(value: Any) -> Any:
+    """OTLP writes ids as hexadecimal, protobuf's JSON reads bytes as base64. Raises: ValueError."""
+    if isinstance(value, list):
+        return [_decoded(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _id(key, item) if key in _IDS and item else _decoded(item) for key, item in value.items()}
+
+
+def _id(key: str, value: Any) -> str:
+    try:
+        return base64.b64encode(bytes.fromhex(value)).decode()
+    except (TypeError, ValueError):
+        raise ValueError(f"{key}: {value!r:.60} is not hexadecimal") from None
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
