@@ -9,7 +9,7 @@ INSTALL_INPUTS := pyproject.toml constraints.txt requirements-nodeps.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow voice-test lint protos clean
+.PHONY: help demo test test-slow voice-test metrics-test lint protos clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -46,6 +46,12 @@ $(VENV)/voice.stamp: $(VENV)/test.stamp tests/voice/requirements.txt
 # The embedded voice's acceptance table in out/voice-test; exit code 0 says that every limit is met.
 voice-test: $(VENV)/voice.stamp
 	$(BIN)/python tests/voice $(if $(QUICK),--quick)
+
+# Dashboards' queries and alerts, read and tried by Prometheus' own tool (Debian's package prometheus has it).
+PROMTOOL ?= promtool
+metrics-test: $(VENV)/test.stamp
+	@command -v $(PROMTOOL) >/dev/null || { echo "no $(PROMTOOL): apt-get install prometheus, or PROMTOOL=/a/path"; exit 1; }
+	PROMTOOL=$(PROMTOOL) $(BIN)/python -m pytest tests/deploy/test_queries.py
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

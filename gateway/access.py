@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from opentelemetry import metrics, trace
+from opentelemetry import trace
 
 from gateway.config import GatewaySettings
 from gateway.tokens import Token, read_tokens
-from services.runtime import tls
+from services.runtime import instruments, tls
 from services.runtime.errors import CallError, InvalidRequest, Overloaded
 from services.runtime.settings import SettingError
 from services.runtime.watched import BadFile, WatchedFiles
@@ -30,10 +30,6 @@ log = logging.getLogger(__name__)
 
 _STREAM_RETRY_S = 1.0
 _ROUNDING = 1e-3  # characters; who comes back when he was told to is not refused for a nanosecond
-
-_refusals = metrics.get_meter("csm").create_counter(
-    "csm.gateway.refusals", "{call}", "calls refused for want of a token, or beyond a token's limits"
-)
 
 
 class _Usage:
@@ -148,7 +144,7 @@ class Access(grpc.aio.ServerInterceptor):
         if limit is None:
             return
         if characters > limit:
-            _refusals.add(1, {"reason": "TOKEN_CHARACTERS"})
+            instruments.refusals.add(1, {"reason": "TOKEN_CHARACTERS"})
             raise InvalidRequest(
                 "utterance.text", f"has {characters} characters, token {token.name} may have {limit} spoken a minute"
             )
@@ -162,10 +158,10 @@ class Access(grpc.aio.ServerInterceptor):
 
 
 def _unauthenticated(reason: str, text: str) -> CallError:
-    _refusals.add(1, {"reason": reason})
+    instruments.refusals.add(1, {"reason": reason})
     return CallError(grpc.StatusCode.UNAUTHENTICATED, text, reason=reason)
 
 
 def _limited(reason: str, text: str, retry_after_s: float) -> Overloaded:
-    _refusals.add(1, {"reason": reason})
+    instruments.refusals.add(1, {"reason": reason})
     return Overloaded(text, retry_after_s, reason=reason, final=True)

@@ -59,6 +59,9 @@ audio = _meter.create_counter("csm.request.audio", "s", "length of the audio giv
 underruns = _meter.create_counter(
     "csm.stream.underruns", "{underrun}", "times that a listener who plays from the first audio on would have run dry"
 )
+refusals = _meter.create_counter(
+    "csm.gateway.refusals", "{call}", "calls refused for want of a token, or beyond a token's limits"
+)
 
 # The generator.
 backbone_queue = _histogram("csm.backbone.queue.duration", "s", "a request's wait for a slot", _ENGINE_S)
@@ -105,6 +108,7 @@ _ZEROS = {
         (audio, {}),
         (underruns, {}),
         *((finished, {"finish_reason": reason}) for reason in ("END_OF_SPEECH", "MAX_LENGTH")),
+        *((refusals, {"reason": reason}) for reason in ("NO_TOKEN", "WRONG_TOKEN", "TOKEN_STREAMS", "TOKEN_CHARACTERS")),
     ],
     "tokenizer": [(cache_lookups, {"result": result}) for result in ("hit", "miss")],
 }

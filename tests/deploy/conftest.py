@@ -14,13 +14,10 @@ def observed(tmp_path_factory):
     """observed_chain.Observed, with every exporter on and all that can be logged."""
     settings = {
         "CSM_METRICS_LISTEN": "127.0.0.1:0",
-        "CSM_LOG_FORMAT": "json",
         "CSM_LOG_LEVEL": "DEBUG",
         "CSM_BACKBONE_TRACE_STEPS": "3",
     }
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("CSM_", "OTEL_"))]:
             patch.delenv(name)
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        return asyncio.run(observed_chain.observe(tmp_path_factory.mktemp("observed"), patch))
+        return asyncio.run(observed_chain.observe(tmp_path_factory.mktemp("observed"), settings))

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import re
+import sys
 import urllib.request
 import wave
 from dataclasses import dataclass, field
@@ -16,16 +17,18 @@ import numpy as np
 import pytest
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-from rich.console import Console
 
 from gateway.client import ContextTurn, SpeechClient
 from gateway.exceptions import SpeechError
-from gateway.up import Plan, deployment, free_ports
+from gateway.supervisor import Child, Supervisor
+from gateway.up import free_ports
 
 # Words that nobody else says, in what every caller here says.
 MARK = "zyxomma quillbright"
 SENTENCE = f"Hello, {MARK}."
 LONG = f"The {MARK} leaves at seven in the morning and stops at every small station on the way to the city. " * 4
+
+TOKEN = "0-zyxommaquillbright-0"
 
 
 @dataclass
@@ -63,18 +66,37 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2_
         return metrics_service_pb2.ExportMetricsServiceResponse()
 
 
-async def observe(folder: Path, patch: pytest.MonkeyPatch) -> Observed:
-    """Run the chain with the environment there is, talk to it in many ways, stop it."""
+async def observe(folder: Path, settings: dict[str, str]) -> Observed:
+    """Run the chain with these settings, talk to it in many ways, stop it."""
     observed = Observed()
     server, receiver = grpc.aio.server(), Receiver(observed)
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(receiver, server)
-    patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
+    tokens = folder / "tokens.toml"
+    tokens.write_text(f'[observer]\ntoken = "{TOKEN}"\n')
+    addresses = {name: f"127.0.0.1:{port}" for name, port in free_ports().items()}
+    common = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+        "CSM_GRACE_S": "5",
+        "CSM_TOKENS_FILE": str(tokens),
+        **{f"CSM_{name.upper()}_ADDRESS": address for name, address in addresses.items() if name != "gateway"},
+        **settings,
+    }
+    children = [
+        Child(name, (sys.executable, "-m", name if name == "gateway" else f"services.{name}"), address,
+              {**common, "CSM_LISTEN": address})
+        for name, address in addresses.items()
+    ]  # fmt: skip
     try:
-        async with deployment(Plan("embedded", free_ports(), folder), Console(quiet=True)) as running:
-            async with SpeechClient(running.address) as client:
+        async with Supervisor(children, folder / "logs") as running:
+            await running.wait_ready(240, lambda child, took_s: None)
+            async with SpeechClient(addresses["gateway"], token=TOKEN) as client:
                 await _talk(client, observed)
+            async with SpeechClient(addresses["gateway"]) as stranger:
+                with pytest.raises(SpeechError):
+                    await stranger.synthesize(SENTENCE)
             for path in (folder / "logs").glob("*.log"):
                 if found := re.search(r"metrics on (http://[\d.:]+/metrics)", path.read_text()):
                     page = await asyncio.to_thread(urllib.request.urlopen, found[1])

@@ -80,7 +80,7 @@ def test_attributes_and_events_are_those_of_the_tables(observed):
 
 def test_numbers_are_those_of_the_talk(observed):
     """What the caller did (observed_chain._talk) is what the metrics say, however each call ended."""
-    calls, finished, lookups = defaultdict(int), {}, {}
+    calls, finished, lookups, refusals = defaultdict(int), {}, {}, {}
     for family in text_string_to_metric_families(observed.pages["gateway"] + observed.pages["tokenizer"]):
         for sample in family.samples:
             if sample.name == "csm_rpc_duration_seconds_count":
@@ -89,6 +89,8 @@ def test_numbers_are_those_of_the_talk(observed):
                 finished[sample.labels["finish_reason"]] = sample.value
             elif sample.name == "csm_tokenizer_cache_lookups_total":
                 lookups[sample.labels["result"]] = sample.value
+            elif sample.name == "csm_gateway_refusals_total":
+                refusals[sample.labels["reason"]] = sample.value
             elif sample.name.endswith("_active"):
                 assert sample.value == 0, sample
     # Which of the two a deadline is depends on whose clock is first, by a little.
@@ -99,10 +101,12 @@ def test_numbers_are_those_of_the_talk(observed):
         ("StreamSynthesize", "OK"): 1,
         ("Synthesize", "OK"): 2,
         ("Synthesize", "INVALID_ARGUMENT"): 3,
+        ("Synthesize", "UNAUTHENTICATED"): 1,
         ("VerifyWatermark", "OK"): 1,
     }
     assert sum(finished.values()) == 3
     assert lookups == {"hit": 1, "miss": 1}
+    assert refusals == {"NO_TOKEN": 1, "WRONG_TOKEN": 0, "TOKEN_STREAMS": 0, "TOKEN_CHARACTERS": 0}
 
 
 def test_steps_are_roots_linked_to_the_requests_in_them(observed):

@@ -1,0 +1,77 @@
+"""The collector's configuration hangs together. No collector runs here: there is none to be had from the registries."""
+
+from __future__ import annotations
+
+import re
+
+import telemetry_tables as tables
+import yaml
+
+CONFIG = yaml.safe_load((tables.DEPLOY / "collector" / "config.yaml").read_text())
+PIPELINES = CONFIG["service"]["pipelines"]
+# Of the contrib distribution, by what a pipeline calls them.
+TYPES = {
+    "receivers": {"otlp"},
+    "processors": {"memory_limiter", "batch", "tail_sampling"},
+    "exporters": {"otlp", "prometheus"},
+    "connectors": {"spanmetrics"},
+    "extensions": {"health_check"},
+}
+
+
+def test_all_that_is_defined_is_used_and_the_other_way_round():
+    connectors = set(CONFIG["connectors"])
+    for part in ("receivers", "processors", "exporters"):
+        used = {name for pipeline in PIPELINES.values() for name in pipeline[part]} - connectors
+        assert used == set(CONFIG[part])
+    assert set(CONFIG["service"]["extensions"]) == set(CONFIG["extensions"])
+    assert set(CONFIG) == {*TYPES, "service"}
+    for part, known in TYPES.items():
+        assert {name.partition("/")[0] for name in CONFIG[part]} <= known
+
+
+def test_connectors_join_two_pipelines_of_the_right_kinds():
+    kinds = {"spanmetrics": ("traces", "metrics")}
+    for name in CONFIG["connectors"]:
+        fed = {pipeline.partition("/")[0] for pipeline, parts in PIPELINES.items() if name in parts["exporters"]}
+        feeds = {pipeline.partition("/")[0] for pipeline, parts in PIPELINES.items() if name in parts["receivers"]}
+        assert (fed, feeds) == tuple({kind} for kind in kinds[name])
+
+
+def test_memory_is_limited_first_and_batches_are_made_last():
+    for parts in PIPELINES.values():
+        assert parts["processors"][0] == "memory_limiter"
+        assert "batch" not in parts["processors"][:-1]
+    assert "tail_sampling" not in PIPELINES["traces/all"]["processors"], "span metrics count every span"
+    assert PIPELINES["traces/kept"]["processors"].index("tail_sampling") == 1
+
+
+def test_policies_ask_for_attributes_that_spans_have():
+    policies = CONFIG["processors"]["tail_sampling"]["policies"]
+    assert {policy["name"] for policy in policies} >= {"errors", "slow", "refused"}
+    types, asked = tables.attributes(), set()
+    for policy in policies:
+        assert set(policy) == {"name", "type", policy["type"]}
+        for condition in policy.get("ottl_condition", {}).get("span", ()):
+            if found := re.fullmatch(r'attributes\["([\w.]+)"\] (==|>) (\d+(?:\.\d+)?)', condition):
+                assert types[found[1]] == ("double" if "." in found[3] else "int"), condition
+                asked.add(found[1])
+            else:
+                (name,) = re.fullmatch(r'name == "([\w.]+)"', condition).groups()
+                assert name in {span for _, span, _ in tables.spans()}
+    assert asked >= {"csm.time_to_first_audio_ms", "csm.underruns", "rpc.grpc.status_code"}
+
+
+def test_span_metrics_have_dimensions_that_spans_have():
+    connector = CONFIG["connectors"]["spanmetrics"]
+    assert {each["name"] for each in connector["dimensions"]} <= set(tables.attributes())
+    assert connector["namespace"] == "traces.span.metrics" and connector["histogram"]["unit"] == "s"
+    text = (tables.DEPLOY / "telemetry.md").read_text()
+    for name in ("traces_span_metrics_calls_total", "traces_span_metrics_duration_seconds", "rpc_grpc_status_code"):
+        assert name in text
+
+
+def test_ports_are_those_that_the_page_tells():
+    text = (tables.DEPLOY / "telemetry.md").read_text()
+    assert CONFIG["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].endswith(":4317") and ":4317" in text
+    assert CONFIG["exporters"]["prometheus"]["endpoint"].endswith(":8889") and "8889" in text
