@@ -6,7 +6,9 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -48,10 +50,18 @@ def free_ports(count: int) -> list[int]:
 
 
 class Processes:
-    """Starts, kills and stops them. `addresses` maps a service's name to host:port."""
+    """Starts, kills and stops them. `addresses` maps a service's name to host:port.
 
-    def __init__(self, log_folder: Path):
-        self.logs = log_folder
+    settings: variables of all five, beside their own. credentials: what our own health checks need.
+    """
+
+    def __init__(
+        self,
+        log_folder: Path,
+        settings: Mapping[str, str] = MappingProxyType({}),
+        credentials: grpc.ChannelCredentials | None = None,
+    ):
+        self.logs, self.settings, self.credentials = log_folder, settings, credentials
         self.receiver = Receiver()
         names = [*MODULES, "otlp"]
         self.addresses = {name: f"127.0.0.1:{port}" for name, port in zip(names, free_ports(6), strict=True)}
@@ -92,6 +102,7 @@ class Processes:
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{self.addresses['otlp']}",
             "OTEL_EXPORTER_OTLP_INSECURE": "true",
             "OMP_NUM_THREADS": "1",
+            **self.settings,
         }
         with (self.logs / f"{name}.log").open("ab") as log:
             self.running[name] = await asyncio.create_subprocess_exec(
@@ -104,7 +115,7 @@ class Processes:
             while True:
                 if self.running[name].returncode is not None:
                     raise AssertionError(f"{name} left:\n{(self.logs / f'{name}.log').read_text()[-3000:]}")
-                async with grpc.aio.insecure_channel(self.addresses[name]) as channel:
+                async with self._channel(name) as channel:
                     try:
                         answer = await health_pb2_grpc.HealthStub(channel).Check(
                             health_pb2.HealthCheckRequest(service="readiness"), timeout=2
@@ -114,6 +125,11 @@ class Processes:
                     except grpc.aio.AioRpcError:
                         pass
                 await asyncio.sleep(0.1)
+
+    def _channel(self, name: str) -> grpc.aio.Channel:
+        if self.credentials is None:
+            return grpc.aio.insecure_channel(self.addresses[name])
+        return grpc.aio.secure_channel(self.addresses[name], self.credentials)
 
     async def kill(self, name: str) -> None:
         self.running[name].kill()
