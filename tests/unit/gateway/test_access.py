@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
-from gateway import access
 from gateway.access import Access
 from gateway.config import GatewaySettings
+from services.runtime import instruments
 from services.runtime.errors import CallError, InvalidRequest, Overloaded
 from services.runtime.settings import SettingError, read
 
@@ -25,7 +25,11 @@ class Clock:
 @pytest.fixture
 def refusals(monkeypatch):
     counted = []
-    monkeypatch.setattr(access, "_refusals", SimpleNamespace(add=lambda _, labels: counted.append(labels["reason"])))
+
+    def add(count, labels):
+        counted.extend([labels["reason"]] * count)
+
+    monkeypatch.setattr(instruments, "refusals", SimpleNamespace(add=add))
     return counted
 
 

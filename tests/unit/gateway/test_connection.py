@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 
 import pytest
 from authority import Authority
 from fake_speech import serving
 
-from gateway import connection, exceptions
+from gateway import cli, connection, exceptions
 from gateway.client import SpeechClient
 
 TOKEN = "a-token-nobody-knows"
@@ -65,6 +66,19 @@ async def test_without_them_the_server_gives_nothing(guarded, client):
             with pytest.raises(exceptions.Unavailable):
                 await speech.voices(timeout_s=5)
     assert not fake.requests
+
+
+@pytest.mark.parametrize("speaks_tls", [True, False])
+async def test_a_handshake_that_fails_is_called_one(guarded, client, tmp_path, speaks_tls):
+    another = Authority("another").write(tmp_path)
+    async with AsyncExitStack() as stack:
+        address = guarded[1] if speaks_tls else (await stack.enter_async_context(serving()))[1]
+        options = ["--address", address, "--tls-ca", another]
+        speech = await stack.enter_async_context(client(*options))
+        with pytest.raises(exceptions.Unavailable) as caught:
+            await speech.voices(timeout_s=5)
+        line = cli._readable(caught.value, connection.arguments().parse_args(options))
+        assert line.startswith(f"{address} and we cannot agree on TLS") and "--tls-ca" in line
 
 
 async def test_a_token_that_changes_is_asked_for_at_each_call():
