@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,30 +25,33 @@ class MalformedFile(Exception):
     """Says which line of which file, and what is wrong with it."""
 
 
-def request_ids(path: Path) -> list[str]:
-    """Trace ids of the requests in it, newest first. Raises: MalformedFile, OSError."""
-    starts: dict[str, int] = {}
-    for trace_id, span in _read(path, None):
-        if is_request(span):
-            starts[trace_id] = max(span.start_ns, starts.get(trace_id, 0))
-    return sorted(starts, key=starts.__getitem__, reverse=True)
+def requests_in(path: Path) -> dict[str, list[Span]]:
+    """Trace id → the gateway's own spans of it, newest first. Raises: MalformedFile, OSError."""
+    found: dict[str, list[Span]] = defaultdict(list)
+    batches = 0
+    for batch in _batches(path, "csm-gateway"):
+        batches += 1
+        for trace_id, span in batch:
+            if is_request(span):
+                found[trace_id].append(span)
+    if not batches:
+        raise MalformedFile(f"{path}: holds no spans of a csm gateway; expected are lines of {{\"resourceSpans\": [...]}}")
+    return dict(sorted(found.items(), key=lambda item: max(span.start_ns for span in item[1]), reverse=True))
 
 
 def read_trace(path: Path, trace_id: str) -> list[Span]:
     """The spans of one trace, by start; empty when it is not there. Raises: MalformedFile, OSError."""
-    found = [span for of, span in _read(path, trace_id) if of == trace_id]
+    found = [span for batch in _batches(path, trace_id) for of, span in batch if of == trace_id]
     return sorted(found, key=lambda span: span.start_ns)
 
 
-def _read(path: Path, wanted: str | None) -> Iterator[tuple[str, Span]]:
-    """(trace id, span) pairs; with `wanted`, those of batches that have its id somewhere."""
-    batches = 0
-    for place, batch in _documents(path, wanted):
+def _batches(path: Path, holding: str) -> Iterator[list[tuple[str, Span]]]:
+    """(trace id, span) pairs, batch by batch, of at least those batches that have the text `holding` in them."""
+    for place, batch in _documents(path, holding):
         if not isinstance(batch, dict) or not isinstance(batch.get("resourceSpans", []), list):
             raise MalformedFile(f"{place}: is no batch of OTLP spans, {{\"resourceSpans\": [...]}}")
         if "resourceSpans" not in batch:
             continue  # metrics and logs may lie in the same file
-        batches += 1
         try:
             request = json_format.ParseDict(
                 _decoded({"resourceSpans": batch["resourceSpans"]}),
@@ -55,23 +59,22 @@ def _read(path: Path, wanted: str | None) -> Iterator[tuple[str, Span]]:
             )
         except (json_format.ParseError, ValueError, RecursionError) as error:
             raise MalformedFile(f"{place}: {_short(error)}") from error
-        yield from spans_of(request)
-    if not batches and wanted is None:
-        raise MalformedFile(f"{path}: holds no spans; expected are lines of {{\"resourceSpans\": [...]}}")
+        yield list(spans_of(request))
 
 
-def _documents(path: Path, wanted: str | None) -> Iterator[tuple[str, Any]]:
+def _documents(path: Path, holding: str) -> Iterator[tuple[str, Any]]:
     """(where, parsed JSON): a line each, or the whole file when its first line is no document by itself."""
-    number = 0
+    number, first = 0, None
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                if not line.strip() or (wanted is not None and number > 1 and wanted not in line.lower()):
+                if not line.strip() or (first is not None and holding not in line.lower()):
                     continue
+                first = first or number
                 try:
                     document = json.loads(line)
                 except json.JSONDecodeError as error:
-                    if number == 1:
+                    if number == first:
                         break
                     if line.endswith("\n"):  # else it is being written just now
                         raise MalformedFile(f"{path}, line {number}: no JSON ({_short(error)})") from error

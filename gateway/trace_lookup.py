@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway import state
-from gateway.otlp_file import MalformedFile, read_trace, request_ids
+from gateway.otlp_file import MalformedFile, read_trace, requests_in
 from gateway.traces import Span, TraceStore
 
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -45,10 +45,10 @@ async def find(wanted: str | None, file: Path | None, folder: Path) -> Found:
 
 
 def known(file: Path | None, folder: Path) -> list[Found]:
-    """Every trace that is there, newest first. Raises: TraceError, OSError."""
+    """Every request that is there, newest first, with what its heading needs at least. Raises: TraceError, OSError."""
     try:
         if file is not None:
-            return [Found(trace_id, read_trace(file, trace_id)) for trace_id in request_ids(file)]
+            return [Found(trace_id, spans) for trace_id, spans in requests_in(file).items()]
         return [Found(trace_id, _read(store, trace_id)) for store in _stores(folder) for trace_id in store.ids()]
     except MalformedFile as error:
         raise TraceError(str(error)) from error
@@ -57,7 +57,7 @@ def known(file: Path | None, folder: Path) -> list[Found]:
 def _in_file(wanted: str | None, file: Path, said: state.Said | None) -> Found:
     chosen = ""
     if wanted is None or not _ID.fullmatch(wanted):
-        ids = request_ids(file)
+        ids = list(requests_in(file))
         if wanted is not None:
             wanted = _completed(wanted, ids, str(file))
         elif said is not None and said.trace_id in ids:
