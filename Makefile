@@ -53,6 +53,10 @@ metrics-test: $(VENV)/test.stamp
 	@command -v $(PROMTOOL) >/dev/null || { echo "no $(PROMTOOL): apt-get install prometheus, or PROMTOOL=/a/path"; exit 1; }
 	PROMTOOL=$(PROMTOOL) $(BIN)/python -m pytest tests/deploy/test_queries.py
 
+# Beside a CUDA device: its tests and timings, about nine minutes.
+gpu-check: $(VENV)/test.stamp
+	PYTHON=$(BIN)/python tests/gpu/check.sh
+
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/buf lint

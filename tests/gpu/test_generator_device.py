@@ -103,7 +103,9 @@ def frame_logits(model, prompts, forced, monkeypatch, launches):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)], ids=["fp32", "bf16"])
+# bf16: with CSM-1B's shapes and these weights the eager model's own bf16 is off by 1.8e-2, ours by 1.3e-2; by
+# 0.97e-2 where a layer adds less to its stream, as in trained models (1 / sqrt(2 layers) of these weights).
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 1.5e-2)], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("part", [
     TINY,
     pytest.param(NARROW, marks=pytest.mark.slow),

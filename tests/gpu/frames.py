@@ -1,0 +1,76 @@
+"""Frames without an engine: slots that have so many rows of context, and graphs of a chosen kind for them."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+
+import torch
+from baselines import synchronize
+
+from models.bundle import GeneratorPart
+from services.backbone.blocks import blocks_for
+from services.backbone.graph_runner import GraphRunner
+from services.backbone.model import CsmModel
+from services.backbone.stack import Launches
+
+
+class Frames:
+    """A runner whose slots are as if their prompts had been read; their keys and values are noise."""
+
+    def __init__(self, model: CsmModel, part: GeneratorPart, slots: int, context: int):
+        self._context, each = context, blocks_for(context + 100)
+        self.runner = GraphRunner(model, slots=slots, blocks=slots * each)
+        state, cache = self.runner._state, self.runner._frame.backbone.cache
+        device = state.positions.device
+        with torch.inference_mode():
+            state.tables[:slots, :each] = torch.randperm(slots * each, device=device).view(slots, each).int()
+            state.seeds[:slots] = torch.arange(slots, device=device) + 1
+            state.top_k[:slots], state.temperature[:slots] = 50, 0.9
+            for store in (cache.keys, cache.values):
+                for layer in store:
+                    layer.normal_()
+            self._rows = torch.randn_like(state.next_rows)
+
+    @torch.inference_mode()
+    def rewind(self, batch: int) -> None:
+        state = self.runner._state
+        state.positions[:-1], state.frames[:-1] = self._context, 0
+        state.next_rows.copy_(self._rows)
+        self.runner._batch[:batch] = torch.arange(batch, device=state.positions.device)
+
+    def make(self, batch: int, launches: Launches) -> tuple[Callable[[], None], torch.cuda.CUDAGraph | None]:
+        """Call the first to make a frame; the graph it replays must be kept. On a CPU there is none."""
+        runner = self.runner
+        runner._launches = lambda _: launches
+        if not runner._is_cuda:
+            return torch.inference_mode()(lambda: runner._make(batch)), None
+        with torch.inference_mode():
+            runner._capture(batch, torch.cuda.Stream(), torch.cuda.graph_pool_handle())
+        graph = runner._graphs.pop(batch)
+        return graph.replay, graph
+
+    def codes(self, batch: int) -> torch.Tensor:
+        return self.runner._codes[:batch].clone()
+
+    def times_ms(self, frame: Callable[[], None], batch: int, count: int) -> list[float]:
+        """Of `count` frames one after another, from the same rows each time."""
+        device, times = self.runner.device, []
+        for _ in range(3):
+            frame()
+        self.rewind(batch)
+        synchronize(device)
+        if device.type != "cuda":
+            for _ in range(count):
+                began = time.perf_counter()
+                frame()
+                times.append((time.perf_counter() - began) * 1e3)
+            return times
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            frame()
+            mark.record()
+        synchronize(device)
+        return [before.elapsed_time(after) for before, after in itertools.pairwise(marks)]
