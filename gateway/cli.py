@@ -91,7 +91,7 @@ def _readable(error: exceptions.SpeechError, args: argparse.Namespace) -> str:
         return f"not done within {args.timeout:g} s (--timeout)"
     if isinstance(error, exceptions.Unavailable) and error.reason is None and hasattr(args, "address"):
         # Our servers always give a reason; without one it is gRPC that speaks.
-        if "handshake" in text.lower() or "verification" in text.lower():
+        if any(word in text.lower() for word in ("handshake", "verification", "certificate")):
             return f"{connection.address(args)} and we cannot agree on TLS ({text}); see --tls-ca, --tls-cert, CSM_INSECURE"
         if "connect" in text or "DNS" in text:
             return f"nothing answers at {connection.address(args)} ({text}); `csm up` starts the services on this machine"
