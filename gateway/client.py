@@ -117,7 +117,8 @@ class SpeechClient:
     health_service: only servers whose health check of this name says SERVING get calls; None asks nobody.
     max_message_mib: the longest whole answer; 64 MiB are six minutes of float32 audio at 48 kHz.
 
-    UNAVAILABLE and RESOURCE_EXHAUSTED are tried again, twice, on the next server; never once a call has answered.
+    UNAVAILABLE and RESOURCE_EXHAUSTED are tried again, twice, on the next server; never once a call has answered,
+    nor when the server says that it has tried itself, or that a token's limit is reached.
     """
 
     def __init__(
