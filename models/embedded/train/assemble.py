@@ -19,6 +19,7 @@ from tokenizer import make
 from torch import Tensor
 
 SHARPEN = 0.9 / 0.7
+HEADS = ("codebook0_head.weight", "audio_head")
 MESSAGE_SDR_DB = 31.5  # nominal; 30.9 dB measured
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     for part in ("generator", "mimi", "watermark"):
         (args.out / part).mkdir(parents=True, exist_ok=True)
     tensors = load_file(args.generator / "model.safetensors")
-    for head in ("codebook0_head.weight", "audio_head"):
+    for head in HEADS:
         tensors[head] = (tensors[head].float() * SHARPEN).to(tensors[head].dtype)
     save_file(tensors, args.out / "generator/model.safetensors")
     (args.out / "generator/config.json").write_text(json.dumps(Settings().config(), indent=2) + "\n")

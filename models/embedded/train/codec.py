@@ -225,6 +225,16 @@ class Codebooks:
                 residual = residual - centres[nearest(residual, centres)]
 
     @torch.no_grad()
+    def level(self, vectors: float) -> None:
+        """Bring the averages to the size of one batch of so many vectors; the tables stay as they are."""
+        for rvq in (self.first, self.rest):
+            for layer in rvq.vq.layers:
+                book = layer._codebook
+                scale = vectors / book.cluster_usage.sum()
+                book.cluster_usage.mul_(scale)
+                book.embedding_sum.mul_(scale)
+
+    @torch.no_grad()
     def free_zero(self) -> None:
         """Take entry 0 of codebook 0 out of use, by moving it far away: an all-zero frame then means
         end of speech and nothing else."""

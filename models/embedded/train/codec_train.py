@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from bank import Bank
 from codec import CONFIG, Codebooks, build, initialise, latent, restore, save, tune, waveform
 from discriminator import Discriminator, fool_loss, judge_loss
-from stepper import Clock, Log, replace
+from stepper import Clock, Log, Replayed, replace
 from torch import Tensor, nn
 
 PHONES = 178
@@ -124,29 +124,48 @@ class Trainer:
         self.bank.wait_for(args.least_hours)
         self.bank.watch()
         log = Log(args.out / "codec_full.jsonl", ["mel", "l1", "commit", "phone", "phone_hit"])
-        clock = Clock(args.seconds)
+        clock = Clock(args.seconds, self.resume_full())
+        quantised = Replayed(lambda: self.full_step(quantise=True), capture=args.graph)
         while clock.done < 1:
             self.rate.fill_(clock.rate(self.step, args.peak, 100))
             if self.step == args.plain_steps:
                 with torch.no_grad():
                     crops = [latent(self.mimi, self.bank.crops(args.batch, LABELS)[0]) for _ in range(24)]
                 self.books.seed(torch.cat(crops).transpose(0, 1).reshape(1, crops[0].shape[1], -1))
-                for rvq in (self.books.first, self.books.rest):
-                    for layer in rvq.vq.layers:  # bring the averages to the size of one batch
-                        book = layer._codebook
-                        scale = args.batch * LABELS / 2 / book.cluster_usage.sum()
-                        book.cluster_usage.mul_(scale)
-                        book.embedding_sum.mul_(scale)
-            figures = self.full_step(self.step >= args.plain_steps)
+                self.books.level(args.batch * LABELS / 2)
+            figures = quantised() if self.step >= args.plain_steps else self.full_step(quantise=False)
             self.step += 1
             if self.step % args.report == 0:
                 log(self.step, figures, spent_s=round(clock.spent_s, 1), hours=round(self.bank.labels / 90000, 2))
+            if self.step % args.keep == 0:
+                self.store_full(clock)
+        self.store_full(clock)
         self.books.free_zero()
-        self.store()
+        save(self.mimi, args.out / "mimi")
+        (args.out / "done").touch()
 
-    def store(self) -> None:
-        save(self.mimi, self.args.out / "mimi")
-        (self.args.out / "done").touch()
+    def resume_full(self) -> float:
+        """Take up a broken run, or begin from a finished codec (--start). Returns the seconds spent already."""
+        args = self.args
+        if args.start:
+            args.plain_steps, self.step = 0, 1  # quantised from the beginning, past the seeding
+        if self.path.exists():
+            state = torch.load(self.path, map_location=self.device)
+            self.mimi.load_state_dict(state["mimi"])
+            self.heads.load_state_dict(state["heads"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate
+            self.step = state["step"]
+            return state["spent_s"]
+        if args.start:
+            restore(self.mimi, args.start / "mimi")
+            self.books.level(args.batch * LABELS / 2)  # a bundle's tables carry no counts
+        return 0.0
+
+    def store_full(self, clock: Clock) -> None:
+        state = {"mimi": self.mimi.state_dict(), "heads": self.heads.state_dict(), "optimizer": self.optimizer.state_dict()}
+        replace(self.path, state | {"step": self.step, "spent_s": clock.spent_s})
 
     # decoder ----------------------------------------------------------------------------------
 
@@ -209,15 +228,20 @@ class Trainer:
                     p.copy_(saved)
                     kept.copy_(average)
             self.judge.load_state_dict(state["judge"])
+            for optimizer, kept in zip((self.optimizer, self.judge_optimizer), state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
+                for group in optimizer.param_groups:
+                    group["lr"] = self.rate
             self.step, spent_s = state["step"], state["spent_s"]
         self.bank.wait_for(args.least_hours)
         self.bank.watch()
         clock = Clock(args.seconds, spent_s)
         log = Log(args.out / "codec_decoder.jsonl", ["mel", "judge", "fool", "match"])
+        step = Replayed(self.decoder_step, capture=args.graph)
         while clock.done < 1:
             self.rate.fill_(clock.rate(self.step, args.peak, 200))
             self.weight.fill_(min(1.0, self.step / 500))  # let the judge learn first
-            figures = self.decoder_step()
+            figures = step()
             self.step += 1
             if self.step % args.report == 0:
                 log(self.step, figures, spent_s=round(clock.spent_s, 1))
@@ -229,6 +253,7 @@ class Trainer:
     def store_decoder(self, clock: Clock) -> None:
         live = [p.detach().clone() for p in self.parameters]
         state = {"live": live, "average": self.average, "judge": self.judge.state_dict()}
+        state["optimizers"] = [self.optimizer.state_dict(), self.judge_optimizer.state_dict()]
         replace(self.path, state | {"step": self.step, "spent_s": clock.spent_s})
         with torch.no_grad():
             for p, average in zip(self.parameters, self.average, strict=True):
@@ -243,7 +268,9 @@ def main() -> None:
     parser.add_argument("stage", choices=["full", "decoder"])
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--full", type=Path, help="decoder: folder of the finished first stage")
+    parser.add_argument("--full", type=Path, help="decoder: folder of the finished first stage, or of any finished codec")
+    parser.add_argument("--start", type=Path, help="full: folder of a finished codec to go on from")
+    parser.add_argument("--graph", action="store_true", help="replay steps as CUDA graphs")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--peak", type=float, default=8e-4)

@@ -3,6 +3,7 @@
 # Run it again with the same folder and it goes on where it stopped.
 #     sh session.sh WORK_FOLDER TEXT_FOLDER
 # Seconds per training: FULL, GENERATOR, DECODER, WATERMARK. The generator shares the GPU with the last two.
+# GRAPH=1 replays the codec steps as CUDA graphs (not yet tried: try it for seconds first).
 set -u
 work=$1 text=$2
 cd "$(dirname "$0")"
@@ -14,9 +15,9 @@ say speech
 rm -f "$work/speech/stop"
 nice -n 19 python3 speech.py --text "$text" --out "$work/speech" --workers "${WORKERS:-15}" --seed "${SEED:-0}" \
     >"$work/logs/speech.log" 2>&1 &
-if ! [ -e "$work/full/mimi/model.safetensors" ]; then
+if ! [ -e "$work/full/done" ]; then
     say codec
-    python3 codec_train.py full --speech "$work/speech" --out "$work/full" --seconds "${FULL:-318}" \
+    python3 codec_train.py full --speech "$work/speech" --out "$work/full" --seconds "${FULL:-318}" ${GRAPH:+--graph} \
         --hours 20 >"$work/logs/full.log" 2>&1 || exit 1
 fi
 say tokens, generator
@@ -30,7 +31,7 @@ say watermark
     --seconds "${WATERMARK:-330}" >"$work/logs/watermark.log" 2>&1
 say decoder
 [ -e "$work/decoder/done" ] || python3 codec_train.py decoder --speech "$work/speech" --full "$work/full" \
-    --out "$work/decoder" --seconds "${DECODER:-430}" --batch 24 --peak 4e-4 --hours 20 >"$work/logs/decoder.log" 2>&1
+    --out "$work/decoder" ${GRAPH:+--graph} --seconds "${DECODER:-430}" --batch 24 --peak 4e-4 --hours 20 >"$work/logs/decoder.log" 2>&1
 say waiting for the generator
 wait $generator
 touch "$work/speech/stop"
