@@ -110,7 +110,7 @@ def request() -> dict:
                 "Requests that failed by our fault", "percentunit", "Of all requests. Overload is told apart.",
                 [
                     (
-                        f'sum(rate(csm_rpc_duration_seconds_count{{{_SPEECH}, code=~"{code}"}}[$__rate_interval]))'
+                        f'(sum(rate(csm_rpc_duration_seconds_count{{{_SPEECH}, code=~"{code}"}}[$__rate_interval])) or vector(0))'
                         f" / sum(rate(csm_rpc_duration_seconds_count{{{_SPEECH}}}[$__rate_interval]))",
                         name,
                     )
