@@ -101,6 +101,22 @@ class BlockPool:
         self.asked_rows += prompt_rows
         return Table(shared, len(shared) * BLOCK_ROWS, new)
 
+    def share(self, table: Table, keys: Sequence[bytes], prompt_rows: int) -> None:
+        """Give a table that has taken no block of its own what has become known of its beginning since."""
+        found = self._find(keys, prompt_rows)[len(table.blocks) :]
+        for block in found:
+            self._users[block] += 1
+            self._idle.pop(block, None)
+        table.promised -= len(found)
+        self._promised -= len(found)
+        table.blocks += found
+        table.cached_rows = len(table.blocks) * BLOCK_ROWS
+        self.hit_rows += len(found) * BLOCK_ROWS
+
+    def missing(self, table: Table, keys: Sequence[bytes], prompt_rows: int) -> Sequence[bytes]:
+        """Keys of such a table's further blocks that others may come to share."""
+        return self._shareable(keys, prompt_rows)[len(table.blocks) :]
+
     def grow(self, table: Table, rows: int) -> None:
         """Give a table the blocks that it lacks for so many rows; they were promised to it."""
         while len(table.blocks) < blocks_for(rows):

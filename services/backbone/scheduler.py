@@ -8,7 +8,8 @@ only rises). A request goes
 
 and may end at any point: cancelled, past its deadline, its reader gone silent. It is admitted when a
 slot is free and the block pool can promise it all rows it may ever need (blocks.py); until then it
-waits, and nobody who came later overtakes it.
+waits, and nobody who came later overtakes it. Requests that come together and begin alike are read once:
+the first one reads, the others have their slots and start when its blocks are there to share.
 
 A runner may be some frames ahead of what it has told: those are `in_flight`. A frame that comes after
 the one that ended speech is dropped by the engine.
@@ -99,6 +100,7 @@ class Entry:
     ended_s: float | None = None
     finish: Finish | None = None
     paused_s: float | None = None
+    reading: Sequence[bytes] = ()  # keys of the blocks that its prefill fills and others wait for
 
 
 @dataclass
@@ -106,7 +108,7 @@ class Plan:
     """What the engine does next: free, begin, prefill (in this order, a bounded amount), step."""
 
     ended: list[Entry] = field(default_factory=list)  # a slot, if they had one, is theirs to release
-    admitted: list[Entry] = field(default_factory=list)
+    admitted: list[Entry] = field(default_factory=list)  # and told to the runner now
     prefill: list[Entry] = field(default_factory=list)
     step: list[Entry] = field(default_factory=list)
     wait_s: float | None = None  # with nothing to do: when something may expire
@@ -141,6 +143,8 @@ class Scheduler:
         self._stall_limit_s = stall_limit_s
         self._waiting: deque[Entry] = deque()
         self._active: list[Entry] = []  # in order of admission
+        self._joining: list[Entry] = []  # of these: not told to the runner yet
+        self._reading: dict[bytes, Entry] = {}  # keys of blocks that are being filled, and by whom
         self._free = list(range(slots))[::-1]
         self._ended: list[Entry] = []  # since the last plan
         self._lacks_blocks = False  # a slot is free, but not the blocks of who waits first
@@ -205,7 +209,6 @@ class Scheduler:
                 if entry.table is None:
                     self._lacks_blocks = True
                     break
-                self.pool.grow(entry.table, request.prompt_rows)
             self._waiting.popleft()
             entry.admitted_s = now
             if entry.next_frame >= entry.request.max_frames:  # an earlier stream made them all
@@ -215,9 +218,12 @@ class Scheduler:
                 continue
             entry.slot = self._free.pop()
             self._active.append(entry)
-            plan.admitted.append(entry)
+            self._joining.append(entry)
+        joining, self._joining = self._joining, []
+        for entry in joining:
+            (plan.admitted if self._can_begin(entry) else self._joining).append(entry)
         plan.ended, self._ended = self._ended, []
-        plan.prefill = [entry for entry in self._active if entry.prefilled_s is None]
+        plan.prefill = [e for e in self._active if e.prefilled_s is None and e not in self._joining]
         plan.step = [entry for entry in self._active if self._can_step(entry)]
         for entry in plan.step:
             assert entry.table is not None
@@ -236,6 +242,7 @@ class Scheduler:
         if entry.finish is None:
             assert entry.table is not None
             self.pool.publish(entry.table, entry.request.block_keys, entry.request.prompt_rows)
+            self._stop_reading(entry)
             entry.prefilled_s = now
 
     def stepped(self, entry: Entry, codes: Sequence[int], now: float) -> bool:
@@ -256,6 +263,28 @@ class Scheduler:
             entry.paused_s = now
         return True
 
+    def _can_begin(self, entry: Entry) -> bool:
+        """Whether nobody else is reading what its prompt goes on with; then it has blocks for all of it."""
+        request, table = entry.request, entry.table
+        assert table is not None
+        for is_told in (False, True):  # then once more, knowing what others have read since it was admitted
+            if is_told:
+                self.pool.share(table, request.block_keys, request.prompt_rows)
+            missing = self.pool.missing(table, request.block_keys, request.prompt_rows)
+            if missing and missing[0] in self._reading:
+                return False
+        entry.reading = missing
+        for key in missing:
+            self._reading.setdefault(key, entry)
+        self.pool.grow(table, request.prompt_rows)
+        return True
+
+    def _stop_reading(self, entry: Entry) -> None:
+        for key in entry.reading:
+            if self._reading.get(key) is entry:
+                del self._reading[key]
+        entry.reading = ()
+
     def _can_step(self, entry: Entry) -> bool:
         return (
             entry.prefilled_s is not None
@@ -268,6 +297,9 @@ class Scheduler:
         entry.finish, entry.ended_s, entry.paused_s = finish, now, None
         if entry.table is not None:
             self.pool.close(entry.table)
+        self._stop_reading(entry)
+        if entry in self._joining:
+            self._joining.remove(entry)
         if entry.slot is not None:
             self._active.remove(entry)
             self._free.append(entry.slot)

@@ -140,6 +140,28 @@ async def test_churn_through_the_engine_loses_no_block_and_changes_no_code(model
     assert (load.shared_rows > 0) == (share_rows > 0)
 
 
+async def test_one_voice_for_all_who_come_together_is_read_once(model):
+    runner = GraphRunner(model, slots=6, prefill_rows=16)
+    rows = []
+    embed = runner._embed
+    runner._embed = lambda pieces: (rows.extend(stop - start for _, start, stop in pieces), embed(pieces))[1]
+    engine = Engine(runner, Scheduler(slots=6, queue_capacity=0, pool=BlockPool(runner.blocks, share_rows=16)))
+    prompt = prompt_of(4)
+    request = Request(prompt, sampling_of(1), 6, prompt_rows=len(prompt.rows), block_keys=prompt.block_keys())
+    generations = [engine.submit(request) for _ in range(6)]  # before the engine runs: all are there at once
+    engine.start()
+    try:
+        runs = [await generation.read(6) for generation in generations]
+    finally:
+        await engine.stop(10)
+    runner = Runner(model, slots=1)
+    open_slot(runner, 0, prompt, sampling_of(1))
+    assert runs == [[runner.step([0])[0] for _ in range(6)]] * 6
+    shared = (len(prompt.rows) - 1) // 16 * 16
+    # one reads all but the last row, the others what no block holds; and each the last row, for its first step
+    assert sum(rows) == shared + 6 * (len(prompt.rows) - shared)
+
+
 def test_refusals(model):
     runner = GraphRunner(model, slots=2)
     runner.begin(0, prompt_of(0), Sampling(), own_table(runner, 0))

@@ -193,3 +193,67 @@ def test_a_stream_takes_blocks_as_it_grows_and_gives_all_back():
     # frame n is computed with 15 + n rows in the cache
     assert held == [1] * 2 + [2] * 16 + [3] * 12
     assert (pool.used, pool.promised) == (0, 0)
+
+
+def keyed(keys, rows=None):
+    """A request whose prompt fills a block for each key and goes on for five rows."""
+    return request(prompt_rows=rows or 16 * len(keys) + 5, block_keys=tuple(key.encode() for key in keys))
+
+
+def test_prompts_that_begin_alike_and_come_together_are_read_once():
+    pool = BlockPool(64)
+    scheduler = Scheduler(slots=6, queue_capacity=0, pool=pool)
+    first = scheduler.submit(keyed("abc"), 0.0)
+    same, longer, alsolonger, other = (scheduler.submit(keyed(keys), 0.0) for keys in ("abc", "abde", "abdf", "xbc"))
+    plan = scheduler.plan(1.0)
+    assert plan.admitted == plan.prefill == [first, other]
+    assert scheduler.active == 5 and all(entry.slot is not None for entry in (same, longer, alsolonger))
+    assert scheduler.plan(2.0).admitted == []  # nor while it is being read
+    scheduler.prefilled(first, 3.0)
+    plan = scheduler.plan(3.0)
+    assert plan.admitted == [same, longer]  # the fourth waits for the third, who reads on what both begin with
+    assert plan.prefill == [same, longer, other]  # in order of admission, as ever
+    assert (same.table.cached_rows, same.table.blocks[:3]) == (48, first.table.blocks[:3])
+    assert (longer.table.cached_rows, longer.table.blocks[:2]) == (32, first.table.blocks[:2])
+    scheduler.prefilled(longer, 4.0)
+    (begun,) = scheduler.plan(4.0).admitted
+    assert begun is alsolonger and alsolonger.table.blocks[:3] == longer.table.blocks[:3]
+    for entry in (first, same, longer, alsolonger, other):
+        scheduler.cancel(entry, 5.0)
+    assert (pool.used, pool.promised, scheduler._reading, scheduler._joining) == (0, 0, {}, [])
+
+
+def test_who_waits_for_a_reader_that_leaves_reads_itself():
+    pool = BlockPool(64)
+    scheduler = Scheduler(slots=4, queue_capacity=0, pool=pool)
+    first, second, third = (scheduler.submit(keyed("abc"), 0.0) for _ in range(3))
+    assert scheduler.plan(1.0).admitted == [first]
+    scheduler.cancel(first, 2.0)
+    assert scheduler.plan(2.0).admitted == [second]
+    scheduler.cancel(third, 3.0)  # and one that never began leaves nothing behind
+    scheduler.prefilled(second, 3.0)
+    assert scheduler.plan(3.0).admitted == [] and second.table.cached_rows == 0
+    scheduler.cancel(second, 4.0)
+    assert (pool.used, pool.promised, scheduler.active, scheduler._reading) == (0, 0, 0, {})
+
+
+def test_without_sharing_nobody_waits():
+    scheduler = Scheduler(slots=2, queue_capacity=0, pool=BlockPool(64, share_rows=0))
+    entries = [scheduler.submit(keyed("abc"), 0.0) for _ in range(2)]
+    assert scheduler.plan(1.0).admitted == entries
+
+
+def test_waiting_for_a_reader_takes_no_block_that_was_not_promised():
+    """The pool is exactly large enough; what is shared later is given back to it, whatever it evicts meanwhile."""
+    pool = BlockPool(8)
+    scheduler = Scheduler(slots=3, queue_capacity=3, pool=pool)
+    first, second = (scheduler.submit(keyed("abc"), 0.0) for _ in range(2))  # four blocks each with five frames
+    scheduler.plan(1.0)
+    assert pool.used + pool.promised == 8
+    scheduler.prefilled(first, 1.0)
+    assert scheduler.plan(1.5).admitted == [second]
+    assert pool.used + pool.promised == 5
+    third = scheduler.submit(keyed("xyz"), 2.0)
+    assert scheduler.plan(2.0).admitted == [] and third.slot is None  # four blocks, three are left
+    scheduler.cancel(first, 3.0)
+    assert scheduler.plan(3.0).admitted == [third]
