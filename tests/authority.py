@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 LOOPBACK = ("localhost", "127.0.0.1")
+SERVER = (ExtendedKeyUsageOID.SERVER_AUTH,)
+SERVER_AND_CLIENT = (*SERVER, ExtendedKeyUsageOID.CLIENT_AUTH)
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,14 @@ class Authority:
         path.write_bytes(self.pem + (also.pem if also else b""))
         return str(path)
 
-    def issue(self, *names: str, days: float = 1) -> Issued:
-        """For servers and clients alike; negative days: expired so long ago. names: by default, loopback's."""
+    def issue(self, *names: str, days: float = 1, uses: tuple[x509.ObjectIdentifier, ...] = SERVER_AND_CLIENT) -> Issued:
+        """Negative days: expired so long ago. names: by default, loopback's."""
         key = ec.generate_private_key(ec.SECP256R1())
         alternatives = [_alternative(name) for name in names or LOOPBACK]
         cert = (
             _builder(_name("leaf"), self._name, key, days)
             .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
-            )
+            .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         pem = key.private_bytes(

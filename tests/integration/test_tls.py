@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from authority import Authority
+from authority import SERVER, Authority
 from cryptography import x509
 from csm.codec.v1 import codec_pb2, codec_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -127,6 +127,7 @@ async def test_callers_must_show_a_certificate_of_the_authority(site):
     assert await site.ask(site.files()) != "OK"
     assert await site.ask(site.files(shows=Authority("another").issue())) != "OK"
     assert await site.ask(site.files(shows=site.authority.issue(days=-1))) != "OK"
+    assert await site.ask(site.files(shows=site.authority.issue(uses=SERVER))) != "OK", "a stage is no gateway"
     good = site.authority.issue()
     assert await site.ask(site.files(shows=good)) == "OK"
     assert site.codec.shown == good.serial
