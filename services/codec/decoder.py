@@ -10,7 +10,7 @@ slots that have frames, lets moshi's own modules run on a batch of just those, a
           └──────────── rows ───────┘
 
 A pass is `_run(rows, codes)`: tensors in, tensors out, one shape for each (streams, frames), no
-host sync inside. That is the seam for CUDA graphs.
+host sync inside. On a CUDA device passes are captured at the start (graphs.py).
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from moshi.utils.compile import no_compile
 from torch import Tensor
 
 from services.codec.cache import SlotKVCache
+from services.codec.graphs import PassGraphs
 
 Rows = Tensor | slice
+_MOST_STREAMS = 256  # of one captured pass; from there on the device has enough to do
 
 
 class SlotDecoder:
@@ -43,7 +45,8 @@ class SlotDecoder:
     max_chunk_frames: most frames of one stream in one pass.
     """
 
-    def __init__(self, mimi: MimiModel, *, slots: int, max_chunk_frames: int = 8):
+    def __init__(self, mimi: MimiModel, *, slots: int, max_chunk_frames: int = 8, graphs: bool | None = None):
+        """graphs: whether passes are filled up to few sizes, which warm_up() captures; None: on CUDA."""
         self.slots, self.max_chunk_frames = slots, max_chunk_frames
         self.codebooks, self.bins = mimi.num_codebooks, mimi.cardinality
         self.samples_per_frame = mimi.frame_size
@@ -53,8 +56,28 @@ class SlotDecoder:
         self._caches: list[tuple[StreamingMultiheadAttention, SlotKVCache]] = []
         self._transformers: list[StreamingTransformer] = []
         width = self._collect()
-        self._conv_pool = torch.zeros(slots, width, device=self._device)
-        self._offsets = torch.zeros(slots, dtype=torch.long, device=self._device)  # transformer steps done
+        # One row more than slots, for what fills up a pass.
+        self._conv_pool = torch.zeros(slots + 1, width, device=self._device)
+        self._offsets = torch.zeros(slots + 1, dtype=torch.long, device=self._device)  # transformer steps done
+        self._graphs: PassGraphs | None = None
+        if self._device.type == "cuda" if graphs is None else graphs:
+            most = min(slots, _MOST_STREAMS)
+            self._graphs = PassGraphs(
+                self._run,
+                device=self._device,
+                codebooks=self.codebooks,
+                spare=slots,
+                streams=sorted({*(1 << bit for bit in range((most - 1).bit_length())), most}),
+                frames=[1 << bit for bit in range(max_chunk_frames.bit_length())],
+            )
+
+    def warm_up(self) -> None:
+        """Have everything ready that the first stream would otherwise wait for."""
+        if self._graphs is not None:
+            self._graphs.capture()
+        else:
+            self.decode([(0, np.zeros((1, self.codebooks), dtype=np.int64))])
+            self.reset(0)
 
     def reset(self, slot: int) -> None:
         """Make `slot` ready for a new stream."""
@@ -77,13 +100,22 @@ class SlotDecoder:
                 raise ValueError(f"{frames} frames in a chunk, must be 1 to {self.max_chunk_frames}")
             # In the order of their slots: neighbours are read in place instead of gathered.
             chosen = sorted((slot, i) for i, (slot, codes) in enumerate(batch) if len(codes) == frames)
-            codes = np.stack([batch[i][1].T for _, i in chosen]).astype(np.int64)  # [n, K, T]
-            samples = self._run(
-                self._rows([slot for slot, _ in chosen]), torch.from_numpy(codes).to(self._device)
-            )
-            for (_, i), row in zip(chosen, samples[:, 0].cpu().numpy(), strict=True):
-                audio[i] = row
+            most = len(chosen)
+            if self._graphs is not None and frames in self._graphs.frames:
+                most = self._graphs.most_streams
+            for start in range(0, len(chosen), most):
+                part = chosen[start : start + most]
+                codes = np.stack([batch[i][1].T for _, i in part]).astype(np.int64)  # [n, K, T]
+                for (_, i), row in zip(part, self._pass([slot for slot, _ in part], codes), strict=True):
+                    audio[i] = row
         return audio  # type: ignore[return-value]  # every index was filled
+
+    def _pass(self, slots: list[int], codes: np.ndarray) -> np.ndarray:
+        """codes [n, K, T] of ascending slots → samples [n, T * samples_per_frame]."""
+        if self._graphs is not None and codes.shape[2] in self._graphs.frames:
+            return self._graphs(slots, codes)
+        samples = self._run(self._rows(slots), torch.from_numpy(codes).to(self._device))
+        return samples[:, 0].cpu().numpy()
 
     def _run(self, rows: Rows, codes: Tensor) -> Tensor:
         """One pass: codes [n, K, T] of the streams in `rows` → audio [n, 1, T * samples_per_frame]."""
@@ -150,7 +182,7 @@ class SlotDecoder:
             elif isinstance(module, StreamingMultiheadAttention):
                 # 1 for an upsampling of 1: each frame is so many steps of the transformer.
                 steps = self.max_chunk_frames * round(mimi.encoder_frame_rate / mimi.frame_rate)
-                self._caches.append((module, SlotKVCache(module, self.slots, steps, self._device)))
+                self._caches.append((module, SlotKVCache(module, self.slots + 1, steps, self._device)))
             elif isinstance(module, StreamingTransformer):
                 self._transformers.append(module)
             elif isinstance(module, StreamingModule) and not isinstance(

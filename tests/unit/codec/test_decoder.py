@@ -13,9 +13,12 @@ from services.codec.decoder import SlotDecoder
 FRAMES = 40  # eight times what the tiny transformer looks back
 
 
-@pytest.fixture
-def decoder(tiny_mimi):
-    return SlotDecoder(tiny_mimi, slots=5, max_chunk_frames=8)
+@pytest.fixture(params=[False, True], ids=["as they come", "filled up"])
+def decoder(tiny_mimi, request):
+    """Passes as they come, and filled up to the sizes that a GPU's graphs have."""
+    decoder = SlotDecoder(tiny_mimi, slots=5, max_chunk_frames=8, graphs=request.param)
+    decoder.warm_up()
+    return decoder
 
 
 def random_codes(seed, frames=FRAMES, codebooks=4, bins=32):
@@ -108,10 +111,26 @@ def test_a_slot_twice_is_refused(decoder):
         decoder.decode([(0, random_codes(6, frames=1)), (0, random_codes(7, frames=1))])
 
 
+def test_more_streams_than_a_pass_holds(tiny_mimi, monkeypatch):
+    monkeypatch.setattr("services.codec.decoder._MOST_STREAMS", 3)
+    decoder = SlotDecoder(tiny_mimi, slots=8, graphs=True)
+    decoder.warm_up()
+    assert decoder._graphs.most_streams == 3
+    codes = [random_codes(20 + slot, frames=4) for slot in range(8)]
+    for slot in range(8):
+        decoder.reset(slot)
+    halves = [decoder.decode([(slot, codes[slot][part]) for slot in range(8)]) for part in (slice(0, 2), slice(2, 4))]
+    for slot in range(8):
+        heard = np.concatenate([halves[0][slot], halves[1][slot]])
+        np.testing.assert_allclose(heard, one_shot(tiny_mimi, codes[slot]), atol=1e-5)
+
+
 @pytest.mark.gpu
-def test_streamed_is_one_shot_on_a_gpu(tmp_path):
+@pytest.mark.parametrize("graphs", [False, True])
+def test_streamed_is_one_shot_on_a_gpu(tmp_path, graphs):
     mimi = load_mimi(load_bundle(str(tiny.write_bundle(tmp_path))), "cuda")
-    decoder = SlotDecoder(mimi, slots=3)
+    decoder = SlotDecoder(mimi, slots=3, graphs=graphs)
+    decoder.warm_up()
     codes = random_codes(10)
     with torch.inference_mode():
         whole = mimi.decode(torch.from_numpy(codes.T.copy())[None].cuda())[0, 0].cpu().numpy()
