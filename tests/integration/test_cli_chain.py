@@ -112,6 +112,12 @@ async def test_up_serves_other_terminals_until_a_service_dies(csm, tmp_path):
     code, out, err = await csm("say", "Hello there.", "-o", "a.wav", "--seed", "1", "--max-seconds", "0.8", "--trace")
     assert code == 0, err
     assert_waterfall(out)
+    code, out, err = await csm("trace", "-o", "page.html")
+    assert (code, err) == (0, "") and "incomplete" not in out, out + err
+    page = (tmp_path / "page.html").read_text()
+    assert "OK · done" in page and "12 characters" in page and "embedded" in page and "Hello there" not in page
+    assert all(row in page for row in (*ROWS, "queue", "prefill", "csm.speech.v1.SpeechService/StreamSynthesize"))
+    assert page.count('class="chunk') >= 3 and "Chunks of audio" in page
     await csm("say", "Hello there.", "-o", "again.wav", "--seed", "1", "--max-seconds", "0.8")
     # The same frames; in what chunks they were decoded is a matter of timing, and costs a rounding.
     np.testing.assert_allclose(samples(tmp_path / "again.wav"), samples(tmp_path / "a.wav"), rtol=0, atol=1e-4)
@@ -128,6 +134,8 @@ async def test_up_serves_other_terminals_until_a_service_dies(csm, tmp_path):
     code, out, err = await csm("say", "x" * 10**5, "-o", "c.wav")
     assert code == 3 and len(err.splitlines()) == 1, err
     assert not (tmp_path / "c.wav").exists()
+    code, out, err = await csm("trace", "-o", "refused.html")
+    assert code == 0 and "Ended by INVALID_ARGUMENT" in out and "characters" in out, out + err
 
     codec = next(pid for pid, command in csm.processes().items() if "services.codec" in command)
     os.kill(codec, signal.SIGKILL)

@@ -174,6 +174,41 @@ async def test_a_broken_request_shows_its_trace_too(served, tmp_path):
     assert out.splitlines()[-1] == "✗ gateway StreamSynthesize: UNAVAILABLE: codec: gone"
 
 
+async def test_trace_draws_the_last_request(served, tmp_path):
+    _, csm = served
+    folder = csm.state
+    state.announce(state.Running(csm.address, os.getpid(), str(folder / "traces")), folder)
+    span = Span("gateway", "Speech/StreamSynthesize", "server", "1", "", 0, 10**8, attributes={"csm.bundle": "b<>"})
+    TraceStore(folder / "traces").add("ab" * 16, span)
+    assert (await csm("say", "Hello <all>.", "-o", "out.wav"))[0] == 0
+    code, out, err = await csm("trace")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [f"trace-abababab.html: trace {'ab' * 16}, the last `csm say`", "Took 100 ms."]
+    page = (tmp_path / "trace-abababab.html").read_text()
+    assert "ab" * 16 in page and "b&lt;&gt;" in page and "Hello" not in page
+    code, out, _ = await csm("trace", "abab", "-o", "p.html", "--text", "Hello <all>.")
+    assert code == 0 and "Hello &lt;all&gt;." in (tmp_path / "p.html").read_text()
+    code, out, _ = await csm("trace", "--list")
+    assert (code, out) == (0, f"{'ab' * 16}  1970-01-01 00:00:00     100 ms  OK                 StreamSynthesize\n")
+
+
+async def test_a_request_that_is_refused_is_known_by_the_id_it_was_sent_with(served, tmp_path):
+    fake, csm = served
+    assert (await csm("say", "", "-o", "out.wav"))[0] == 3
+    sent = fake.metadata[0]["traceparent"].split("-")[1]
+    assert state.last_said(csm.state) == state.Said(sent, None)
+    code, out, err = await csm("trace")
+    assert (code, out) == (2, "") and err.startswith("csm: no traces in ") and len(err.splitlines()) == 1
+
+
+async def test_trace_of_what_is_not_there_is_one_line_and_no_file(served, tmp_path):
+    _, csm = served
+    for arguments in (("trace",), ("trace", "ab" * 16), ("trace", "x"), ("trace", "--file", "none.json"), ("trace", "--list", "--file", ".")):
+        code, out, err = await csm(*arguments, "-o", "p.html")
+        assert (code, out) == (2, "") and err.startswith("csm: ") and len(err.splitlines()) == 1, err
+    assert not list(tmp_path.iterdir())
+
+
 async def test_trace_falls_back_to_the_summary_and_says_so(served):
     code, out, _ = await served[1]("say", "hello", "-o", "out.wav", "--trace")
     assert code == 0

@@ -182,6 +182,54 @@ def test_other_terminals_find_the_one_that_runs(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_several_have_a_place_each_and_the_first_is_found(tmp_path):
+    with state.claim(tmp_path) as first, state.claim(tmp_path) as second:
+        assert (first, second) == (tmp_path, tmp_path / "up-2")
+        notes = [state.Running(f"127.0.0.1:{number}", os.getpid(), None) for number in (1, 2)]
+        state.announce(notes[1], second)
+        assert state.find(tmp_path) == notes[1], "the first is not ready yet"
+        state.announce(notes[0], first)
+        assert state.running(tmp_path) == notes and state.find(tmp_path) == notes[0]
+        state.withdraw(notes[0], first)
+        assert state.running(tmp_path) == notes[1:]
+    with state.claim(tmp_path) as again:
+        assert again == tmp_path
+
+
+def test_the_claim_of_a_killed_one_is_gone_and_children_do_not_keep_it(tmp_path):
+    code = textwrap.dedent(f"""
+        import subprocess, sys, time
+        from pathlib import Path
+        from gateway import state
+        with state.claim(Path({str(tmp_path)!r})) as place:
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdout=subprocess.DEVNULL)
+            print(place, child.pid, flush=True)
+            time.sleep(600)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    place, child = process.stdout.readline().split()
+    try:
+        assert place == str(tmp_path)
+        with state.claim(tmp_path) as other:
+            assert other == tmp_path / "up-2"
+        process.kill()
+        process.wait()
+        assert is_alive(int(child))
+        with state.claim(tmp_path) as again:
+            assert again == tmp_path
+    finally:
+        os.kill(int(child), signal.SIGKILL)
+        process.kill()
+        process.communicate()
+
+
+def test_more_than_fit_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "MOST", 2)
+    with state.claim(tmp_path), state.claim(tmp_path), pytest.raises(StartError, match=r"2 `csm up` use .* already"):
+        with state.claim(tmp_path):
+            pass
+
+
 def test_one_that_was_killed_is_not_found(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
