@@ -9,7 +9,7 @@ INSTALL_INPUTS := pyproject.toml constraints.txt requirements-nodeps.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow voice-test metrics-test lint protos clean
+.PHONY: help demo test test-slow voice-test metrics-test lint protos clean images deploy-check deploy-test
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -65,6 +65,18 @@ lint: $(VENV)/test.stamp
 
 protos: $(VENV)/test.stamp
 	$(BIN)/python protos/generate.py
+
+# Images by buildah, podman or docker. BASE: Debian with Python; FLAGS: see deploy/images/build.py.
+images:
+	$(PYTHON) deploy/images/build.py $(if $(BASE),--base $(BASE)) $(FLAGS)
+
+# The manifests alone, which `make test` looks at too: seconds, no cluster.
+deploy-check: $(VENV)/test.stamp
+	$(BIN)/python -m pytest tests/deploy/test_manifests.py tests/deploy/test_images.py
+
+# The cpu-dev overlay as real pods. As root, with podman, runc, buildah, netavark, aardvark-dns and debootstrap.
+deploy-test: $(VENV)/test.stamp
+	$(BIN)/python deploy/alive.py $(if $(BASE),--base $(BASE)) $(FLAGS)
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -17,6 +17,7 @@ COPY services/runtime /opt/csm/services/runtime
 COPY gateway /opt/csm/gateway
 COPY models/*.py /opt/csm/models/
 COPY models/csm-1b/bundle.toml /opt/csm/models/csm-1b/
+COPY deploy/images/sitecustomize.py /opt/csm/
 RUN /opt/venv/bin/python -m compileall -q /opt/csm
 
 FROM ${BASE}

@@ -20,6 +20,7 @@ COPY services/runtime /opt/csm/services/runtime
 COPY services/watermark /opt/csm/services/watermark
 COPY models/*.py /opt/csm/models/
 COPY models/csm-1b/bundle.toml /opt/csm/models/csm-1b/
+COPY deploy/images/sitecustomize.py /opt/csm/
 RUN /opt/venv/bin/python -m compileall -q /opt/csm
 
 FROM ${BASE}

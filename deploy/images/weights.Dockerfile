@@ -19,6 +19,7 @@ COPY models/embedded/bundle.toml models/embedded/tokenizer.json /opt/csm/models/
 COPY models/embedded/generator /opt/csm/models/embedded/generator
 COPY models/embedded/mimi /opt/csm/models/embedded/mimi
 COPY models/embedded/watermark /opt/csm/models/embedded/watermark
+COPY deploy/images/sitecustomize.py /opt/csm/
 RUN /opt/venv/bin/python -m compileall -q /opt/csm
 
 FROM ${BASE}

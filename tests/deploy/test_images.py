@@ -1,0 +1,133 @@
+"""The Dockerfiles against the code and the manifests. That they build is for `make images` to say."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from manifests import DEPLOY, ROOT, SERVICES, one, pod, pods, render
+
+IMAGES = (*SERVICES, "weights")
+EXTRAS = {name: name for name in SERVICES} | {"weights": "models"}
+MODULES = {name: f"services.{name}" for name in SERVICES} | {"gateway": "gateway", "weights": "models.fetch"}
+NO_DEPS = {"tokenizer": "moshi", "codec": "moshi", "watermark": "silentcipher"}
+
+
+def dockerfile(name: str) -> str:
+    return (DEPLOY / f"images/{name}.Dockerfile").read_text()
+
+
+def stages(name: str) -> list[str]:
+    return re.split(r"^FROM ", dockerfile(name), flags=re.MULTILINE)[1:]
+
+
+def copied(name: str) -> list[tuple[list[str], str]]:
+    """What is copied from the checkout, and where to."""
+    lines = re.findall(r"^COPY ((?!--from).+)$", dockerfile(name), re.MULTILINE)
+    return [(words[:-1], words[-1]) for words in (line.split() for line in lines)]
+
+
+def test_there_is_one_for_every_image_of_the_manifests():
+    assert {path.name.split(".")[0] for path in (DEPLOY / "images").glob("*.Dockerfile")} == set(IMAGES)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_hadolint_finds_nothing(name):
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, DEPLOY / f"images/{name}.Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_it_is_built_in_stages_on_a_base_that_the_builder_chooses(name):
+    build, final = stages(name)
+    assert build.startswith("${BASE} AS build\n") and final.startswith("${BASE}\n")
+    assert dockerfile(name).index("ARG BASE=") < dockerfile(name).index("FROM ")
+    assert "pip install" not in final
+    assert not re.search(r"https?://|--index-url|--find-links|--trusted-host", dockerfile(name))
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_it_installs_its_own_dependencies_and_no_others(name):
+    installs = re.findall(r"pip install (.+?)(?: \\)?$", dockerfile(name), re.MULTILINE)
+    assert installs[0] == f"-c constraints.txt '.[{EXTRAS[name]}]'"
+    pinned = re.findall(r"grep '\^(\w+)=='", dockerfile(name))
+    assert pinned == ([NO_DEPS[name]] if name in NO_DEPS else [])
+    assert installs[1:] == (["--no-deps -r nodeps.txt"] if name in NO_DEPS else [])
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert EXTRAS[name] in tomllib.load(file)["project"]["optional-dependencies"]
+    names = {re.split(r"[=<>]", line)[0] for line in (ROOT / "requirements-nodeps.txt").read_text().splitlines()}
+    assert set(pinned) <= names
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_it_runs_its_own_module_as_the_manifests_say(name):
+    (entry,) = re.findall(r'^ENTRYPOINT \["python", "-m", "([\w.]+)"\]$', dockerfile(name), re.MULTILINE)
+    assert entry == MODULES[name]
+    module = importlib.util.find_spec(entry if entry == "models.fetch" else f"{entry}.__main__")
+    assert module is not None
+    # The file of that module is copied into the image, to where Python looks for it.
+    file = Path(module.origin).relative_to(ROOT)
+    assert any(
+        ROOT / file in [ROOT / found for found in ROOT.glob(source)] or file.is_relative_to(source)
+        for sources, target in copied(name)
+        for source in sources
+        if target.startswith("/opt/csm/")
+    )
+    assert "PYTHONPATH=/opt/csm " in dockerfile(name)
+    (user,) = re.findall(r"^USER (\d+):(\d+)$", dockerfile(name), re.MULTILINE)
+    for manifest in pods(render("overlays/gpu")):
+        context = pod(manifest)["securityContext"]
+        assert (str(context["runAsUser"]), str(context["runAsGroup"])) == user != ("0", "0")
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_it_copies_is_there_and_holds_no_weights(name):
+    weights = {".safetensors", ".ckpt", ".pt", ".bin", ".pth"}
+    for sources, _ in copied(name):
+        for source in sources:
+            found = list(ROOT.glob(source))
+            assert found, f"no {source}"
+            files = [file for path in found for file in ([path] if path.is_file() else path.rglob("*"))]
+            assert name == "weights" or not [file for file in files if file.suffix in weights]
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGES if name != "weights"])
+def test_a_stage_is_not_given_the_others(name):
+    code = {source for sources, _ in copied(name) for source in sources if source.startswith(("services/", "gateway"))}
+    assert code == {"services/__init__.py", "services/runtime", "gateway" if name == "gateway" else f"services/{name}"}
+
+
+def test_the_build_context_is_what_is_copied():
+    """.dockerignore lets in what the Dockerfiles copy: the first part of every path is allowed by name."""
+    allowed = set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+    for name in IMAGES:
+        for sources, _ in copied(name):
+            for source in sources:
+                assert any(source == entry or source.startswith(f"{entry}/") for entry in allowed), source
+    assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
+
+
+def test_a_process_that_still_imports_heeds_sigterm():
+    """As process 1 it has no default to fall back on: what counts is that a handler is there before all else."""
+    look = "import signal; print(callable(signal.getsignal(signal.SIGTERM)))"
+    environ = {"PYTHONPATH": str(DEPLOY / "images")}
+    done = subprocess.run([sys.executable, "-c", look], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+    raised = "import signal; signal.raise_signal(signal.SIGTERM)"
+    ended = subprocess.run([sys.executable, "-c", raised], env=environ, capture_output=True)
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert all("COPY deploy/images/sitecustomize.py /opt/csm/" in dockerfile(name) for name in IMAGES)
+
+
+def test_the_job_fetches_into_the_volume():
+    job = one(render("overlays/gpu"), "Job", "csm-weights")
+    (spec,) = pod(job)["containers"]
+    (mount,) = (mount for mount in spec["volumeMounts"] if mount["name"] == "weights")
+    assert spec["args"] == [mount["mountPath"]] and not mount.get("readOnly")
