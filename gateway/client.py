@@ -28,7 +28,7 @@ from gateway.exceptions import ServerFault, from_rpc_error
 from gateway.readiness import wait_ready
 from services.runtime.channels import FLOW_CONTROL, MIB
 from services.runtime.tls import is_loopback
-from services.runtime.tracing import client_interceptors
+from services.runtime.tracing import TracedChannel
 
 log = logging.getLogger(__name__)
 Encoding = Literal["pcm_s16le", "pcm_f32le"]
@@ -140,11 +140,9 @@ class SpeechClient:
         self.address, self._timeout_s, self._credentials, self._token = address, timeout_s, credentials, token
         options = _channel_options(health_service, max_message_mib)
         if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, options=options, interceptors=client_interceptors())
+            self._channel = TracedChannel(grpc.aio.insecure_channel(address, options=options))
         else:
-            self._channel = grpc.aio.secure_channel(
-                address, credentials, options=options, interceptors=client_interceptors()
-            )
+            self._channel = TracedChannel(grpc.aio.secure_channel(address, credentials, options=options))
         self._speech = speech_pb2_grpc.SpeechServiceStub(self._channel)
 
     async def __aenter__(self) -> SpeechClient:

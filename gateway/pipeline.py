@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -30,13 +30,16 @@ from gateway.outlet import Outlet, Window
 from gateway.prompt import build_prompt
 from gateway.stages import Stages
 from gateway.timeline import Timeline
-from services.runtime.audio import from_bytes
-from services.runtime.errors import Broken, CallError, Unavailable, from_upstream
+from services.runtime.audio import from_bytes, to_bytes
+from services.runtime.errors import Broken, CallError, Overloaded, Unavailable, from_upstream
 
 # In flight inside a stage at most. The watermark's is on top of its look-ahead, which it holds by nature.
 CODEC_WINDOW_FRAMES = 128
 WATERMARK_WINDOW_FRAMES = 128
 OUTLET_CHUNKS = 16
+PLACE_ROUNDS = 3  # of tries at a place in a stage, five tries each
+
+T = TypeVar("T")
 
 _ENCODINGS = {common_pb2.AUDIO_ENCODING_PCM_S16LE: "s16le", common_pb2.AUDIO_ENCODING_PCM_F32LE: "f32le"}
 
@@ -93,10 +96,9 @@ class Synthesis:
         try:
             self._request.prompt.extend(await build_prompt(self._stages, self._utterance, self._timeout))
             self.timeline.output("tokenizer")
-            generation = await self._generate()
-            started = (await self._first("backbone", generation, "started")).started
+            generation, started = await _place(self._open_backbone)
             self._request.sampling.seed = started.seed
-            codec, watermark = await asyncio.gather(self._open_codec(), self._open_watermark())
+            codec, watermark = await asyncio.gather(_place(self._open_codec), _place(self._open_watermark))
             self._codec_window = Window(CODEC_WINDOW_FRAMES)
             self._watermark_window = Window(
                 self._lookahead_samples + WATERMARK_WINDOW_FRAMES * self._samples_per_frame
@@ -137,10 +139,10 @@ class Synthesis:
 
     # Opening the streams: each stage answers `started` when it has a place, or refuses.
 
-    async def _generate(self) -> grpc.aio.UnaryStreamCall:
+    async def _open_backbone(self) -> tuple[grpc.aio.UnaryStreamCall, backbone_pb2.GenerateStarted]:
         call = self._stages.backbone.Generate(self._request, timeout=self._timeout())
         self._calls.append(call)
-        return call
+        return call, (await self._first("backbone", call, "started")).started
 
     async def _open_codec(self) -> grpc.aio.StreamStreamCall:
         call = self._stages.codec.Decode(timeout=self._timeout())
@@ -220,12 +222,10 @@ class Synthesis:
 
         Raises: `broken` when no replica takes it.
         """
-        generation = await self._generate()
         try:
-            await self._first("backbone", generation, "started")
+            return (await self._open_backbone())[0]
         except CallError:
             raise broken from None
-        return generation
 
     async def _audio_to_watermark(self, codec: grpc.aio.StreamStreamCall, watermark: grpc.aio.StreamStreamCall) -> None:
         if self._pcm_format.encoding not in _ENCODINGS:
@@ -236,10 +236,13 @@ class Synthesis:
             match response and response.WhichOneof("event"):
                 case "audio":
                     self.timeline.output("codec")
-                    samples = from_bytes(response.audio.data, encoding)
-                    self._codec_window.leave(len(samples) // self._samples_per_frame)
-                    await self._watermark_window.enter(len(samples))
-                    audio = watermark_pb2.EmbedAudio(data=samples.astype("<f4", copy=False).tobytes())
+                    data = response.audio.data
+                    if encoding != "f32le":
+                        data = to_bytes(from_bytes(data, encoding), "f32le")
+                    samples = len(data) // 4
+                    self._codec_window.leave(samples // self._samples_per_frame)
+                    await self._watermark_window.enter(samples)
+                    audio = watermark_pb2.EmbedAudio(data=data)
                     await _send("watermark", watermark, watermark.write(watermark_pb2.EmbedRequest(audio=audio)))
                 case "finished":
                     if not self._all_to_codec or response.finished.frames != self.frames:
@@ -271,6 +274,18 @@ class Synthesis:
                     return
                 case _:
                     raise Broken("watermark: the stream ended without finished")
+
+
+async def _place(open_stage: Callable[[], Awaitable[T]]) -> T:
+    """What `open_stage` gives. Raises: Overloaded when no replica has room, and whatever else it raises.
+
+    gRPC takes a refusal to the next replica five times; while many utterances ask at once these need not
+    be five different ones, so a few full replicas could hide one that has room.
+    """
+    for _ in range(PLACE_ROUNDS - 1):
+        with suppress(Overloaded):
+            return await open_stage()
+    return await open_stage()
 
 
 async def _read(stage: str, call: Any, rename: Callable[[str], str] | None = None) -> Any:

@@ -7,7 +7,7 @@ import json
 import grpc
 
 from services.runtime.renewed import RenewedChannel
-from services.runtime.tracing import client_interceptors
+from services.runtime.tracing import TracedChannel
 from services.runtime.watched import WatchedFiles
 
 MIB = 1024 * 1024
@@ -69,9 +69,9 @@ def open_channel(
         *FLOW_CONTROL,
     ]
     if credentials is None:
-        return grpc.aio.insecure_channel(target, options=options, interceptors=client_interceptors())
+        return TracedChannel(grpc.aio.insecure_channel(target, options=options))
     return RenewedChannel(
         target,
         credentials,
-        lambda now: grpc.aio.secure_channel(target, now, options=options, interceptors=client_interceptors()),
+        lambda now: TracedChannel(grpc.aio.secure_channel(target, now, options=options)),
     )

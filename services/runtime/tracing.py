@@ -8,6 +8,7 @@ cancels has no end: `finally: call.cancel()`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -47,47 +48,65 @@ def record_code(span: Span, code: grpc.StatusCode, text: str, *, is_error: bool)
         span.set_status(Status(StatusCode.ERROR, f"{code.name}: {text}" if text else code.name))
 
 
-class _ClientTracing:
-    """What the four kinds of call have in common."""
+class TracedChannel(grpc.aio.Channel):
+    """`channel`, with a span for every call made over it.
 
-    async def _traced(self, continuation: Any, details: grpc.aio.ClientCallDetails, request: Any) -> Any:
-        method = details.method.decode() if isinstance(details.method, bytes) else details.method
-        if not is_traced(method):
-            return await continuation(details, request)
-        span = _tracer.start_span(method.lstrip("/"), kind=SpanKind.CLIENT, attributes=call_attributes(method))
+    No interceptor does it: gRPC's put a queue and two tasks between each message of a stream and its call.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel):
+        self._channel = channel
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _traced(method, self._channel.unary_unary(method, *args, **kwargs))
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _traced(method, self._channel.unary_stream(method, *args, **kwargs))
+
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _traced(method, self._channel.stream_unary(method, *args, **kwargs))
+
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return _traced(method, self._channel.stream_stream(method, *args, **kwargs))
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._channel.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._channel.channel_ready()
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel.close(grace)
+
+    async def __aenter__(self) -> TracedChannel:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+def _traced(method: str, start: Callable[..., grpc.aio.Call]) -> Callable[..., grpc.aio.Call]:
+    if not is_traced(method):
+        return start
+    attributes = call_attributes(method)
+
+    def call(*requests: Any, timeout: float | None = None, metadata: Any = None, **options: Any) -> grpc.aio.Call:
+        span = _tracer.start_span(method.lstrip("/"), kind=SpanKind.CLIENT, attributes=attributes)
         headers: dict[str, str] = {}
         propagate.inject(headers, trace.set_span_in_context(span))
-        metadata = grpc.aio.Metadata(*(details.metadata or ()))
-        for key, value in headers.items():
-            metadata.add(key, value)
         try:
-            call = await continuation(details._replace(metadata=metadata), request)
+            running = start(*requests, timeout=timeout, metadata=(*(metadata or ()), *headers.items()), **options)
         except BaseException as error:
             record_code(span, grpc.StatusCode.CANCELLED, type(error).__name__, is_error=True)
             span.end()
             raise
-        call.add_done_callback(lambda _: _end_soon(span, call, details.timeout))
-        return call
+        running.add_done_callback(lambda _: _end_soon(span, running, timeout))
+        return running
 
-
-class _UnaryUnary(_ClientTracing, grpc.aio.UnaryUnaryClientInterceptor):
-    async def intercept_unary_unary(self, continuation, client_call_details, request):
-        return await self._traced(continuation, client_call_details, request)
-
-
-class _UnaryStream(_ClientTracing, grpc.aio.UnaryStreamClientInterceptor):
-    async def intercept_unary_stream(self, continuation, client_call_details, request):
-        return await self._traced(continuation, client_call_details, request)
-
-
-class _StreamStream(_ClientTracing, grpc.aio.StreamStreamClientInterceptor):
-    async def intercept_stream_stream(self, continuation, client_call_details, request_iterator):
-        return await self._traced(continuation, client_call_details, request_iterator)
-
-
-def client_interceptors() -> list[grpc.aio.ClientInterceptor]:
-    """For grpc.aio.insecure_channel(..., interceptors=…); one for each kind of call that CSM has."""
-    return [_UnaryUnary(), _UnaryStream(), _StreamStream()]
+    return call
 
 
 def _end_soon(span: Span, call: grpc.aio.Call, timeout_s: float | None) -> None:

@@ -26,7 +26,7 @@ def request(text="hello", **fields):
 async def fails(call) -> grpc.aio.AioRpcError:
     """The error that ends `call`; audio read on the way must be marked."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for response in call:
+        while (response := await call.read()) is not grpc.aio.EOF:
             samples = np.frombuffer(response.audio.data, "<f4")
             assert (samples >= MARK).all()
     return caught.value
@@ -161,7 +161,7 @@ async def test_a_full_gateway_refuses_calls_but_not_health_checks(open_chain, bo
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     board.gate = None
     board.touch()
-    async for _ in first:
+    while await first.read() is not grpc.aio.EOF:
         pass
     async for _ in chain.speech.StreamSynthesize(request(), timeout=10):
         pass

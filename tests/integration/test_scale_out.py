@@ -103,7 +103,7 @@ async def test_a_full_replicas_refusal_is_retried_on_another(open_replicas, stag
 
 async def test_a_draining_replica_gets_nothing_new_and_finishes_what_it_has(open_replicas):
     chain, replicas = await open_replicas("backbone", 2)
-    leaving, staying = replicas
+    leaving, _ = replicas
     leaving.board.gate = 2
     running = []
     while leaving.board.active["backbone"] < 2:
