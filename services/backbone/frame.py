@@ -87,6 +87,8 @@ class Frame:
         batch, depth = len(hidden), self._depth
         own, tables = self._batch[:batch], self._depth_tables
         rows = torch.empty(2 * batch, self._projection.shape[0], device=hidden.device, dtype=torch.float32)
+        # A plain copy: with it all that came before is over, on which launches that overlap rely for what
+        # they read before they wait (slots, positions, seeds, counters).
         rows[:batch] = self.backbone.head(hidden, self._projection, launches)
 
         def draw(logits: Tensor, codebook: int, to: Tensor) -> None:

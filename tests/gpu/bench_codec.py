@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ def main() -> None:
                 chosen = decoder._graphs._passes[streams, frames]
                 if chosen.graph is not None:
                     row("pass", streams, frames, tf32, times_ms(chosen.graph.replay, device, count))
-                row("decode", streams, frames, tf32, times_ms(lambda batch=batch: decoder.decode(batch), device, count))
+                row("decode", streams, frames, tf32, times_ms(partial(decoder.decode, batch), device, count))
         print(f"| (warm-up {warm_s:.1f} s, {len(decoder._graphs._passes)} passes) | | | | | | |")
         del decoder
     torch.backends.cudnn.allow_tf32 = True  # as torch comes
@@ -86,7 +87,7 @@ def main() -> None:
         for frames in arguments.frames:
             codes = torch.randint(0, stock.cardinality, (streams, stock.num_codebooks, frames), device=device)
             with torch.inference_mode(), stock.streaming(streams):
-                row("stock moshi", streams, frames, True, times_ms(lambda codes=codes: stock.decode(codes), device, count))
+                row("stock moshi", streams, frames, True, times_ms(partial(stock.decode, codes), device, count))
 
 
 if __name__ == "__main__":

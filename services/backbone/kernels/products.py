@@ -165,7 +165,7 @@ def linear_gated(rows: Tensor, gate_up: Tensor) -> Tensor:
     out = torch.empty(count, outputs, device=rows.device, dtype=rows.dtype)
     tile = 128 if count > 128 else 64
     fits = rows.dtype == torch.bfloat16  # fp32, for tests of exactness, takes smaller tiles
-    tile_outputs, block = (128, 64) if fits else (64, 32)
+    tile_outputs, block = (128 if count > 64 else 64, 64) if fits else (64, 32)
     grid = (triton.cdiv(count, tile) * triton.cdiv(outputs, tile_outputs),)
     _gated[grid](
         rows, gate_up, out, count, outputs, WIDTH=width, ROWS=tile, OUTPUTS=tile_outputs, BLOCK=block,

@@ -35,6 +35,8 @@ def _sample(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     token = tl.arange(0, BINS)
+    # Seeds and counters were there long before the launch ahead, which gives the logits.
+    noise = _gumbel(tl.load(seeds + row), tl.load(frames + row), codebook, BINS)
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
@@ -58,7 +60,6 @@ def _sample(
         low = tl.where(enough, middle, low)
         count = tl.where(enough, above, count)
         high = tl.where(enough, high, middle)
-    noise = _gumbel(tl.load(seeds + row), tl.load(frames + row), codebook, BINS)
     scores = tl.div_rn(values, tl.load(temperatures + row)) + noise
     scores = tl.where(top_k == 1, values, scores)
     code = tl.argmax(tl.where(inside & (order >= low.to(tl.int32)), scores, float("-inf")), axis=0)

@@ -20,14 +20,11 @@ from services.backbone.kernels.attention import TILE_ROWS, combine_parts
 
 
 @triton.jit
-def _turned(start, column, rotation, inside):
-    """Values at start + column, their interleaved pairs turned by (cos, sin) at rotation."""
+def _turned(start, column, cos, sin, inside):
+    """Values at start + column, their interleaved pairs turned. sin: negative in even columns."""
     own = tl.load(start + column, mask=inside, other=0.0)
     partner = tl.load(start + (column ^ 1), mask=inside, other=0.0)
-    pair = rotation + (column & -2)
-    cos, sin = tl.load(pair, mask=inside, other=0.0), tl.load(pair + 1, mask=inside, other=0.0)
-    sign = tl.where((column & 1) != 0, 1.0, -1.0)
-    return (own.to(tl.float32) * cos + sign * partner.to(tl.float32) * sin).to(own.dtype)
+    return (own.to(tl.float32) * cos + partner.to(tl.float32) * sin).to(own.dtype)
 
 
 @triton.jit(do_not_specialize=["blocks", "table_width"])
@@ -36,9 +33,6 @@ def _step(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
     TILE: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, SPLITS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
     row, kv, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     slot, position = tl.load(slots + row), tl.load(positions + row).to(tl.int32)
     part = tl.cdiv(tl.cdiv(position + 1, TILE), SPLITS) * TILE
@@ -50,13 +44,18 @@ def _step(
     fits = column < HEAD_DIM
     here = (member < GROUP)[:, None] & fits[None, :]
     own = qkv + row * (HEADS + 2 * KV_HEADS) * HEAD_DIM
-    rotation = rope + position.to(tl.int64) * HEAD_DIM
-    query = _turned(own + (head * HEAD_DIM)[:, None], column[None, :], rotation, here)
-    new_key = _turned(own + (HEADS + kv) * HEAD_DIM, column, rotation, fits)
+    pair = rope + position.to(tl.int64) * HEAD_DIM + (column & -2)
+    cos, sin = tl.load(pair, mask=fits, other=0.0), tl.load(pair + 1, mask=fits, other=0.0)
+    sin = tl.where((column & 1) != 0, sin, -sin)
+    own_block = tl.load(tables + slot * table_width + position // ROWS).to(tl.int64)
+    if OVERLAP:  # slots, positions and tables were there before the launch ahead, which gives qkv
+        gdc_launch_dependents()
+        gdc_wait()
+    query = _turned(own + (head * HEAD_DIM)[:, None], column[None, :], cos[None, :], sin[None, :], here)
+    new_key = _turned(own + (HEADS + kv) * HEAD_DIM, column, cos, sin, fits)
     new_value = tl.load(own + (HEADS + KV_HEADS + kv) * HEAD_DIM + column, mask=fits, other=0.0)
     first = kv.to(tl.int64) * blocks * ROWS
     is_own = (start <= position) & (position < stop)  # the row lies in this part
-    own_block = tl.load(tables + slot * table_width + position // ROWS).to(tl.int64)
     own_place = (first + own_block * ROWS + position % ROWS) * HEAD_DIM + column
     tl.store(keys + own_place, new_key, mask=fits & is_own)
     tl.store(values + own_place, new_value, mask=fits & is_own)
