@@ -38,7 +38,7 @@ fi
 if ! [ -e "$work/generator/done" ]; then
     say generator
     python3 generator_train.py --tokens "$work/tokens" --out "$work/generator" --start "$work/from/generator" \
-        --seconds "${GENERATOR:-1000}" --peak 1.2e-3 --dropout 0.05 --depth-share 5 --capacity 120000000 --keep 500 \
+        --seconds "${GENERATOR:-1000}" --peak 1.2e-3 --dropout 0.05 --capacity 120000000 --keep 500 \
         --least-rows 150000 >"$work/logs/generator.log" 2>&1 || say "generator failed, see its log"
 fi
 touch "$work/speech/stop"
