@@ -5,9 +5,11 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+from gateway import trace_page
 from gateway.cadence import Chunk, cadence_of
 from gateway.request_trace import requests_of
 from gateway.trace_page import page, story
@@ -148,6 +150,32 @@ def test_it_can_be_listened_to():
     assert set(plot["aria-labelledby"].split()) <= ids
     assert "html" in seen.tags and dict(seen.marks[0][1]) == {"lang": "en"}
     assert "backbone Generate: 878 ms, from 21 ms to 899 ms, first output at 300 ms" in seen.text
+
+
+def colours(scheme):
+    """The page's colours by name: RGB of 0 to 1."""
+    light, _, dark = (Path(trace_page.__file__).with_suffix(".html").read_text().partition("@media (prefers-color-scheme: dark)"))
+    found = dict(re.findall(r"--([\w-]+): #([0-9a-f]{6});", light if scheme == "light" else dark.partition("* {")[0]))
+    return {name: [int(value[at : at + 2], 16) / 255 for at in (0, 2, 4)] for name, value in found.items()}
+
+
+def luminance(rgb):
+    """https://www.w3.org/TR/WCAG21/#dfn-relative-luminance"""
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_is_enough_to_read(scheme):
+    """WCAG AA: 4.5 for text, 3 for what a picture needs."""
+    of = colours(scheme)
+    texts = [(ink, ground) for ink in ("ink", "quiet") for ground in ("page", "card")] + [("bad", "card"), ("warn", "card")]
+    texts += [(name, f"{name}-page") for name in ("good", "warn", "bad")]
+    marks = [(name, "card") for name in ("gateway", "tokenizer", "backbone", "codec", "watermark", "other", "given", "heard", "gap")]
+    for least, pairs in ((4.5, texts), (3.0, marks)):
+        for pair in pairs:
+            dim, bright = sorted(luminance(of[name]) for name in pair)
+            assert (bright + 0.05) / (dim + 0.05) >= least, pair
 
 
 EVIL = "</title></desc></script><script>alert(1)</script><img src=x onerror='a(\"b\")'>&amp;\x00\x1b\u202e$title"
