@@ -76,7 +76,7 @@ async def _in_stores(wanted: str | None, folder: Path, said: state.Said | None) 
     chosen = ""
     if wanted is None:
         if said is None:
-            raise TraceError(f"which request? none was made by `csm say` here; {WHERE_IDS_ARE}; `csm trace --list` shows those kept")
+            raise TraceError(f"which request? none was made by `csm say` here; {WHERE_IDS_ARE}; `csm trace --list` shows those kept here")
         wanted, chosen = said.trace_id, "the last `csm say`"
     stores = _stores(folder, said)
     if not stores:
@@ -94,10 +94,12 @@ async def _in_stores(wanted: str | None, folder: Path, said: state.Said | None) 
                 spans, _ = await store.wait(wanted, _REST_S)
         if spans:
             return Found(wanted, spans, chosen)
+    if chosen:
+        why = "was for a gateway elsewhere: give its collector's file by --file" if said.traces is None else "may not have reached its gateway"
+        raise TraceError(f"the last `csm say` {why} (trace {wanted}); `csm trace --list` shows the requests kept in {places}")
     kept = sum(len(store.ids()) for store in stores)
-    last = ", of the last `csm say`, which may not have reached a gateway," if chosen else ""
     raise TraceError(
-        f"no trace {wanted}{last} in {places} ({kept} kept there, the newest 200; `csm trace --list` shows them); {WHERE_IDS_ARE}"
+        f"no trace {wanted} in {places} ({kept} kept there, the newest 200; `csm trace --list` shows them); {WHERE_IDS_ARE}"
     )
 
 

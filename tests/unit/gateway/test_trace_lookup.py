@@ -160,6 +160,10 @@ async def test_of_this_machine_the_last_said_a_part_of_an_id_or_a_header(tmp_pat
     found = await find(None, None, tmp_path)
     assert (found.trace_id, found.spans, found.chosen) == (B, [ROOT], "the last `csm say`")
     assert {found.trace_id for found in known(None, tmp_path)} == {A, B}
+    for traces, why in ((None, "was for a gateway elsewhere: .*--file"), (str(store.folder), "may not have reached its gateway")):
+        state.remember(state.Said(C, traces), tmp_path)
+        with pytest.raises(TraceError, match=f"the last `csm say` {why}.*{C}"):
+            await find(None, None, tmp_path)
     TraceStore(tmp_path / "traces").add(A[:31] + "b", ROOT)
     with pytest.raises(TraceError, match="2 traces begin with aaaa"):
         await find("aaaa", None, tmp_path)
