@@ -48,7 +48,8 @@ def command(tool: str, name: str, tag: str, base: str, args: Sequence[str], pip:
         build += [f"--volume={path}:{path}:ro" for path in mounts]
     if base:
         build += [f"--build-arg=BASE={base}"]
-    build += [f"--build-arg={arg}" for arg in args]
+    takes = re.findall(r"^ARG (\w+)", (ROOT / f"deploy/images/{name}.Dockerfile").read_text(), re.MULTILINE)
+    build += [f"--build-arg={arg}" for arg in args if arg.partition("=")[0] in takes]
     return [
         *build, f"--secret=id=pip,src={pip}", "--tag", f"csm-{name}:{tag}",
         "--file", f"deploy/images/{name}.Dockerfile", ".",

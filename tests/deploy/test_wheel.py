@@ -62,3 +62,12 @@ def test_every_part_of_the_embedded_bundle_is_in_the_wheel(installed, tmp_path):
 def test_training_is_not_in_the_wheel(installed):
     assert not (installed / "models/embedded/train").exists()
     assert (ROOT / "models/embedded/train").exists()
+
+
+def test_files_beside_the_code_are_in_the_wheel(installed):
+    listed = subprocess.run(["git", "ls-files", "gateway", "services"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a checkout")
+    files = [name for name in listed.stdout.split() if not name.endswith((".md", ".png"))]
+    assert any(name.endswith(".html") for name in files)
+    assert [name for name in files if not (installed / name).exists()] == []

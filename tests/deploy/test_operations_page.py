@@ -1,0 +1,50 @@
+"""The operations page names what there is: components, files, make targets, settings, numbers of the manifests."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import manifest_checks as checks
+import pytest
+from manifests import DEPLOY, ROOT, SERVICES, container, deployment, pod, render
+
+PAGE = (DEPLOY / "README.md").read_text()
+OPERATIONS = PAGE.split("## Alerts")[0]
+
+
+def test_every_component_has_a_row_and_every_row_a_component():
+    table = OPERATIONS.split("### Components")[1].split("## ")[0]
+    rows = {name for line in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for name in re.findall(r"`([\w-]+)`", line)}
+    assert rows == {path.name for path in (DEPLOY / "components").iterdir()}
+
+
+def test_files_it_names_are_there():
+    for name in re.findall(r"`([\w./-]+/[\w./-]*)`", OPERATIONS):
+        assert (DEPLOY / name).exists() or (ROOT / name).exists(), name
+    for target in re.findall(r"\]\(([^)#]+)", PAGE):
+        assert (DEPLOY / target).exists(), target
+
+
+def test_commands_it_names_are_there():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([\w-]+)", OPERATIONS)) <= targets
+
+
+def test_settings_it_names_are_settings():
+    known = {field.metadata["env"] for cls in checks.SETTINGS.values() for field in dataclasses.fields(cls)}
+    assert set(re.findall(r"\bCSM_\w+", OPERATIONS)) <= known
+
+
+@pytest.mark.parametrize("overlay", ["cpu-dev", "gpu"])
+def test_the_seconds_of_a_drain_are_those_of_the_manifests(overlay):
+    manifests = render(f"overlays/{overlay}")
+    said = {name: float(value) for name, value in re.findall(r"`(\w+)` \((\d+) s\)", OPERATIONS)}
+    assert said["CSM_MAX_REQUEST_S"] == checks.settings_of(manifests, "gateway").max_request_s
+    (pre_stop_s,) = re.findall(r"`preStop` waits (\d+) s", OPERATIONS)
+    for service in SERVICES:
+        settings = checks.settings_of(manifests, service)
+        assert (said["CSM_DRAIN_S"], said["CSM_GRACE_S"]) == (settings.drain_s, settings.grace_s)
+        spec = pod(deployment(manifests, service))
+        assert said["terminationGracePeriodSeconds"] == spec["terminationGracePeriodSeconds"]
+        assert int(pre_stop_s) == container(deployment(manifests, service))["lifecycle"]["preStop"]["sleep"]["seconds"]
