@@ -34,24 +34,24 @@ part() {
     summary+=("$name: exit $code after $((SECONDS - began)) s")
 }
 
-# Compiling is most of it: side by side, each with its own log, on a device that has room for all.
+# all_tests SECONDS: compiling is most of it: side by side, each with its own log, on a device that has room.
 all_tests() {
     local test=("$PYTHON" -m pytest -q -p no:cacheprovider --tb=short -W ignore --override-ini=addopts= -m "gpu and not slow")
     local failed=0 jobs=() logs=()
-    start() { local log; log=$(mktemp); "${test[@]}" "$@" >"$log" 2>&1 & jobs+=($!); logs+=("$log"); }
-    start tests/unit/backbone/test_kernels.py -k "not products and not step"
-    start tests/unit/backbone/test_kernels.py -k "step"
-    start tests/unit/backbone/test_kernels.py -k "products and dtype0"
-    start tests/unit/backbone/test_kernels.py -k "products and dtype1"
-    start tests/gpu
-    start tests/gpu -m "gpu and slow" -k narrow
-    start tests/gpu -m "gpu and slow" -k "csm-1b and bf16 and library"
-    start tests/gpu -m "gpu and slow" -k "csm-1b and bf16 and products"
-    start tests/unit/backbone/test_runner_cuda.py
-    start tests/unit/codec
+    start() { local log; log=$(mktemp); timeout -k 5 "$1" "${test[@]}" "${@:2}" >"$log" 2>&1 & jobs+=($!); logs+=("$log"); }
+    start "$1" tests/unit/backbone/test_kernels.py -k "not products and not step"
+    start "$1" tests/unit/backbone/test_kernels.py -k "step"
+    start "$1" tests/unit/backbone/test_kernels.py -k "products and dtype0"
+    start "$1" tests/unit/backbone/test_kernels.py -k "products and dtype1"
+    start "$1" tests/gpu
+    start "$1" tests/gpu -m "gpu and slow" -k narrow
+    start "$1" tests/gpu -m "gpu and slow" -k "csm-1b and bf16 and library"
+    start "$1" tests/gpu -m "gpu and slow" -k "csm-1b and bf16 and products"
+    start "$1" tests/unit/backbone/test_runner_cuda.py
+    start "$1" tests/unit/codec
     for index in "${!jobs[@]}"; do
         wait "${jobs[$index]}" || failed=1
-        tail -c 6000 "${logs[$index]}"
+        tail -c 4000 "${logs[$index]}"
     done
     return $failed
 }
@@ -66,7 +66,9 @@ PY
 for name in "${@:-tests variants bench profile codec}"; do
     for each in $name; do
         case $each in
-        tests) part tests 200 bash -c all_tests ;;
+        tests)
+            limit=$((LIMIT_S - SECONDS - 20))
+            part tests 210 bash -c "all_tests $((limit < 190 ? limit : 190))" ;;
         variants) part variants 150 "$PYTHON" tests/gpu/bench_variants.py ;;
         bench) part bench 200 "$PYTHON" tests/gpu/bench_generator.py --only ours first joins memory ;;
         profile) part profile 90 "$PYTHON" tests/gpu/profile_frame.py ;;
