@@ -131,13 +131,15 @@ class Access(grpc.aio.ServerInterceptor):
                 "TOKEN_STREAMS", f"token {token.name}: all {token.max_streams} places are taken", _STREAM_RETRY_S
             )
         self._spend(token, usage, characters)
+        began = self._clock()
         usage.calls += 1
         try:
             yield grant
         finally:
             usage.calls -= 1
-            if not grant.kept:
-                usage.spent = max(0.0, usage.spent - characters)
+            if not grant.kept and token.characters_per_minute is not None:
+                leaked = (self._clock() - began) * token.characters_per_minute / 60
+                usage.spent = max(0.0, usage.spent - max(0.0, characters - leaked))
 
     def _spend(self, token: Token, usage: _Usage, characters: int) -> None:
         limit = token.characters_per_minute

@@ -114,6 +114,18 @@ async def test_what_the_chain_did_not_take_on_is_given_back(guarded):
     await guarded(RADIO, speak(60))
 
 
+async def test_what_leaked_away_meanwhile_is_not_given_back_too(guarded, clock):
+    async def refused_late(guard):
+        with guard.enter(40):
+            clock.now += 30  # 30 characters of 40 are forgotten by then
+            await guarded(RADIO, speak(50))
+
+    await guarded(RADIO, refused_late)
+    with pytest.raises(Overloaded) as caught:
+        await guarded(RADIO, speak(20))
+    assert caught.value.retry_after_s == pytest.approx(10)
+
+
 async def test_places_are_held_for_as_long_as_calls_run(guarded, refusals):
     release, entered = asyncio.Event(), []
 
