@@ -16,11 +16,10 @@ from csm.watermark.v1 import watermark_pb2, watermark_pb2_grpc
 from gateway.config import GatewaySettings
 from models.bundle import Bundle
 from services.runtime import tls
-from services.runtime.certificates import CertificateError
 from services.runtime.channels import open_channel
 from services.runtime.identity import identity
 from services.runtime.settings import SettingError
-from services.runtime.watched import WatchedFiles
+from services.runtime.watched import BadFile, WatchedFiles
 
 log = logging.getLogger(__name__)
 _ASK_S = 1.0  # between two rounds of questions
@@ -120,7 +119,7 @@ def _credentials(settings: GatewaySettings) -> WatchedFiles[grpc.ChannelCredenti
     if files:
         try:
             return tls.watched_channel_credentials(files)
-        except CertificateError as error:
+        except BadFile as error:
             raise SettingError(f"CSM_UPSTREAM_CA_FILE, CSM_UPSTREAM_CERT_FILE, CSM_UPSTREAM_KEY_FILE: {error}") from error
     beyond = []
     for name in _NAMES:

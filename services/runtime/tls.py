@@ -18,7 +18,7 @@ from opentelemetry import metrics
 from services.runtime import certificates
 from services.runtime.certificates import CertificateError, KeyPair
 from services.runtime.settings import ServerSettings, SettingError
-from services.runtime.watched import WatchedFiles
+from services.runtime.watched import BadFile, WatchedFiles
 
 log = logging.getLogger(__name__)
 INSECURE = "CSM_INSECURE"
@@ -66,7 +66,7 @@ def channel_credentials(files: ClientFiles) -> grpc.ChannelCredentials:
 
 
 def watched_channel_credentials(files: ClientFiles) -> WatchedFiles[grpc.ChannelCredentials]:
-    """What the files hold at each new connection. Raises: CertificateError for what they hold now."""
+    """What the files hold at each new connection. Raises: BadFile for what they hold now."""
     return WatchedFiles("certificates for calls", files.paths, lambda: channel_credentials(files))
 
 
@@ -90,7 +90,7 @@ def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | Non
 
     try:
         files = WatchedFiles("certificates of this server", [path for path in (cert, key, ca) if path], load)
-    except CertificateError as error:
+    except BadFile as error:
         names = "CSM_TLS_CERT_FILE, CSM_TLS_KEY_FILE" + (", CSM_TLS_CLIENT_CA_FILE" if ca else "")
         raise SettingError(f"{names}: {error}") from error
     given = files.current()
