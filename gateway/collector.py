@@ -61,7 +61,7 @@ def spans_of(request: trace_service_pb2.ExportTraceServiceRequest) -> Iterator[t
         for proto in (proto for scope in resource.scope_spans for proto in scope.spans):
             if proto.name.endswith(_HOUSEKEEPING) or len(proto.trace_id) != 16:
                 continue
-            links = () if proto.parent_span_id else proto.links
+            links = () if any(proto.parent_span_id) else proto.links
             linked = {link.trace_id.hex() for link in links if len(link.trace_id) == 16}
             span = _span(_service(str(name)), proto, bool(linked))
             for trace_id in linked or {proto.trace_id.hex()}:
@@ -81,7 +81,7 @@ def _span(service: str, proto: trace_pb2.Span, linked: bool) -> Span:
         name=proto.name,
         kind=trace_pb2.Span.SpanKind.Name(proto.kind).removeprefix("SPAN_KIND_").lower(),
         span_id=proto.span_id.hex(),
-        parent_id=proto.parent_span_id.hex(),
+        parent_id=proto.parent_span_id.hex() if any(proto.parent_span_id) else "",  # some write zeros for none
         start_ns=proto.start_time_unix_nano,
         end_ns=proto.end_time_unix_nano,
         error=(proto.status.message or "failed") if failed else "",

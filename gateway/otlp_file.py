@@ -1,4 +1,5 @@
-"""OTLP JSON files, as an OpenTelemetry collector's file exporter writes them: one batch of spans a line.
+"""OTLP JSON files: what an OpenTelemetry collector's file exporter writes, one batch of spans a line, and what
+Tempo and Jaeger answer to who asks them for a trace. (These wrap the batches, and may write ids as base64.)
 
 A file may hold many requests and be large, so it is read line by line, and only what is asked for is kept.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +31,7 @@ def requests_in(path: Path) -> dict[str, list[Span]]:
     """Trace id → the gateway's own spans of it, newest first. Raises: MalformedFile, OSError."""
     found: dict[str, list[Span]] = defaultdict(list)
     batches = 0
-    for batch in _batches(path, "csm-gateway"):
+    for batch in _batches(path, re.compile("csm-gateway")):
         batches += 1
         for trace_id, span in batch:
             if is_request(span):
@@ -41,13 +43,15 @@ def requests_in(path: Path) -> dict[str, list[Span]]:
 
 def read_trace(path: Path, trace_id: str) -> list[Span]:
     """The spans of one trace, by start; empty when it is not there. Raises: MalformedFile, OSError."""
-    found = [span for batch in _batches(path, trace_id) for of, span in batch if of == trace_id]
+    holding = re.compile(f"(?i:{trace_id})|{re.escape(base64.b64encode(bytes.fromhex(trace_id)).decode())}")
+    found = [span for batch in _batches(path, holding) for of, span in batch if of == trace_id]
     return sorted(found, key=lambda span: span.start_ns)
 
 
-def _batches(path: Path, holding: str) -> Iterator[list[tuple[str, Span]]]:
-    """(trace id, span) pairs, batch by batch, of at least those batches that have the text `holding` in them."""
+def _batches(path: Path, holding: re.Pattern[str]) -> Iterator[list[tuple[str, Span]]]:
+    """(trace id, span) pairs, batch by batch, of at least those batches whose text matches `holding`."""
     for place, batch in _documents(path, holding):
+        batch = _unwrapped(batch)
         if not isinstance(batch, dict) or not isinstance(batch.get("resourceSpans", []), list):
             raise MalformedFile(f"{place}: is no batch of OTLP spans, {{\"resourceSpans\": [...]}}")
         if "resourceSpans" not in batch:
@@ -62,13 +66,13 @@ def _batches(path: Path, holding: str) -> Iterator[list[tuple[str, Span]]]:
         yield list(spans_of(request))
 
 
-def _documents(path: Path, holding: str) -> Iterator[tuple[str, Any]]:
+def _documents(path: Path, holding: re.Pattern[str]) -> Iterator[tuple[str, Any]]:
     """(where, parsed JSON): a line each, or the whole file when its first line is no document by itself."""
     number, first = 0, None
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                if not line.strip() or (first is not None and holding not in line.lower()):
+                if not line.strip() or (first is not None and not holding.search(line)):
                     continue
                 first = first or number
                 try:
@@ -95,6 +99,16 @@ def _documents(path: Path, holding: str) -> Iterator[tuple[str, Any]]:
         yield str(path), batch
 
 
+def _unwrapped(document: Any) -> Any:
+    """Tempo's {"batches": …} and {"trace": {…}}, Jaeger's {"result": {…}} as the batch that they hold."""
+    for wrapper in ("trace", "result"):
+        if isinstance(document, dict) and isinstance(document.get(wrapper), dict):
+            document = document[wrapper]
+    if isinstance(document, dict) and "batches" in document:
+        return {"resourceSpans": document["batches"]}
+    return document
+
+
 def _decoded(value: Any) -> Any:
     """OTLP writes ids as hexadecimal, protobuf's JSON reads bytes as base64. Raises: ValueError."""
     if isinstance(value, list):
@@ -106,8 +120,9 @@ def _decoded(value: Any) -> Any:
 
 def _id(key: str, value: Any) -> str:
     try:
-        return base64.b64encode(bytes.fromhex(value)).decode()
-    except (TypeError, ValueError):
+        data = base64.b64decode(value, validate=True) if value.endswith("=") else bytes.fromhex(value)
+        return base64.b64encode(data).decode()
+    except (AttributeError, TypeError, ValueError):
         raise ValueError(f"{key}: {value!r:.60} is not hexadecimal") from None
 
 

@@ -76,8 +76,10 @@ class RequestTrace:
             return own
         if self.status == "CANCELLED":
             return "the caller left"
-        said = (bar.note for bar in self.bars if bar.depth and bar.status == self.status)
-        return next((note.removeprefix(f"{self.status}: ") for note in said if note), "")
+        said = [bar.note for bar in self.bars if bar.depth and bar.note and bar.status == self.status]
+        if not said and not any(bar.depth for bar in self.bars):
+            return "the gateway itself, before it asked any stage"
+        return said[0].removeprefix(f"{self.status}: ") if said else ""
 
     @property
     def is_unary(self) -> bool:

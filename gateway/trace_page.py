@@ -167,6 +167,7 @@ def _facts(request: RequestTrace) -> Iterator[str]:
         "Started": request.started,
         "Method": request.root.name if request.root else None,
         "Attempts": len(request.attempts) if len(request.attempts) > 1 else None,
+        "Token": request.fact("csm.token"),
         "Bundle": request.fact("csm.bundle"),
         "Text": f"{characters} characters" if characters is not None else None,
         "Context turns": request.fact("csm.context_turns"),

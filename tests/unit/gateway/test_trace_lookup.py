@@ -68,7 +68,11 @@ def test_what_a_collector_wrote_is_what_the_sdk_sent(tmp_path):
     assert read_trace(path, A) == []
 
 
-@pytest.mark.parametrize("layout", ["pretty", "pretty below a blank line", "list", "list on a line", "capitals", "half a line", "blank lines"])
+@pytest.mark.parametrize(
+    "layout",
+    ["pretty", "pretty below a blank line", "list", "list on a line", "capitals", "half a line", "blank lines",
+     "Tempo", "Tempo's second", "Jaeger", "base64"],
+)
 def test_other_layouts_of_the_same(tmp_path, layout):
     one, request = exported()
     trace_id, path = f"{one.context.trace_id:032x}", tmp_path / "s.json"
@@ -86,6 +90,14 @@ def test_other_layouts_of_the_same(tmp_path, layout):
             write(path, json.loads(json.dumps(document).replace(trace_id, trace_id.upper())))
         case "half a line":
             path.write_text(json.dumps(document) + "\n" + json.dumps(document)[:-20])
+        case "Tempo":  # /api/traces/ID
+            write(path, {"batches": json_format.MessageToDict(request)["resourceSpans"]})
+        case "Tempo's second":  # /api/v2/traces/ID
+            write(path, {"trace": document, "metrics": {}}, indent=2)
+        case "Jaeger":  # /api/v3/traces, a document for each chunk
+            write(path, {"result": {"resourceSpans": []}}, {"result": document})
+        case "base64":
+            write(path, {"resourceSpans": []}, json_format.MessageToDict(request))
         case "blank lines":
             path.write_text("\n\n" + json.dumps(document) + "\n\n")
     assert {span.service for span in read_trace(path, trace_id)} == {"gateway"}
@@ -114,7 +126,7 @@ def test_anothers_gateway_is_not_ours(tmp_path):
         (b"{\"resourceSpans\": []}\n{\"csm-gateway\"\n", "line 2: no JSON"),
         (b"7", "is no batch of OTLP spans"),
         (b"{\"resourceSpans\": 7}", "is no batch of OTLP spans"),
-        (b"{\"batches\": []}", "holds no spans"),
+        (b"{\"spans\": []}", "holds no spans"),
         (b"{\"resourceSpans\": [7]}", "line 1: "),
         (b"{\"resourceSpans\": [{\"scopeSpans\": [{\"spans\": [{\"traceId\": \"xyz\"}]}]}]}", "traceId: 'xyz' is not hexadecimal"),
         (b"{\"resourceSpans\": [{\"scopeSpans\": [{\"spans\": [{\"startTimeUnixNano\": \"soon\"}]}]}]}", "soon"),

@@ -231,6 +231,12 @@ def test_a_request_that_is_refused_says_why_by_what_its_stage_told():
     assert "INVALID_ARGUMENT · refused: breaks a limit" in text and "Chunks of audio" not in text
 
 
+def test_a_gateway_that_refused_by_itself():
+    spans = [root(8, end_ms=1, attributes={"csm.token": "phones"}, events=())]
+    assert story(requests_of(spans)[0]) == "Ended by RESOURCE_EXHAUSTED after 1.0 ms: the gateway itself, before it asked any stage."
+    assert "Token phones" in Reader(page(ID, spans)).text
+
+
 def test_a_caller_who_left():
     spans = [*call("backbone", "Generate", 1, 1, 999, 1, error="CANCELLED: Locally cancelled by application!"), root(1)]
     assert "Ended by CANCELLED after 1.00 s: the caller left. 1.20 s of audio had gone out." in Reader(page(ID, spans)).text
