@@ -78,7 +78,7 @@ class RequestTrace:
             return "the caller left"
         said = [bar.note for bar in self.bars if bar.depth and bar.note and bar.status == self.status]
         if not said and not any(bar.depth for bar in self.bars):
-            return "the gateway itself, before it asked any stage"
+            return "refused by the gateway itself, before it asked any stage"
         return said[0].removeprefix(f"{self.status}: ") if said else ""
 
     @property

@@ -233,7 +233,7 @@ def test_a_request_that_is_refused_says_why_by_what_its_stage_told():
 
 def test_a_gateway_that_refused_by_itself():
     spans = [root(8, end_ms=1, attributes={"csm.token": "phones"}, events=())]
-    assert story(requests_of(spans)[0]) == "Ended by RESOURCE_EXHAUSTED after 1.0 ms: the gateway itself, before it asked any stage."
+    assert story(requests_of(spans)[0]) == "Ended by RESOURCE_EXHAUSTED after 1.0 ms: refused by the gateway itself, before it asked any stage."
     assert "Token phones" in Reader(page(ID, spans)).text
 
 
