@@ -33,4 +33,6 @@ class GatewaySettings(ServerSettings):
         "CSM_GATEWAY_RESUMES", 1, "times a broken generation is taken up again on another replica", least=0, most=8
     )
     log_text: bool = setting("CSM_LOG_TEXT", False, "write what callers have said into the log")
-    ramp_frames: str = setting("CSM_GATEWAY_RAMP_FRAMES", "1,1,2,4,8", "frames in the 1st, 2nd, … chunk")
+    ramp_frames: str = setting(
+        "CSM_GATEWAY_RAMP_FRAMES", "16", "most frames in the 1st, 2nd, … chunk; fewer while a stream is close to its listener"
+    )

@@ -77,7 +77,9 @@ class Synthesis:
         self._request = backbone_pb2.GenerateRequest(
             sampling=utterance.sampling,
             max_frames=max_frames,
-            chunk_policy=backbone_pb2.ChunkPolicy(ramp_frames=ramp_frames),
+            chunk_policy=backbone_pb2.ChunkPolicy(
+                ramp_frames=ramp_frames, held_back_frames=min(stages.held_back_frames, 64)
+            ),
         )
         self._resumes = resumes
         self._calls: list[grpc.aio.Call] = []

@@ -56,6 +56,14 @@ class Stages:
         self.why_not = "the stages have not answered yet"
         self._watcher: asyncio.Task[None] | None = None
 
+    @property
+    def held_back_frames(self) -> int:
+        """Frames of an utterance that the watermark keeps before it gives the first sample."""
+        if self.info is None:
+            return 0
+        samples_per_frame = self.identity.sample_rate_hz / self.identity.frame_rate_hz
+        return int(self.info.watermark_lookahead_samples / samples_per_frame)
+
     async def __aenter__(self) -> Stages:
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
         return self

@@ -6,7 +6,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import grpc
 from csm.backbone.v1 import backbone_pb2, backbone_pb2_grpc
@@ -14,6 +14,7 @@ from csm.common.v1 import common_pb2
 from opentelemetry import trace
 
 from models.bundle import Bundle
+from services.backbone.chunks import Chunks
 from services.backbone.engine import Engine, Stopping
 from services.backbone.generation import Generation, GenerationEnded
 from services.backbone.prompt import Audio, PromptError, PromptLimits, Text
@@ -24,7 +25,6 @@ from services.runtime.errors import CallError, InvalidRequest, Overloaded, Unava
 from services.runtime.identity import identity
 
 _GENERATE = {"stage": "backbone", "rpc.method": "Generate"}
-_DEFAULT_RAMP_FRAMES = (1, 1, 2, 4, 8)
 _MAX_CHUNK_FRAMES = 64
 _MAX_TEMPERATURE = 2.0
 _LEAST_TEMPERATURE = 1e-4  # as good as greedy; logits divided by much less overflow fp32
@@ -70,7 +70,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
     ) -> AsyncIterator[backbone_pb2.GenerateResponse]:
         began = time.perf_counter()
         sampling = _sampling(request)
-        ramp = _ramp(request.chunk_policy.ramp_frames)
+        chunks = _chunks(request.chunk_policy, 1 / self._bundle.frame_rate_hz)
         # A long prompt takes milliseconds to check, so that is done off the event loop.
         wanted = await asyncio.to_thread(self._read, request, sampling, context.time_remaining())
         generation = self._submit(wanted)
@@ -85,7 +85,9 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             index = wanted.generated_frames
             while True:
                 waited = time.perf_counter()
-                frames = await generation.read(next(ramp))
+                # Counted from this call on: how far an earlier one was ahead of its listener is not known here.
+                sent = index - wanted.generated_frames
+                frames = await generation.read(chunks.size(sent, waited))
                 if not frames:
                     break
                 if index == wanted.generated_frames:
@@ -214,21 +216,17 @@ def _sampling(request: backbone_pb2.GenerateRequest) -> Sampling:
     return Sampling(temperature, top_k, seed)
 
 
-def _ramp(frames: list[int]) -> Iterator[int]:
-    """Sizes of the first, second, … chunk; the last goes on. Raises: InvalidRequest."""
-    sizes = tuple(frames) or _DEFAULT_RAMP_FRAMES
-    for index, size in enumerate(sizes):
+def _chunks(policy: backbone_pb2.ChunkPolicy, frame_s: float) -> Chunks:
+    """Raises: InvalidRequest."""
+    for index, size in enumerate(policy.ramp_frames):
         if not 1 <= size <= _MAX_CHUNK_FRAMES:
             raise InvalidRequest(
                 f"chunk_policy.ramp_frames[{index}]", f"is {size}, must be 1 to {_MAX_CHUNK_FRAMES}"
             )
-
-    def each() -> Iterator[int]:
-        yield from sizes
-        while True:
-            yield sizes[-1]
-
-    return each()
+    held_back = policy.held_back_frames if policy.HasField("held_back_frames") else None
+    if held_back is not None and not 0 <= held_back <= _MAX_CHUNK_FRAMES:
+        raise InvalidRequest("chunk_policy.held_back_frames", f"is {held_back}, must be 0 to {_MAX_CHUNK_FRAMES}")
+    return Chunks(tuple(policy.ramp_frames), frame_s, held_back)
 
 
 def _finished(entry: Entry, frames: int) -> backbone_pb2.GenerateFinished:

@@ -17,7 +17,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -33,12 +32,14 @@ from gateway.bench.plan import Plan
 from gateway.bench.stats import Point, point
 from gateway.readiness import wait_ready
 from models.bundle import load_bundle
+from services.backbone.chunks import Chunks
 from services.runtime.identity import identity
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
 
 BUNDLE = "csm-1b"  # its shapes; no weights are read
 LOOKAHEAD = 9_000  # samples, the public watermark's
+PASS_FRAMES = 8
 STAGES = ("tokenizer", "backbone", "codec", "watermark")
 F32 = common_pb2.AUDIO_ENCODING_PCM_F32LE
 
@@ -60,10 +61,12 @@ class Backbone(backbone_pb2_grpc.BackboneServiceServicer):
 
     async def Generate(self, request, context):
         yield backbone_pb2.GenerateResponse(started=backbone_pb2.GenerateStarted(seed=1, prompt_rows=20))
-        sizes = ramp(request.chunk_policy.ramp_frames)
+        policy = request.chunk_policy
+        held_back = policy.held_back_frames if policy.HasField("held_back_frames") else None
+        chunks = Chunks(tuple(policy.ramp_frames), 0.08, held_back)
         made, due = 0, time.perf_counter()
         while made < request.max_frames:
-            count = min(next(sizes), request.max_frames - made)
+            count = min(chunks.size(made, time.perf_counter()), request.max_frames - made)
             due += count * self._frame_s
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             chunk = backbone_pb2.FrameChunk(first_frame_index=made, frames=self._frames[:count])
@@ -76,12 +79,6 @@ class Backbone(backbone_pb2_grpc.BackboneServiceServicer):
         return backbone_pb2.GetModelInfoResponse(bundle=identity(load_bundle(BUNDLE)))
 
 
-def ramp(sizes) -> Iterator[int]:
-    yield from sizes
-    while True:
-        yield sizes[-1]
-
-
 class Codec(codec_pb2_grpc.CodecServiceServicer):
     _silence = bytes(64 * 1920 * 4)
 
@@ -92,10 +89,13 @@ class Codec(codec_pb2_grpc.CodecServiceServicer):
                 pcm = common_pb2.AudioFormat(encoding=F32, sample_rate_hz=24_000, channels=1)
                 yield codec_pb2.DecodeResponse(started=codec_pb2.DecodeStarted(format=pcm, samples_per_frame=1920))
                 continue
-            count = len(request.frames.frames)
-            frames += count
-            audio = codec_pb2.DecodeAudio(data=self._silence[: count * 1920 * 4])
-            yield codec_pb2.DecodeResponse(audio=audio)
+            left = len(request.frames.frames)
+            frames += left
+            while left:  # as the real one: a pass of at most so many frames, a message for each
+                count = min(left, PASS_FRAMES)
+                left -= count
+                audio = codec_pb2.DecodeAudio(data=self._silence[: count * 1920 * 4])
+                yield codec_pb2.DecodeResponse(audio=audio)
         yield codec_pb2.DecodeResponse(finished=codec_pb2.DecodeFinished(frames=frames, samples=frames * 1920))
 
     async def GetModelInfo(self, request, context):

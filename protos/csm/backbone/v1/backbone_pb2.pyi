@@ -107,20 +107,29 @@ class ChunkPolicy(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RAMP_FRAMES_FIELD_NUMBER: _builtins.int
+    HELD_BACK_FRAMES_FIELD_NUMBER: _builtins.int
+    held_back_frames: _builtins.int
+    """Frames that the stages behind hold back before anything is heard, 0 to 64. When given, chunks follow
+    the listener, who plays from the first frame beyond these on: small while there is little left to
+    play, up to ramp_frames when there is much. Otherwise every chunk is as large as ramp_frames says.
+    """
     @_builtins.property
     def ramp_frames(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Frames in the first, second, … chunk, each 1 to 64; the last value goes on. Default 1, 1, 2, 4, 8."""
+        """Most frames in the first, second, … chunk, each 1 to 64; the last value goes on. Default 1, 1, 2, 4, 8."""
 
     def __init__(
         self,
         *,
         ramp_frames: _abc.Iterable[_builtins.int] | None = ...,
+        held_back_frames: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_back_frames", b"_held_back_frames", "held_back_frames", b"held_back_frames"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ramp_frames", b"ramp_frames"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_back_frames", b"_held_back_frames", "held_back_frames", b"held_back_frames", "ramp_frames", b"ramp_frames"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__held_back_frames: _TypeAlias = _typing.Literal["held_back_frames"]  # noqa: Y015
+    _WhichOneofArgType__held_back_frames: _TypeAlias = _typing.Literal["_held_back_frames", b"_held_back_frames"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_back_frames) -> _WhichOneofReturnType__held_back_frames | None: ...
 
 Global___ChunkPolicy: _TypeAlias = ChunkPolicy  # noqa: Y015
 

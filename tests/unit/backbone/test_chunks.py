@@ -1,0 +1,69 @@
+"""Sizes of a stream's chunks: by a fixed ramp, and by how far the stream is ahead of its listener."""
+
+import pytest
+
+from services.backbone.chunks import Chunks
+
+FRAME_S = 0.08
+
+
+def spoken(chunks, frames, pace_s):
+    """(sizes, [(when, frames sent)]) of an utterance made at `pace_s` a frame."""
+    sizes, times, sent, now = [], [], 0, 100.0
+    while sent < frames:
+        size = min(chunks.size(sent, now), frames - sent)
+        now += size * pace_s
+        sent += size
+        sizes.append(size)
+        times.append((now, sent))
+    return sizes, times
+
+
+def test_without_a_listener_the_ramp_alone_decides():
+    assert spoken(Chunks((1, 1, 2, 4, 8), FRAME_S), 30, 1.0)[0] == [1, 1, 2, 4, 8, 8, 6]
+    assert spoken(Chunks((), FRAME_S), 12, 0.0)[0] == [1, 1, 2, 4, 4]
+    assert spoken(Chunks((3,), FRAME_S), 7, 0.0)[0] == [3, 3, 1]
+
+
+@pytest.mark.parametrize(("held_back", "first"), [(0, [1]), (1, [1, 1]), (2, [2, 1]), (4, [3, 1, 1]), (9, [5, 3, 1, 1])])
+def test_the_first_frame_that_can_be_heard_is_the_last_of_a_chunk(held_back, first):
+    sizes, _ = spoken(Chunks((16,), FRAME_S, held_back), held_back + 1, 0.01)
+    assert sizes == first
+
+
+@pytest.mark.parametrize("pace_s", [0.008, 0.0175, 0.03, 0.06, 0.079])
+@pytest.mark.parametrize("held_back", [0, 2, 4])
+def test_a_stream_faster_than_speech_never_lets_its_listener_run_dry(pace_s, held_back):
+    sizes, times = spoken(Chunks((16,), FRAME_S, held_back), 250, pace_s)
+    began = next(now for now, sent in times if sent > held_back)
+    heard = 1  # frames that can be played from `began` on
+    for now, sent in times:
+        if sent > held_back + 1:
+            assert now <= began + heard * FRAME_S + 1e-9
+            heard = sent - held_back
+    assert max(sizes) <= 16 and min(sizes[:-1]) == 1
+
+
+def test_far_ahead_chunks_are_large():
+    sizes, _ = spoken(Chunks((16,), FRAME_S, 4), 250, 0.01)
+    assert sizes[:4] == [3, 1, 1, 1] and len(sizes) < 25
+    assert sizes[-2] == 16 and sizes == [*sizes[:3], *sorted(sizes[3:-1]), sizes[-1]]
+
+
+def test_slower_than_speech_every_frame_goes_at_once():
+    sizes, _ = spoken(Chunks((16,), FRAME_S, 4), 60, 0.1)
+    assert sizes[1:] == [1] * (len(sizes) - 1)
+
+
+def test_a_ramp_still_bounds_what_the_lead_allows():
+    sizes, _ = spoken(Chunks((1, 1, 2), FRAME_S, 4), 60, 0.001)
+    assert sizes[:2] == [1, 1] and max(sizes) == 2
+
+
+def test_a_pace_that_drops_makes_chunks_smaller_again():
+    chunks = Chunks((16,), FRAME_S, 0)
+    sent, now = 0, 0.0
+    while (size := chunks.size(sent, now)) < 16:
+        sent, now = sent + size, now + size * 0.01
+    sent, now = sent + 16, now + 16 * 0.15
+    assert chunks.size(sent, now) < 16
