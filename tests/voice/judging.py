@@ -19,8 +19,9 @@ def judge(notes: dict, out: Path) -> None:
     """Write into each note what was heard, its quality and its voice print's likeness to every speaker."""
     recogniser, quality, ear = Recogniser(out / "scratch"), Quality(), Ear()
     for what in ("said", "talks", "codec"):
-        print(f"  judging {what}: {len(notes[what])}", flush=True)
-        for note in notes[what]:
+        for number, note in enumerate(notes[what]):
+            if number % 25 == 0:
+                print(f"  judging {what}: {number} of {len(notes[what])}", flush=True)
             audio = read(out / note["wav"])
             note["heard"] = recogniser.hear(audio)
             note["want"], note["got"] = plain(note["text"]), plain(note["heard"])
