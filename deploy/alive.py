@@ -4,7 +4,8 @@
 
 Builds the images (on a base made of Debian's packages, unless --base names one), renders the overlay with
 kubectl, lets podman run its Job and its Deployments, asks their probes, sends a sentence through and verifies
-its mark, kills the backbone, sees it come back, speaks again, and takes everything down.
+its mark, kills the backbone, sees it come back, speaks again, stops the backbone in the middle of a stream that
+is still heard to its end, and takes everything down.
 
 What podman plays of a manifest: images, commands, environment, ConfigMaps, Secrets, volumes, users, the
 read-only root, capabilities, memory limits, restarts. What it leaves out, and this file does in its stead:
@@ -19,12 +20,15 @@ import base64
 import copy
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +44,8 @@ NETWORK = "csm-deploy-test"
 PLAYED = ("ConfigMap", "Secret", "PersistentVolumeClaim", "Deployment")  # the kinds that podman knows
 READY_S = 180.0
 SENTENCE = "These words went through five pods."
+STORY = " ".join(["The old man took his boat out to the sea, and the wind was warm that day."] * 4)
+NEEDED = ("podman", "runc", "buildah", "debootstrap")
 
 Manifest = dict[str, Any]
 
@@ -50,6 +56,13 @@ def main() -> None:
     parser.add_argument("--no-build", action="store_true", help="the images are here already")
     parser.add_argument("--keep", action="store_true", help="leave the pods running")
     options = parser.parse_args()
+    missing = [tool for tool in NEEDED if shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+    if missing or os.geteuid():
+        sys.exit(
+            f"deploy-test runs as root, and needs {', '.join(missing) or 'nothing more'}: apt-get install "
+            f"{' '.join(NEEDED)} netavark aardvark-dns"
+        )
+    (ROOT / "out/deploy").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CONTAINERS_CONF"] = str(containers_conf(Path(folder)))
         if not options.no_build:
@@ -88,30 +101,55 @@ def walk_through(manifests: list[Manifest]) -> None:
     gateway = next(d for d in deployments if d["metadata"]["name"] == "csm-gateway")
     until(lambda: probes_pass(gateway), "the gateway is ready again")
     speak("second.wav")
+    leave_in_the_middle(backbone)
+
+
+def leave_in_the_middle(backbone: Manifest) -> None:
+    """A stream that runs while its backbone is told to leave is heard to its end. Last: podman starts it no more."""
+    with subprocess.Popen(csm("say", STORY, "--seed", "3", "-o", "out/deploy/story.wav"), stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=in_plaintext()) as caller:
+        until(lambda: metric("csm-backbone", "csm_backbone_slots_active") == 1, "the backbone has the request")
+        begun = time.monotonic()
+        podman("stop", "--time", "120", container(backbone)["Name"])
+        took_s = time.monotonic() - begun
+        said, _ = caller.communicate(timeout=60)
+    print("    " + said.strip().replace("\n", "\n    "), flush=True)
+    state = container(backbone)["State"]
+    if caller.returncode or state["ExitCode"]:
+        raise RuntimeError(f"csm say ended with {caller.returncode}, the backbone with {state['ExitCode']}")
+    say("backbone stopped in the middle of it: the stream came to its end, then the backbone to its own", took_s)
+
+
+def metric(deployment: str, name: str) -> float:
+    """One gauge, as Prometheus would fetch it."""
+    with urllib.request.urlopen(f"http://{address_of(deployment)}:9464/metrics", timeout=5) as page:
+        (value,) = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", page.read().decode(), re.MULTILINE)
+    return float(value)
 
 
 def speak(name: str) -> None:
     """A sentence through the gateway, and its mark found by it."""
-    out = ROOT / "out/deploy" / name
-    out.parent.mkdir(parents=True, exist_ok=True)
-    address = f"{address_of('csm-gateway')}:50050"
-    environ = {**os.environ, "CSM_INSECURE": "plaintext"}
-    for arguments in (["say", SENTENCE, "--seed", "6", "-o", str(out)], ["verify", str(out)]):
-        done = subprocess.run(
-            [Path(sys.executable).with_name("csm"), *arguments, "--address", address],
-            env=environ, capture_output=True, text=True, timeout=120,
-        )
+    out = f"out/deploy/{name}"
+    for command in (csm("say", SENTENCE, "--seed", "6", "-o", out), csm("verify", out)):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=in_plaintext())
         print("    " + (done.stdout + done.stderr).strip().replace("\n", "\n    "), flush=True)
         done.check_returncode()
 
 
+def csm(*arguments: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("csm")), *arguments, "--address", f"{address_of('csm-gateway')}:50050"]
+
+
+def in_plaintext() -> dict[str, str]:
+    return {**os.environ, "CSM_INSECURE": "plaintext"}
+
+
 def build(base: str | None) -> None:
     begun = time.monotonic()
+    log = ROOT / "out/deploy/build.log"
     if base is None:
         subprocess.run([ROOT / "deploy/images/debian_base.sh", BASE], check=True)
         say(f"base image {BASE}", time.monotonic() - begun)
-    log = ROOT / "out/deploy/build.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
         # No card here: no compiler for Triton's launcher.
         argv = [sys.executable, ROOT / "deploy/images/build.py", "--base", base or BASE, "--arg", "COMPILER="]
