@@ -8,57 +8,32 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from manifest_edges import check_edges
 from manifests import (
     SERVICES,
+    SETTINGS,
     STAGES,
     Manifests,
     container,
     deployment,
     environ,
-    labels,
-    matches,
+    grpc_port,
     of_kind,
     one,
     pod,
     pods,
+    port_of,
     selected,
+    settings_of,
 )
 
-from gateway.config import GatewaySettings
 from models.bundle import known_bundles, load_bundle
-from services.backbone.config import BackboneSettings
-from services.codec.config import CodecSettings
-from services.runtime.settings import read
-from services.tokenizer.config import TokenizerSettings
-from services.watermark.config import WatermarkSettings
 
-SETTINGS = {
-    "gateway": GatewaySettings,
-    "tokenizer": TokenizerSettings,
-    "backbone": BackboneSettings,
-    "codec": CodecSettings,
-    "watermark": WatermarkSettings,
-}
 # Variables that libraries read, not we; and POD_NAME, which another variable's value is made of.
 OTHERS = {"HF_HOME", "HF_HUB_OFFLINE", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_INSECURE",
           "OTEL_RESOURCE_ATTRIBUTES", "POD_NAME"}
 # Made by whoever runs the place, or by cert-manager; never in a repository.
 SECRETS_FROM_OUTSIDE = {"csm-watermark-key", "csm-tokens", "csm-hub"} | {f"csm-{name}-tls" for name in SERVICES}
-
-
-def settings_of(manifests: Manifests, service: str):
-    """The service's settings as its own code reads them from the manifest."""
-    values = environ(manifests, deployment(manifests, service))
-    return read(SETTINGS[service], {name: value for name, value in values.items() if name.startswith("CSM_")})
-
-
-def port_of(address: str) -> int:
-    return int(address.rpartition(":")[2])
-
-
-def grpc_port(service: str) -> int:
-    """The service's port by its own code."""
-    return port_of(SETTINGS[service]().listen)
 
 
 def check_variables_are_settings(manifests: Manifests) -> None:
@@ -324,74 +299,6 @@ def check_metrics(manifests: Manifests, exported: frozenset[str]) -> None:
             for rule in group["rules"]:
                 named |= set(re.findall(r"\bcsm_\w+", rule["expr"])) - made
     assert named <= exported, f"nobody exports {sorted(named - exported)}"
-
-
-DNS = ("dns", 53)
-
-
-def edges(manifests: Manifests) -> tuple[set, set]:
-    """(what may come in, what may go out), each as (from, to, port). Names: services, or what stands outside."""
-
-    def peers(rule: dict, key: str) -> list[str]:
-        found = []
-        for peer in rule[key]:
-            if "ipBlock" in peer:
-                found.append("hub" if peer["ipBlock"]["cidr"] == "0.0.0.0/0" else peer["ipBlock"]["cidr"])
-            elif "namespaceSelector" in peer:
-                (outside,) = peer["namespaceSelector"]["matchLabels"].items()
-                name = {"kube-system": "dns", "csm-caller": "caller"}.get(outside[0]) or {
-                    "kube-system": "dns", "true": "caller"}.get(outside[1], outside[1])
-                if name == "dns":
-                    assert peer["podSelector"]["matchLabels"] == {"k8s-app": "kube-dns"}
-                found.append(name)
-            else:
-                found += [name.removeprefix("csm-") for name in selected(manifests, peer["podSelector"])]
-        return found
-
-    into, out = set(), set()
-    for policy in of_kind(manifests, "NetworkPolicy"):
-        spec = policy["spec"]
-        own = [name.removeprefix("csm-") for name in selected(manifests, spec["podSelector"])]
-        for rule in spec.get("ingress", []):
-            into |= {
-                (peer, mine, port["port"]) for peer in peers(rule, "from") for mine in own for port in rule["ports"]
-            }
-        for rule in spec.get("egress", []):
-            out |= {
-                (mine, peer, port["port"]) for peer in peers(rule, "to") for mine in own for port in rule["ports"]
-            }
-    return into, out
-
-
-def check_edges(manifests: Manifests) -> None:
-    """The chain's edges, by the gateway's own settings, and none other; for what is deployed beside it, its own."""
-    stages = [field.name for field in dataclasses.fields(GatewaySettings) if field.metadata["env"].endswith("_ADDRESS")]
-    chain = {("gateway", stage, grpc_port(stage)) for stage in stages}
-    into = chain | {("caller", "gateway", grpc_port("gateway"))}
-    out = chain | {("gateway", *DNS)}
-    if "csm-collector" in [m["metadata"]["name"] for m in pods(manifests)]:
-        otlp = {(service, "collector", 4317) for service in SERVICES}
-        into |= otlp | {("monitoring", "collector", 8889)}
-        out |= otlp | {(name, *DNS) for name in (*SERVICES, "collector")} | {("collector", "monitoring", 4317)}
-    if of_kind(manifests, "PodMonitor"):
-        into |= {("monitoring", service, 9464) for service in SERVICES}
-    if of_kind(manifests, "GRPCRoute"):
-        into |= {("envoy-gateway-system", "gateway", grpc_port("gateway"))}
-    if environ(manifests, one(manifests, "Job", "csm-weights"))["CSM_MODEL"] == "csm-1b":
-        out |= {("weights", "hub", 443), ("weights", *DNS)}
-    seen_into, seen_out = edges(manifests)
-    assert seen_into == into, f"in: too many {seen_into - into}, missing {into - seen_into}"
-    assert seen_out == out, f"out: too many {seen_out - out}, missing {out - seen_out}"
-    # And all else is refused: one policy takes every pod, both ways, and has no rule.
-    deny = one(manifests, "NetworkPolicy", "deny-all")["spec"]
-    assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    for policy in of_kind(manifests, "NetworkPolicy"):
-        if policy["metadata"]["name"] != "deny-all":
-            # A rule without peers or ports is a door to or from everywhere.
-            for key, direction in (("ingress", "from"), ("egress", "to")):
-                assert all(rule[direction] and rule["ports"] for rule in policy["spec"].get(key, []))
-            taken = [m for m in pods(manifests) if matches(policy["spec"]["podSelector"], labels(m))]
-            assert taken, f"{policy['metadata']['name']} is of no pod"
 
 
 def check_routes(manifests: Manifests) -> None:

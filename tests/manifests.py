@@ -1,4 +1,4 @@
-"""The Kubernetes manifests as kubectl renders them, and how to find one's way in them."""
+"""The Kubernetes manifests as kubectl renders them, and how to find one's way in them and to the code."""
 
 from __future__ import annotations
 
@@ -13,10 +13,25 @@ from typing import Any
 
 import yaml
 
+from gateway.config import GatewaySettings
+from services.backbone.config import BackboneSettings
+from services.codec.config import CodecSettings
+from services.runtime.settings import read
+from services.tokenizer.config import TokenizerSettings
+from services.watermark.config import WatermarkSettings
+
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 SERVICES = ("gateway", "tokenizer", "backbone", "codec", "watermark")
 STAGES = SERVICES[1:]
+
+SETTINGS = {  # by service, what reads the environment of its container
+    "gateway": GatewaySettings,
+    "tokenizer": TokenizerSettings,
+    "backbone": BackboneSettings,
+    "codec": CodecSettings,
+    "watermark": WatermarkSettings,
+}
 
 Manifest = dict[str, Any]
 Manifests = list[Manifest]
@@ -108,3 +123,18 @@ def matches(selector: Manifest, have: dict[str, str]) -> bool:
 def selected(manifests: Manifests, selector: Manifest) -> list[str]:
     """Names of what runs pods that the selector takes."""
     return [m["metadata"]["name"] for m in pods(manifests) if matches(selector, labels(m))]
+
+
+def settings_of(manifests: Manifests, service: str):
+    """The service's settings as its own code reads them from the manifest."""
+    values = environ(manifests, deployment(manifests, service))
+    return read(SETTINGS[service], {name: value for name, value in values.items() if name.startswith("CSM_")})
+
+
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def grpc_port(service: str) -> int:
+    """The service's port by its own code."""
+    return port_of(SETTINGS[service]().listen)

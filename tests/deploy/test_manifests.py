@@ -14,7 +14,20 @@ import pytest
 import telemetry_tables
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from manifests import DEPLOY, SERVICES, Manifest, Manifests, container, deployment, of_kind, one, pod, render
+from manifests import (
+    DEPLOY,
+    SERVICES,
+    Manifest,
+    Manifests,
+    container,
+    deployment,
+    of_kind,
+    one,
+    pod,
+    port_of,
+    render,
+    settings_of,
+)
 
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, SettingError
@@ -107,7 +120,7 @@ def test_each_way_in_starts_by_itself(component, insecure, encrypted):
     checks.check_files_lie_where_settings_say(manifests)
     checks.check_references(manifests)
     for service in SERVICES:
-        settings = checks.settings_of(manifests, service)
+        settings = settings_of(manifests, service)
         assert (settings.insecure or "") == insecure and bool(settings.tls_cert_file) == encrypted
 
 
@@ -152,9 +165,9 @@ def test_the_collector_is_given_its_file():
     receivers = yaml.safe_load(text)["receivers"]
     collector = container(one(manifests, "Deployment", "csm-collector"))
     ports = {port["name"]: port["containerPort"] for port in collector["ports"]}
-    assert checks.port_of(receivers["otlp"]["protocols"]["grpc"]["endpoint"]) == ports["otlp"]
-    assert checks.port_of(yaml.safe_load(text)["exporters"]["prometheus"]["endpoint"]) == ports["metrics"]
-    assert checks.port_of(yaml.safe_load(text)["extensions"]["health_check"]["endpoint"]) == ports["health"]
+    assert port_of(receivers["otlp"]["protocols"]["grpc"]["endpoint"]) == ports["otlp"]
+    assert port_of(yaml.safe_load(text)["exporters"]["prometheus"]["endpoint"]) == ports["metrics"]
+    assert port_of(yaml.safe_load(text)["extensions"]["health_check"]["endpoint"]) == ports["health"]
     assert set(re.findall(r"\$\{env:(\w+)\}", text)) == {entry["name"] for entry in collector["env"]}
     (port,) = one(manifests, "Service", "csm-collector")["spec"]["ports"]
     endpoint = one(manifests, "ConfigMap", settings_name(manifests))["data"]["OTEL_EXPORTER_OTLP_ENDPOINT"]

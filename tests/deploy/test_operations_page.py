@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 
-import manifest_checks as checks
 import pytest
-from manifests import DEPLOY, ROOT, SERVICES, container, deployment, pod, render
+from manifests import DEPLOY, ROOT, SERVICES, SETTINGS, container, deployment, pod, render, settings_of
 
 PAGE = (DEPLOY / "README.md").read_text()
 OPERATIONS = PAGE.split("## Alerts")[0]
@@ -32,7 +31,7 @@ def test_commands_it_names_are_there():
 
 
 def test_settings_it_names_are_settings():
-    known = {field.metadata["env"] for cls in checks.SETTINGS.values() for field in dataclasses.fields(cls)}
+    known = {field.metadata["env"] for cls in SETTINGS.values() for field in dataclasses.fields(cls)}
     assert set(re.findall(r"\bCSM_\w+", OPERATIONS)) <= known
 
 
@@ -40,10 +39,10 @@ def test_settings_it_names_are_settings():
 def test_the_seconds_of_a_drain_are_those_of_the_manifests(overlay):
     manifests = render(f"overlays/{overlay}")
     said = {name: float(value) for name, value in re.findall(r"`(\w+)` \((\d+) s\)", OPERATIONS)}
-    assert said["CSM_MAX_REQUEST_S"] == checks.settings_of(manifests, "gateway").max_request_s
+    assert said["CSM_MAX_REQUEST_S"] == settings_of(manifests, "gateway").max_request_s
     (pre_stop_s,) = re.findall(r"`preStop` waits (\d+) s", OPERATIONS)
     for service in SERVICES:
-        settings = checks.settings_of(manifests, service)
+        settings = settings_of(manifests, service)
         assert (said["CSM_DRAIN_S"], said["CSM_GRACE_S"]) == (settings.drain_s, settings.grace_s)
         spec = pod(deployment(manifests, service))
         assert said["terminationGracePeriodSeconds"] == spec["terminationGracePeriodSeconds"]
