@@ -7,21 +7,15 @@ kubectl, lets podman run its Job and its Deployments, asks their probes, sends a
 its mark, kills the backbone, sees it come back, speaks again, stops the backbone in the middle of a stream that
 is still heard to its end, and takes everything down.
 
-What podman plays of a manifest: images, commands, environment, ConfigMaps, Secrets, volumes, users, the
-read-only root, capabilities, memory limits, restarts. What it leaves out, and this file does in its stead:
-Services (network aliases with their names) and gRPC probes (asked from here, as the manifest says). What
-nobody does here: NetworkPolicies, disruption budgets, spread, preStop. Root, podman and runc are needed.
+podman asks no gRPC probes: they are asked from here, as the manifest says. What else it does and does not:
+pods.py. Root, podman and runc are needed.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import copy
-import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -31,23 +25,30 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pods import (
+    Manifest,
+    address_of,
+    container,
+    containers_conf,
+    play_all,
+    podman,
+    say,
+    show_logs,
+    show_sizes,
+    take_down,
+)
 
 ROOT = Path(__file__).parents[1]
 OVERLAY = ROOT / "deploy/overlays/cpu-dev"
 BASE = "localhost/csm-base:bookworm"
-NETWORK = "csm-deploy-test"
-PLAYED = ("ConfigMap", "Secret", "PersistentVolumeClaim", "Deployment")  # the kinds that podman knows
 READY_S = 180.0
 SENTENCE = "These words went through five pods."
 STORY = " ".join(["The old man took his boat out to the sea, and the wind was warm that day."] * 4)
 NEEDED = ("podman", "runc", "buildah", "debootstrap")
-
-Manifest = dict[str, Any]
 
 
 def main() -> None:
@@ -164,81 +165,6 @@ def render() -> list[Manifest]:
     return list(yaml.safe_load_all(text))
 
 
-def play_all(manifests: list[Manifest], folder: Path) -> None:
-    """Volume, secret and settings; the Job to its end; then every Deployment under the name of its Service."""
-    podman("network", "create", NETWORK)
-    shared = [manifest for manifest in manifests if manifest["kind"] in PLAYED and manifest["kind"] != "Deployment"]
-    job = next(manifest for manifest in manifests if manifest["kind"] == "Job")
-    name = job["metadata"]["name"]
-    # podman knows no Job: its pod is played by itself, once.
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, **job["spec"]["template"]["metadata"]}}
-    pod["spec"] = {**job["spec"]["template"]["spec"], "restartPolicy": "Never"}
-    begun = time.monotonic()
-    play([*shared, pod], folder / "job.yaml", NETWORK)
-    ended = f"{name}-{pod['spec']['containers'][0]['name']}"
-    code = podman("wait", ended).strip()
-    say(podman("logs", ended).strip(), time.monotonic() - begun)
-    if code != "0":
-        raise RuntimeError(f"the Job {name} ended with {code}")
-    settings = [manifest for manifest in manifests if manifest["kind"] == "ConfigMap"]
-    for deployment in (manifest for manifest in manifests if manifest["kind"] == "Deployment"):
-        service = deployment["metadata"]["name"]
-        play([*settings, deployment], folder / f"{service}.yaml", f"{NETWORK}:alias={service}", "--start=false")
-        for volume in deployment["spec"]["template"]["spec"]["volumes"]:
-            if "secret" in volume:
-                fill(next(m for m in manifests if m["metadata"]["name"] == volume["secret"]["secretName"]))
-        podman("pod", "start", f"{service}-pod-0")
-
-
-def fill(secret: Manifest) -> None:
-    """The files of a Secret, decoded: podman 4 leaves them in base64."""
-    folder = Path(podman("volume", "inspect", "--format", "{{.Mountpoint}}", secret["metadata"]["name"]).strip())
-    for key, value in secret["data"].items():
-        (folder / key).write_bytes(base64.b64decode(value))
-
-
-def play(manifests: list[Manifest], path: Path, network: str, *options: str) -> None:
-    copies = copy.deepcopy(manifests)
-    for manifest in copies:
-        if manifest["kind"] == "Deployment":
-            # podman 4 publishes every containerPort on this machine, where five metrics ports are one,
-            # and crashes on a secret's volume that does not say whether it is optional.
-            for spec in manifest["spec"]["template"]["spec"]["containers"]:
-                spec.pop("ports", None)
-            for volume in manifest["spec"]["template"]["spec"]["volumes"]:
-                if "secret" in volume:
-                    volume["secret"].setdefault("optional", False)
-    path.write_text(yaml.safe_dump_all(copies))
-    podman("kube", "play", "--network", network, *options, str(path))
-
-
-def take_down(manifests: list[Manifest]) -> None:
-    """Only what this run made, by name."""
-    begun = time.monotonic()
-    for manifest in manifests:
-        name = manifest["metadata"]["name"]
-        match manifest["kind"]:
-            case "Deployment":
-                quietly("pod", "stop", "--time", "30", f"{name}-pod-0")
-                quietly("pod", "rm", "--force", f"{name}-pod-0")
-            case "Job":
-                quietly("pod", "rm", "--force", name)
-    for manifest in manifests:
-        name = manifest["metadata"]["name"]
-        match manifest["kind"]:
-            case "PersistentVolumeClaim":
-                quietly("volume", "rm", "--force", name)
-            case "Secret":
-                quietly("secret", "rm", name)
-                quietly("volume", "rm", "--force", name)
-    quietly("network", "rm", "--force", NETWORK)
-    left = [name for name in podman("pod", "ls", "--format", "{{.Name}}").split() if name.startswith("csm-")]
-    left += [name for name in podman("volume", "ls", "--quiet").split() if name.startswith("csm-")]
-    if left:
-        raise RuntimeError(f"still there: {', '.join(left)}")
-    say("taken down, nothing left", time.monotonic() - begun)
-
-
 def probes_pass(deployment: Manifest) -> bool:
     """What kubelet would find: the startup, liveness and readiness probes of the manifest, asked at the pod's address."""
     (spec,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -256,19 +182,6 @@ def probes_pass(deployment: Manifest) -> bool:
     return True
 
 
-def container(deployment: Manifest) -> dict[str, Any]:
-    (spec,) = deployment["spec"]["template"]["spec"]["containers"]
-    (found,) = json.loads(podman("inspect", f"{deployment['metadata']['name']}-pod-0-{spec['name']}"))
-    return found
-
-
-def address_of(deployment: str) -> str:
-    """The pod's address, which podman keeps with the container that holds the pod's network."""
-    (pod,) = [json.loads(podman("pod", "inspect", f"{deployment}-pod-0"))]
-    (infra,) = json.loads(podman("inspect", pod["InfraContainerID"]))
-    return infra["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
-
-
 def until(true: Callable[[], bool], what: str) -> float:
     """Seconds it took. Raises: TimeoutError."""
     begun = time.monotonic()
@@ -277,47 +190,6 @@ def until(true: Callable[[], bool], what: str) -> float:
             raise TimeoutError(f"waited {READY_S:.0f} s in vain: {what}")
         time.sleep(0.2)
     return time.monotonic() - begun
-
-
-def show_sizes() -> None:
-    for line in podman("stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}").splitlines():
-        if not line.split()[0].endswith("-infra"):
-            print(f"    {line}", flush=True)
-
-
-def show_logs() -> None:
-    for name in quietly("ps", "--all", "--format", "{{.Names}}").split():
-        if name.startswith("csm-") and "infra" not in name:
-            print(f"--- {name}\n{quietly('logs', '--tail', '20', name)}", flush=True)
-
-
-def containers_conf(folder: Path) -> Path:
-    """Limits that this machine can give. podman 4 takes soft for hard: both are the same here."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    files = 4096 if hard == resource.RLIM_INFINITY else min(hard, 4096)
-    path = folder / "containers.conf"
-    path.write_text(
-        f'[containers]\ndefault_ulimits = ["nofile={files}:{files}", "nproc=4096:4096"]\n'
-        '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
-    )
-    return path
-
-
-def podman(*arguments: str) -> str:
-    """What it prints. Raises: RuntimeError with what it says when it fails."""
-    done = subprocess.run(["podman", *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"podman {' '.join(arguments)}: {done.stdout}{done.stderr}")
-    return done.stdout
-
-
-def quietly(*arguments: str) -> str:
-    done = subprocess.run(["podman", *arguments], capture_output=True, text=True)
-    return done.stdout + done.stderr
-
-
-def say(what: str, took_s: float | None = None) -> None:
-    print(what if took_s is None else f"{what}  [{took_s:.1f} s]", flush=True)
 
 
 if __name__ == "__main__":
