@@ -15,7 +15,7 @@ from models.bundle import Bundle
 from services.codec.frames import MAX_FRAMES, FramesError, codes_of
 from services.codec.worker import DecodeStream, DecodeWorker, WorkerError
 from services.runtime import instruments
-from services.runtime.admission import Admission
+from services.runtime.admission import Admission, Openings
 from services.runtime.audio import to_bytes
 from services.runtime.errors import InvalidRequest, Unavailable
 from services.runtime.identity import identity
@@ -29,6 +29,7 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
     def __init__(self, bundle: Bundle, worker: DecodeWorker, slots: int):
         self._bundle, self._worker = bundle, worker
         self._slots = Admission("codec slots", slots)
+        self._openings = Openings("codec streams", 2 * slots + 64)
         instruments.watch(worker, "csm.codec.slots.active", lambda worker: worker.active)
         instruments.watch(worker, "csm.codec.slots.capacity", lambda _: slots)
 
@@ -36,7 +37,7 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
         self, request_iterator: AsyncIterator[codec_pb2.DecodeRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[codec_pb2.DecodeResponse]:
         began = time.perf_counter()
-        first = await anext(request_iterator, None)
+        first = await self._openings.first(request_iterator)
         if first is None or first.WhichOneof("event") != "start":
             raise InvalidRequest("event", "the first message must be start")
         with self._slots.enter():

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
-from services.runtime.errors import Overloaded
+import grpc
+
+from services.runtime.errors import CallError, Overloaded
+
+T = TypeVar("T")
 
 
 class Admission:
@@ -28,3 +34,21 @@ class Admission:
             yield
         finally:
             self.inside -= 1
+
+
+class Openings:
+    """Streams that were opened and have said nothing yet. They hold no slot, so they are bounded on their own."""
+
+    def __init__(self, what: str, limit: int, *, within_s: float = 10.0):
+        """limit: beyond it a stream is refused at once. within_s: how long one may say nothing."""
+        self._waiting, self._within_s = Admission(f"{what} without a first message", limit), within_s
+
+    async def first(self, requests: AsyncIterator[T]) -> T | None:
+        """The first message of a stream; None when it ends without one. Raises: Overloaded, CallError (ABORTED)."""
+        with self._waiting.enter():
+            try:
+                async with asyncio.timeout(self._within_s):
+                    return await anext(requests, None)
+            except TimeoutError:
+                text = f"no first message came within {self._within_s:g} s"
+                raise CallError(grpc.StatusCode.ABORTED, text, reason="NOTHING_SENT") from None

@@ -17,7 +17,7 @@ from opentelemetry import trace
 
 from models.bundle import Bundle
 from services.runtime import instruments
-from services.runtime.admission import Admission
+from services.runtime.admission import Admission, Openings
 from services.runtime.audio import (
     MAX_PEAK,
     AudioError,
@@ -65,6 +65,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         self._embedder, self._detector = embedder, detector
         self._marking, self._searching = marking, searching
         self._streams = Admission("watermark streams", settings.streams)
+        self._openings = Openings("watermark streams", 2 * settings.streams + 64)
         self._detections = Admission("watermark detections", settings.detections, retry_after_s=2.0)
         instruments.watch_places(self._streams, "csm.watermark.streams")
         instruments.watch_places(self._detections, "csm.watermark.detections")
@@ -73,7 +74,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         self, request_iterator: AsyncIterator[watermark_pb2.EmbedRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[watermark_pb2.EmbedResponse]:
         began = time.perf_counter()
-        first = await anext(request_iterator, None)
+        first = await self._openings.first(request_iterator)
         if first is None or first.WhichOneof("event") != "start":
             raise InvalidRequest("event", "the first message must be start")
         encoding = self._stream_encoding(first.start.format)

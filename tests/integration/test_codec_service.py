@@ -187,6 +187,34 @@ async def test_no_free_slot_is_said_before_the_first_message(served):
         call.cancel()
 
 
+async def test_streams_that_say_nothing_take_no_slot_and_are_bounded(served):
+    limit = 2 * SLOTS + 64
+    silent = [served.codec.Decode(timeout=60) for _ in range(limit)]
+    try:
+        async with asyncio.timeout(20):
+            while True:  # the last of them has to arrive before the next is one too many
+                one_more = served.codec.Decode(timeout=60)
+                reading = asyncio.ensure_future(one_more.read())
+                done, _ = await asyncio.wait({reading}, timeout=0.5)
+                if done:
+                    break
+                silent.append(one_more)
+        assert await one_more.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "without a first message" in await one_more.details()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await reading
+    finally:
+        for call in silent:
+            call.cancel()
+    async with asyncio.timeout(20):
+        while True:  # until the server has heard of the cancels
+            try:
+                (await served.begin()).cancel()
+                break
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("when", ["idle", "after reading", "with audio unread"])
 async def test_cancel_frees_the_slot(served, when):
     call = await served.begin()
