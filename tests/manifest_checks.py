@@ -313,6 +313,15 @@ def check_routes(manifests: Manifests) -> None:
         assert backend["port"] == port["port"]
         targets = [t for p in of_kind(manifests, "BackendTrafficPolicy") for t in p["spec"]["targetRefs"]]
         assert [(t["kind"], t["name"]) for t in targets] == [("GRPCRoute", route["metadata"]["name"])]
+        encrypted = of_kind(manifests, "BackendTLSPolicy")
+        assert bool(encrypted) == bool(settings_of(manifests, "gateway").tls_cert_file), "Envoy and gateway do not agree"
+        for policy in encrypted:
+            assert [(t["kind"], t["name"]) for t in policy["spec"]["targetRefs"]] == [("Service", backend["name"])]
+            validation = policy["spec"]["validation"]
+            assert validation["hostname"] == backend["name"]  # a name of its certificate
+            (volume,) = (v for v in pod(deployment(manifests, "gateway"))["volumes"] if v["name"] == "tls")
+            (authority,) = validation["caCertificateRefs"]
+            assert (authority["kind"], authority["name"]) == ("Secret", volume["secret"]["secretName"])
 
 
 # Those that need to know nothing but the manifests.

@@ -39,6 +39,7 @@ FOREIGN = {
     "Certificate": "cert-manager.io/v1",
     "ScaledObject": "keda.sh/v1alpha1",
     "GRPCRoute": "gateway.networking.k8s.io/v1",
+    "BackendTLSPolicy": "gateway.networking.k8s.io/v1",
     "BackendTrafficPolicy": "gateway.envoyproxy.io/v1alpha1",
     "PodMonitor": "monitoring.coreos.com/v1",
     "PrometheusRule": "monitoring.coreos.com/v1",
@@ -50,7 +51,7 @@ DEPLOYED: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {
     ("overlays/cpu-dev", ()): frozenset(),
     ("overlays/cpu-dev", ("gateway-api",)): frozenset(),
     ("overlays/gpu", ()): frozenset({"backbone", "codec"}),
-    ("overlays/gpu", (*WATCHED, "hpa", "gateway-api", "gpu-tokenizer", "gpu-watermark", "nvidia-runtime")): frozenset(
+    ("overlays/gpu", (*WATCHED, "hpa", "gateway-api-tls", "gpu-tokenizer", "gpu-watermark", "nvidia-runtime")): frozenset(
         {"tokenizer", "backbone", "codec", "watermark"}
     ),
     ("overlays/gpu", (*WATCHED, "keda")): frozenset({"backbone", "codec"}),
@@ -338,6 +339,10 @@ SPOILT: dict[str, Spoil] = {
     ].update(service="csm.speech.SpeechService"),
     "route to the wrong port": lambda m: one(m, "GRPCRoute", "csm-speech")["spec"]["rules"][0]["backendRefs"][0].update(
         port=443
+    ),
+    "Envoy in plaintext": lambda m: drop(m, "BackendTLSPolicy", "csm-gateway"),
+    "Envoy expects another": lambda m: one(m, "BackendTLSPolicy", "csm-gateway")["spec"]["validation"].update(
+        hostname="csm.example"
     ),
     "timeouts of another route": lambda m: one(m, "BackendTrafficPolicy", "csm-speech")["spec"]["targetRefs"][0].update(
         name="csm"
