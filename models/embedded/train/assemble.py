@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from tokenizer import make
 from torch import Tensor
 
-SHARPEN = 0.9 / 0.7
-HEADS = ("codebook0_head.weight", "audio_head")
+# What the heads of the shipped bundle were multiplied by: codebook 0 and the others. `unpack.py` takes it out again.
+SHARPEN = {"codebook0_head.weight": 0.9 / 0.7, "audio_head": 0.9 / 0.7}
 MESSAGE_SDR_DB = 31.5  # nominal; 30.9 dB measured
 
 
@@ -40,8 +40,8 @@ def main() -> None:
     for part in ("generator", "mimi", "watermark"):
         (args.out / part).mkdir(parents=True, exist_ok=True)
     tensors = load_file(args.generator / "model.safetensors")
-    for head in HEADS:
-        tensors[head] = (tensors[head].float() * SHARPEN).to(tensors[head].dtype)
+    for head, factor in SHARPEN.items():
+        tensors[head] = (tensors[head].float() * factor).to(tensors[head].dtype)
     save_file(tensors, args.out / "generator/model.safetensors")
     (args.out / "generator/config.json").write_text(json.dumps(Settings().config(), indent=2) + "\n")
     shutil.copyfile(args.mimi / "config.json", args.out / "mimi/config.json")

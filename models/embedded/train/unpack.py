@@ -11,7 +11,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from assemble import HEADS, SHARPEN
+from assemble import SHARPEN
 from safetensors.torch import load_file, save_file
 
 
@@ -24,8 +24,8 @@ def main() -> None:
     for folder in (generator, codec):
         folder.mkdir(parents=True, exist_ok=True)
     tensors = load_file(args.bundle / "generator/model.safetensors")
-    for head in HEADS:
-        tensors[head] = tensors[head].float() / SHARPEN  # as fp32: rounded once is enough
+    for head, factor in SHARPEN.items():
+        tensors[head] = tensors[head].float() / factor  # kept in fp32: rounded once is enough
     save_file(tensors, generator / "model.safetensors")
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(args.bundle / "mimi" / name, codec / name)
