@@ -110,9 +110,10 @@ def remember(said: Said, folder: Path) -> None:
 def last_said(folder: Path) -> Said | None:
     """The last request, if one is known."""
     try:
-        return Said(**json.loads((folder / "said.json").read_text()))
+        said = Said(**json.loads((folder / "said.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None
+    return said if isinstance(said.trace_id, str) and isinstance(said.traces, str | None) else None
 
 
 def _read(folder: Path) -> Running | None:

@@ -226,7 +226,7 @@ def test_a_state_that_cannot_be_written_or_read_is_no_reason_to_fail(tmp_path):
     (tmp_path / "file").write_text("")
     state.remember(state.Said(A, None), tmp_path / "file")
     assert state.last_said(tmp_path / "file") is None
-    for content in ("", "{}", "[]", "{"):
+    for content in ("", "{}", "[]", "{", '{"trace_id": 7, "traces": null}'):
         (tmp_path / "said.json").write_text(content)
         assert state.last_said(tmp_path) is None
     state.remember(state.Said(A, None), tmp_path)

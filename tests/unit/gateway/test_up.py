@@ -94,6 +94,9 @@ async def test_one_that_dies_later_is_noticed(tmp_path, address):
 
 async def test_one_that_never_gets_ready_is_named(tmp_path, address):
     async with Supervisor([server("gateway", address, TEST_SAYS="NOT_SERVING")], tmp_path) as supervisor:
+        async with asyncio.timeout(60):  # on a busy machine it may take a while to say anything at all
+            while "serves" not in supervisor.log("gateway").read_text():
+                await asyncio.sleep(0.01)
         with pytest.raises(Unavailable, match=r"gateway .* not ready after 3 s: .*NOT_SERVING"):
             await supervisor.wait_ready(3, print)
 
