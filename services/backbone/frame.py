@@ -66,6 +66,11 @@ class Frame:
         # What the depth decoder reads after a code: projected once here, not in every step.
         self._projected = F.linear(embeddings, self._projection).view(part.codebooks, part.audio_vocab_size, -1)
 
+    def pack(self) -> None:
+        """Have the layers' weights in eight bits too; the heads stay as they are."""
+        self.backbone.pack()
+        self._depth.pack()
+
     def make(self, slots: Tensor, codes: Tensor, splits: int, launches: Launches) -> None:
         """The next frame of each slot.
 

@@ -91,6 +91,8 @@ class GraphRunner:
             self._frame = Frame(
                 model, self._state, blocks=self.blocks + 1, most=slots, operations=operations_for(self.device)
             )
+            if any(launches(size).packed for size in self._sizes):
+                self._frame.pack()
             self._batch = torch.full((slots,), slots, device=self.device)  # the slots that a step serves
             self._codes = torch.zeros(slots, part.codebooks, dtype=torch.int64, device=self.device)
         # One for the step whose frames are waited for, one for the step after it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ class Launches:
     step: one launch turns, writes and attends, not two.
     products: products of few rows (at most kernels.MOST_ROWS) that take in norm, activation and residual.
     gated: of many rows, the MLP's first product and its activation are one launch.
+    packed: these products read weights of eight bits. That halves the bytes and is no longer the same model.
     overlap: where launches follow each other that allow it, the next one fetches its weights early.
     """
 
@@ -32,6 +34,16 @@ class Launches:
     products: bool = False
     gated: bool = False
     overlap: bool = False
+    packed: bool = False
+
+
+class _Weights(NamedTuple):
+    """Of a layer, each with the factors of its outputs if it is packed."""
+
+    qkv: tuple[Tensor, Tensor | None]
+    out: tuple[Tensor, Tensor | None]
+    gate_up: tuple[Tensor, Tensor | None]
+    down: tuple[Tensor, Tensor | None]
 
 
 class Stack:
@@ -45,6 +57,18 @@ class Stack:
         self._layers, self._norm = transformer.layers, transformer.norm
         self._rope = torch.view_as_real(transformer.rope).flatten(1).contiguous()  # [max_rows, hd]
         self._operations = operations
+        self._weights = [
+            _Weights((layer.qkv, None), (layer.out, None), (layer.gate_up, None), (layer.down, None))
+            for layer in self._layers
+        ]
+        self._packed: list[_Weights] | None = None
+
+    def pack(self) -> None:
+        """Have the layers' weights in eight bits too, for launches that are `packed`."""
+        pack = self._operations.pack
+        self._packed = [
+            _Weights(pack(layer.qkv), pack(layer.out), pack(layer.gate_up), pack(layer.down)) for layer in self._layers
+        ]
 
     def forward(
         self, x: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, splits: int = 1, launches: Launches | None = None
@@ -60,11 +84,14 @@ class Stack:
         launches = launches or Launches(step=False)
         overlap = launches.overlap
         normed = None if launches.products else do.add_norm(x, None, self._layers[0].attention_norm, eps)
+        weights_of = self._weights if not launches.packed else self._packed
+        assert weights_of is not None, "pack() first"
         next_norms = [layer.attention_norm for layer in self._layers[1:]] + [self._norm]
         for index, (layer, next_norm) in enumerate(zip(self._layers, next_norms, strict=True)):
             cached = slots, positions, tables, self.cache.keys[index], self.cache.values[index]
+            weights = weights_of[index]
             if normed is None:
-                qkv = do.norm_linear(x, layer.attention_norm, eps, layer.qkv, overlap)
+                qkv = do.norm_linear(x, layer.attention_norm, eps, weights.qkv[0], overlap, weights.qkv[1])
             else:
                 qkv = F.linear(normed, layer.qkv)
             if launches.step:
@@ -72,8 +99,9 @@ class Stack:
             else:
                 attended = do.attend(do.rope_write(qkv, self._rope, *cached, heads), *cached, splits)
             if normed is None:
-                do.linear_add(attended, layer.out, x, overlap)
-                do.linear_add(do.norm_gated(x, layer.mlp_norm, eps, layer.gate_up, overlap), layer.down, x, overlap)
+                do.linear_add(attended, weights.out[0], x, overlap, weights.out[1])
+                gated = do.norm_gated(x, layer.mlp_norm, eps, weights.gate_up[0], overlap, weights.gate_up[1])
+                do.linear_add(gated, weights.down[0], x, overlap, weights.down[1])
                 continue
             normed = do.add_norm(x, F.linear(attended, layer.out), layer.mlp_norm, eps)
             gated = (

@@ -72,19 +72,40 @@ def step_attend(
     return attend(q, slots, positions, tables, keys, values, splits)
 
 
-def norm_linear(x: Tensor, scale: Tensor, eps: float, weight: Tensor, overlap: bool = False) -> Tensor:
-    """(RMSNorm(x) · scale) weightᵀ. x: [N, D] fp32; scale: [D]; weight: [M, D]. Returns: [N, M]."""
-    return F.linear(add_norm(x, None, scale, eps), weight)
+def norm_linear(
+    x: Tensor, scale: Tensor, eps: float, weight: Tensor, overlap: bool = False, factors: Tensor | None = None
+) -> Tensor:
+    """(RMSNorm(x) · scale) weightᵀ. x: [N, D] fp32; scale: [D]; weight: [M, D]. Returns: [N, M].
+
+    factors: [M] fp32, of the outputs; then weight has eight bits, see pack().
+    """
+    return _linear(add_norm(x, None, scale, eps), weight, factors)
 
 
-def norm_gated(x: Tensor, scale: Tensor, eps: float, gate_up: Tensor, overlap: bool = False) -> Tensor:
+def norm_gated(
+    x: Tensor, scale: Tensor, eps: float, gate_up: Tensor, overlap: bool = False, factors: Tensor | None = None
+) -> Tensor:
     """silu_mul of norm_linear. gate_up: [2 F, D], gate first. Returns: [N, F]."""
-    return silu_mul(norm_linear(x, scale, eps, gate_up))
+    return silu_mul(norm_linear(x, scale, eps, gate_up, factors=factors))
 
 
-def linear_add(rows: Tensor, weight: Tensor, x: Tensor, overlap: bool = False) -> None:
-    """x += rows weightᵀ, in place. rows: [N, M]; weight: [D, M]; x: [N, D] fp32."""
-    x += F.linear(rows, weight)
+def linear_add(
+    rows: Tensor, weight: Tensor, x: Tensor, overlap: bool = False, factors: Tensor | None = None
+) -> None:
+    """x += rows weightᵀ, in place. rows: [N, M]; weight: [D, M]; x: [N, D] fp32. factors: see norm_linear."""
+    x += _linear(rows, weight, factors)
+
+
+def _linear(rows: Tensor, weight: Tensor, factors: Tensor | None) -> Tensor:
+    if factors is None:
+        return F.linear(rows, weight)
+    return (F.linear(rows.float(), weight.float()) * factors).to(rows.dtype)
+
+
+def pack(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight [M, D] in eight bits (e4m3) and the factor of each output, [M] fp32: its greatest becomes 448."""
+    factors = weight.abs().amax(dim=1).float().clamp(min=1e-12) / 448
+    return (weight.float() / factors.unsqueeze(1)).clamp(-448, 448).to(torch.float8_e4m3fn), factors
 
 
 def linear_gated(rows: Tensor, gate_up: Tensor) -> Tensor:

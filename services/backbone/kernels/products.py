@@ -8,6 +8,7 @@ all of them, always in the same order, so that results do not depend on who was 
 `_gated` is for many rows: gate and up in one tile, so that what they give is written half as wide once.
 
 x is the fp32 stream of residuals; RMSNorm's root is a factor of each row and is applied after the sum.
+So are the factors of the outputs where weights are kept in eight bits.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ PLAIN, GATED, ADDED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 @triton.jit
 def _one_row(
-    x, scale, weight, out, outputs, eps,
-    WIDTH: tl.constexpr, NORM: tl.constexpr, KIND: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    x, scale, weight, factors, out, outputs, eps,
+    WIDTH: tl.constexpr, NORM: tl.constexpr, KIND: tl.constexpr, FACTORS: tl.constexpr, OUTPUTS: tl.constexpr,
+    BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     column = tl.arange(0, BLOCK)
@@ -63,6 +64,10 @@ def _one_row(
             sums_up += weights.to(tl.float32) * values
     total = tl.sum(sums, axis=1)
     up = tl.sum(sums_up, axis=1)
+    if FACTORS:
+        total *= tl.load(factors + output, mask=output < outputs, other=0.0)
+        if KIND == GATED:
+            up *= tl.load(factors + outputs + output, mask=output < outputs, other=0.0)
     if NORM:
         inverse = tl.rsqrt(tl.sum(squares) / WIDTH + eps)
         total, up = total * inverse, up * inverse
@@ -75,9 +80,9 @@ def _one_row(
 
 @triton.jit
 def _few_rows(
-    x, scale, weight, out, sums, turns, count, outputs, eps,
-    WIDTH: tl.constexpr, NORM: tl.constexpr, KIND: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr,
-    ROWS: tl.constexpr, PARTS: tl.constexpr, OVERLAP: tl.constexpr,
+    x, scale, weight, factors, out, sums, turns, count, outputs, eps,
+    WIDTH: tl.constexpr, NORM: tl.constexpr, KIND: tl.constexpr, FACTORS: tl.constexpr, OUTPUTS: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     if OVERLAP:
         gdc_launch_dependents()
@@ -100,12 +105,17 @@ def _few_rows(
             values = values.to(tl.float32)
             squares += tl.sum(values * values, axis=0)
             values = values * tl.load(scale + at, mask=at < WIDTH, other=0.0).to(tl.float32)[:, None]
-            values = values.to(weight.dtype.element_ty)
+            values = values.to(scale.dtype.element_ty)
         inside = kept & (at < WIDTH)[None, :]
-        total = tl.dot(tl.load(place + at[None, :], mask=inside, other=0.0), values, total, input_precision="ieee")
+        weights = tl.load(place + at[None, :], mask=inside, other=0.0).to(values.dtype)
+        total = tl.dot(weights, values, total, input_precision="ieee")
         if KIND == GATED:
-            weights = tl.load(place + up_rows + at[None, :], mask=inside, other=0.0)
+            weights = tl.load(place + up_rows + at[None, :], mask=inside, other=0.0).to(values.dtype)
             up = tl.dot(weights, values, up, input_precision="ieee")
+    if FACTORS:
+        total *= tl.load(factors + output, mask=output < outputs, other=0.0)[:, None]
+        if KIND == GATED:
+            up *= tl.load(factors + outputs + output, mask=output < outputs, other=0.0)[:, None]
     if NORM:
         inverse = tl.rsqrt(squares / WIDTH + eps)[None, :]
         total, up = total * inverse, up * inverse
@@ -174,35 +184,45 @@ def linear_gated(rows: Tensor, gate_up: Tensor) -> Tensor:
     return out
 
 
-def norm_linear(x: Tensor, scale: Tensor, eps: float, weight: Tensor, overlap: bool = False) -> Tensor:
-    out = torch.empty(x.shape[0], weight.shape[0], device=x.device, dtype=weight.dtype)
-    _product(x, scale, eps, weight, out, PLAIN, overlap)
+def norm_linear(
+    x: Tensor, scale: Tensor, eps: float, weight: Tensor, overlap: bool = False, factors: Tensor | None = None
+) -> Tensor:
+    out = torch.empty(x.shape[0], weight.shape[0], device=x.device, dtype=scale.dtype)
+    _product(x, scale, eps, weight, factors, out, PLAIN, overlap)
     return out
 
 
-def norm_gated(x: Tensor, scale: Tensor, eps: float, gate_up: Tensor, overlap: bool = False) -> Tensor:
-    out = torch.empty(x.shape[0], gate_up.shape[0] // 2, device=x.device, dtype=gate_up.dtype)
-    _product(x, scale, eps, gate_up, out, GATED, overlap)
+def norm_gated(
+    x: Tensor, scale: Tensor, eps: float, gate_up: Tensor, overlap: bool = False, factors: Tensor | None = None
+) -> Tensor:
+    out = torch.empty(x.shape[0], gate_up.shape[0] // 2, device=x.device, dtype=scale.dtype)
+    _product(x, scale, eps, gate_up, factors, out, GATED, overlap)
     return out
 
 
-def linear_add(rows: Tensor, weight: Tensor, x: Tensor, overlap: bool = False) -> None:
-    _product(rows, None, 0.0, weight, x, ADDED, overlap)
+def linear_add(
+    rows: Tensor, weight: Tensor, x: Tensor, overlap: bool = False, factors: Tensor | None = None
+) -> None:
+    _product(rows, None, 0.0, weight, factors, x, ADDED, overlap)
 
 
 def _product(
-    x: Tensor, scale: Tensor | None, eps: float, weight: Tensor, out: Tensor, kind: tl.constexpr, overlap: bool
-) -> None:
+    x: Tensor, scale: Tensor | None, eps: float, weight: Tensor, factors: Tensor | None, out: Tensor,
+    kind: tl.constexpr, overlap: bool,
+) -> None:  # fmt: skip
     (count, width), outputs = x.shape, out.shape[1]
     assert count <= MOST_ROWS and x.is_contiguous() and weight.is_contiguous() and out.is_contiguous()
-    options = {"WIDTH": width, "NORM": scale is not None, "KIND": kind, "OVERLAP": overlap, "launch_pdl": overlap}
-    scale = x if scale is None else scale
+    options = {
+        "WIDTH": width, "NORM": scale is not None, "KIND": kind, "FACTORS": factors is not None, "OVERLAP": overlap,
+        "launch_pdl": overlap,
+    }  # fmt: skip
+    scale, factors = (x if tensor is None else tensor for tensor in (scale, factors))
     if count == 1:
         # A program has 8 to 32 KB of weights, and the whole grid fills the chip's 132 multiprocessors evenly.
         tile, block = (2, 4096) if width > 4096 else (4, triton.next_power_of_2(width))
         elements = tile * block * (2 if kind is GATED else 1)
         _one_row[(triton.cdiv(outputs, tile),)](
-            x, scale, weight, out, outputs, eps, OUTPUTS=tile, BLOCK=block,
+            x, scale, weight, factors, out, outputs, eps, OUTPUTS=tile, BLOCK=block,
             num_warps=min(8, max(4, elements // 1024)), **options,
         )  # fmt: skip
         return
@@ -218,8 +238,8 @@ def _product(
     if parts > 1:
         sums = torch.empty(tiles * parts * tile * padded, device=x.device, dtype=torch.float32)
     _few_rows[(tiles, parts)](
-        x, scale, weight, out, sums, _turns(x.device), count, outputs, eps, OUTPUTS=tile, BLOCK=block, ROWS=padded,
-        PARTS=parts, num_warps=4, num_stages=4, **options,
+        x, scale, weight, factors, out, sums, _turns(x.device), count, outputs, eps, OUTPUTS=tile, BLOCK=block,
+        ROWS=padded, PARTS=parts, num_warps=4, num_stages=4, **options,
     )  # fmt: skip
 
 

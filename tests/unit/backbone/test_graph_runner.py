@@ -5,6 +5,8 @@ What a CUDA device adds (capture, kernels, copies that nobody waits for) needs o
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,12 @@ from models.bundle import GeneratorPart, LlamaShape
 from services.backbone.blocks import BlockPool
 from services.backbone.engine import Engine
 from services.backbone.graph_runner import GraphRunner
+from services.backbone.kernels import plain
 from services.backbone.model import build_model, init_random
 from services.backbone.prompt import Audio, PromptLimits, Text
 from services.backbone.runner import Runner
 from services.backbone.scheduler import Finish, Request, Sampling, Scheduler
+from services.backbone.stack import Launches
 
 PART = GeneratorPart(
     text_vocab_size=96,
@@ -160,6 +164,25 @@ async def test_one_voice_for_all_who_come_together_is_read_once(model):
     shared = (len(prompt.rows) - 1) // 16 * 16
     # one reads all but the last row, the others what no block holds; and each the last row, for its first step
     assert sum(rows) == shared + 6 * (len(prompt.rows) - shared)
+
+
+def test_packed_weights_give_what_the_weights_they_stand_for_do(model):
+    rounded = copy.deepcopy(model)
+    for name, parameter in rounded.named_parameters():
+        if ".attn." in name or ".mlp." in name:
+            packed, factors = plain.pack(parameter)
+            parameter.copy_(packed.float() * factors.unsqueeze(1))
+    runner = GraphRunner(model, slots=1, launches=lambda _: Launches(products=True, packed=True))
+    frame, given = runner._frame, torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    wanted = GraphRunner(rounded, slots=1)._frame
+    rows = torch.tensor([0, 0]), torch.tensor([0, 1]), runner._state.tables
+    launches = Launches(step=False, products=True)
+    with torch.inference_mode():
+        ours = frame.backbone.forward(given.clone(), *rows, launches=dataclasses.replace(launches, packed=True))
+        theirs = wanted.backbone.forward(given.clone(), *rows, launches=launches)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        plainly = frame.backbone.forward(given.clone(), *rows, launches=launches)
+    assert not torch.allclose(ours, plainly, atol=1e-3)
 
 
 def test_refusals(model):

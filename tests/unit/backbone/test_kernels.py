@@ -142,28 +142,31 @@ SHAPES = [(64, 100), (300, 33), (2048, 20), *([(1024, 8192), (2048, 3072), (8192
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("width", "outputs"), SHAPES)
 @pytest.mark.parametrize("count", [1, 2, 17])
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("overlap", [False, pytest.param(True, marks=pytest.mark.gpu)])
-def test_products_of_few_rows(device, dtype, width, outputs, count, overlap):
+def test_products_of_few_rows(device, dtype, width, outputs, count, overlap, packed):
     if count > 1:
         interpreter_takes(device, dtype)
     if overlap and device.type == "cpu":
         pytest.skip("only a GPU's launches overlap")
     x = torch.randn(count, width, device=device) * 3
     scale = torch.rand(width, device=device, dtype=dtype)
-    weight = torch.randn(2 * outputs, width, device=device, dtype=dtype) * width**-0.5
-    normed = fused.norm_linear(x, scale, 1e-5, weight, overlap)
-    assert error(normed, plain.norm_linear(x, scale, 1e-5, weight)) < limit(dtype)
-    gated = fused.norm_gated(x, scale, 1e-5, weight, overlap)
-    assert error(gated, plain.norm_gated(x, scale, 1e-5, weight)) < 2 * limit(dtype)
+    weight, factors = torch.randn(2 * outputs, width, device=device, dtype=dtype) * width**-0.5, None
+    if packed:
+        weight, factors = plain.pack(weight)
+    normed = fused.norm_linear(x, scale, 1e-5, weight, overlap, factors)
+    assert error(normed, plain.norm_linear(x, scale, 1e-5, weight, overlap, factors)) < limit(dtype)
+    gated = fused.norm_gated(x, scale, 1e-5, weight, overlap, factors)
+    assert error(gated, plain.norm_gated(x, scale, 1e-5, weight, overlap, factors)) < 2 * limit(dtype)
     rows, stream = x.to(dtype), torch.randn(count, 2 * outputs, device=device)
     ours, theirs = stream.clone(), stream.clone()
     for _ in range(2):  # the second time finds what the first left behind
-        fused.linear_add(rows, weight, ours, overlap)
-        plain.linear_add(rows, weight, theirs)
+        fused.linear_add(rows, weight, ours, overlap, factors)
+        plain.linear_add(rows, weight, theirs, overlap, factors)
     assert error(ours, theirs) < limit(dtype)
     again = stream.clone()
     for _ in range(2):
-        fused.linear_add(rows, weight, again, overlap)
+        fused.linear_add(rows, weight, again, overlap, factors)
     assert torch.equal(again, ours)  # whoever of its parts was first
 
 
