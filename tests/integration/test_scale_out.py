@@ -12,6 +12,8 @@ import pytest
 from csm.speech.v1 import speech_pb2
 from fake_stages import SAMPLES_PER_FRAME, Board, servicers
 
+from gateway import exceptions
+from gateway.client import SpeechClient
 from models.bundle import load_bundle
 from services.runtime.errors import Overloaded
 from services.runtime.server import Stage, StageServer
@@ -186,3 +188,31 @@ async def test_a_new_replica_is_found_by_name_when_connections_are_renewed(open_
                 await asyncio.sleep(0.05)
         got = await calls_during([old, new], asyncio.gather(*(speak(chain) for _ in range(20))))
         assert sum(got) == 20 and min(got) > 0
+
+
+async def test_two_gateways_behind_one_name_share_nothing(open_chain, board):
+    """Streams spread over both; one that is full sends the caller on to the other; one that drains gets none."""
+    chain = await open_chain(max_streams=2)
+    async with AsyncExitStack() as stack:
+        other = type(chain)(board)
+        other.addresses = {name: address for name, address in chain.addresses.items() if name != "gateway"}
+        await other.start_gateway(stack, max_streams=2)
+        stack.push_async_callback(other.servers["gateway"].stop, 0)
+        name = f"ipv4:{chain.addresses['gateway']},{other.addresses['gateway']}"
+        client = await stack.enter_async_context(SpeechClient(name))
+        board.gate = 1  # nobody ends
+        running = []
+        for count in range(1, 5):  # as many as both have places for: some are refused by one and taken by the other
+            running.append(asyncio.ensure_future(client.synthesize("hello", timeout_s=60)))
+            await board.until(lambda count=count: board.active["backbone"] == count, 20)
+        with pytest.raises(exceptions.Overloaded, match="places are taken"):
+            await client.synthesize("hello", timeout_s=20)
+        await chain.servers["gateway"].drain()
+        stopping = asyncio.ensure_future(chain.servers["gateway"].stop(20))
+        board.gate = None
+        board.touch()
+        for answer in await asyncio.gather(*running):
+            assert answer.summary.samples == 10 * SAMPLES_PER_FRAME
+        await stopping
+        for _ in range(4):
+            assert (await client.synthesize("hello", timeout_s=20)).summary.frames == 10
