@@ -297,6 +297,8 @@ def _channel_options(health_service: str | None, max_message_mib: int) -> Sequen
         # A request is tried again only while it fits in this buffer, and context audio is long: default 256 KiB.
         ("grpc.per_rpc_retry_buffer_size", 16 * MIB),
         ("grpc.max_receive_message_length", max_message_mib * MIB),
+        # Two clients never share a connection: behind one port may be several processes.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2000),

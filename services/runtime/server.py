@@ -74,7 +74,8 @@ class StageServer:
         self._server = grpc.aio.server(
             interceptors=[CallInterceptor(settings.reader_stall_s), *stage.interceptors],
             options=[
-                ("grpc.so_reuseport", 0),
+                # gRPC's own default is 1, and two servers would share a port silently.
+                ("grpc.so_reuseport", int(settings.share_port)),
                 ("grpc.max_receive_message_length", settings.max_message_mib * MIB),
                 ("grpc.max_send_message_length", settings.max_message_mib * MIB),
                 ("grpc.max_connection_age_ms", settings.max_connection_age_s * 1000),

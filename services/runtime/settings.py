@@ -62,6 +62,9 @@ class ServerSettings:
     reader_stall_s: float = setting(
         "CSM_READER_STALL_S", 30.0, "a stream whose reader takes nothing for longer is ended", least=0.1, most=3600
     )
+    share_port: bool = setting(
+        "CSM_SHARE_PORT", False, "other processes may listen on the same port: the kernel spreads connections over them"
+    )
     max_message_mib: int = setting("CSM_MAX_MESSAGE_MIB", 64, "largest message taken, MiB", least=1, most=1024)
     max_connection_age_s: int = setting(
         "CSM_MAX_CONNECTION_AGE_S", 30, "connections are renewed after this, so that new replicas are found", least=1

@@ -28,9 +28,11 @@ class Codec(codec_pb2_grpc.CodecServiceServicer):
     def __init__(self):
         self.error = None
         self.live = True
+        self.asked = 0
         self.closed = asyncio.Event()
 
     async def GetModelInfo(self, request, context):
+        self.asked += 1
         return codec_pb2.GetModelInfoResponse(slots_capacity=3)
 
     async def Decode(self, request_iterator, context):
@@ -98,7 +100,7 @@ async def test_a_client_that_knows_only_reflection_can_call(served):
     assert (await asyncio.to_thread(call)).slots_capacity == 3
 
 
-async def test_two_servers_never_share_a_port(served):
+async def test_two_servers_never_share_a_port_unasked(served):
     codec, _, address = served
     twin = StageServer(
         Stage(SERVICE, lambda server: codec_pb2_grpc.add_CodecServiceServicer_to_server(codec, server)),
@@ -106,6 +108,23 @@ async def test_two_servers_never_share_a_port(served):
     )
     with pytest.raises(SettingError, match=address):
         await twin.start()
+
+
+async def test_servers_that_are_told_to_share_a_port_both_serve():
+    codecs, servers, address = [Codec(), Codec()], [], "127.0.0.1:0"
+    try:
+        for codec in codecs:
+            stage = Stage(SERVICE, lambda server, codec=codec: codec_pb2_grpc.add_CodecServiceServicer_to_server(codec, server))
+            server = StageServer(stage, read(ServerSettings, {}, listen=address, share_port=True))
+            address = await server.start()
+            servers.append(server)
+        async with asyncio.timeout(60):
+            while not all(codec.asked for codec in codecs):  # the kernel chooses by the connection's own port
+                async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+                    stub = codec_pb2_grpc.CodecServiceStub(channel)
+                    await stub.GetModelInfo(codec_pb2.GetModelInfoRequest(), timeout=10)
+    finally:
+        await asyncio.gather(*(server.stop(0) for server in servers))
 
 
 async def run_one(address, *, timeout=None, cancel=False):

@@ -145,13 +145,10 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def processor_s(pids: list[int]) -> float:
-    """User and system time of processes so far (proc_pid_stat(5), fields 14 and 15)."""
-    total = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
+def processor_s(pid: int) -> float:
+    """User and system time of a process so far (proc_pid_stat(5), fields 14 and 15)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def measure(args: argparse.Namespace) -> None:
@@ -170,8 +167,11 @@ async def measure(args: argparse.Namespace) -> None:
         for name in STAGES:
             await start(__file__, "--stage", name, "--listen", addresses[name], "--frame-ms", str(args.frame_ms))
         profiled = ["-m", "cProfile", "-o", args.profile] if args.profile else []
-        gateway = await start(*profiled, "-m", "gateway")
-        await wait_ready(addresses["gateway"], 60)
+        pids = []
+        for port in free_ports(args.gateways):
+            env |= {"CSM_SHARE_PORT": str(args.gateways > 1), "CSM_HEALTH_LISTEN": f"127.0.0.1:{port}"}
+            pids.append((await start(*profiled, "-m", "gateway")).pid)
+            await wait_ready(env["CSM_HEALTH_LISTEN"], 60)
         options = argparse.Namespace(address=addresses["gateway"], timeout=300.0)
         for name in ("tls_ca", "tls_cert", "tls_key", "token_file"):
             setattr(options, name, None)
@@ -180,20 +180,20 @@ async def measure(args: argparse.Namespace) -> None:
             audio_s=args.audio_seconds, listens=not args.flat_out,
         )
         if args.attach:
-            print(f"gateway process {gateway.pid}", file=sys.stderr)
-        before = processor_s([gateway.pid])
+            print("gateway process", *pids, file=sys.stderr)
+        before = [processor_s(pid) for pid in pids]
         outcome = await fleet.run(options, plan, args.processes, lambda _: None)
-        spent_s = processor_s([gateway.pid]) - before
-        show(point(outcome), spent_s)
+        show(point(outcome), [processor_s(pid) - spent_s for pid, spent_s in zip(pids, before, strict=True)])
 
 
-def show(found: Point, spent_s: float) -> None:
-    first, lag = found.first_audio_s, found.client_lag_s
+def show(found: Point, each_s: list[float]) -> None:
+    """each_s: processor time of each gateway process."""
+    first, lag, spent_s = found.first_audio_s, found.client_lag_s, sum(each_s)
     print(
         f"{found.label} streams, {found.ok} utterances, {sum(found.errors.values())} errors {found.errors}, "
         f"{found.audio_s:.0f} s of audio in {found.wall_s:.1f} s ({found.real_time_streams:.0f} real-time streams)\n"
         f"gateway: {1000 * spent_s / max(found.audio_s, 1e-9):.2f} ms of processor time per second of audio "
-        f"({spent_s:.1f} s in all, {spent_s / found.wall_s:.0%} of one core)\n"
+        f"({spent_s:.1f} s in all; of one core {', '.join(f'{one / found.wall_s:.0%}' for one in each_s)})\n"
         f"first audio p50 {first.p50 * 1000:.0f}, p95 {first.p95 * 1000:.0f} ms; chunks {found.gap_s.count}; "
         f"ran dry {found.dry_streams} of {found.measured}; callers' own lag p95 {lag.p95 * 1000:.0f} ms"
     )
@@ -206,6 +206,7 @@ def main() -> None:
     parser.add_argument("--audio-seconds", type=float, default=20.0)
     parser.add_argument("--frame-ms", type=float, default=20.0, help="one frame of a stream every so many ms")
     parser.add_argument("--processes", type=int, default=1, help="of callers")
+    parser.add_argument("--gateways", type=int, default=1, help="gateway processes, on one port")
     parser.add_argument("--flat-out", action="store_true", help="the next utterance when the last is received, not heard")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the gateway")
     parser.add_argument("--profile", metavar="FILE", help="run the gateway under cProfile")
