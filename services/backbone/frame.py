@@ -92,9 +92,9 @@ class Frame:
         batch, depth = len(hidden), self._depth
         own, tables = self._batch[:batch], self._depth_tables
         rows = torch.empty(2 * batch, self._projection.shape[0], device=hidden.device, dtype=torch.float32)
-        # A plain copy: with it all that came before is over, on which launches that overlap rely for what
-        # they read before they wait (slots, positions, seeds, counters).
-        rows[:batch] = self.backbone.head(hidden, self._projection, launches)
+        # A launch that does not overlap (and no copy, which the ones that do could not follow): with it all
+        # that came before is over, on which they rely for what they read before they wait.
+        torch.add(self.backbone.head(hidden, self._projection, launches), 0.0, out=rows[:batch])
 
         def draw(logits: Tensor, codebook: int, to: Tensor) -> None:
             self._do.sample(logits, *draw_from, codebook, codes, self._projected, to, launches.overlap)

@@ -39,9 +39,9 @@ all_tests() {
     local test=("$PYTHON" -m pytest -q -p no:cacheprovider --tb=short -W ignore --override-ini=addopts= -m "gpu and not slow")
     local failed=0 jobs=() logs=()
     start() { local log; log=$(mktemp); timeout -k 5 "$1" "${test[@]}" "${@:2}" >"$log" 2>&1 & jobs+=($!); logs+=("$log"); }
-    start "$1" tests/unit/backbone/test_kernels.py -k "not products and not step"
+    start "$1" tests/unit/backbone/test_kernels.py -k "frames_of or (not products and not step)"
     start "$1" tests/unit/backbone/test_kernels.py -k "step"
-    start "$1" tests/unit/backbone/test_kernels.py -k "products and dtype0"
+    start "$1" tests/unit/backbone/test_kernels.py -k "products and dtype0 and not frames_of"
     start "$1" tests/unit/backbone/test_kernels.py -k "products and dtype1"
     start "$1" tests/gpu
     start "$1" tests/gpu -m "gpu and slow" -k narrow

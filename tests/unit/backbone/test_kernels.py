@@ -7,6 +7,7 @@ installed at all, which the CPU needs for nothing else.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +18,14 @@ if not torch.cuda.is_available():
 
 pytest.importorskip("triton")
 
-from models.bundle import LlamaShape
+from models.bundle import GeneratorPart, LlamaShape
 from services.backbone.blocks import BLOCK_ROWS
+from services.backbone.frame import Frame, State
 from services.backbone.kernels import fused, plain
-from services.backbone.model import rope_table
+from services.backbone.model import build_model, init_random, rope_table
 from services.backbone.noise import gumbel
 from services.backbone.sampling import sample
+from services.backbone.stack import Launches
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -207,3 +210,43 @@ def test_sampling(device, dtype, codebooks, bins, width):
     noise = gumbel(numbers, frames.tolist(), codebooks, bins, device)[:, codebook]
     wanted = sample(logits.float(), temperature.unsqueeze(1), top_k.unsqueeze(1), bins, noise).tolist()
     assert drawn == [wanted, wanted]
+
+
+PART = GeneratorPart(
+    96, 67, 4, LlamaShape(1, 4, 2, 64, 96, 64), LlamaShape(1, 2, 1, 32, 48, 5), (), Path()
+)  # fmt: skip
+CHOICES = [
+    Launches(step=False), Launches(products=True), Launches(gated=True),
+    pytest.param(Launches(products=True, overlap=True), marks=pytest.mark.gpu),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("launches", CHOICES, ids=["library", "products", "gated", "overlap"])
+@pytest.mark.parametrize("count", [1, 3])
+@torch.inference_mode()
+def test_frames_of_kernels(device, launches, count):
+    """Two whole frames: the codes and all that the third would start from, as the twins give them."""
+    interpreter_takes(device, torch.float32)
+    if launches.overlap and device.type == "cpu":
+        pytest.skip("only a GPU's launches overlap")
+    model, seen = init_random(build_model(PART), seed=4).to(device), []
+    for operations in (plain, fused):
+        state = State(model, count, idle_block=3 * count)
+        frame = Frame(model, state, blocks=3 * count + 1, most=count + 1, operations=operations)
+        state.tables[:count, :3] = torch.arange(3 * count, device=device).view(count, 3).flip(0).int()
+        state.next_rows[:count] = torch.randn(count, 64, generator=torch.Generator().manual_seed(1)).to(device)
+        state.seeds[:count] = torch.arange(count, device=device) - 1
+        state.top_k[:] = 20
+        slots = torch.tensor([count, *range(count)], device=device)  # an idle row first
+        codes = torch.full((count + 1, 4), -1, device=device)
+        drawn = []
+        for _ in range(2):
+            frame.make(slots, codes, 2, launches)
+            drawn.append(codes[1:].clone())
+        seen.append((torch.stack(drawn), state, frame.backbone.cache))
+    (codes, state, cache), (ours, our_state, our_cache) = seen
+    assert torch.equal(ours, codes) and 0 <= int(codes.min()) and int(codes.max()) < 64
+    assert our_state.positions.tolist() == [*[2] * count, 0] == our_state.frames.tolist()
+    assert error(our_state.next_rows[:count], state.next_rows[:count]) < 1e-5
+    assert error(our_cache.keys[:, :, :-1], cache.keys[:, :, :-1]) < 1e-4
+    assert error(our_cache.values[:, :, :-1], cache.values[:, :, :-1]) < 1e-4
