@@ -77,6 +77,7 @@ deploy-check: $(VENV)/test.stamp
 # The cpu-dev overlay as real pods. As root, with podman, runc, buildah, netavark, aardvark-dns and debootstrap.
 deploy-test: $(VENV)/test.stamp
 	$(BIN)/python deploy/alive.py $(if $(BASE),--base $(BASE)) $(FLAGS)
+	$(BIN)/python deploy/alive_mtls.py
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -159,9 +159,9 @@ def build(base: str | None) -> None:
     say(f"images built ({log})", time.monotonic() - begun)
 
 
-def render() -> list[Manifest]:
+def render(overlay: Path = OVERLAY) -> list[Manifest]:
     kubectl = Path(sys.executable).with_name("kubectl")
-    text = subprocess.run([kubectl, "kustomize", OVERLAY], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([kubectl, "kustomize", overlay], capture_output=True, text=True, check=True).stdout
     return list(yaml.safe_load_all(text))
 
 

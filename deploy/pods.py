@@ -22,6 +22,8 @@ import yaml
 NETWORK = "csm-deploy-test"
 PLAYED = ("ConfigMap", "Secret", "PersistentVolumeClaim", "Deployment")  # the kinds that podman knows
 
+SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
 Manifest = dict[str, Any]
 
 
@@ -76,14 +78,14 @@ def play(manifests: list[Manifest], path: Path, network: str, *options: str) -> 
 def take_down(manifests: list[Manifest]) -> None:
     """Only what this run made, by name."""
     begun = time.monotonic()
-    for manifest in manifests:
-        name = manifest["metadata"]["name"]
-        match manifest["kind"]:
-            case "Deployment":
-                quietly("pod", "stop", "--time", "30", f"{name}-pod-0")
-                quietly("pod", "rm", "--force", f"{name}-pod-0")
-            case "Job":
-                quietly("pod", "rm", "--force", name)
+    pods = [f"{m['metadata']['name']}-pod-0" for m in manifests if m["kind"] == "Deployment"]
+    pods += [m["metadata"]["name"] for m in manifests if m["kind"] == "Job"]
+    # Each by itself: of several, one that is not there would keep the others.
+    stopping = [subprocess.Popen(["podman", "pod", "stop", "--ignore", "--time", "30", pod], **SILENT) for pod in pods]
+    for process in stopping:
+        process.wait()
+    for pod in pods:
+        quietly("pod", "rm", "--force", pod)
     for manifest in manifests:
         name = manifest["metadata"]["name"]
         match manifest["kind"]:
