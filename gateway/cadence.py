@@ -74,7 +74,10 @@ class Cadence:
         points = [(first.arrived_s, 0.0), (first.arrived_s, first.end_s)]
         for before, chunk in pairwise(self.chunks):
             whole = chunk.position_s - before.end_s < 1e-3
-            points += [(chunk.arrived_s, before.end_s if whole else chunk.position_s), (chunk.arrived_s, chunk.end_s)]
+            points += [
+                (chunk.arrived_s, before.end_s if whole else chunk.position_s),
+                (chunk.arrived_s, chunk.end_s),
+            ]
         return [*points, (max(until_s, points[-1][0]), points[-1][1])]
 
 

@@ -37,7 +37,9 @@ def requests_in(path: Path) -> dict[str, list[Span]]:
             if is_request(span):
                 found[trace_id].append(span)
     if not batches:
-        raise MalformedFile(f"{path}: holds no spans of a csm gateway; expected are lines of {{\"resourceSpans\": [...]}}")
+        raise MalformedFile(
+            f'{path}: holds no spans of a csm gateway; expected are lines of {{"resourceSpans": [...]}}'
+        )
     return dict(sorted(found.items(), key=lambda item: max(span.start_ns for span in item[1]), reverse=True))
 
 
@@ -53,13 +55,14 @@ def _batches(path: Path, holding: re.Pattern[str]) -> Iterator[list[tuple[str, S
     for place, batch in _documents(path, holding):
         batch = _unwrapped(batch)
         if not isinstance(batch, dict) or not isinstance(batch.get("resourceSpans", []), list):
-            raise MalformedFile(f"{place}: is no batch of OTLP spans, {{\"resourceSpans\": [...]}}")
+            raise MalformedFile(f'{place}: is no batch of OTLP spans, {{"resourceSpans": [...]}}')
         if "resourceSpans" not in batch:
             continue  # metrics and logs may lie in the same file
         try:
             request = json_format.ParseDict(
                 _decoded({"resourceSpans": batch["resourceSpans"]}),
-                trace_service_pb2.ExportTraceServiceRequest(), ignore_unknown_fields=True,
+                trace_service_pb2.ExportTraceServiceRequest(),
+                ignore_unknown_fields=True,
             )
         except (json_format.ParseError, ValueError, RecursionError) as error:
             raise MalformedFile(f"{place}: {_short(error)}") from error
@@ -92,7 +95,9 @@ def _documents(path: Path, holding: re.Pattern[str]) -> Iterator[tuple[str, Any]
     except json.JSONDecodeError as error:
         raise MalformedFile(f"{path}, line {error.lineno}: no JSON ({error.msg})") from error
     except UnicodeDecodeError as error:
-        raise MalformedFile(f"{path}: no text; a compressed or binary file must be turned into OTLP JSON first") from error
+        raise MalformedFile(
+            f"{path}: no text; a compressed or binary file must be turned into OTLP JSON first"
+        ) from error
     except RecursionError as error:
         raise MalformedFile(f"{path}, line {number}: nested too deep") from error
     for batch in whole if isinstance(whole, list) else [whole]:

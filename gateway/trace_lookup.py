@@ -45,11 +45,13 @@ async def find(wanted: str | None, file: Path | None, folder: Path) -> Found:
 
 
 def known(file: Path | None, folder: Path) -> list[Found]:
-    """Every request that is there, newest first, with what its heading needs at least. Raises: TraceError, OSError."""
+    """Every request that is there, newest first, with at least the gateway's spans. Raises: TraceError, OSError."""
     try:
         if file is not None:
             return [Found(trace_id, spans) for trace_id, spans in requests_in(file).items()]
-        return [Found(trace_id, _read(store, trace_id)) for store in _stores(folder) for trace_id in store.ids()]
+        return [
+            Found(trace_id, _read(store, trace_id)) for store in _stores(folder) for trace_id in store.ids()
+        ]
     except MalformedFile as error:
         raise TraceError(str(error)) from error
 
@@ -76,7 +78,10 @@ async def _in_stores(wanted: str | None, folder: Path, said: state.Said | None) 
     chosen = ""
     if wanted is None:
         if said is None:
-            raise TraceError(f"which request? none was made by `csm say` here; {WHERE_IDS_ARE}; `csm trace --list` shows those kept here")
+            raise TraceError(
+                f"which request? none was made by `csm say` here; {WHERE_IDS_ARE};"
+                " `csm trace --list` shows those kept here"
+            )
         wanted, chosen = said.trace_id, "the last `csm say`"
     stores = _stores(folder, said)
     if not stores:
@@ -95,11 +100,18 @@ async def _in_stores(wanted: str | None, folder: Path, said: state.Said | None) 
         if spans:
             return Found(wanted, spans, chosen)
     if chosen:
-        why = "was for a gateway elsewhere: give its collector's file by --file" if said.traces is None else "may not have reached its gateway"
-        raise TraceError(f"the last `csm say` {why} (trace {wanted}); `csm trace --list` shows the requests kept in {places}")
+        why = (
+            "was for a gateway elsewhere: give its collector's file by --file"
+            if said.traces is None
+            else "may not have reached its gateway"
+        )
+        raise TraceError(
+            f"the last `csm say` {why} (trace {wanted}); `csm trace --list` shows the requests kept in {places}"
+        )
     kept = sum(len(store.ids()) for store in stores)
     raise TraceError(
-        f"no trace {wanted} in {places} ({kept} kept there, the newest 200; `csm trace --list` shows them); {WHERE_IDS_ARE}"
+        f"no trace {wanted} in {places} ({kept} kept there, the newest 200; `csm trace --list` shows them);"
+        f" {WHERE_IDS_ARE}"
     )
 
 
@@ -113,15 +125,18 @@ def _stores(folder: Path, said: state.Said | None = None) -> list[TraceStore]:
 
 def _no_store(folder: Path) -> str:
     if any(running.traces is None for running in state.running(folder)):
-        return "`csm up` sends its spans to OTEL_EXPORTER_OTLP_ENDPOINT; look there, or give a collector's file by --file"
-    return f"no traces in {folder / 'traces'}: `csm up` keeps them there; other deployments' are read from --file SPANS.json"
+        return "`csm up` sends its spans to OTEL_EXPORTER_OTLP_ENDPOINT; look there, or give a file of them by --file"
+    kept = f"no traces in {folder / 'traces'}: `csm up` keeps them there"
+    return f"{kept}; other deployments' are read from --file SPANS.json"
 
 
 def _read(store: TraceStore, trace_id: str) -> list[Span]:
     try:
         return store.read(trace_id)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TraceError(f"{store.folder / trace_id}.jsonl: holds a line that is no span ({error!s:.100})") from error
+        raise TraceError(
+            f"{store.folder / trace_id}.jsonl: holds a line that is no span ({error!s:.100})"
+        ) from error
 
 
 def _read_id(wanted: str | None) -> str | None:
@@ -133,7 +148,9 @@ def _read_id(wanted: str | None) -> str | None:
         return traceparent[1]
     text = text.replace("-", "")
     if not _ID.fullmatch(text) and not _PART.fullmatch(text):
-        raise TraceError(f"{wanted!r:.80} is no trace id: 32 hexadecimal digits, or the first four or more; {WHERE_IDS_ARE}")
+        raise TraceError(
+            f"{wanted!r:.80} is no trace id: 32 hexadecimal digits, or the first four or more; {WHERE_IDS_ARE}"
+        )
     return text
 
 

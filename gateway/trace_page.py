@@ -15,7 +15,8 @@ from pathlib import Path
 from string import Template
 
 from gateway.request_trace import RequestTrace, requests_of
-from gateway.trace_picture import Picture, describe, details, outcome, text, tone
+from gateway.trace_picture import Picture, describe, text
+from gateway.trace_tables import chunk_table, facts, stage_table, tiles
 from gateway.traces import Span
 from gateway.waterfall import seconds
 
@@ -31,18 +32,24 @@ _STATUS_WORDS = {
     "PERMISSION_DENIED": "refused: not allowed",
     "UNAVAILABLE": "a stage was gone",
 }
-_ENDS = {
-    "FINISH_REASON_END_OF_SPEECH": "the model ended it",
-    "FINISH_REASON_MAX_LENGTH": "cut at the length limit",
-}
 _LEGEND = (
     ('<rect class="wait" x="0" y="5" width="32" height="6"/>', "before its first output"),
     ('<path class="first" transform="translate(16 8)" d="M0-8 6 0 0 8-6 0Z"/>', "first output"),
-    ('<rect class="work" x="0" y="1" width="32" height="14" rx="1"/>', "after it; or work without a first output"),
+    (
+        '<rect class="work" x="0" y="1" width="32" height="14" rx="1"/>',
+        "after it; or work without a first output",
+    ),
 )
 _LEGEND_AUDIO = (
-    ('<g class="curves"><path class="given" d="M0 13H12V3H32"/></g><g class="chunk"><circle cx="12" cy="3" r="3"/></g>', "audio {made}, a dot a chunk"),
-    ('<g class="curves"><path class="heard" d="M0 14 32 2"/></g>', "what a listener has heard who plays from the first audio on"),
+    (
+        '<g class="curves"><path class="given" d="M0 13H12V3H32"/></g>'
+        '<g class="chunk"><circle cx="12" cy="3" r="3"/></g>',
+        "audio {made}, a dot a chunk",
+    ),
+    (
+        '<g class="curves"><path class="heard" d="M0 14 32 2"/></g>',
+        "what a listener has heard who plays from the first audio on",
+    ),
 )
 _LEGEND_GAP = (('<rect class="gap" x="6" y="0" width="18" height="16"/>', "the listener ran dry"),)
 
@@ -86,12 +93,14 @@ def story(request: RequestTrace) -> str:
     if cadence:
         parts.append(f"The first audio was there after {seconds(cadence.chunks[0].arrived_s)}.")
         if request.is_unary:
-            parts.append("The caller asked for one answer, so it heard nothing before the end; what follows is when the audio was made.")
-        if late := _underruns(request):
+            parts.append("The caller asked for one answer, so it heard nothing before the end;")
+            parts.append("what follows is when the audio was made.")
+        if late := request.underruns:
             gaps = sum(-chunk.lead_s for chunk in cadence.underruns)
             parts.append(f"A listener who plays from there on ran dry {_times(late)}, for {seconds(gaps)} in all.")
         elif (least := cadence.least_lead_s) is not None:
-            parts.append(f"A listener who plays from there on never ran dry; the tightest chunk came {seconds(least)} before it was needed.")
+            parts.append("A listener who plays from there on never ran dry;")
+            parts.append(f"the tightest chunk came {seconds(least)} before it was needed.")
     return " ".join(parts)
 
 
@@ -102,7 +111,11 @@ def _section(request: RequestTrace, number: int, count: int, words: str | None) 
     meaning = _STATUS_WORDS.get(status, "")
     which = f"Request {number} of {count}" if count > 1 else "What came of it"
     heard = f"<blockquote>{text(words)}</blockquote>" if words and number == count else ""
-    legend = [*_LEGEND, *(_LEGEND_AUDIO if request.cadence else ()), *(_LEGEND_GAP if _underruns(request) else ())]
+    legend = [
+        *_LEGEND,
+        *(_LEGEND_AUDIO if request.cadence else ()),
+        *(_LEGEND_GAP if request.underruns else ()),
+    ]
     made = "made" if request.is_unary else "delivered"
     return "\n".join(
         [
@@ -111,15 +124,18 @@ def _section(request: RequestTrace, number: int, count: int, words: str | None) 
             f"{text(' · ' + meaning if meaning else '')}</span></div>",
             f'<p class="story">{text(story(request))}</p>{heard}',
             *_notes(request, picture),
-            *_tiles(request),
+            *tiles(request),
             '<figure class="card"><div class="drawing">',
             picture.html("Where the time of the request went", _spoken(request)),
             "</div><figcaption>",
-            *(f'<span class="gateway"><svg aria-hidden="true">{mark}</svg>{says.format(made=made)}</span>' for mark, says in legend),
+            *(
+                f'<span class="gateway"><svg aria-hidden="true">{mark}</svg>{says.format(made=made)}</span>'
+                for mark, says in legend
+            ),
             "</figcaption></figure>",
-            f'<div class="card"><h2>The request</h2><dl class="facts">{"".join(_facts(request))}</dl></div>',
-            *_stage_table(request),
-            *_chunk_table(request),
+            f'<div class="card"><h2>The request</h2><dl class="facts">{"".join(facts(request))}</dl></div>',
+            *stage_table(request),
+            *chunk_table(request),
             "</section>",
         ]
     )
@@ -129,94 +145,33 @@ def _notes(request: RequestTrace, picture: Picture) -> Iterator[str]:
     notes = []
     if lacks := request.lacks:
         more = f" and {len(lacks) - 6} more" if len(lacks) > 6 else ""
-        notes.append(f"The trace is incomplete: it lacks {', '.join(lacks[:6])}{more}. The request may still be running, or a process ended before it told.")
+        notes.append(
+            f"The trace is incomplete: it lacks {', '.join(lacks[:6])}{more}."
+            " The request may still be running, or a process ended before it told."
+        )
     for stage, skew_s in request.clock_skew_s.items():
         way = "behind" if skew_s < 0 else "ahead of"
-        notes.append(f"The {stage}'s clock is at least {seconds(abs(skew_s))} {way} the gateway's; its bars are drawn by its own clock.")
+        notes.append(
+            f"The {stage}'s clock is at least {seconds(abs(skew_s))} {way} the gateway's;"
+            " its bars are drawn by its own clock."
+        )
     if picture.left_out:
         notes.append(f"{picture.left_out} more rows are left out of the picture; the table has them.")
     if request.cadence and request.cadence.total > len(request.cadence.chunks):
-        notes.append(f"{len(request.cadence.chunks)} of {request.cadence.total} chunks were told; a slope in the audio's line stands for the others.")
-    if request.root is not None and request.status == "OK" and request.cadence is None and request.fact("csm.chunks") is None and request.root.name.endswith("Synthesize"):
+        notes.append(
+            f"{len(request.cadence.chunks)} of {request.cadence.total} chunks were told;"
+            " a slope in the audio's line stands for the others."
+        )
+    if (
+        request.root is not None
+        and request.status == "OK"
+        and request.cadence is None
+        and request.fact("csm.chunks") is None
+        and request.root.name.endswith("Synthesize")
+    ):
         notes.append("This gateway told nothing of its audio's chunks.")
     if notes:
         yield f'<ul class="notes">{"".join(f"<li>{text(note)}</li>" for note in notes)}</ul>'
-
-
-def _tiles(request: RequestTrace) -> Iterator[str]:
-    cadence, factor, late = request.cadence, request.fact("csm.real_time_factor"), _underruns(request)
-    tiles = [
-        ("First audio", seconds(cadence.chunks[0].arrived_s) if cadence else "–"),
-        ("Audio", f"{cadence.audio_s:.2f} s" if cadence else "–"),
-        ("Took", seconds(request.took_s) if request.took_s is not None else "–"),
-        ("Real-time factor", f"{factor:.2f}" if isinstance(factor, int | float) and factor > 0 else "–"),
-        ("Underruns", "–" if late is None else str(late)),
-    ]
-    yield '<dl class="tiles">'
-    for name, value in tiles:
-        bad = ' class="bad"' if name == "Underruns" and late else ""
-        yield f"<div><dt>{name}</dt><dd{bad}>{text(value)}</dd></div>"
-    yield "</dl>"
-
-
-def _facts(request: RequestTrace) -> Iterator[str]:
-    characters, reason = request.fact("csm.text_characters"), request.fact("csm.finish_reason")
-    ended = str(reason).removeprefix("FINISH_REASON_") + (f" ({_ENDS[reason]})" if reason in _ENDS else "") if reason else None
-    facts = {
-        "Status": f"{request.status or 'not known'}{': ' + request.reason if request.reason else ''}",
-        "Started": request.started,
-        "Method": request.root.name if request.root else None,
-        "Attempts": len(request.attempts) if len(request.attempts) > 1 else None,
-        "Token": request.fact("csm.token"),
-        "Bundle": request.fact("csm.bundle"),
-        "Text": f"{characters} characters" if characters is not None else None,
-        "Context turns": request.fact("csm.context_turns"),
-        "Seed": request.fact("csm.seed"),
-        "Prompt rows": request.fact("csm.prompt_rows"),
-        "Frames": request.fact("csm.frames"),
-        "Finish reason": ended,
-    }
-    for name, value in facts.items():
-        if value is not None:
-            yield f"<div><dt>{name}</dt><dd>{text(value)}</dd></div>"
-
-
-def _stage_table(request: RequestTrace) -> Iterator[str]:
-    yield '<div class="card long"><h2>Stages</h2><div class="scroll"><table><thead><tr><th scope="col">What</th>'
-    for name in ("begins", "first output", "ends", "took"):
-        yield f'<th scope="col" class="number">{name}</th>'
-    yield '<th scope="col">outcome</th></tr></thead><tbody>'
-    for bar in request.bars:
-        said = bar.status if outcome(bar) == "well" else bar.error or bar.note or bar.status
-        yield (
-            f'<tr><th scope="row"><span class="depth{min(bar.depth, 3)}"><span class="swatch {tone(bar.stage)}"></span>{text(bar.label)}</span></th>'
-            f'<td class="number">{seconds(bar.start_s)}</td>'
-            f'<td class="number">{"–" if bar.first_output_s is None else seconds(bar.first_output_s)}</td>'
-            f'<td class="number">{seconds(bar.end_s)}</td><td class="number">{seconds(bar.end_s - bar.start_s)}</td>'
-            f'<td class="words{" bad" if outcome(bar) == "broken" else ""}">{text(", ".join(part for part in (said, *details(bar)) if part))}</td></tr>'
-        )
-    yield "</tbody></table></div></div>"
-
-
-def _chunk_table(request: RequestTrace) -> Iterator[str]:
-    cadence = request.cadence
-    if cadence is None:
-        return
-    told = cadence.total == len(cadence.chunks)
-    count = f"{cadence.total}" if told else f"{len(cadence.chunks)} of {cadence.total}"
-    yield f'<details class="card long"><summary>Chunks of audio ({count})</summary><div class="scroll"><table><thead><tr>'
-    for name in (*(("chunk",) if told else ()), "audio from", "to", "came", "needed", "to spare"):
-        yield f'<th scope="col" class="number">{name}</th>'
-    yield "</tr></thead><tbody>"
-    for number, chunk in enumerate(cadence.chunks, 1):
-        spare = f"late by {seconds(-chunk.lead_s)}" if chunk.late else "play begins" if number == 1 else seconds(chunk.lead_s)
-        first = f'<th scope="row" class="number">{number}</th>' if told else ""
-        yield (
-            f'<tr>{first}<td class="number">{chunk.position_s:.2f} s</td><td class="number">{chunk.end_s:.2f} s</td>'
-            f'<td class="number">{seconds(chunk.arrived_s)}</td><td class="number">{seconds(chunk.needed_s)}</td>'
-            f'<td class="number{" bad" if chunk.late else ""}">{spare}</td></tr>'
-        )
-    yield "</tbody></table></div></details>"
 
 
 def _spoken(request: RequestTrace) -> str:
@@ -225,13 +180,5 @@ def _spoken(request: RequestTrace) -> str:
     return f"{story(request)} Bars, top to bottom: {rows}."
 
 
-def _underruns(request: RequestTrace) -> int | None:
-    if request.cadence is None:
-        return None
-    told = request.fact("csm.underruns")  # not every chunk may have been told, but all were counted
-    return told if isinstance(told, int) else len(request.cadence.underruns)
-
-
 def _times(count: int) -> str:
     return {1: "once", 2: "twice"}.get(count, f"{count} times")
-

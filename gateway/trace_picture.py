@@ -61,7 +61,10 @@ class Picture:
                 f' aria-labelledby="{self._prefix}-title {self._prefix}-desc">',
                 f'<title id="{self._prefix}-title">{text(title)}</title>',
                 f'<desc id="{self._prefix}-desc">{text(description)}</desc>',
-                *self._grid(), *self._gaps(), *self._stages(), *self._audio(),
+                *self._grid(),
+                *self._gaps(),
+                *self._stages(),
+                *self._audio(),
                 "</svg>",
                 f'<svg class="took" {size} aria-hidden="true">{"".join(self._took())}</svg>',
             ]
@@ -71,19 +74,26 @@ class Picture:
 
     def _names(self) -> Iterator[str]:
         for number, bar in enumerate(self._bars):
-            label = bar.label if len(bar.label) + 2 * bar.depth <= _LABEL_LETTERS else bar.label[: _LABEL_LETTERS - 2 * bar.depth - 1] + "…"
+            label = (
+                bar.label
+                if len(bar.label) + 2 * bar.depth <= _LABEL_LETTERS
+                else bar.label[: _LABEL_LETTERS - 2 * bar.depth - 1] + "…"
+            )
             style = "name top" if bar.depth == 0 else "name"
             yield f'<text class="{style}" x="{2 + 14 * bar.depth}" y="{self._middle(number) + 4}">{text(label)}</text>'
         if self._cadence:
             yield f'<text class="name top" x="2" y="{self._middle(len(self._bars)) + 4}">audio {self._made}</text>'
             yield f'<text class="name top" x="2" y="{self._chart_top - 12}">audio, in seconds</text>'
             for value in ticks(self._cadence.audio_s, 4):
-                yield f'<text class="tick" x="100%" dx="-8" y="{self._chart_y(value) + 4:.1f}" text-anchor="end">{value:g} s</text>'
+                y = f"{self._chart_y(value) + 4:.1f}"
+                yield f'<text class="tick" x="100%" dx="-8" y="{y}" text-anchor="end">{value:g} s</text>'
 
     def _took(self) -> Iterator[str]:
         for number, bar in enumerate(self._bars):
             ended = outcome(bar)
-            style, mark = ("took", "") if ended == "well" else (f"took {'bad' if ended == 'broken' else 'cut'}", "✗ ")
+            style, mark = (
+                ("took", "") if ended == "well" else (f"took {'bad' if ended == 'broken' else 'cut'}", "✗ ")
+            )
             yield (
                 f'<text class="{style}" x="100%" y="{self._middle(number) + 4}" text-anchor="end">'
                 f"{mark}{seconds(bar.end_s - bar.start_s)}</text>"
@@ -118,16 +128,16 @@ class Picture:
             y, style = self._middle(number), f"bar {tone(bar.stage)} {outcome(bar)}"
             yield f'<g class="{style}"><title>{text(describe(bar))}</title>'
             # The whole row answers to the pointer, so that a bar of a millisecond can be found.
-            yield f'<rect class="catch" {self._span(bar.start_s, bar.end_s)} y="{y - _ROW / 2}" height="{_ROW}"/>'
+            yield f'<rect class="catch" x="0" width="100%" y="{y - _ROW // 2}" height="{_ROW}"/>'
             first_s = bar.first_output_s
             if first_s is not None:
                 yield f'<rect class="wait" {self._span(bar.start_s, first_s)} y="{y - 3}" height="6"/>'
             begin_s = bar.start_s if first_s is None else first_s
             yield f'<rect class="work" {self._span(begin_s, bar.end_s)} y="{y - 7}" height="14" rx="1"/>'
             if first_s is not None:
-                yield f'<svg x="{self._x(first_s)}" y="{y}" overflow="visible"><path class="first" d="M0-8 6 0 0 8-6 0Z"/></svg>'
+                yield self._mark(first_s, y, '<path class="first" d="M0-8 6 0 0 8-6 0Z"/>')
             if outcome(bar) != "well":
-                yield f'<svg x="{self._x(bar.end_s)}" y="{y}" overflow="visible"><path class="cross" d="M-5-5 5 5M5-5-5 5"/></svg>'
+                yield self._mark(bar.end_s, y, '<path class="cross" d="M-5-5 5 5M5-5-5 5"/>')
             yield "</g>"
 
     def _audio(self) -> Iterator[str]:
@@ -136,8 +146,12 @@ class Picture:
         bottom = self._chart_top + _CHART
         yield f'<line class="base" x1="0" x2="100%" y1="{bottom}" y2="{bottom}"/>'
         for value in ticks(self._cadence.audio_s, 4)[1:]:
-            yield f'<line class="grid" x1="0" x2="100%" y1="{self._chart_y(value):.1f}" y2="{self._chart_y(value):.1f}"/>'
-        given, heard = (self._path(points) for points in (self._cadence.delivered(self._total_s), self._cadence.played(self._total_s)))
+            height = f"{self._chart_y(value):.1f}"
+            yield f'<line class="grid" x1="0" x2="100%" y1="{height}" y2="{height}"/>'
+        given, heard = (
+            self._path(points)
+            for points in (self._cadence.delivered(self._total_s), self._cadence.played(self._total_s))
+        )
         last_x = 1000 * self._share(self._total_s)
         first_x = 1000 * self._share(self._cadence.chunks[0].arrived_s)
         # Curves need coordinates; a viewBox that is stretched gives them, and the lines keep their width.
@@ -152,9 +166,13 @@ class Picture:
             style = "chunk late" if chunk.late else "chunk"
             x = self._x(chunk.arrived_s)
             yield f'<g class="{style}"><title>{text(self._told(number, chunk))}</title>'
-            yield f'<svg x="{x}" y="{y}" overflow="visible"><rect class="tick" x="-1" y="-8" width="2.5" height="16"/></svg>'
+            yield self._mark(chunk.arrived_s, y, '<rect class="tick" x="-1" y="-8" width="2.5" height="16"/>')
             yield f'<circle cx="{x}" cy="{self._chart_y(chunk.end_s):.1f}" r="3"/></g>'
-            after_s = self._cadence.chunks[number + 1].arrived_s if number + 1 < len(self._cadence.chunks) else math.inf
+            after_s = (
+                self._cadence.chunks[number + 1].arrived_s
+                if number + 1 < len(self._cadence.chunks)
+                else math.inf
+            )
             if chunk.late and min(after_s, self._total_s) - chunk.arrived_s > 0.15 * self._total_s:
                 yield f'<text class="alarm" x="{x}" dx="7" y="{y + 4}">late by {seconds(-chunk.lead_s)}</text>'
 
@@ -165,13 +183,22 @@ class Picture:
 
     def _told(self, number: int, chunk: Chunk) -> str:
         name = f"chunk {number + 1}: " if self._cadence.total == len(self._cadence.chunks) else ""
-        spare = _gap(chunk) if chunk.late else f"needed at {seconds(chunk.needed_s)}, {seconds(chunk.lead_s)} to spare"
+        spare = (
+            _gap(chunk)
+            if chunk.late
+            else f"needed at {seconds(chunk.needed_s)}, {seconds(chunk.lead_s)} to spare"
+        )
         if number == 0:
             spare = "the first: play begins"
-        return f"{name}audio {chunk.position_s:.2f} to {chunk.end_s:.2f} s\ncame at {seconds(chunk.arrived_s)}; {spare}"
+        what = f"{name}audio {chunk.position_s:.2f} to {chunk.end_s:.2f} s"
+        return f"{what}\ncame at {seconds(chunk.arrived_s)}; {spare}"
 
     def _middle(self, row: int) -> int:
         return _AXIS + _ROW * row + _ROW // 2
+
+    def _mark(self, at_s: float, y: int, shape: str) -> str:
+        """A shape of its own size at a moment."""
+        return f'<svg x="{self._x(at_s)}" y="{y}" overflow="visible">{shape}</svg>'
 
     def _share(self, at_s: float) -> float:
         return min(max(at_s / self._total_s, 0.0), 1.0)
@@ -190,14 +217,23 @@ class Picture:
         return min(max(position_s / (1.06 * max(self._cadence.audio_s, 1e-6)), 0.0), 1.0)
 
     def _path(self, points: Sequence[tuple[float, float]]) -> str:
-        return "M" + "L".join(f"{1000 * self._share(at_s):.2f} {_CHART - _CHART * self._part(position_s):.2f}" for at_s, position_s in points)
+        return "M" + "L".join(
+            f"{1000 * self._share(at_s):.2f} {_CHART - _CHART * self._part(position_s):.2f}"
+            for at_s, position_s in points
+        )
 
 
 def describe(bar: Bar) -> str:
     """A bar in words, for who points at it."""
-    lines = [f"{bar.label}: {seconds(bar.end_s - bar.start_s)}", f"from {seconds(bar.start_s)} to {seconds(bar.end_s)}"]
+    lines = [
+        f"{bar.label}: {seconds(bar.end_s - bar.start_s)}",
+        f"from {seconds(bar.start_s)} to {seconds(bar.end_s)}",
+    ]
     if bar.first_output_s is not None:
-        lines.append(f"first output at {seconds(bar.first_output_s)}, {seconds(bar.first_output_s - bar.start_s)} after its start")
+        lines.append(
+            f"first output at {seconds(bar.first_output_s)},"
+            f" {seconds(bar.first_output_s - bar.start_s)} after its start"
+        )
     lines += details(bar)
     if outcome(bar) != "well":
         lines.append(bar.error or bar.note or bar.status)
@@ -208,7 +244,11 @@ def details(bar: Bar) -> list[str]:
     """What a stage noted of its work, such as `frames 58`."""
     if bar.stage == "gateway" and bar.depth == 0:
         return []  # the page's heading
-    return [f"{key.removeprefix('csm.').replace('_', ' ')} {value}" for key, value in bar.attributes.items() if key.startswith("csm.")][:12]
+    return [
+        f"{key.removeprefix('csm.').replace('_', ' ')} {value}"
+        for key, value in bar.attributes.items()
+        if key.startswith("csm.")
+    ][:12]
 
 
 def _gap(chunk: Chunk) -> str:
