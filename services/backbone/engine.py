@@ -184,6 +184,7 @@ class Engine:
         return True
 
     def _prefill(self, plan: Plan) -> None:
+        """Read prompts; those that are read to the end are in this round's step."""
         if not plan.prefill:
             return
         ready = set(self._runner.prefill([entry.slot for entry in plan.prefill]))  # type: ignore[misc]
@@ -191,7 +192,10 @@ class Engine:
             if entry.slot in ready:
                 with self._wake:
                     self._scheduler.prefilled(entry, self._clock())
+                    if self._scheduler.joins(entry):
+                        plan.step.append(entry)
                 self._outbox.append(Delivery(entry.stream, is_prefilled=True))
+        self._hand_over()  # a step may take long, and some wait for this alone
 
     def _collect(self) -> None:
         """The frames of the oldest step under way."""

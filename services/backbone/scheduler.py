@@ -224,12 +224,7 @@ class Scheduler:
             (plan.admitted if self._can_begin(entry) else self._joining).append(entry)
         plan.ended, self._ended = self._ended, []
         plan.prefill = [e for e in self._active if e.prefilled_s is None and e not in self._joining]
-        plan.step = [entry for entry in self._active if self._can_step(entry)]
-        for entry in plan.step:
-            assert entry.table is not None
-            made = entry.next_frame + entry.in_flight - entry.request.generated_frames
-            self.pool.grow(entry.table, entry.request.prompt_rows + made)
-            entry.in_flight += 1
+        plan.step = [entry for entry in self._active if self.joins(entry)]
         if plan.is_idle:
             deadlines = [entry.request.deadline_s for entry in [*self._waiting, *self._active]]
             expiries = [deadline for deadline in deadlines if deadline is not None]
@@ -237,8 +232,18 @@ class Scheduler:
             plan.wait_s = max(0.0, min(expiries) - now) if expiries else None
         return plan
 
+    def joins(self, entry: Entry) -> bool:
+        """Whether an entry has a part in the next step; then it counts as launched, with blocks for its row."""
+        if not self._can_step(entry):
+            return False
+        assert entry.table is not None
+        made = entry.next_frame + entry.in_flight - entry.request.generated_frames
+        self.pool.grow(entry.table, entry.request.prompt_rows + made)
+        entry.in_flight += 1
+        return True
+
     def prefilled(self, entry: Entry, now: float) -> None:
-        """The prompt is in the model: the request steps from now on."""
+        """The prompt is in the model: the request steps from now on, in this round if joins() is asked."""
         if entry.finish is None:
             assert entry.table is not None
             self.pool.publish(entry.table, entry.request.block_keys, entry.request.prompt_rows)
