@@ -9,7 +9,7 @@ INSTALL_INPUTS := pyproject.toml constraints.txt requirements-nodeps.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow voice-test metrics-test lint protos clean images deploy-check deploy-test
+.PHONY: help demo test test-slow gpu-check voice-test metrics-test lint protos clean images deploy-check deploy-test
 
 help:
 	@sed -n 's/^# //p' Makefile
