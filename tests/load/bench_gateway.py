@@ -39,7 +39,7 @@ from services.runtime.settings import ServerSettings, read
 
 BUNDLE = "csm-1b"  # its shapes; no weights are read
 LOOKAHEAD = 9_000  # samples, the public watermark's
-PASS_FRAMES = 8
+PIECE = 24_000  # samples: the real one marks a second at a time
 STAGES = ("tokenizer", "backbone", "codec", "watermark")
 F32 = common_pb2.AUDIO_ENCODING_PCM_F32LE
 
@@ -89,13 +89,10 @@ class Codec(codec_pb2_grpc.CodecServiceServicer):
                 pcm = common_pb2.AudioFormat(encoding=F32, sample_rate_hz=24_000, channels=1)
                 yield codec_pb2.DecodeResponse(started=codec_pb2.DecodeStarted(format=pcm, samples_per_frame=1920))
                 continue
-            left = len(request.frames.frames)
-            frames += left
-            while left:  # as the real one: a pass of at most so many frames, a message for each
-                count = min(left, PASS_FRAMES)
-                left -= count
-                audio = codec_pb2.DecodeAudio(data=self._silence[: count * 1920 * 4])
-                yield codec_pb2.DecodeResponse(audio=audio)
+            count = len(request.frames.frames)
+            frames += count
+            audio = codec_pb2.DecodeAudio(data=self._silence[: count * 1920 * 4])
+            yield codec_pb2.DecodeResponse(audio=audio)
         yield codec_pb2.DecodeResponse(finished=codec_pb2.DecodeFinished(frames=frames, samples=frames * 1920))
 
     async def GetModelInfo(self, request, context):
@@ -110,10 +107,13 @@ class Watermark(watermark_pb2_grpc.WatermarkServiceServicer):
                 started = watermark_pb2.EmbedStarted(format=request.start.format, lookahead_samples=LOOKAHEAD)
                 yield watermark_pb2.EmbedResponse(started=started)
                 continue
-            got += len(request.audio.data) // 4
-            if (ready := got - LOOKAHEAD - sent) > 0:
-                sent += ready
-                yield watermark_pb2.EmbedResponse(audio=watermark_pb2.MarkedAudio(data=bytes(ready * 4)))
+            left = len(request.audio.data) // 4
+            while left:
+                piece = min(left, PIECE)
+                left, got = left - piece, got + piece
+                if (ready := got - LOOKAHEAD - sent) > 0:
+                    sent += ready
+                    yield watermark_pb2.EmbedResponse(audio=watermark_pb2.MarkedAudio(data=bytes(ready * 4)))
         if got > sent:
             yield watermark_pb2.EmbedResponse(audio=watermark_pb2.MarkedAudio(data=bytes((got - sent) * 4)))
         yield watermark_pb2.EmbedResponse(finished=watermark_pb2.EmbedFinished(samples=got))
