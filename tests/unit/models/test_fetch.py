@@ -58,3 +58,21 @@ def test_hub_files_that_cannot_be_had_end_the_job_with_one_line(tmp_path):
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("models.fetch: generator: sesame/csm-1b:config.json")
+
+
+def test_what_the_job_left_on_the_volume_is_enough_for_pods_that_are_offline(tmp_path):
+    """The hub's own cache, at the commits of csm-1b, in the folder that the Job and the pods share (HF_HOME)."""
+    bundle = load_bundle("csm-1b")
+    for part in ("generator", "text_tokenizer", "mimi", "watermark"):
+        source = getattr(bundle, part).sources[0]
+        names = [value for key, value in source.items() if key not in ("repo", "revision", "layout", "weights")]
+        weights = source.get("weights", [])
+        snapshot = tmp_path / "hub/hub" / f"models--{source['repo'].replace('/', '--')}" / "snapshots" / source["revision"]
+        for name in [*names, *(weights if isinstance(weights, list) else [weights])]:
+            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+            (snapshot / name).write_bytes(b"weights")
+    environ = {**os.environ, "CSM_MODEL": "csm-1b", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    command = [sys.executable, "-m", "models.fetch", str(tmp_path)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    assert "csm-1b: 8 files" in done.stdout
+    assert not (tmp_path / "csm-1b").exists()  # its bundle.toml is in the images
