@@ -25,9 +25,10 @@ from services.backbone.blocks import BLOCK_ROWS, BlockPool, blocks_for
 from services.backbone.cache import block_bytes
 from services.backbone.engine import Engine
 from services.backbone.generation import Generation
-from services.backbone.graph_runner import GraphRunner
+from services.backbone.graph_runner import GraphRunner, launches_for
 from services.backbone.prompt import Prompt
 from services.backbone.scheduler import Request, Sampling, Scheduler
+from services.backbone.stack import Launches
 
 SECTIONS = ("ours", "first", "joins", "memory", "torchtune", "transformers")
 RAMP = (1, 1, 2, 4, 8)
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--library", action="store_true", help="frames of the library's products and the first kernels alone")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try this script without a GPU")
     arguments = parser.parse_args()
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
@@ -201,7 +203,8 @@ def main() -> None:
         model = random_model(part, device, dtype)
         before = torch.cuda.memory_allocated(device) if is_cuda else 0
         blocks = (most + 64) * blocks_for(context + 250)
-        runner = GraphRunner(model, slots=most + 64, blocks=blocks)
+        launches = (lambda _: Launches(step=False)) if arguments.library else launches_for
+        runner = GraphRunner(model, slots=most + 64, blocks=blocks, launches=launches)
         grew = torch.cuda.memory_allocated(device) - before if is_cuda else 0
         began = time.perf_counter()
         runner.warm_up()
