@@ -1,5 +1,6 @@
 """How a command's options and environment become a client: TLS, tokens, and what stays shut by default."""
 
+import os
 import subprocess
 import sys
 from contextlib import AsyncExitStack
@@ -8,7 +9,7 @@ import pytest
 from authority import Authority
 from fake_speech import serving
 
-from gateway import cli, connection, exceptions
+from gateway import cli, connection, exceptions, state
 from gateway.client import SpeechClient
 
 TOKEN = "a-token-nobody-knows"
@@ -57,6 +58,15 @@ async def test_files_and_token_by_the_environment(guarded, client):
     async with client(CSM_ADDRESS=address, CSM_TOKEN=TOKEN, **files) as speech:
         await speech.voices()
     assert fake.metadata[0]["authorization"] == f"Bearer {TOKEN}"
+
+
+async def test_the_chain_of_csm_up_is_in_plaintext_whatever_the_environment_names(guarded, client, monkeypatch, tmp_path):
+    _, _, (ca, cert, key) = guarded
+    monkeypatch.setenv("CSM_STATE_DIR", str(tmp_path / "state"))
+    async with serving() as (_, address):
+        state.announce(state.Running(address, os.getpid(), None), tmp_path / "state")
+        async with client(CSM_TLS_CA_FILE=ca, CSM_TLS_CERT_FILE=cert, CSM_TLS_KEY_FILE=key) as speech:
+            assert (await speech.voices(timeout_s=5)).bundle.bundle_id
 
 
 async def test_without_them_the_server_gives_nothing(guarded, client):
