@@ -7,11 +7,18 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from moshi.models import MimiModel, loaders
+from moshi.utils.compile import no_compile
 from torch import Tensor
 
 from models.bundle import Bundle
 from models.checkpoint import fill, read_safetensors
 from models.files import PartError
+
+# On a GPU moshi compiles parts of its transformer at their first use: in the middle of somebody's
+# request, with a compiler that need not be there. Its switch is one for the whole process, and what
+# enters and leaves it in several threads may leave it off: so it is entered here, for good.
+_never_compile = no_compile()
+_never_compile.__enter__()
 
 # Names that older checkpoints give to the buffers of a codebook; moshi's own loader takes both.
 _OLD_NAMES = {

@@ -30,6 +30,8 @@ async def open_stage(settings: TokenizerSettings) -> AsyncIterator[Stage]:
     device = usable_device("CSM_TOKENIZER_DEVICE", settings.device)
     text = await asyncio.to_thread(load_text_tokenizer, bundle, settings.max_text_chars)
     encoder = ClipEncoder(await asyncio.to_thread(load_mimi, bundle, device))
+    # What a device cannot do, or does slowly the first time, shows now and not in somebody's request.
+    await asyncio.to_thread(encoder.encode, np.zeros(encoder.samples_per_frame, np.float32))
 
     def encode(clip: Clip) -> np.ndarray:
         return encoder.encode(resample(clip, encoder.sample_rate_hz).samples)

@@ -48,7 +48,7 @@ all_tests() {
     start "$1" tests/gpu -m "gpu and slow" -k "csm-1b and bf16 and library"
     start "$1" tests/gpu -m "gpu and slow" -k "csm-1b and bf16 and products"
     start "$1" tests/unit/backbone/test_runner_cuda.py
-    start "$1" tests/unit/codec
+    start "$1" tests/unit/codec tests/unit/tokenizer
     for index in "${!jobs[@]}"; do
         wait "${jobs[$index]}" || failed=1
         tail -c 4000 "${logs[$index]}"

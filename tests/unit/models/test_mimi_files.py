@@ -7,6 +7,7 @@ import pytest
 import tiny_mimi
 import torch
 from moshi.models import loaders
+from moshi.utils.compile import no_compile, torch_compile_lazy
 from safetensors.torch import load_file, save_file
 
 from models.bundle import load_bundle
@@ -147,3 +148,19 @@ def test_the_public_checkpoints_name_and_full_shape(tmp_path):
         sound = torch.randn(1, 1, 9600)
         assert torch.equal(ours.encode(sound), stock.encode(sound))
     assert ours.encode(sound).shape == (1, 32, 5)
+
+
+def test_nothing_of_it_is_compiled_whatever_threads_do(monkeypatch):
+    """moshi's switch belongs to the process: two users of it that overlap would leave it as they like."""
+
+    def compiled(function):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    wrapped = torch_compile_lazy(lambda: "as it is")
+    first, second = no_compile(), no_compile()
+    for step in (first.__enter__, second.__enter__, lambda: first.__exit__(None, None, None)):
+        step()
+        assert wrapped() == "as it is"
+    second.__exit__(None, None, None)
+    assert wrapped() == "as it is"
