@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -83,12 +83,16 @@ class Access(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if self._file is None or handler is None or handler_call_details.method.startswith("/grpc."):
             return handler
+        try:
+            # Before the body: a unary handler is called once gRPC holds the whole request.
+            token = self._identify(handler_call_details.invocation_metadata)
+        except CallError as error:
+            return _refusal(error)
         kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
         behavior = getattr(handler, kind)
 
         def checked(request: Any, context: grpc.aio.ServicerContext) -> Any:
             # Inside the call's span and its handling of errors, and in its own task.
-            token = self._identify(context.invocation_metadata())
             trace.get_current_span().set_attribute("csm.token", token.name)
             self._caller.set(token)
             return behavior(request, context)
@@ -157,6 +161,19 @@ class Access(grpc.aio.ServerInterceptor):
             text = f"token {token.name}: {characters} characters are more than is left of {limit} a minute"
             raise _limited("TOKEN_CHARACTERS", text, over / limit * 60)
         usage.spent += characters
+
+
+def _refusal(error: CallError) -> grpc.RpcMethodHandler:
+    """Ends a call of any kind with `error`, inside its span, and reads nothing of its request.
+
+    To gRPC it is a streaming handler: those read their requests themselves.
+    """
+
+    async def refuse(requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        raise error
+        yield
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _unauthenticated(reason: str, text: str) -> CallError:

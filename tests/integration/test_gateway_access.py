@@ -81,6 +81,19 @@ async def test_every_method_wants_a_token(chain, board, metadata, why):
     assert not board.requests
 
 
+async def test_a_call_without_a_token_ends_before_its_request_was_sent(chain):
+    """A unary method would wait for the whole request, up to the 64 MiB that one may have, to refuse it."""
+
+    async def never():
+        await asyncio.Event().wait()
+        yield b""
+
+    verify = chain.channel.stream_unary(f"/{SPEECH}/VerifyWatermark")
+    call = verify(never(), timeout=20, metadata=shows("not-a-token-of-anyone"))
+    error = await fails(call)
+    assert error.code() is grpc.StatusCode.UNAUTHENTICATED and reason(error) == "WRONG_TOKEN"
+
+
 async def test_health_and_reflection_want_none(chain):
     health = health_pb2_grpc.HealthStub(chain.channel)
     for name in ("liveness", "readiness"):

@@ -54,13 +54,15 @@ def guarded(tmp_path, clock):
         async def continuation(_):
             return grpc.unary_unary_rpc_method_handler(behavior)
 
-        handler = await guard.intercept_service(continuation, SimpleNamespace(method=method))
         if metadata is None:
             metadata = (("authorization", f"Bearer {token}"),)
-        context = SimpleNamespace(invocation_metadata=lambda: metadata)
+        details = SimpleNamespace(method=method, invocation_metadata=metadata)
 
         async def run():  # in a task of its own, as gRPC runs a call
-            return await handler.unary_unary(None, context)
+            handler = await guard.intercept_service(continuation, details)
+            if handler.unary_unary:
+                return await handler.unary_unary(None, None)
+            return [answer async for answer in handler.stream_stream(None, None)]  # a refusal
 
         return await asyncio.get_running_loop().create_task(run())
 
