@@ -28,6 +28,7 @@ from grpc_reflection.v1alpha import reflection
 from services.runtime import instruments, logs, telemetry, tls
 from services.runtime.calls import CallInterceptor
 from services.runtime.channels import FLOW_CONTROL, MIB
+from services.runtime.health import Health
 from services.runtime.settings import ServerSettings, SettingError, StartError, describe, read
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class StageServer:
         self._watcher: asyncio.Task[None] | None = None
         self._health_server: grpc.aio.Server | None = None
         self.health_address: str | None = None  # of the health checks' own server, once it listens
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         self._server = grpc.aio.server(
             interceptors=[CallInterceptor(settings.reader_stall_s), *stage.interceptors],
             options=[
@@ -121,6 +122,7 @@ class StageServer:
         """Refuse new calls at once, give running ones `grace_s` (default: CSM_GRACE_S), then cancel them."""
         if self._watcher is not None:
             self._watcher.cancel()
+        self._health.end()  # nobody's watch is a call that is worth waiting for
         await self._server.stop(self._settings.grace_s if grace_s is None else grace_s)
         if self._health_server is not None:
             await self._health_server.stop(0)  # last: a draining process is alive to its probes

@@ -78,6 +78,19 @@ async def test_health_names_liveness_and_readiness_apart(served):
     assert await health_of(address, "liveness") == NOT_SERVING
 
 
+async def test_a_watcher_hears_of_the_end_and_does_not_keep_the_server_from_it(served):
+    _, server, address = served
+    async with grpc.aio.insecure_channel(address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="readiness"))
+        assert (await watch.read()).status == SERVING
+        await server.drain()
+        assert (await watch.read()).status == NOT_SERVING
+        async with asyncio.timeout(30):
+            await server.stop(3600)
+            assert await watch.read() is grpc.aio.EOF
+        assert await watch.code() is grpc.StatusCode.OK
+
+
 async def test_a_client_that_knows_only_reflection_can_call(served):
     _, _, address = served
 
