@@ -68,9 +68,11 @@ class Access(grpc.aio.ServerInterceptor):
         if settings.tokens_file is not None:
             path = Path(settings.tokens_file)
             try:
-                self._file = WatchedFiles("tokens", [path], lambda: read_tokens(path))
+                self._file = WatchedFiles("tokens", [path], lambda: _tokens(path))
             except BadFile as error:
                 raise SettingError(f"CSM_TOKENS_FILE: {error}") from error
+            if not self._file.current():  # at the start a mistake; later the only way to take the last one out
+                raise SettingError(f"CSM_TOKENS_FILE: {path}: names no token")
         elif not tls.is_loopback(settings.listen):
             if tls.NO_TOKENS not in tls.left_open(settings.insecure):
                 raise SettingError(
@@ -161,6 +163,13 @@ class Access(grpc.aio.ServerInterceptor):
             text = f"token {token.name}: {characters} characters are more than is left of {limit} a minute"
             raise _limited("TOKEN_CHARACTERS", text, over / limit * 60)
         usage.spent += characters
+
+
+def _tokens(path: Path) -> list[Token]:
+    tokens = read_tokens(path)
+    if not tokens:
+        log.warning("%s names no token: nobody may call", path)
+    return tokens
 
 
 def _refusal(error: CallError) -> grpc.RpcMethodHandler:

@@ -35,7 +35,7 @@ class Token:
 
 
 def read_tokens(path: Path) -> list[Token]:
-    """All tables of the file. Raises: BadFile, never with a token in its message."""
+    """All tables of the file; none is nobody. Raises: BadFile, never with a token in its message."""
     try:
         tables = tomllib.loads(path.read_bytes().decode())
     except OSError as error:
@@ -45,8 +45,6 @@ def read_tokens(path: Path) -> list[Token]:
         where = re.search(r"\(at [^)]*\)|$", str(error))[0]
         raise BadFile(f"{path}: not TOML {where}".rstrip()) from None
     tokens = [_token(path, name, table) for name, table in tables.items()]
-    if not tokens:
-        raise BadFile(f"{path}: names no token")
     hashes = [known for token in tokens for known in token.hashes]
     if len(set(hashes)) < len(hashes):
         raise BadFile(f"{path}: the same token stands there twice")

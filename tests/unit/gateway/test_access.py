@@ -38,10 +38,14 @@ def clock():
     return Clock()
 
 
+def tokens_file(tmp_path):
+    return tmp_path / "tokens.toml"
+
+
 @pytest.fixture
 def guarded(tmp_path, clock):
     """call(token, work): run `work(access)` as a call that shows `token`."""
-    file = tmp_path / "tokens.toml"
+    file = tokens_file(tmp_path)
     file.write_text(
         f'[radio]\ntoken = "{RADIO}"\nmax_streams = 2\ncharacters_per_minute = 60\n[tv]\ntoken = "{TV}"\n'
     )
@@ -167,6 +171,30 @@ async def test_calls_without_a_good_token_are_refused(guarded, refusals, metadat
     assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAUTHENTICATED, reason)
     assert refusals == [reason]
     await guarded(RADIO, speak(1), metadata=(("authorization", f"bearer {RADIO}"),))
+
+
+async def test_the_last_token_is_taken_out_by_a_file_without_any(guarded, tmp_path, caplog):
+    file = tokens_file(tmp_path)
+    file.write_text("# nobody\n")
+    for token in (RADIO, TV):
+        with pytest.raises(CallError) as caught:
+            await guarded(token, speak(1))
+        assert caught.value.reason == "WRONG_TOKEN"
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == [f"{file} names no token: nobody may call"]
+    file.write_text(f'[radio]\ntoken = "{RADIO}"')
+    await guarded(RADIO, speak(1))
+    # A file that is gone or wrong may be one that is just being written: it takes nobody out.
+    file.unlink()
+    await guarded(RADIO, speak(1))
+    assert "the old ones stay in use" in caplog.text
+
+
+def test_a_start_with_nobody_is_a_mistake(tmp_path):
+    file = tokens_file(tmp_path)
+    file.write_text("")
+    with pytest.raises(SettingError, match=r"CSM_TOKENS_FILE: .*tokens.toml: names no token"):
+        Access(read(GatewaySettings, {}, tokens_file=str(file)))
 
 
 async def test_a_call_that_nobody_looked_at_gets_no_place(guarded):

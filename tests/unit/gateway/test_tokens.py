@@ -30,10 +30,14 @@ def test_one_table_a_token(parse):
     ]
 
 
+@pytest.mark.parametrize("text", ["", "# all are taken out\n"])
+def test_a_file_without_tables_is_nobody(parse, text):
+    assert parse(text) == []
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "names no token"),
         (f'[radio]\ntoken = "{SECRET}', r"not TOML \(at"),
         ("[radio]", r"\[radio\]: needs sha256 or token"),
         ('["a b"]\nsha256 = "' + HASH + '"', "must be a table"),
