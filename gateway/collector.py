@@ -55,11 +55,16 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2
 
 
 def spans_of(request: trace_service_pb2.ExportTraceServiceRequest) -> Iterator[tuple[str, Span]]:
-    """(trace id, span) pairs. A root span with links goes to the traces it is linked to."""
+    """(trace id, span) pairs. A root span with links goes to the traces it is linked to.
+
+    Spans without an id of their own are no OTLP and left out: nothing could be told to be above or below them.
+    """
     for resource in request.resource_spans:
         name = _attributes(resource.resource.attributes).get("service.name", "unknown")
         for proto in (proto for scope in resource.scope_spans for proto in scope.spans):
             if proto.name.endswith(_HOUSEKEEPING) or len(proto.trace_id) != 16:
+                continue
+            if len(proto.span_id) != 8 or not any(proto.span_id):
                 continue
             links = () if any(proto.parent_span_id) else proto.links
             linked = {link.trace_id.hex() for link in links if len(link.trace_id) == 16}

@@ -65,10 +65,15 @@ def bars_of_trace(spans: Iterable[Span]) -> list[Bar]:
     spans = list(by_id.values())
     if not spans:
         return []
-    children: dict[str, list[Span]] = defaultdict(list)
+    servers: dict[str, str] = {}  # service → its side of the request, which linked spans are shown under
+    for span in spans:
+        if span.kind == "server":
+            servers.setdefault(span.service, span.span_id)
+    # None is above the topmost: an id, even an empty one, may be a span's, and then it would be its own child.
+    children: dict[str | None, list[Span]] = defaultdict(list)
     for span in sorted(spans, key=lambda span: span.start_ns):
-        parent = _linked_parent(spans, span) if span.linked else span.parent_id
-        children[parent if parent in by_id else ""].append(span)
+        parent = servers.get(span.service) if span.linked else span.parent_id
+        children[parent if parent and parent in by_id else None].append(span)
     zero = zero_ns(spans)
     told = {  # the gateway's own view of its stages, for a stage that says nothing itself
         str(event.attributes.get("stage")): (event.time_ns - zero) / 1e9
@@ -76,7 +81,7 @@ def bars_of_trace(spans: Iterable[Span]) -> list[Bar]:
         for event in span.events if event.name == "first_output"
     }
 
-    def rows(parent_id: str, depth: int) -> Iterable[Bar]:
+    def rows(parent_id: str | None, depth: int) -> Iterable[Bar]:
         groups: dict[tuple[str, str], list[tuple[Span, str]]] = defaultdict(list)
         for span in children[parent_id] if depth < _DEEPEST else ():
             sides, told_caller = children[span.span_id], span.error
@@ -96,7 +101,7 @@ def bars_of_trace(spans: Iterable[Span]) -> list[Bar]:
                 yield bar
                 yield from rows(span.span_id, depth + 1)
 
-    return list(rows("", 0))
+    return list(rows(None, 0))
 
 
 def bars_of_summary(summary: speech_pb2.SpeechSummary) -> list[Bar]:
@@ -190,11 +195,6 @@ def _stage(span: Span) -> str:
     """The stage that a span is about: who is called, for a call; who did it, for work."""
     called = str(span.attributes.get("rpc.service", "")).split(".")  # csm.<stage>.v1.<Name>Service
     return called[1] if span.kind == "client" and len(called) > 1 else span.service
-
-
-def _linked_parent(spans: Iterable[Span], linked: Span) -> str:
-    """The span to show a linked one under: its service's side of the request."""
-    return next((s.span_id for s in spans if s.kind == "server" and s.service == linked.service), "")
 
 
 def _seconds(duration) -> float:

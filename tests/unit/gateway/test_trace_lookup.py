@@ -232,3 +232,13 @@ def test_a_state_that_cannot_be_written_or_read_is_no_reason_to_fail(tmp_path):
     state.remember(state.Said(A, None), tmp_path)
     assert state.last_said(tmp_path) == state.Said(A, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "said.json"]
+
+
+@pytest.mark.parametrize("span_id", ["", "00" * 8, "01", "01" * 9])
+def test_a_span_without_an_id_of_its_own_is_left_out(tmp_path, span_id):
+    one, first = exported()
+    document = as_collector_writes(first)
+    alone = json.loads(json.dumps(document))
+    alone["resourceSpans"][0]["scopeSpans"][0]["spans"][0] |= {"spanId": span_id, "kind": 3}
+    path = write(tmp_path / "s.json", document, alone)
+    assert [span.kind for span in read_trace(path, f"{one.context.trace_id:032x}")] == ["server"]

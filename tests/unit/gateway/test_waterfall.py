@@ -131,3 +131,30 @@ def test_the_summary_gives_bars_too():
 )
 def test_durations_read_well(value_s, text):
     assert seconds(value_s) == text
+
+
+def test_a_call_without_an_id_is_one_row_and_not_below_itself():
+    rows = bars_of_trace([span("gateway", "x/Call", "client", "", "", 0, 5)])
+    assert [(bar.depth, bar.label) for bar in rows] == [(0, "gateway Call")]
+    beside = bars_of_trace([*request(), span("gateway", "x/Call", "client", "", "", 0, 5)])
+    assert [bar.label for bar in beside].count("gateway Call") == 1 and len(beside) == len(request()) - 4 + 1
+
+
+class Counted(str):
+    """Text that counts how often it is compared."""
+
+    compared = 0
+
+    def __eq__(self, other):
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_linked_spans_find_their_place_without_a_search_through_all():
+    steps = [span("backbone", "step", Counted("internal"), f"t{n}", "", n, n + 1, linked=True) for n in range(500)]
+    Counted.compared = 0
+    bars = bars_of_trace([*steps, *request()])
+    assert next(bar for bar in bars if bar.label.startswith("step")).label == "step ×500"
+    assert Counted.compared < 20 * len(steps)
