@@ -23,6 +23,7 @@ from gateway.client import ContextTurn
 from gateway.demo import demo, verdict
 from gateway.say import listen, new_trace, remember, replacing, show_waterfall
 from gateway.supervisor import ChildDied
+from gateway.terminal import PlainConsole, plain
 from gateway.trace_lookup import TraceError
 from gateway.up import DEFAULT_PORT, NOISE, Plan, consecutive_ports, free_ports, up
 from services.runtime.settings import StartError
@@ -79,7 +80,7 @@ async def _until_signal(command: Coroutine[Any, Any, int]) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"csm: {text}", file=sys.stderr)
+    print(f"csm: {plain(text)}", file=sys.stderr)
     return code
 
 
@@ -160,7 +161,7 @@ async def _voices(args: argparse.Namespace) -> int:
     table = Table("speaker", "name", "description", "try", box=box.SIMPLE_HEAD, pad_edge=False)
     for voice in answer.voices:
         example = f'csm say "Hello." --speaker {voice.speaker} -o {voice.name or voice.speaker}.wav'
-        table.add_row(str(voice.speaker), voice.name, voice.description, example)
+        table.add_row(str(voice.speaker), plain(voice.name), plain(voice.description), plain(example))
     out.print(table, soft_wrap=False)
     return 0
 
@@ -180,9 +181,8 @@ async def _demo(args: argparse.Namespace) -> int:
 
 
 def _consoles() -> tuple[Console, Console]:
-    """For standard output and standard error; what is printed is text, never markup."""
-    options = {"highlight": False, "markup": False, "soft_wrap": True}
-    return Console(**options), Console(**options, stderr=True)
+    """For standard output and standard error; what is printed is text, never markup or a command."""
+    return PlainConsole(), PlainConsole(stderr=True)
 
 
 def _context(value: str) -> tuple[int | None, Path, str]:

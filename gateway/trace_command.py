@@ -11,6 +11,7 @@ from rich.console import Console
 from gateway import state
 from gateway.request_trace import requests_of
 from gateway.say import replacing
+from gateway.terminal import plain_line
 from gateway.trace_lookup import find, known
 from gateway.trace_page import page, story
 from gateway.waterfall import seconds
@@ -63,10 +64,10 @@ async def trace(args: argparse.Namespace, out: Console, err: Console) -> int:
     request = requests_of(found.spans)[-1]
     # One line each; what is long is a path or an id, which must stay whole to be copied.
     out.print(
-        f"{path}: trace {found.trace_id}{f', {found.chosen}' if found.chosen else ''}\n{story(request)}"
+        f"{path}: trace {found.trace_id}{f', {found.chosen}' if found.chosen else ''}\n{plain_line(story(request))}"
     )
     if request.lacks:
-        out.print(f"The trace is incomplete: it lacks {', '.join(request.lacks)}.")
+        out.print(f"The trace is incomplete: it lacks {plain_line(', '.join(request.lacks))}.")
     return 0
 
 
@@ -80,7 +81,8 @@ def _list(args: argparse.Namespace, out: Console) -> int:
         took = seconds(request.took_s) if request.took_s is not None else ""
         method = request.root.name.rpartition("/")[2] if request.root else ""
         out.print(
-            f"{trace_id}  {request.started[:19]}  {took:>9}  {request.status or 'incomplete':<18} {method}".rstrip()
+            f"{trace_id}  {request.started[:19]}  {took:>9}  {request.status or 'incomplete':<18}"
+            f" {plain_line(method)}".rstrip()
         )
     if not rows:
         out.print("no requests")

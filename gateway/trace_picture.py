@@ -7,24 +7,23 @@ width; down, everything is in pixels. What it draws stands in the page's tables 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from html import escape
 
 from gateway.cadence import Cadence, Chunk
 from gateway.request_trace import RequestTrace
+from gateway.terminal import plain
 from gateway.waterfall import Bar, seconds
 
 _ROW, _AXIS, _CHART, _GAP = 26, 26, 190, 34  # pixels
 _MOST_ROWS = 120
 _LABEL_LETTERS = 27
 _ALARM_SHARE = 0.24  # of the plot: what "late by 316 ms" takes on a narrow page
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def text(value: object) -> str:
     """Anything as HTML text or the value of an attribute; letters that would steer the page are replaced."""
-    return escape(_CONTROL.sub("\ufffd", str(value)), quote=True)
+    return escape(plain(value), quote=True)
 
 
 def ticks(total: float, most: int = 6) -> list[float]:

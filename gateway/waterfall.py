@@ -15,6 +15,7 @@ import grpc
 from csm.speech.v1 import speech_pb2
 from rich.text import Text
 
+from gateway.terminal import plain_line
 from gateway.traces import Attributes, Span
 
 _LABEL_COLUMNS, _TIME_COLUMNS = 26, 9
@@ -124,7 +125,7 @@ def draw(bars: Sequence[Bar], *, width: int = 80) -> Text:
     text = Text(" " * _LABEL_COLUMNS + axis + end.rjust(columns - len(axis)) + "\n", style="dim")
     for bar in bars:
         style = "red" if bar.error else _STYLES.get(bar.stage, "")
-        label = "  " * bar.depth + bar.label
+        label = "  " * bar.depth + plain_line(bar.label)
         if len(label) >= _LABEL_COLUMNS:
             label = label[: _LABEL_COLUMNS - 2] + "…"
         text.append(label.ljust(_LABEL_COLUMNS), style="not dim " + style)
@@ -135,7 +136,7 @@ def draw(bars: Sequence[Bar], *, width: int = 80) -> Text:
         text.append(" " * min(_LABEL_COLUMNS, max(width - len(LEGEND), 0)) + LEGEND[:width] + "\n")
     for bar in bars:
         if bar.error:
-            line = f"✗ {bar.label}: {bar.error}"
+            line = plain_line(f"✗ {bar.label}: {bar.error}")
             text.append((line if len(line) <= width else line[: width - 1] + "…") + "\n", style="not dim red")
     text.rstrip()
     return text

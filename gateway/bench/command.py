@@ -19,6 +19,7 @@ from gateway.bench.plot import NoPlot, plot
 from gateway.bench.progress import Line
 from gateway.bench.record import OK
 from gateway.bench.stats import Point, point
+from gateway.terminal import PlainConsole
 from gateway.traces import Span, TraceStore, is_whole
 
 _STREAMS_A_PROCESS = 200  # what one client process reads with ease; more when the processors run out
@@ -63,7 +64,7 @@ def add_parser(commands: Any, remote: argparse.ArgumentParser) -> None:
 
 async def run(args: argparse.Namespace) -> int:
     """0 when every utterance went well and every byte was there, 1 otherwise, 130 when interrupted."""
-    err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    err = PlainConsole(stderr=True)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
     async with connection.client(args) as client:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gateway.bench.plan import Plan
 from gateway.bench.stats import Point, Spread
+from gateway.terminal import plain
 
 _LATE_S = 0.05  # a load tool that comes later than this says so
 
@@ -29,7 +30,7 @@ def markdown(plans: Sequence[Plan], points: Sequence[Point], facts: dict[str, An
     )
     for point in points:
         lines += _details(point, unit)
-    return "\n".join(lines).rstrip() + "\n"
+    return plain("\n".join(lines).rstrip()) + "\n"
 
 
 def to_json(plans: Sequence[Plan], points: Sequence[Point], facts: dict[str, Any]) -> str:
