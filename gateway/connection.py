@@ -58,14 +58,24 @@ def client(args: argparse.Namespace) -> SpeechClient:
     return SpeechClient(
         address(args),
         credentials=credentials,
-        token=_token(args.token_file),
+        token=_token(args),
         insecure=tls.PLAINTEXT in tls.left_open(os.environ.get(tls.INSECURE, "")),
         timeout_s=args.timeout,
     )
 
 
-def _token(file: Path | None) -> str | None:
-    source, text = ("CSM_TOKEN", os.environ.get("CSM_TOKEN", "")) if file is None else (file, file.read_text())
+def _token(args: argparse.Namespace) -> str | None:
+    """Read once for a command and its worker processes: the file may be a pipe, which gives it only once."""
+    if not hasattr(args, "token"):
+        args.token = _read_token(args.token_file)
+    return args.token
+
+
+def _read_token(file: Path | None) -> str | None:
+    if file is None:
+        source, text = "CSM_TOKEN", os.environ.get("CSM_TOKEN", "")
+    else:
+        source, text = file, file.read_bytes().decode("ascii", errors="replace")
     token = text.strip()
     if not token and file is None:
         return None

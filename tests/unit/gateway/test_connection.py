@@ -10,6 +10,8 @@ from authority import Authority
 from fake_speech import serving
 
 from gateway import cli, connection, exceptions, state
+from gateway.bench.plan import Plan
+from gateway.bench.worker import orders, read_orders
 from gateway.client import SpeechClient
 
 TOKEN = "a-token-nobody-knows"
@@ -113,6 +115,26 @@ async def test_what_is_of_no_use_is_named_and_not_shown(client, environment, opt
     with pytest.raises(OSError, match=why) as caught:
         client(*options, **environment)
     assert TOKEN not in str(caught.value)
+
+
+async def test_a_token_file_that_is_no_text_is_named(client, tmp_path):
+    (tmp_path / "token").write_bytes(b"\xff\xfe\x00binary")
+    with pytest.raises(OSError, match="token: not a token"):
+        client("--token-file", tmp_path / "token")
+
+
+async def test_a_token_from_a_pipe_reaches_the_workers_of_a_bench(tmp_path):
+    reading, writing = os.pipe()
+    os.write(writing, TOKEN.encode())
+    os.close(writing)
+    args = connection.arguments().parse_args(["--address", "127.0.0.1:1", "--token-file", f"/dev/fd/{reading}"])
+    async with connection.client(args):
+        pass
+    os.close(reading)
+    args, _ = read_orders(orders(args, Plan(streams=1)))
+    async with serving() as (fake, args.address), connection.client(args) as speech:
+        await speech.voices()
+    assert fake.metadata[0]["authorization"] == f"Bearer {TOKEN}"
 
 
 async def test_beyond_this_machine_the_client_speaks_tls_unless_told_otherwise(client, caplog):
