@@ -30,7 +30,7 @@ from services.runtime.settings import StartError
 
 EXIT_CODES = """exit codes:
   0    done; for verify: the watermark was found
-  1    verify: not found; bench: an utterance failed; up, demo: a service could not start, or ended
+  1    verify: not found; bench: an utterance failed, or none was measured; up, demo: a service could not start, or ended
   2    the command line is wrong, or a file cannot be read or written
   3    the server refuses the request: it breaks a limit
   4    the server is overloaded

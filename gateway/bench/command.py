@@ -63,30 +63,41 @@ def add_parser(commands: Any, remote: argparse.ArgumentParser) -> None:
 
 
 async def run(args: argparse.Namespace) -> int:
-    """0 when every utterance went well and every byte was there, 1 otherwise, 130 when interrupted."""
+    """0 when at every point some were measured, all went well and every byte was there; 130 when interrupted; else 1.
+
+    When the gateway goes away between two points, the earlier ones are still told.
+    """
     err = PlainConsole(stderr=True)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
     async with connection.client(args) as client:
         answer = await client.voices()  # raises what is wrong, if nobody answers
     bench = _Bench(args, _plans(args), err)
+    stopped, broken = False, ""
     try:
         stopped = await bench.run()
     except fleet.WorkerFailed as error:
         err.print(f"csm: {error}")
-        return 1
+        if not bench.points:
+            return 1
+        broken = str(error)
     facts = {
         "address": connection.address(args),
         "bundle": answer.bundle.bundle_id + ("" if answer.trained else " (random weights)"),
         "client": f"{os.cpu_count()} processors, processes {', '.join(str(p.processes) for p in bench.points)}",
     }
+    if broken:
+        facts["broken off"] = f"{broken}; {len(bench.plans) - len(bench.points)} of {len(bench.plans)} points are missing"
     text = report.markdown(bench.plans, bench.points, facts)
     print(text, end="", flush=True)
     if args.output is not None:
         _write(args.output, text, bench, facts, err)
     if stopped:
         return 130
-    return 1 if any(point.errors for point in bench.points) else 0
+    silent = [point.label for point in bench.points if not point.measured and not point.errors]
+    if silent:
+        err.print(f"csm: no utterance was measured at {', '.join(silent)}: --duration is too short, or --warmup too long")
+    return 1 if broken or silent or any(point.errors for point in bench.points) else 0
 
 
 @dataclass
@@ -119,7 +130,7 @@ class _Bench:
     def _processes(self, plan: Plan) -> int:
         if self.args.processes:
             return self.args.processes[0]
-        wanted = math.ceil((plan.streams or 1) / _STREAMS_A_PROCESS)
+        wanted = math.ceil(plan.expected_streams / _STREAMS_A_PROCESS)
         return max(1, min(wanted, os.cpu_count() or 1))
 
 

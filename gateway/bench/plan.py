@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from gateway.bench.texts import sentences
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -45,6 +47,14 @@ class Plan:
     def label(self) -> str:
         """How a table names this point."""
         return f"{self.rate_hz:g}/s" if self.rate_hz is not None else str(self.streams)
+
+    @property
+    def expected_streams(self) -> float:
+        """Utterances under way at once. Open loop: by Little's law, if each takes as long as its longest audio."""
+        if self.rate_hz is None:
+            return self.streams or 0
+        texts = sentences()
+        return self.rate_hz * sum(self.max_audio_ms(text) for text in texts) / len(texts) / 1000
 
     @property
     def longest_s(self) -> float:

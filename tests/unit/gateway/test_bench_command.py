@@ -12,7 +12,11 @@ from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
 from fake_speech import FRAME, RATE_HZ, FakeSpeech, serving, tone
 
+from gateway import cli
+from gateway.bench import command, fleet
 from gateway.bench.plan import Plan
+from gateway.bench.record import OK, Record
+from gateway.bench.texts import sentences
 from gateway.bench.worker import Callers, orders, read_orders
 from gateway.client import SpeechClient
 from services.runtime.errors import Overloaded, Unavailable
@@ -166,6 +170,74 @@ async def test_closed_loop_keeps_its_number_of_callers(served):
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert [event["record"]["status"] for event in events if "record" in event] == ["UNFINISHED"] * 5
+
+
+@pytest.fixture
+def bench_here(served, tmp_path, monkeypatch):
+    """bench_here(outcomes, options): exit code and bench.json of a bench in this process, whose points come to `outcomes`."""
+    monkeypatch.setenv("CSM_STATE_DIR", str(tmp_path / "state"))
+
+    async def run(outcomes, *options):
+        left = iter(outcomes)
+
+        async def point(args, plan, processes, show):
+            outcome = next(left)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return fleet.Outcome(plan, processes, outcome, wall_s=1.0)
+
+        monkeypatch.setattr(fleet, "run", point)
+        options = ["bench", "--address", served[1], "-o", str(tmp_path / "out"), *options]
+        code = await command.run(cli._parser().parse_args(options))
+        file = tmp_path / "out" / "bench.json"
+        return code, json.loads(file.read_text()) if file.exists() else None
+
+    return run
+
+
+def heard(intended_s=0.0):
+    return Record(intended_s=intended_s, sent_s=intended_s, status=OK, first_audio_s=0.1, took_s=1.0, audio_s=1.0)
+
+
+async def test_a_sweep_that_breaks_off_keeps_its_finished_points(bench_here, capsys):
+    gone = fleet.WorkerFailed("a worker process of the bench ended: nothing answers")
+    code, found = await bench_here([[heard()], [heard()], gone], "--streams", "1,2,3,4")
+    out, err = capsys.readouterr()
+    assert code == 1 and str(gone) in err
+    assert [point["label"] for point in found["points"]] == ["1", "2"]
+    assert found["broken off"] == f"{gone}; 2 of 4 points are missing" and found["broken off"] in out
+
+
+async def test_a_bench_that_breaks_off_at_once_reports_nothing(bench_here, capsys):
+    assert await bench_here([fleet.WorkerFailed("gone")]) == (1, None)
+    assert capsys.readouterr() == ("", "csm: gone\n")
+
+
+@pytest.mark.parametrize("records", [[], [heard(3.0)]])
+async def test_a_point_where_nothing_was_measured_is_no_success(bench_here, capsys, records):
+    code, found = await bench_here([[heard(60.0)], records], "--streams", "1,7", "--warmup", "50")
+    assert code == 1 and len(found["points"]) == 2
+    assert "no utterance was measured at 7:" in capsys.readouterr().err
+    assert (await bench_here([[heard(60.0)]], "--warmup", "50"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("load", "processes"),
+    [
+        (("--rate", "0.5"), 1), (("--rate", "100", "--audio-seconds", "10"), 5), (("--rate", "10000"), 64),
+        (("--streams", "200"), 1), (("--streams", "201"), 2), (("--rate", "100", "--processes", "3"), 3),
+    ],
+)
+def test_more_load_takes_more_processes(monkeypatch, load, processes):
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    args = cli._parser().parse_args(["bench", *load])
+    (plan,) = command._plans(args)
+    assert command._Bench(args, [plan], None)._processes(plan) == processes
+
+
+def test_the_streams_of_a_rate_are_those_that_its_texts_make():
+    letters = sum(map(len, sentences())) / len(sentences())
+    assert Plan(rate_hz=2.0, ms_per_character=100).expected_streams == pytest.approx(0.2 * letters, rel=1e-3)
 
 
 def test_a_worker_reads_what_its_parent_wrote():
