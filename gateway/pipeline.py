@@ -94,19 +94,21 @@ class Synthesis:
 
         Raises: CallError.
         """
-        pumps: list[asyncio.Task[None]] = []
+        tasks: list[asyncio.Task[Any]] = []
         try:
             self._request.prompt.extend(await build_prompt(self._stages, self._utterance, self._timeout))
             self.timeline.output("tokenizer")
             generation, started = await _place(self._open_backbone)
             self._request.sampling.seed = started.seed
-            codec, watermark = await asyncio.gather(_place(self._open_codec), _place(self._open_watermark))
+            # When one fails `finally` stops the other too: it could else open a call that nobody ends.
+            tasks = [asyncio.ensure_future(_place(one)) for one in (self._open_codec, self._open_watermark)]
+            codec, watermark = await asyncio.gather(*tasks)
             self._codec_window = Window(CODEC_WINDOW_FRAMES)
             self._watermark_window = Window(
                 self._lookahead_samples + WATERMARK_WINDOW_FRAMES * self._samples_per_frame
             )
             yield Admitted(started.seed, started.prompt_rows)
-            pumps = [
+            tasks = [
                 self._pump(self._frames_to_codec(generation, codec)),
                 self._pump(self._audio_to_watermark(codec, watermark)),
                 self._pump(self._marked_to_outlet(watermark)),
@@ -115,11 +117,11 @@ class Synthesis:
                 yield Marked(samples)
         finally:
             self.timeline.close()
-            for task in pumps:
+            for task in tasks:
                 task.cancel()
             for call in self._calls:
                 call.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             for call in self._calls:
                 if hasattr(call, "done_writing"):
                     # A call that the stage ended keeps the task that feeds it until its feed ends.
