@@ -29,7 +29,8 @@ from services.runtime.watched import BadFile, WatchedFiles
 log = logging.getLogger(__name__)
 
 _STREAM_RETRY_S = 1.0
-_ROUNDING = 1e-3  # characters; who comes back when he was told to is not refused for a nanosecond
+_WINDOW_S = 60.0
+_ROUNDING_S = 1e-3  # who comes back when he was told to is not refused for a nanosecond
 
 
 class _Usage:
@@ -37,8 +38,7 @@ class _Usage:
 
     def __init__(self) -> None:
         self.calls = 0
-        self.spent = 0.0  # characters of the last minute; leaks away at the token's rate
-        self.at = 0.0
+        self.texts: dict[Grant, tuple[float, int]] = {}  # of the last minute, oldest first: since when, characters
 
 
 class Grant:
@@ -136,33 +136,34 @@ class Access(grpc.aio.ServerInterceptor):
             raise _limited(
                 "TOKEN_STREAMS", f"token {token.name}: all {token.max_streams} places are taken", _STREAM_RETRY_S
             )
-        self._spend(token, usage, characters)
-        began = self._clock()
+        self._spend(token, usage, grant, characters)
         usage.calls += 1
         try:
             yield grant
         finally:
             usage.calls -= 1
-            if not grant.kept and token.characters_per_minute is not None:
-                leaked = (self._clock() - began) * token.characters_per_minute / 60
-                usage.spent = max(0.0, usage.spent - max(0.0, characters - leaked))
+            if not grant.kept:
+                usage.texts.pop(grant, None)
 
-    def _spend(self, token: Token, usage: _Usage, characters: int) -> None:
+    def _spend(self, token: Token, usage: _Usage, grant: Grant, characters: int) -> None:
         limit = token.characters_per_minute
-        if limit is None:
+        if limit is None or not characters:
             return
         if characters > limit:
             instruments.refusals.add(1, {"reason": "TOKEN_CHARACTERS"})
             raise InvalidRequest(
                 "utterance.text", f"has {characters} characters, token {token.name} may have {limit} spoken a minute"
             )
-        now = self._clock()
-        usage.spent = max(0.0, usage.spent - (now - usage.at) * limit / 60)
-        usage.at = now
-        if (over := usage.spent + characters - limit) > _ROUNDING:
-            text = f"token {token.name}: {characters} characters are more than is left of {limit} a minute"
-            raise _limited("TOKEN_CHARACTERS", text, over / limit * 60)
-        usage.spent += characters
+        now_s = self._clock()
+        usage.texts = {old: text for old, text in usage.texts.items() if now_s - text[0] < _WINDOW_S - _ROUNDING_S}
+        over = sum(spent for _, spent in usage.texts.values()) + characters - limit
+        if over > 0:
+            for at_s, spent in usage.texts.values():
+                over -= spent
+                if over <= 0:  # there is room once this one is a minute old
+                    text = f"token {token.name}: {characters} characters are more than is left of {limit} a minute"
+                    raise _limited("TOKEN_CHARACTERS", text, at_s + _WINDOW_S - now_s)
+        usage.texts[grant] = now_s, characters
 
 
 def _tokens(path: Path) -> list[Token]:

@@ -3,7 +3,7 @@
     [radio]                                  # its name, which spans carry
     sha256 = ["9f86d081…", "60303ae2…"]      # of the tokens that are good; `token = "…"` gives one itself
     max_streams = 20                         # utterances and verifications at once
-    characters_per_minute = 12000            # of text to speak; nothing is saved up beyond a minute
+    characters_per_minute = 12000            # of text to speak, in any 60 seconds
 
 Several tokens of one name are good at once and share its limits: that is how a token is exchanged.
 Knows no gRPC.
@@ -21,6 +21,7 @@ from typing import Any
 from services.runtime.watched import BadFile
 
 _KEYS = ("sha256", "token", "max_streams", "characters_per_minute")
+_MOST = 10**9  # of a limit: beyond any use, and what a double can count
 _LEAST_CHARACTERS = 16  # of a token that the file gives itself; a hash does not tell
 
 
@@ -40,6 +41,8 @@ def read_tokens(path: Path) -> list[Token]:
         tables = tomllib.loads(path.read_bytes().decode())
     except OSError as error:
         raise BadFile(f"{path}: {error.strerror}") from None
+    except RecursionError:
+        raise BadFile(f"{path}: not TOML that can be read: nested too deep") from None
     except ValueError as error:
         # What a decoder quotes of a file of secrets stays here; where it stopped does not.
         where = re.search(r"\(at [^)]*\)|$", str(error))[0]
@@ -83,6 +86,6 @@ def _digest(where: str, text: str) -> bytes:
 
 def _limit(where: str, table: dict[str, Any], key: str) -> int | None:
     value = table.get(key)
-    if value is not None and (type(value) is not int or value < 1):
-        raise BadFile(f"{where}: {key} must be a whole number, 1 or more")
+    if value is not None and (type(value) is not int or not 1 <= value <= _MOST):
+        raise BadFile(f"{where}: {key} must be a whole number, 1 to {_MOST}; without it there is no limit")
     return value

@@ -82,21 +82,37 @@ def speak(characters, *, kept=True):
     return work
 
 
-async def test_characters_come_back_at_the_rate_of_the_limit(guarded, clock, refusals):
+async def test_a_text_counts_for_a_minute(guarded, clock, refusals):
     await guarded(RADIO, speak(50))
+    clock.now += 20
     with pytest.raises(Overloaded) as caught:
         await guarded(RADIO, speak(30))
-    assert caught.value.retry_after_s == pytest.approx(20) and caught.value.reason == "TOKEN_CHARACTERS"
+    assert caught.value.retry_after_s == pytest.approx(40) and caught.value.reason == "TOKEN_CHARACTERS"
     assert caught.value.final and refusals == ["TOKEN_CHARACTERS"]
     await guarded(RADIO, speak(10))
-    clock.now += 20  # 60 spent, 20 leaked
-    await guarded(RADIO, speak(20))
-    with pytest.raises(Overloaded):
-        await guarded(RADIO, speak(1))
+    clock.now += 40  # the 50 are forgotten, the 10 are not
+    with pytest.raises(Overloaded) as caught:
+        await guarded(RADIO, speak(51))
+    assert caught.value.retry_after_s == pytest.approx(20)
+    await guarded(RADIO, speak(50))
     clock.now += 3600  # an idle hour saves up one minute
     await guarded(RADIO, speak(60))
     with pytest.raises(Overloaded):
         await guarded(RADIO, speak(1))
+
+
+async def test_no_60_seconds_see_more_than_the_limit(guarded, clock):
+    spoken = []
+    for _ in range(400):
+        try:
+            await guarded(RADIO, speak(7))
+            spoken.append(clock.now)
+        except Overloaded:
+            pass
+        clock.now += 0.5
+    assert len(spoken) >= 24  # what three minutes may have
+    for begin in spoken:
+        assert 7 * sum(begin <= at < begin + 59.9 for at in spoken) <= 60
 
 
 @pytest.mark.parametrize("spent", [1, 7, 33, 59])
@@ -120,16 +136,24 @@ async def test_what_the_chain_did_not_take_on_is_given_back(guarded):
     await guarded(RADIO, speak(60))
 
 
-async def test_what_leaked_away_meanwhile_is_not_given_back_too(guarded, clock):
+async def test_calls_that_fail_side_by_side_leave_nothing_behind(guarded, clock):
+    async def refused_late(guard):
+        with guard.enter(30), guard.enter(30):
+            clock.now += 30
+
+    await guarded(RADIO, refused_late)
+    await guarded(RADIO, speak(60))
+
+
+async def test_a_call_that_fails_after_its_minute_gives_nothing_back(guarded, clock):
     async def refused_late(guard):
         with guard.enter(40):
-            clock.now += 30  # 30 characters of 40 are forgotten by then
+            clock.now += 61
             await guarded(RADIO, speak(50))
 
     await guarded(RADIO, refused_late)
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(Overloaded):
         await guarded(RADIO, speak(20))
-    assert caught.value.retry_after_s == pytest.approx(10)
 
 
 async def test_places_are_held_for_as_long_as_calls_run(guarded, refusals):
