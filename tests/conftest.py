@@ -9,6 +9,13 @@ import pytest
 # several times slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import torch
+
+# Without a GPU Triton's interpreter runs the kernels, and its own library must be told so as well,
+# which whatever imports it first would have compiled otherwise.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # A shell starts background jobs with SIGINT ignored, and children inherit that: a test that interrupts
 # a command would wait for ever. A handler of ours becomes the default in a child.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # must be said before the kernels are imported
-
 pytest.importorskip("triton")
 
 from models.bundle import GeneratorPart, LlamaShape
