@@ -10,6 +10,8 @@ from itertools import pairwise
 
 from gateway.traces import Span
 
+_LONGEST_MS = 86_400_000  # a day; an utterance is minutes at most, so what claims more was not measured
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -82,14 +84,21 @@ class Cadence:
 
 
 def cadence_of(request: Span, zero_ns: int) -> Cadence | None:
-    """From the events of the gateway's span; None when it tells of no audio."""
+    """From the events of the gateway's span, those that can be; None when it tells of no audio."""
     chunks = []
     for event in request.events:
         numbers = [event.attributes.get(f"csm.{name}_ms") for name in ("position", "duration", "lead")]
-        if event.name == "audio" and all(isinstance(number, int | float) for number in numbers):
+        if event.name == "audio" and event.time_ns >= zero_ns and _are_possible(*numbers):
             chunks.append(Chunk((event.time_ns - zero_ns) / 1e9, *(number / 1e3 for number in numbers)))
     if not chunks:
         return None
     chunks.sort(key=lambda chunk: (chunk.position_s, chunk.arrived_s))
     total = request.attributes.get("csm.chunks")
     return Cadence(tuple(chunks), max(total, len(chunks)) if isinstance(total, int) else len(chunks))
+
+
+def _are_possible(position_ms: object, duration_ms: object, lead_ms: object) -> bool:
+    """NaN is within no limits, so it is not."""
+    if not all(isinstance(number, int | float) for number in (position_ms, duration_ms, lead_ms)):
+        return False
+    return 0 <= position_ms <= _LONGEST_MS and 0 <= duration_ms <= _LONGEST_MS and abs(lead_ms) <= _LONGEST_MS

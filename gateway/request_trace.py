@@ -51,7 +51,7 @@ class RequestTrace:
     @property
     def took_s(self) -> float | None:
         """From the first attempt's start to the last one's end."""
-        return (self.root.end_ns - self.attempts[0].start_ns) / 1e9 if self.root else None
+        return max(self.root.end_ns - self.attempts[0].start_ns, 0) / 1e9 if self.root else None
 
     @property
     def started(self) -> str:
@@ -93,7 +93,9 @@ class RequestTrace:
         if self.cadence is None:
             return None
         told = self.fact("csm.underruns")  # not every chunk may have been told, but all were counted
-        return told if isinstance(told, int) else len(self.cadence.underruns)
+        if isinstance(told, int) and not isinstance(told, bool) and told >= len(self.cadence.underruns):
+            return told
+        return len(self.cadence.underruns)
 
     @property
     def is_unary(self) -> bool:

@@ -156,7 +156,7 @@ def _notes(request: RequestTrace, picture: Picture) -> Iterator[str]:
             " its bars are drawn by its own clock."
         )
     if picture.left_out:
-        notes.append(f"{picture.left_out} more rows are left out of the picture; the table has them.")
+        notes.append(f"{picture.left_out} more rows are left out of the picture; the table below goes on.")
     if request.cadence and request.cadence.total > len(request.cadence.chunks):
         notes.append(
             f"{len(request.cadence.chunks)} of {request.cadence.total} chunks were told;"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from gateway.request_trace import RequestTrace
 from gateway.trace_picture import details, outcome, text, tone
 from gateway.waterfall import seconds
 
+_MOST_ROWS = 1000  # of the stages' table: more than a request makes, and a page that a browser opens at once
 _ENDS = {
     "FINISH_REASON_END_OF_SPEECH": "the model ended it",
     "FINISH_REASON_MAX_LENGTH": "cut at the length limit",
@@ -21,7 +23,7 @@ def tiles(request: RequestTrace) -> Iterator[str]:
         ("First audio", seconds(cadence.chunks[0].arrived_s) if cadence else "–"),
         ("Audio", f"{cadence.audio_s:.2f} s" if cadence else "–"),
         ("Took", seconds(request.took_s) if request.took_s is not None else "–"),
-        ("Real-time factor", f"{factor:.2f}" if isinstance(factor, int | float) and factor > 0 else "–"),
+        ("Real-time factor", f"{factor:.2f}" if _is_measured(factor) else "–"),
         ("Underruns", "–" if late is None else str(late)),
     ]
     yield '<dl class="tiles">'
@@ -55,12 +57,12 @@ def facts(request: RequestTrace) -> Iterator[str]:
 
 
 def stage_table(request: RequestTrace) -> Iterator[str]:
-    """Every row of the picture, in figures."""
+    """Every row of the picture and those that it had no room for, up to a limit, in figures."""
     yield '<div class="card long"><h2>Stages</h2><div class="scroll"><table><thead><tr><th scope="col">What</th>'
     for name in ("begins", "first output", "ends", "took"):
         yield f'<th scope="col" class="number">{name}</th>'
     yield '<th scope="col">outcome</th></tr></thead><tbody>'
-    for bar in request.bars:
+    for bar in request.bars[:_MOST_ROWS]:
         said = bar.status if outcome(bar) == "well" else bar.error or bar.note or bar.status
         words = ", ".join(part for part in (said, *details(bar)) if part)
         first = "–" if bar.first_output_s is None else seconds(bar.first_output_s)
@@ -69,6 +71,8 @@ def stage_table(request: RequestTrace) -> Iterator[str]:
         for value in (seconds(bar.start_s), first, seconds(bar.end_s), seconds(bar.end_s - bar.start_s)):
             yield f'<td class="number">{value}</td>'
         yield f'<td class="words{" bad" if outcome(bar) == "broken" else ""}">{text(words)}</td></tr>'
+    if (more := len(request.bars) - _MOST_ROWS) > 0:
+        yield f'<tr><td class="words" colspan="6">and {more} more rows, which are left out</td></tr>'
     yield "</tbody></table></div></div>"
 
 
@@ -92,3 +96,7 @@ def chunk_table(request: RequestTrace) -> Iterator[str]:
             yield f'<td class="number">{value}</td>'
         yield f'<td class="number{" bad" if chunk.late else ""}">{"play begins" if number == 1 else spare}</td></tr>'
     yield "</tbody></table></div></details>"
+
+
+def _is_measured(factor: object) -> bool:
+    return isinstance(factor, int | float) and 0 < factor < math.inf

@@ -167,13 +167,14 @@ def _cells(bar: Bar, columns: int, total_s: float) -> str:
 
 def _bar(span: Span, depth: int, zero: int, note: str) -> Bar:
     stage, method = _stage(span), span.name.rpartition("/")[2]
-    own = [event.time_ns for event in span.events if event.name in ("first_frame", "first_output")]
+    first = [event.time_ns for event in span.events if event.name in ("first_frame", "first_output")]
+    own = [time_ns for time_ns in first if span.start_ns <= time_ns <= span.end_ns]
     return Bar(
         label=f"{stage} {method}" if span.kind in ("server", "client") else method,
         stage=stage,
         depth=depth,
         start_s=max(span.start_ns - zero, 0) / 1e9,  # a shared step may have begun earlier
-        end_s=max(span.end_ns - zero, 0) / 1e9,
+        end_s=max(span.end_ns - zero, span.start_ns - zero, 0) / 1e9,  # nothing ends before it began
         first_output_s=(min(own) - zero) / 1e9 if own and stage != "gateway" else None,
         error=span.error,
         status=status(span),

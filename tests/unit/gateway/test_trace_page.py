@@ -340,3 +340,45 @@ def test_the_axis_has_round_numbers(total, last):
     assert marks[0] == 0 and marks[-1] == pytest.approx(last) and 4 <= len(marks) <= 7
     assert all(len(json.dumps(round(mark, 9)).strip("0.")) <= 3 for mark in marks)
     assert ticks(0) == ticks(float("inf")) == [0.0]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf"), -1e308, 1e308, pytest.param(10**400, id="huge"), 8.64e7 + 1])
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_a_chunk_that_cannot_be_is_left_out(place, wrong):
+    told = [600, 80, 80, 30]
+    told[place] = wrong
+    spans = request(events=(*audio((500, 0, 80, 0)), *audio(told)))
+    assert cadence_of(spans[-1], T0).chunks == (Chunk(0.5, 0.0, 0.08, 0.0),)
+    text = Reader(page(ID, spans)).text
+    assert "nan" not in text.lower() and "inf" not in text.lower().replace("information", "") and "e+" not in text
+
+
+def test_audio_before_the_request_or_of_negative_length_is_left_out():
+    wrong = audio((-5, 0, 80, 0), (600, -1, 80, 0), (600, 0, -80, 0), (600, True, "80", None))
+    assert cadence_of(root(events=wrong), T0) is None
+
+
+def test_nothing_ends_before_it_began():
+    back = [root(start_ms=900, end_ms=100, events=()), span("codec", "work", "internal", "w", "root", 950, 200,
+            events=(Event("first_output", T0 - 5 * MS), Event("first_frame", T0 + 2000 * MS)))]
+    (one,) = requests_of(back)
+    assert one.took_s == 0 and all(bar.end_s >= bar.start_s >= 0 for bar in one.bars)
+    assert [bar.first_output_s for bar in one.bars] == [None, None]
+    assert "-" not in story(one).replace("-time", "")
+
+
+@pytest.mark.parametrize("told", [-3, True, 0])
+def test_underruns_are_at_least_those_that_were_seen(told):
+    assert requests_of(request(attributes=FACTS | {"csm.underruns": told}))[0].underruns == 1
+
+
+def test_an_endless_factor_is_none():
+    text = Reader(page(ID, request(attributes=FACTS | {"csm.real_time_factor": float("inf")}))).text
+    assert "Real-time factor –" in text
+
+
+def test_a_page_of_very_many_spans_stays_one_to_open():
+    spans = [root(), *(span("codec", f"work{n}", "internal", f"w{n}", "root", n % 1000, n % 1000 + 1) for n in range(3000))]
+    text = page(ID, spans)
+    assert text.count("<tr>") < 1100
+    assert "and 2001 more rows, which are left out" in Reader(text).text
