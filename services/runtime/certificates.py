@@ -19,6 +19,14 @@ _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END CERTIFICATE-----",
 _SEQUENCE, _VERSION, _UTC_TIME = 0x30, 0xA0, 0x17
 
 
+_REFUSED = {  # what OpenSSL says of PEM that is well formed
+    "KEY_VALUES_MISMATCH": "the key belongs to another certificate",
+    "EE_KEY_TOO_SMALL": "the certificate's key is too short for OpenSSL's security level (RSA: 2048 bits or more)",
+    "CA_KEY_TOO_SMALL": "an authority's key in the chain is too short for OpenSSL's security level",
+    "CA_MD_TOO_WEAK": "a certificate is signed with a hash too weak for OpenSSL's security level",
+}
+
+
 class CertificateError(BadFile):
     """A file holds no usable certificate or key. The message names it and says why."""
 
@@ -31,18 +39,27 @@ class KeyPair:
     key: bytes = field(repr=False)
 
 
+class _EncryptedError(Exception):
+    pass
+
+
+def _encrypted() -> bytes:
+    raise _EncryptedError
+
+
 def read_pair(cert_file: str | Path, key_file: str | Path) -> KeyPair:
     """Raises: CertificateError when one cannot be read, or they do not belong together."""
     pair = KeyPair(chain=_bytes(cert_file), key=_bytes(key_file))
     try:
         # The standard library takes files only; whoever reads while they change must read again.
-        # The password is for keys that have one: OpenSSL would ask the terminal.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file, password=lambda: b"none")
+        # Asked for a password when the key has one, where OpenSSL would ask the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file, password=_encrypted)
+    except _EncryptedError:
+        raise CertificateError(f"{key_file}: this key is encrypted: an unencrypted key is needed") from None
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None)
-        if reason == "KEY_VALUES_MISMATCH":
-            why = "the key belongs to another certificate"
-        else:
+        why = _REFUSED.get(reason)
+        if why is None:
             why = f"not a PEM certificate and its unencrypted key ({(reason or str(error)).lower().replace('_', ' ')})"
         raise CertificateError(f"{cert_file}, {key_file}: {why}") from None
     return pair

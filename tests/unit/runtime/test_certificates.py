@@ -3,9 +3,11 @@
 import datetime
 
 import pytest
-from authority import Authority
+from authority import Authority, Issued
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 
 from services.runtime import tls
 from services.runtime.certificates import CertificateError, expires, read_authorities, read_pair
@@ -45,15 +47,32 @@ def test_what_does_not_fit_is_refused(authority, tmp_path, spoil, why):
     assert "a.crt" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_an_encrypted_key_is_refused_and_asks_no_terminal(authority, tmp_path):
+@pytest.mark.parametrize("password", [b"secret", b"none"])
+def test_an_encrypted_key_is_refused_and_asks_no_terminal(authority, tmp_path, password):
     issued = authority.issue()
     key = serialization.load_pem_private_key(issued.key, None).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(password)
     )
     cert, path = issued.write(tmp_path)
     (tmp_path / "tls.key").write_bytes(key)
     with pytest.raises(CertificateError, match="unencrypted key"):
         read_pair(cert, path)
+
+
+def test_a_key_that_openssl_finds_too_short_is_told_from_bad_pem(tmp_path):
+    key = rsa.generate_private_key(65537, 1024)
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "short")]), datetime.datetime.now(datetime.UTC)
+    cert = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    pair = Issued(cert.public_bytes(serialization.Encoding.PEM), pem, 1).write(tmp_path)
+    with pytest.raises(CertificateError, match=r"tls.crt, .*the certificate's key is too short"):
+        read_pair(*pair)
 
 
 def test_authorities(authority, tmp_path):
