@@ -67,7 +67,9 @@ class WatchedFiles(Generic[T]):
             stats = [path.stat() for path in self._paths]
         except OSError:
             return None
-        if time.time() - max(max(stat.st_mtime, stat.st_ctime) for stat in stats) < _SETTLED_S:
+        now_s = time.time()
+        # A date to come is no reason to wait for it: whoever writes again gives the file another.
+        if any(abs(now_s - date_s) < _SETTLED_S for stat in stats for date_s in (stat.st_mtime, stat.st_ctime)):
             return None
         return [(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
 

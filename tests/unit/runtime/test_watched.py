@@ -110,7 +110,9 @@ def test_files_that_change_while_they_are_read_are_read_again(number):
     assert watched.current() == [3]
 
 
-def test_settled_files_are_not_read_again(number, monkeypatch):
+@pytest.mark.parametrize("ahead_s", [0, 86_400])
+def test_settled_files_are_not_read_again(number, monkeypatch, ahead_s):
+    os.utime(number.path, (0, time.time() + ahead_s))
     watched = number.watch()
     later = time.time() + 10
     monkeypatch.setattr("services.runtime.watched.time.time", lambda: later)
