@@ -147,6 +147,8 @@ def check_autoscaling(manifests: Manifests) -> None:
         assert 0 < float(thresholds["queue"]["metadata"]["threshold"]) < queue
         assert slots / 2 <= float(thresholds["slots"]["metadata"]["threshold"]) < slots
         assert all(trigger["metricType"] == "AverageValue" for trigger in thresholds.values())
+        # KEDA's default takes an empty answer for 0, and shrinks to the least under full load.
+        assert all(trigger["metadata"]["ignoreNullValues"] == "false" for trigger in thresholds.values())
         spec = manifest["spec"]
         assert spec["minReplicaCount"] <= spec["fallback"]["replicas"] <= spec["maxReplicaCount"]
     assert autoscaled <= {"csm-backbone"}

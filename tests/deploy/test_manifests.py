@@ -353,6 +353,7 @@ SPOILT_KEDA: dict[str, Spoil] = {
     "query of what nobody exports": lambda m: scaled(m)["triggers"][0]["metadata"].update(query="sum(csm_queue_depth)"),
     "more waiting than the queue holds": lambda m: scaled(m)["triggers"][0]["metadata"].update(threshold="32"),
     "fallback below the least": lambda m: scaled(m)["fallback"].update(replicas=1),
+    "no series is no load": lambda m: scaled(m)["triggers"][1]["metadata"].pop("ignoreNullValues"),
     "fallback that does not work": lambda m: scaled(m)["triggers"][1].update(metricType="Value"),
     "fast scale-down": lambda m: scaled(m)["advanced"]["horizontalPodAutoscalerConfig"]["behavior"][
         "scaleDown"
