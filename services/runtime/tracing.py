@@ -38,7 +38,10 @@ def is_out_of_time(remaining_s: float | None, timeout_s: float | None) -> bool:
     gRPC rounds a timeout up by as much as 1 % when it sends it on, and who asked cancels at the exact moment:
     the cancel comes first, and would make every span of a deadline that passed say CANCELLED.
     """
-    return remaining_s is not None and remaining_s <= 0.1 + 0.01 * (timeout_s or 0.0)
+    if remaining_s is None:
+        return False
+    timeout_s = timeout_s or 0.0
+    return remaining_s <= min(0.1, timeout_s / 4) + 0.01 * timeout_s  # of a short timeout, a part: it too may be cancelled
 
 
 def record_code(span: Span, code: grpc.StatusCode, text: str, *, is_error: bool) -> None:

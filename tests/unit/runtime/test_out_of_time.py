@@ -13,6 +13,10 @@ from services.runtime.tracing import is_out_of_time
         (0.9, 100.0, True),  # gRPC sends 100 s in steps of one
         (0.5, 5.0, False),
         (60.0, 100.0, False),
+        (0.0, 0.05, True),
+        (0.01, 0.05, True),
+        (0.04, 0.05, False),  # a short one is cancelled by its caller too
+        (0.09, 0.1, False),
         (None, None, False),  # no deadline at all
     ],
 )
