@@ -2,7 +2,8 @@
 
 So a change of the files opens a second channel. It takes over once it has reached the server; until
 then calls go on over the first, so that a certificate which servers do not trust yet cuts nobody off.
-The first is closed when its last call has ended.
+Of a name with several replicas, the first that trusts it is enough: those that do not yet get no calls
+until they do. The first channel is closed when its last call has ended.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class RenewedChannel(grpc.aio.Channel):
         connect: Callable[[grpc.ChannelCredentials], grpc.aio.Channel],
     ):
         self._target, self._credentials, self._connect = target, credentials, connect
-        self._newest = credentials.current()
+        self._newest: grpc.ChannelCredentials | None = credentials.current()  # that were tried; None: tried in vain
         self._channel = connect(self._newest)
         self._calls: Counter[grpc.aio.Channel] = Counter()
         self._renewal: asyncio.Task[None] | None = None
@@ -48,7 +49,12 @@ class RenewedChannel(grpc.aio.Channel):
         return self._channel
 
     async def _renew(self, credentials: grpc.ChannelCredentials) -> None:
-        fresh, told = self._connect(credentials), False
+        try:
+            fresh, told = self._connect(credentials), False
+        except Exception as error:
+            log.warning("%s: no channel with the new certificates; the next call tries again: %s", self._target, error)
+            self._newest = None
+            return
         try:
             while (state := fresh.get_state(try_to_connect=True)) is not _READY:
                 if state is _FAILED and not told:
