@@ -111,7 +111,11 @@ def check_streams_may_end(manifests: Manifests) -> None:
         pre_stop_s = container(deployment(manifests, service))["lifecycle"]["preStop"]["sleep"]["seconds"]
         assert pre_stop_s > 0 and settings.drain_s > 0
         needed_s = pre_stop_s + settings.drain_s + settings.grace_s
-        assert pod(deployment(manifests, service))["terminationGracePeriodSeconds"] >= needed_s + 10, service
+        leaving_s = pod(deployment(manifests, service))["terminationGracePeriodSeconds"]
+        assert leaving_s >= needed_s + 10, service
+        startup = container(deployment(manifests, service))["startupProbe"]
+        starting_s = startup["failureThreshold"] * startup.get("periodSeconds", 10)
+        assert deployment(manifests, service)["spec"]["progressDeadlineSeconds"] > leaving_s + starting_s, service
     for behavior in autoscaling(manifests):
         down = behavior["scaleDown"]
         assert down["stabilizationWindowSeconds"] >= longest_s
@@ -120,6 +124,8 @@ def check_streams_may_end(manifests: Manifests) -> None:
     for policy in of_kind(manifests, "BackendTrafficPolicy"):
         timeouts = policy["spec"]["timeout"]["http"]
         assert timeouts["requestTimeout"] == "0s" and timeouts["maxStreamDuration"] == "0s"
+        # A unary call is silent until its answer.
+        assert int(timeouts["streamIdleTimeout"].removesuffix("s")) > longest_s
 
 
 def autoscaling(manifests: Manifests) -> list[dict]:
@@ -152,6 +158,13 @@ def check_autoscaling(manifests: Manifests) -> None:
         spec = manifest["spec"]
         assert spec["minReplicaCount"] <= spec["fallback"]["replicas"] <= spec["maxReplicaCount"]
     assert autoscaled <= {"csm-backbone"}
+    # Every stream of the largest number of backbones finds a place in the stages behind.
+    most = [m["spec"]["maxReplicas"] for m in of_kind(manifests, "HorizontalPodAutoscaler")]
+    most += [m["spec"]["maxReplicaCount"] for m in of_kind(manifests, "ScaledObject")]
+    for replicas in most:
+        for service, places in (("codec", "slots"), ("watermark", "streams")):
+            behind = deployment(manifests, service)["spec"]["replicas"] * getattr(settings_of(manifests, service), places)
+            assert replicas * slots <= behind, f"{service} has {behind} places for {replicas * slots} streams"
     for service in SERVICES:
         fixed = "replicas" in deployment(manifests, service)["spec"]
         assert fixed != (f"csm-{service}" in autoscaled), f"who says how many {service} there are?"

@@ -267,6 +267,11 @@ SPOILT: dict[str, Spoil] = {
     "no preStop": lambda m: container(deployment(m, "gateway")).pop("lifecycle"),
     "fast scale-down": lambda m: scaler(m)["behavior"]["scaleDown"]["policies"][0].update(periodSeconds=60),
     "scale-down by half": lambda m: scaler(m)["behavior"]["scaleDown"]["policies"][0].update(type="Percent", value=50),
+    "Envoy tired of silence": lambda m: one(m, "BackendTrafficPolicy", "csm-speech")["spec"]["timeout"]["http"].update(
+        streamIdleTimeout="60s"
+    ),
+    "a rollout given up too early": lambda m: deployment(m, "backbone")["spec"].update(progressDeadlineSeconds=600),
+    "more backbones than codecs": lambda m: scaler(m).update(maxReplicas=8),
     "Envoy's own timeout": lambda m: one(m, "BackendTrafficPolicy", "csm-speech")["spec"]["timeout"]["http"].pop(
         "requestTimeout"
     ),
