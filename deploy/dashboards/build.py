@@ -202,6 +202,13 @@ def stages() -> dict:
                 limit=0.9,
             ),
             panel(
+                "Ready replicas", "none", "Servers whose health says that calls can be served, and how many there are.",
+                [
+                    ("sum by (rpc_service) (csm_ready)", "{{rpc_service}} ready"),
+                    ("count by (rpc_service) (csm_ready)", "{{rpc_service}} running"),
+                ],
+            ),
+            panel(
                 "Clips known to the tokenizer", "percentunit", "Voice prompts that were encoded before; and how full their cache is.",
                 [
                     (

@@ -10,8 +10,8 @@ labels have a few values each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics
@@ -76,6 +76,7 @@ cache_lookups = _meter.create_counter(
 
 # Name → (unit, description) of what `watch` takes.
 _GAUGES = {
+    "csm.ready": ("{server}", "1 while the health service says that calls can be served, else 0"),
     "csm.gateway.streams.active": ("{stream}", "utterances being made"),
     "csm.gateway.streams.capacity": ("{stream}", "utterances that may be made at once"),
     "csm.gateway.verifications.active": ("{call}", "clips being verified"),
@@ -112,7 +113,14 @@ _ZEROS = {
     ],
     "tokenizer": [(cache_lookups, {"result": result}) for result in ("hit", "miss")],
 }
-_watched: dict[str, WeakKeyDictionary[Any, Callable[[Any], float]]] = {}
+
+
+class _Reader(NamedTuple):
+    read: Callable[[Any], float]
+    labels: tuple[tuple[str, str], ...]
+
+
+_watched: dict[str, WeakKeyDictionary[Any, _Reader]] = {}
 
 
 def begin(service: str) -> None:
@@ -121,8 +129,8 @@ def begin(service: str) -> None:
         counter.add(0, labels)
 
 
-def watch(owner: T, name: str, read: Callable[[T], float]) -> None:
-    """Export `read(owner)` under `name` for as long as `owner` lives; of several owners, the sum.
+def watch(owner: T, name: str, read: Callable[[T], float], labels: Mapping[str, str] | None = None) -> None:
+    """Export `read(owner)` under `name` for as long as `owner` lives; of several owners with the same labels, the sum.
 
     read: called by whatever thread exports. It must not hold the owner itself, which would never go.
     """
@@ -134,7 +142,7 @@ def watch(owner: T, name: str, read: Callable[[T], float]) -> None:
             else (_meter.create_observable_counter, _COUNTERS)
         )
         make(name, [lambda _: _read(readers)], *of[name])
-    _watched[name][owner] = read
+    _watched[name][owner] = _Reader(read, tuple((labels or {}).items()))
 
 
 def watch_places(owner: Any, name: str) -> None:
@@ -143,6 +151,8 @@ def watch_places(owner: Any, name: str) -> None:
     watch(owner, f"{name}.capacity", lambda places: places.limit)
 
 
-def _read(readers: WeakKeyDictionary[Any, Callable[[Any], float]]) -> Iterable[metrics.Observation]:
-    values = [read(owner) for owner, read in list(readers.items())]
-    return [metrics.Observation(sum(values))] if values else []
+def _read(readers: WeakKeyDictionary[Any, _Reader]) -> Iterable[metrics.Observation]:
+    sums: dict[tuple[tuple[str, str], ...], float] = {}
+    for owner, (read, labels) in list(readers.items()):
+        sums[labels] = sums.get(labels, 0) + read(owner)
+    return [metrics.Observation(value, dict(labels)) for labels, value in sums.items()]

@@ -66,6 +66,8 @@ class StageServer:
     def __init__(self, stage: Stage, settings: ServerSettings):
         self._stage, self._settings = stage, settings
         self._draining = False
+        self._ready = False  # what health said last
+        instruments.watch(self, "csm.ready", lambda server: int(server._ready), {"rpc.service": stage.service})
         self._lifeless = 0  # looks in a row that found the stage not live
         self.dead = asyncio.Event()  # set once the stage is no longer live
         self._watcher: asyncio.Task[None] | None = None
@@ -122,6 +124,7 @@ class StageServer:
         """Refuse new calls at once, give running ones `grace_s` (default: CSM_GRACE_S), then cancel them."""
         if self._watcher is not None:
             self._watcher.cancel()
+        self._ready = False
         self._health.end()  # nobody's watch is a call that is worth waiting for
         await self._server.stop(self._settings.grace_s if grace_s is None else grace_s)
         if self._health_server is not None:
@@ -141,7 +144,7 @@ class StageServer:
         live = self._lifeless < _LIFELESS_LOOKS
         if not live:
             self.dead.set()
-        ready = live and not self._draining and await self._stage.is_ready()
+        self._ready = ready = live and not self._draining and await self._stage.is_ready()
         await self._health.set("liveness", _SERVING if live else _NOT_SERVING)
         for name in ("readiness", "", self._stage.service):
             await self._health.set(name, _SERVING if ready else _NOT_SERVING)

@@ -78,6 +78,40 @@ async def test_health_names_liveness_and_readiness_apart(served):
     assert await health_of(address, "liveness") == NOT_SERVING
 
 
+async def test_readiness_is_measured_as_health_says_it(metrics):
+    ready = False
+
+    async def is_ready():
+        return ready
+
+    def measured():
+        return {point.attributes["rpc.service"]: point.value for point in metrics().get("csm.ready", ())}
+
+    def stage(service):
+        return Stage(service, lambda server: None, is_ready=is_ready)
+
+    codec, twin = (StageServer(stage(SERVICE), read(ServerSettings, {})) for _ in range(2))
+    other = StageServer(stage("csm.other.v1.OtherService"), read(ServerSettings, {}))
+    assert measured() == {SERVICE: 0, "csm.other.v1.OtherService": 0}
+    addresses = [await server.start() for server in (codec, twin, other)]
+    try:
+        assert measured() == {SERVICE: 0, "csm.other.v1.OtherService": 0}
+        ready = True
+        async with asyncio.timeout(30):
+            for address in addresses:
+                async with grpc.aio.insecure_channel(address) as channel:
+                    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="readiness"))
+                    while (await watch.read()).status != SERVING:
+                        pass
+                    watch.cancel()
+        assert measured() == {SERVICE: 2, "csm.other.v1.OtherService": 1}
+        await codec.drain()
+        assert measured() == {SERVICE: 1, "csm.other.v1.OtherService": 1}
+    finally:
+        await asyncio.gather(*(server.stop(0) for server in (codec, twin, other)))
+    assert measured() == {SERVICE: 0, "csm.other.v1.OtherService": 0}
+
+
 async def test_a_watcher_hears_of_the_end_and_does_not_keep_the_server_from_it(served):
     _, server, address = served
     async with grpc.aio.insecure_channel(address) as channel:
