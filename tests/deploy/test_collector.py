@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+import pytest
 import telemetry_tables as tables
 import yaml
+from manifests import container, one, render, settings_of
 
 CONFIG = yaml.safe_load((tables.DEPLOY / "collector" / "config.yaml").read_text())
 PIPELINES = CONFIG["service"]["pipelines"]
@@ -60,6 +62,19 @@ def test_policies_ask_for_attributes_that_spans_have():
                 (name,) = re.fullmatch(r'name == "([\w.]+)"', condition).groups()
                 assert name in {span for _, span, _ in tables.spans()}
     assert asked >= {"csm.time_to_first_audio_ms", "csm.underruns", "rpc.grpc.status_code"}
+
+
+@pytest.mark.parametrize("overlay", ["cpu-dev", "gpu"])
+def test_traces_are_judged_when_they_are_whole_and_there_is_memory_until_then(overlay):
+    sampling, memory = CONFIG["processors"]["tail_sampling"], CONFIG["processors"]["memory_limiter"]
+    wait_s = int(sampling["decision_wait"].removesuffix("s"))
+    manifests = render(f"overlays/{overlay}", ("observability",))
+    assert wait_s >= settings_of(manifests, "gateway").max_request_s + 5  # its span leaves within a second of its end
+    assert sampling["num_traces"] >= wait_s * sampling["expected_new_traces_per_sec"]
+    limit = container(one(manifests, "Deployment", "csm-collector"))["resources"]["limits"]["memory"]
+    assert limit == "2Gi"
+    refusing_from = 2 * 2**30 * (memory["limit_percentage"] - memory["spike_limit_percentage"]) / 100
+    assert sampling["num_traces"] * 20_000 < refusing_from / 2, "the other half is for all else"
 
 
 def test_span_metrics_have_dimensions_that_spans_have():
