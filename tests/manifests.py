@@ -38,7 +38,7 @@ Manifests = list[Manifest]
 
 
 @functools.cache
-def _rendered(overlay: str, components: tuple[str, ...]) -> Manifests:
+def _rendered(overlay: str, components: tuple[str, ...], more: str) -> Manifests:
     kubectl = Path(sys.executable).with_name("kubectl")
     with tempfile.TemporaryDirectory() as folder:
         # As a place of one's own would: an overlay on top. kustomize takes relative paths alone.
@@ -50,7 +50,7 @@ def _rendered(overlay: str, components: tuple[str, ...]) -> Manifests:
             "kind": "Kustomization",
             "resources": [path(overlay)],
             "components": [path(f"components/{name}") for name in components],
-        }
+        } | yaml.safe_load(more)
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(top))
         done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True)
     if done.returncode or "Warning" in done.stderr:
@@ -59,9 +59,12 @@ def _rendered(overlay: str, components: tuple[str, ...]) -> Manifests:
     return list(yaml.load_all(done.stdout, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
-def render(overlay: str, components: tuple[str, ...] = ()) -> Manifests:
-    """What `kubectl apply -k` would send, fresh to change. overlay: a folder below deploy/."""
-    return copy.deepcopy(_rendered(overlay, tuple(components)))
+def render(overlay: str, components: tuple[str, ...] = (), more: str = "{}") -> Manifests:
+    """What `kubectl apply -k` would send, fresh to change.
+
+    overlay: a folder below deploy/. more: what else stands in the kustomization.yaml on top of it, YAML.
+    """
+    return copy.deepcopy(_rendered(overlay, tuple(components), more))
 
 
 def of_kind(manifests: Manifests, kind: str) -> Manifests:

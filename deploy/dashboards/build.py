@@ -147,7 +147,7 @@ def request() -> dict:
             ),
             panel(
                 "Event loop lag", "s", "What every chunk waits for in a server whose loop is busy; p99 of each process.",
-                quantiles("csm_event_loop_lag_seconds", by="job, instance", of=(0.99,)), limit=0.1,
+                quantiles("csm_event_loop_lag_seconds", by="job, instance", of=(0.99,)), limit=0.15,
             ),
         ],
     )  # fmt: skip
@@ -174,7 +174,7 @@ def stages() -> dict:
                     *[(expr, f"{legend} backbone Generate")
                       for expr, legend in quantiles("csm_backbone_queue_duration_seconds", of=(0.95,))],
                 ],
-                limit=0.25,
+                limit=0.3,
             ),
             panel(
                 "Calls that failed by the stage's fault", "reqps", "By service, method and status.",

@@ -6,7 +6,8 @@ import dataclasses
 import re
 
 import pytest
-from manifests import DEPLOY, ROOT, SERVICES, SETTINGS, container, deployment, pod, render, settings_of
+import yaml
+from manifests import DEPLOY, ROOT, SERVICES, SETTINGS, container, deployment, one, pod, render, settings_of
 
 PAGE = (DEPLOY / "README.md").read_text()
 OPERATIONS = PAGE.split("## Alerts")[0]
@@ -48,3 +49,15 @@ def test_the_seconds_of_a_drain_are_those_of_the_manifests(overlay):
         spec = pod(deployment(manifests, service))
         assert said["terminationGracePeriodSeconds"] == spec["terminationGracePeriodSeconds"]
         assert int(pre_stop_s) == container(deployment(manifests, service))["lifecycle"]["preStop"]["sleep"]["seconds"]
+
+
+def test_the_way_to_runbooks_that_a_pager_can_open_leads_there():
+    (recipe,) = (text for text in re.findall(r"```yaml\n(.+?)```", PAGE, re.DOTALL) if "runbook_url" in text)
+    manifests = render("overlays/gpu", ("prometheus-operator",), recipe)
+    (page,) = re.findall(r"page=(https://[^\]]+)\]", recipe)
+    rules = yaml.safe_load((DEPLOY / "alerts/csm.rules.yaml").read_text())
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            rule["annotations"]["runbook_url"] = f"{page}#{rule['alert'].lower()}"
+    assert one(manifests, "PrometheusRule", "csm")["spec"] == rules
+    assert "runbooks" not in [m["metadata"]["name"] for m in manifests]

@@ -15,6 +15,9 @@ import promql
 import pytest
 import telemetry_tables as tables
 import yaml
+from opentelemetry.metrics import Histogram
+
+from services.runtime import instruments
 
 DEPLOY = tables.DEPLOY
 RULES_FILE, CASES_FILE = DEPLOY / "alerts" / "csm.rules.yaml", DEPLOY / "alerts" / "csm.rules.test.yaml"
@@ -117,6 +120,23 @@ def test_alerts_ask_for_what_is_exported_and_say_what_to_do(rule):
         assert mentioned in {other["alert"] for other in RULES}
     for mentioned in re.findall(r"\bcsm_\w+", notes["runbook"]):
         assert mentioned in METRICS
+
+
+def test_quantiles_are_held_against_edges_of_buckets(metrics):
+    """Between two edges Prometheus guesses, and would decide by its guess whom to wake."""
+    for instrument in vars(instruments).values():
+        if isinstance(instrument, Histogram):
+            instrument.record(0)
+    edges = {name: points[0].explicit_bounds for name, points in metrics().items() if hasattr(points[0], "explicit_bounds")}
+    held = [(rule["expr"], float(rule["expr"].rpartition(">")[2])) for rule in RULES if "histogram_quantile" in rule["expr"]]
+    for _, panel in PANELS:
+        steps = panel["fieldConfig"]["defaults"].get("thresholds", {}).get("steps", ())
+        expr = panel["targets"][0]["expr"]  # whose limit the panel's line is
+        held += [(expr, step["value"]) for step in steps if step["value"] and "histogram_quantile" in expr]
+    assert len(held) > 10
+    for expr, limit in held:
+        ((series, _),) = promql.parse(plain(expr)).selectors
+        assert limit in edges[METRICS[series].name], f"{expr}: {limit}"
 
 
 def test_the_operations_page_has_every_alert():
