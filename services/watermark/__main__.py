@@ -13,7 +13,7 @@ from models.bundle import load_bundle
 from models.device import usable_device
 from services.runtime.server import Stage, main
 from services.watermark.config import WatermarkSettings, deployment_key
-from services.watermark.detector import Detector
+from services.watermark.detector import OFFSETS, Detector
 from services.watermark.embedder import Embedder
 from services.watermark.level import FixedLevel, RunningLevel
 from services.watermark.pool import Pool
@@ -29,7 +29,8 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
     device = usable_device("CSM_WATERMARK_DEVICE", settings.device)
     nets = await asyncio.to_thread(load_nets, bundle.watermark.resolve(), device)
     key = deployment_key(settings, bundle, nets.hparams.key_bytes)
-    sdr_db = settings.sdr_db if settings.sdr_db is not None else bundle.watermark.options.get("message_sdr_db")
+    options = bundle.watermark.options
+    sdr_db = settings.sdr_db if settings.sdr_db is not None else options.get("message_sdr_db")
     embedder = Embedder(
         nets,
         key,
@@ -37,7 +38,7 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
         message_sdr_db=sdr_db,
         level=FixedLevel() if settings.level == "fixed" else RunningLevel(),
     )
-    detector = Detector(nets, max_seconds=settings.max_detect_s)
+    detector = Detector(nets, max_seconds=settings.max_detect_s, offsets=options.get("search_offsets", OFFSETS))
     marking = Pool("marking", settings.workers, stall_s=settings.stall_s)
     searching = Pool("searching", settings.detections)
     servicer = WatermarkServicer(settings, bundle, key, embedder, detector, marking, searching)

@@ -1,14 +1,15 @@
-"""Find a key in a clip: which symbols its columns say, from which sample on, and whether that is proof.
+"""Find a key in a clip: how far its columns speak for it, from which sample on, and whether that is proof.
 
 The stock decoder reports `status: True` for anything that spells some message, and looks for the
 message's phase by decoding the whole clip at every tenth sample of a hop: 205 times for the public
-model. Here the loudest few messages are decoded at eighths of a hop, then around the best ever
-more finely, and the whole clip once.
+model. Here a few offsets within a hop are tried, farthest apart first, until the key is spelt: a clip
+that begins where its mark does takes one pass, and one with no sign of the key takes no more than
+those few. Only a clip that seems to hold the key and does not prove it is looked at more finely.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +23,12 @@ from services.watermark.hparams import TRAINING_POWER
 from services.watermark.key import check_key, key_symbols, symbols_key
 from services.watermark.weights import Nets
 
-_COARSE = 8  # offsets tried per hop
-_FINE = 4  # halvings of the step after that: the position is right to hop / 128
-_SEARCH_MESSAGES = 3  # length of the stretch that the search decodes
-_PROMISING = 0.05  # when chance explains every coarse offset better than this, finer ones are not worth their time
-_BLOCK_COLUMNS = 128  # decoded at once, so that memory does not grow with the clip
+OFFSETS = 8  # tried per hop where nothing is known of the decoder
+_FINEST = 32  # a promising clip is tried down to a hop / 32
+_SEARCH_MESSAGES = 6  # length of the stretch that the search decodes
+_PROMISING = 0.02  # when chance explains every offset better than this, finer ones are not worth their time
+_BLOCK_CELLS = 32768  # bins x columns decoded at once, so that memory does not grow with the clip
+_LEAST_BLOCK_COLUMNS = 128
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,11 @@ class Detection:
     """What was found.
 
     found: whether the key is there beyond chance (see evidence.py).
-    confidence: share of the decoded symbols that agree with the key. threshold: from where it is proof.
-    decoded_key: what the symbols spell, by majority; None when they spell no key.
-    position_s: where the first whole message begins; None unless found.
+    confidence: how far the columns agree with the key, as the mean probability of its symbols.
+    threshold: from where that is proof.
+    decoded_key: what the columns spell, all taken together; None when they spell no key.
+    position_s: where the first whole message begins, right to half the distance of the offsets tried;
+    None unless found.
     """
 
     found: bool
@@ -46,17 +50,41 @@ class Detection:
     position_s: float | None
 
 
+@dataclass(frozen=True)
+class _Look:
+    """One pass over audio that begins `start` samples into the clip."""
+
+    start: int
+    sums: NDArray[np.float64]  # see evidence.tally
+    sharpness: float
+    fit: Fit
+
+    @property
+    def spelt(self) -> bytes | None:
+        return symbols_key(vote(self.sums))
+
+
 class Detector:
     """Looks for keys with one model's nets. Holds nothing of any clip; safe to share by threads."""
 
-    def __init__(self, nets: Nets, *, max_seconds: float = 60.0):
+    def __init__(self, nets: Nets, *, max_seconds: float = 60.0, offsets: int = OFFSETS):
+        """offsets: places within a hop at which columns are tried. A decoder that was trained on clips
+        cut at any sample needs two; one that was not may read nothing a quarter of a hop beside its columns.
+
+        Raises: ValueError when offsets is out of bounds.
+        """
+        if not 1 <= offsets <= _FINEST or offsets & (offsets - 1):
+            raise ValueError(f"offsets is {offsets}, must be a power of two, at most {_FINEST}")
         self.hparams = nets.hparams
         self.max_seconds = max_seconds
+        self.offsets = offsets
         self._decoder = nets.dec_m
         self.device = nets.dec_m.linear.weight.device
         self._window = torch.hann_window(nets.hparams.n_fft, device=self.device)
         # How many columns on each side one symbol depends on: one for each 3x3 layer.
         self._reach = sum(1 for layer in nets.dec_m.main if hasattr(layer, "conv"))
+        # Every look is a chance to be wrong: the coarse ones, two for each halving, the whole clip.
+        self._looks = offsets + 2 * (_FINEST // offsets).bit_length() - 1
 
     @torch.inference_mode()
     def detect(
@@ -77,15 +105,13 @@ class Detector:
         audio = self._prepare(np.asarray(samples, np.float32), sample_rate_hz)
         if audio is None:
             return Detection(False, 0.0, UNREACHABLE, None, None)
-        offset = self._find_offset(audio, message, stopped)
-        counts = self._count(self._scores(audio, offset, stopped))
-        result = fit(counts, message)
+        look = self._find(audio, message, stopped)
         return Detection(
-            result.found,
-            result.share,
-            result.threshold,
-            symbols_key(vote(counts)),
-            self._position(offset, result) if result.found else None,
+            look.fit.found,
+            look.fit.share,
+            look.fit.threshold,
+            look.spelt,
+            self._position(look) if look.fit.found else None,
         )
 
     def _prepare(self, samples: NDArray[np.float32], sample_rate_hz: int) -> Tensor | None:
@@ -108,58 +134,81 @@ class Detector:
         # An offset of up to a hop and mirrored ends must leave one frame.
         return torch.nn.functional.pad(audio, (0, max(0, 2 * self.hparams.n_fft - len(audio))))
 
-    def _find_offset(self, audio: Tensor, message: list[int], stopped: Callable[[], bool]) -> int:
-        """The sample, 0 to hop - 1, from which columns a hop apart lie on the encoder's."""
+    def _find(self, audio: Tensor, message: list[int], stopped: Callable[[], bool]) -> _Look:
+        """The look that speaks most for the key."""
+        stretch, start = self._loudest(audio)
+        look = self._search(stretch, message, stopped)
+        if len(stretch) == len(audio):
+            return look
+        [whole] = self._look(audio, [look.start], message, stopped)
+        if whole.fit.found or not look.fit.found:
+            return whole
+        return _Look(look.start + start, look.sums, look.sharpness, look.fit)  # marked in part
+
+    def _search(self, audio: Tensor, message: list[int], stopped: Callable[[], bool]) -> _Look:
+        """The first look at 0 to hop - 1 samples from the start that spells the key; else the best of all."""
         hop = self.hparams.hop_length
-        stretch = self._loudest(audio)
-        seen: dict[int, tuple[float, Fit]] = {}
+        key = symbols_key(message)
+        looks: dict[int, _Look] = {}
 
-        def look(offset: int) -> float:
-            if offset not in seen:
-                scores = self._scores(stretch, offset, stopped)
-                seen[offset] = self._sharpness(scores), fit(self._count(scores), message)
-            return seen[offset][0]
+        def spelt(offsets: Sequence[int]) -> bool:
+            new = [offset for offset in offsets if offset not in looks]
+            looks.update(zip(new, self._look(audio, new, message, stopped), strict=True))
+            return any(looks[offset].fit.found and looks[offset].spelt == key for offset in offsets)
 
-        step = max(1, hop // _COARSE)
-        best = max(range(0, hop, step), key=look)
-        if min(result.chance for _, result in seen.values()) > _PROMISING:
-            return best
-        for _ in range(_FINE):
-            step = step // 2
-            if not step:
+        coarse = [hop * part // self.offsets for part in _spread(self.offsets)]
+        # An accelerator takes all at once; a core saves the passes that are not needed.
+        for offsets in [coarse] if self.device.type != "cpu" else [[offset] for offset in coarse]:
+            if spelt(offsets):
+                return _best(looks)
+        if _best(looks).fit.chance > _PROMISING:
+            return max(looks.values(), key=lambda look: look.sharpness)
+        step = hop // self.offsets
+        while (step := step // 2) and step * _FINEST >= hop:
+            around = _best(looks).start
+            if spelt([(around - step) % hop, (around + step) % hop]):
                 break
-            best = max((best, (best - step) % hop, (best + step) % hop), key=look)
-        return best
+        return _best(looks)
 
-    def _loudest(self, audio: Tensor) -> Tensor:
-        """The stretch of a few messages with the most energy; starts a whole number of hops in."""
+    def _look(
+        self, audio: Tensor, offsets: Sequence[int], message: list[int], stopped: Callable[[], bool]
+    ) -> Iterator[_Look]:
+        for offset, scores in zip(offsets, self._scores(audio, offsets, stopped), strict=True):
+            sums = tally(scores.exp().cpu().numpy(), self.hparams.message_len)
+            yield _Look(offset, sums, self._sharpness(scores), fit(sums, message, self._looks))
+
+    def _loudest(self, audio: Tensor) -> tuple[Tensor, int]:
+        """The stretch of a few messages with the most energy, and where it starts: a whole number of hops in."""
         hop = self.hparams.hop_length
         length = (_SEARCH_MESSAGES * self.hparams.message_len + 1) * hop  # one hop to shift within
         if len(audio) <= length:
-            return audio
+            return audio, 0
         energy = audio[: len(audio) // hop * hop].reshape(-1, hop).square().sum(1).double().cumsum(0)
         span = length // hop
         sums = energy[span - 1 :] - torch.nn.functional.pad(energy, (1, 0))[: len(energy) - span + 1]
         start = int(sums.argmax()) * hop
-        return audio[start : start + length]
+        return audio[start : start + length], start
 
-    def _scores(self, audio: Tensor, offset: int, stopped: Callable[[], bool]) -> Tensor:
-        """Log-probability of each symbol in each column [symbols, T] of the audio from `offset` on."""
+    def _scores(self, audio: Tensor, offsets: Sequence[int], stopped: Callable[[], bool]) -> Tensor:
+        """Log-probability of each symbol in each column [len(offsets), symbols, T] of the audio from each offset on."""
+        if not offsets:
+            return audio.new_zeros(0, self.hparams.message_dim, 0)
         shape = self.hparams
-        spectrum = torch.stft(
-            audio[offset:], shape.n_fft, shape.hop_length, window=self._window, return_complex=True
-        )
-        magnitude = spectrum[: shape.message_band_size].abs()[None, None]
+        length = len(audio) - max(offsets)
+        shifted = torch.stack([audio[offset : offset + length] for offset in offsets])
+        spectrum = torch.stft(shifted, shape.n_fft, shape.hop_length, window=self._window, return_complex=True)
+        magnitude = spectrum[:, None, : shape.message_band_size].abs()
         columns = magnitude.shape[3]
+        block = max(_LEAST_BLOCK_COLUMNS, _BLOCK_CELLS // shape.message_band_size // len(offsets))
         blocks = []
-        for start in range(0, columns, _BLOCK_COLUMNS):
+        for start in range(0, columns, block):
             if stopped():
                 raise InterruptedError("the search was given up")
-            end = min(columns, start + _BLOCK_COLUMNS)
+            end = min(columns, start + block)
             first = max(0, start - self._reach)
-            scores = self._decoder(magnitude[..., first : end + self._reach])[0, 0]
-            blocks.append(scores[:, start - first : end - first])
-        return torch.cat(blocks, dim=1).float().log_softmax(dim=0)
+            scores = self._decoder(magnitude[..., first : end + self._reach])[:, 0]
+            blocks.append(scores[..., start - first : end - first])
+        return torch.cat(blocks, dim=2).float().log_softmax(dim=1)
 
     def _sharpness(self, scores: Tensor) -> float:
         """How surely the columns say some message that repeats: needs no key, so it favours none."""
@@ -169,14 +218,21 @@ class Detector:
         folded = scores[:, :whole].reshape(len(scores), periods, -1).mean(1)  # [symbols, place]
         return float(folded.max(dim=0).values.mean())
 
-    def _count(self, scores: Tensor) -> NDArray[np.int64]:
-        """Symbols read at each place of the message [message_len, symbols]."""
-        return tally(scores.argmax(0).cpu().numpy(), self.hparams.message_len, self.hparams.message_dim)
-
-    def _position(self, offset: int, result: Fit) -> float:
+    def _position(self, look: _Look) -> float:
         """Seconds to the first whole message; one that begins a hair before the clip counts as whole."""
         shape = self.hparams
-        position = offset + result.rotation * shape.hop_length
-        if shape.message_len * shape.hop_length - position <= shape.hop_length // _COARSE:
+        period = shape.message_len * shape.hop_length
+        position = (look.start + look.fit.rotation * shape.hop_length) % period
+        if period - position <= shape.hop_length // OFFSETS:
             position = 0
         return position / shape.sample_rate_hz
+
+
+def _best(looks: dict[int, _Look]) -> _Look:
+    return min(looks.values(), key=lambda look: (look.fit.chance, -look.fit.share))
+
+
+def _spread(count: int) -> list[int]:
+    """0 to count - 1, a power of two, each as far as can be from those before it: bits in reverse."""
+    bits = count.bit_length() - 1
+    return sorted(range(count), key=lambda n: f"{n:0{bits}b}"[::-1])

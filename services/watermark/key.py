@@ -41,7 +41,7 @@ def check_key(key: bytes, length: int, field: str = "key") -> bytes:
     symbols = key_symbols(key)
     # A key of bytes all alike cannot be told from audio whose symbols happen to be alike. One message
     # of the key with one symbol misread must be proof; it is for 99 of 100 random keys.
-    if fit(tally(np.array(symbols), len(symbols), 5), symbols).threshold > 1 - 0.9 / len(symbols):
+    if fit(tally(np.eye(5)[symbols].T, len(symbols)), symbols).threshold > 1 - 0.99 / len(symbols):
         raise ValueError(f"{field} is too regular to be told from chance: use random bytes")
     return key
 
