@@ -7,7 +7,6 @@ to frame lies in the tensors of `State`; a slot joins or leaves by a change to t
 
 from __future__ import annotations
 
-import dataclasses
 from types import ModuleType
 
 import torch
@@ -80,7 +79,8 @@ class Frame:
         state = self.state
         positions, frames = state.positions[slots], state.frames[slots]
         draw_from = (state.temperature[slots], state.top_k[slots], state.seeds[slots], frames)
-        hidden = self.backbone.forward(state.next_rows[slots], slots, positions, state.tables, splits, launches)
+        attend = self.backbone.paged(slots, positions, state.tables, splits, launches)
+        hidden = self.backbone.forward(state.next_rows[slots], attend, launches)
         self._decode(hidden, draw_from, codes, launches)
         is_live = slots < state.slots
         state.next_rows.index_copy_(0, slots, self._do.embed_frames(codes, self._embeddings))
@@ -90,7 +90,7 @@ class Frame:
     def _decode(self, hidden: Tensor, draw_from: tuple[Tensor, ...], codes: Tensor, launches: Launches) -> None:
         """Depth decoder: the backbone's rows [B, D] → codes [B, K]. depth.py tells how it goes."""
         batch, depth = len(hidden), self._depth
-        own, tables = self._batch[:batch], self._depth_tables
+        own = torch.cat([self._batch[:batch]] * 2)
         rows = torch.empty(2 * batch, self._projection.shape[0], device=hidden.device, dtype=torch.float32)
         # A launch that does not overlap (and no copy, which the ones that do could not follow): with it all
         # that came before is over, on which they rely for what they read before they wait.
@@ -101,11 +101,11 @@ class Frame:
 
         draw(self.backbone.head(hidden, self._heads[0], launches), 0, rows[batch:])
         # Two rows of each slot: the second must find what the first has written.
-        first = dataclasses.replace(launches, step=False)
-        positions = self._depth_positions[:2, :batch].flatten()
-        out = depth.forward(rows, torch.cat([own, own]), positions, tables, launches=first)[batch:]
+        attend = depth.paged(own, self._depth_positions[:2, :batch].flatten(), self._depth_tables)
+        out = depth.forward(rows, attend, launches)[batch:]
         for codebook in range(1, self.codebooks):
             rows = torch.empty(batch, rows.shape[1], device=hidden.device, dtype=torch.float32)
-            draw(depth.head(out, self._heads[codebook], launches), codebook, rows)
+            draw(depth.head(out, self._heads[codebook], launches, is_followed=codebook + 1 < self.codebooks), codebook, rows)
             if codebook + 1 < self.codebooks:
-                out = depth.forward(rows, own, self._depth_positions[codebook + 1, :batch], tables, launches=launches)
+                attend = depth.aligned(codebook + 1, self._depth_tables.shape[1], launches)
+                out = depth.forward(rows, attend, launches, (self._heads[codebook + 1], None))

@@ -7,6 +7,7 @@ launch with them, is an operation of kernels/, so that nothing makes the host wa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.backbone.cache import PagedCache
+from services.backbone.kernels import Ahead
 from services.backbone.transformer import Transformer
 
 
@@ -28,6 +30,8 @@ class Launches:
     gated: of many rows, the MLP's first product and its activation are one launch.
     packed: these products read weights of eight bits. That halves the bytes and is no longer the same model.
     overlap: where launches follow each other that allow it, the next one fetches its weights early.
+    ahead: products bring weights that later ones read into the device's cache: of the MLP's first product one part
+        in so many, twice; 0 is none.
     """
 
     step: bool = True
@@ -35,15 +39,18 @@ class Launches:
     gated: bool = False
     overlap: bool = False
     packed: bool = False
+    ahead: int = 0
+
+
+Weight = tuple[Tensor, Tensor | None]  # with the factors of its outputs if it is packed
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # (qkv, one layer's keys and values) → [N, H * hd]
 
 
 class _Weights(NamedTuple):
-    """Of a layer, each with the factors of its outputs if it is packed."""
-
-    qkv: tuple[Tensor, Tensor | None]
-    out: tuple[Tensor, Tensor | None]
-    gate_up: tuple[Tensor, Tensor | None]
-    down: tuple[Tensor, Tensor | None]
+    qkv: Weight
+    out: Weight
+    gate_up: Weight
+    down: Weight
 
 
 class Stack:
@@ -70,48 +77,75 @@ class Stack:
             _Weights(pack(layer.qkv), pack(layer.out), pack(layer.gate_up), pack(layer.down)) for layer in self._layers
         ]
 
-    def forward(
-        self, x: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, splits: int = 1, launches: Launches | None = None
-    ) -> Tensor:
-        """All layers.
+    def paged(
+        self, slots: Tensor, positions: Tensor, tables: Tensor, splits: int = 1, launches: Launches | None = None
+    ) -> Attend:
+        """Attention of rows of any slots and positions: [N] int64 each; no two rows have both in common.
 
-        x: [N, D] fp32, overwritten. slots, positions: [N] int64; no two rows have both in common.
         tables: [S, W] int32. splits: see kernels.plain.attend.
         launches: for rows that all lie in different slots; None where several are of one slot.
+        """
+        do, heads = self._operations, self.shape.heads
+        overlap = launches is not None and launches.overlap
+
+        def attend(qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            cached = slots, positions, tables, keys, values
+            if launches is not None and launches.step:
+                return do.step_attend(qkv, self._rope, *cached, heads, splits, overlap)
+            return do.attend(do.rope_write(qkv, self._rope, *cached, heads), *cached, splits)
+
+        return attend
+
+    def aligned(self, position: int, each: int, launches: Launches) -> Attend:
+        """Attention where row n is slot n's, all rows are at one position, and slot n's `each` blocks follow slot n - 1's."""
+
+        def attend(qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            return self._operations.aligned_attend(
+                qkv, self._rope, position, each, keys, values, self.shape.heads, launches.overlap
+            )
+
+        return attend
+
+    def forward(self, x: Tensor, attend: Attend, launches: Launches, after: Weight | None = None) -> Tensor:
+        """All layers.
+
+        x: [N, D] fp32, overwritten. attend: of paged() or aligned(). after: the weight that is read next.
         Returns: [N, D], what head() takes.
         """
-        do, eps, heads = self._operations, self.shape.norm_eps, self.shape.heads
-        launches = launches or Launches(step=False)
-        overlap = launches.overlap
+        do, eps, overlap = self._operations, self.shape.norm_eps, launches.overlap
+
+        def ahead(weight: Weight | None, part: int = 0, parts: int = 1) -> Ahead | None:
+            return Ahead(weight[0], part, parts) if launches.ahead and weight is not None else None
+
         normed = None if launches.products else do.add_norm(x, None, self._layers[0].attention_norm, eps)
         weights_of = self._weights if not launches.packed else self._packed
         assert weights_of is not None, "pack() first"
-        next_norms = [layer.attention_norm for layer in self._layers[1:]] + [self._norm]
-        for index, (layer, next_norm) in enumerate(zip(self._layers, next_norms, strict=True)):
-            cached = slots, positions, tables, self.cache.keys[index], self.cache.values[index]
-            weights = weights_of[index]
+        for index, layer in enumerate(self._layers):
+            keys, values, weights = self.cache.keys[index], self.cache.values[index], weights_of[index]
+            is_last = index + 1 == len(self._layers)
             if normed is None:
-                qkv = do.norm_linear(x, layer.attention_norm, eps, weights.qkv[0], overlap, weights.qkv[1])
-            else:
-                qkv = F.linear(normed, layer.qkv)
-            if launches.step:
-                attended = do.step_attend(qkv, self._rope, *cached, heads, splits, overlap)
-            else:
-                attended = do.attend(do.rope_write(qkv, self._rope, *cached, heads), *cached, splits)
-            if normed is None:
-                do.linear_add(attended, weights.out[0], x, overlap, weights.out[1])
-                gated = do.norm_gated(x, layer.mlp_norm, eps, weights.gate_up[0], overlap, weights.gate_up[1])
-                do.linear_add(gated, weights.down[0], x, overlap, weights.down[1])
+                qkv, out, gate_up, down = weights
+                qkv = do.norm_linear(x, layer.attention_norm, eps, *qkv, overlap, ahead(gate_up, 0, launches.ahead))
+                do.linear_add(attend(qkv, keys, values), *out, x, overlap, ahead(gate_up, 1, launches.ahead))
+                gated = do.norm_gated(x, layer.mlp_norm, eps, *gate_up, overlap, ahead(down))
+                do.linear_add(gated, *down, x, overlap, ahead(after if is_last else weights_of[index + 1].qkv))
                 continue
+            attended = attend(F.linear(normed, layer.qkv), keys, values)
             normed = do.add_norm(x, F.linear(attended, layer.out), layer.mlp_norm, eps)
             gated = (
                 do.linear_gated(normed, layer.gate_up) if launches.gated else do.silu_mul(F.linear(normed, layer.gate_up))
             )
+            next_norm = self._norm if is_last else self._layers[index + 1].attention_norm
             normed = do.add_norm(x, F.linear(gated, layer.down), next_norm, eps)
         return x if normed is None else normed
 
-    def head(self, out: Tensor, weight: Tensor, launches: Launches) -> Tensor:
-        """The last norm and a product. out: rows of what forward gave with the same launches. Returns: [N, M]."""
+    def head(self, out: Tensor, weight: Tensor, launches: Launches, is_followed: bool = False) -> Tensor:
+        """The last norm and a product. out: rows of what forward gave with the same launches. Returns: [N, M].
+
+        is_followed: this stack's first layer comes next.
+        """
         if launches.products:
-            return self._operations.norm_linear(out, self._norm, self.shape.norm_eps, weight, launches.overlap)
+            gate_up = (self._packed if launches.packed else self._weights)[0].gate_up[0]
+            ahead = Ahead(gate_up, 0, launches.ahead) if launches.ahead and is_followed else None
+            return self._operations.norm_linear(out, self._norm, self.shape.norm_eps, weight, None, launches.overlap, ahead)
         return F.linear(out, weight)

@@ -1,8 +1,8 @@
 """Top-k sampling with counter noise in one Triton kernel. Twin in plain.py.
 
 The k-th largest logit is found by bisection over the bits of a float, which order as integers do (of
-bf16 the upper half says all): the search ends as soon as exactly k logits are at or above the middle,
-or, with ties at the k-th, at the k-th's own value. Then argmax(logit / temperature + Gumbel), as sampling.py says; the noise is
+bf16 the upper half says all), two bits a round: the search ends as soon as exactly k logits are at or
+above a cut, or, with ties at the k-th, at the k-th's own value. Then argmax(logit / temperature + Gumbel), as sampling.py says; the noise is
 noise.py's, made from the same counters by the same generator.
 """
 
@@ -52,14 +52,22 @@ def _sample(
     # At least top_k are at or above low, fewer at or above high; in 64 bits, as their difference may be.
     low = tl.min(tl.where(inside, order, 0x7FFFFFFF), axis=0).to(tl.int64)
     high = tl.max(order, axis=0).to(tl.int64) + 1
-    count = bins.to(tl.int32)
+    count = bins.to(tl.int32)  # below 2^20
     while (high - low > 1) & (count != top_k):
-        middle = low + (high - low) // 2
-        above = tl.sum((order >= middle.to(tl.int32)).to(tl.int32), axis=0)
-        enough = above >= top_k
-        low = tl.where(enough, middle, low)
-        count = tl.where(enough, above, count)
-        high = tl.where(enough, high, middle)
+        # Three cuts a round: the sums of a round cost one trip through all warps, and there are half as many.
+        half = low + (high - low) // 2
+        first, third = low + (high - low) // 4, half + (high - half) // 2
+        above = (order >= first.to(tl.int32)).to(tl.int64) + ((order >= half.to(tl.int32)).to(tl.int64) << 20)
+        above = tl.sum(above + ((order >= third.to(tl.int32)).to(tl.int64) << 40), axis=0)
+        above1, above2, above3 = above & 0xFFFFF, (above >> 20) & 0xFFFFF, above >> 40
+        if above3 >= top_k:
+            low, count = third, above3.to(tl.int32)
+        elif above2 >= top_k:
+            low, high, count = half, third, above2.to(tl.int32)
+        elif above1 >= top_k:
+            low, high, count = first, half, above1.to(tl.int32)
+        else:
+            high = first
     scores = tl.div_rn(values, tl.load(temperatures + row)) + noise
     scores = tl.where(top_k == 1, values, scores)
     code = tl.argmax(tl.where(inside & (order >= low.to(tl.int32)), scores, float("-inf")), axis=0)

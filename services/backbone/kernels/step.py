@@ -20,11 +20,18 @@ from services.backbone.kernels.attention import TILE_ROWS, combine_parts
 
 
 @triton.jit
-def _turned(start, column, cos, sin, inside):
-    """Values at start + column, their interleaved pairs turned. sin: negative in even columns."""
-    own = tl.load(start + column, mask=inside, other=0.0)
-    partner = tl.load(start + (column ^ 1), mask=inside, other=0.0)
-    return (own.to(tl.float32) * cos + partner.to(tl.float32) * sin).to(own.dtype)
+def _rotation(rope, position, column, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr):
+    """(cos, sin) of a row's pairs, [WIDTH / 2] each."""
+    pairs = tl.load(rope + position.to(tl.int64) * HEAD_DIM + column, mask=column < HEAD_DIM, other=0.0)
+    return tl.split(tl.reshape(pairs, (WIDTH // 2, 2)))
+
+
+@triton.jit
+def _turned(values, cos, sin, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """[ROWS, WIDTH], their interleaved pairs turned."""
+    even, odd = tl.split(tl.reshape(values.to(tl.float32), (ROWS, WIDTH // 2, 2)))
+    cos, sin = cos[None, :], sin[None, :]
+    return tl.reshape(tl.join(even * cos - odd * sin, odd * cos + even * sin), (ROWS, WIDTH)).to(values.dtype)
 
 
 @triton.jit(do_not_specialize=["blocks", "table_width"])
@@ -44,15 +51,15 @@ def _step(
     fits = column < HEAD_DIM
     here = (member < GROUP)[:, None] & fits[None, :]
     own = qkv + row * (HEADS + 2 * KV_HEADS) * HEAD_DIM
-    pair = rope + position.to(tl.int64) * HEAD_DIM + (column & -2)
-    cos, sin = tl.load(pair, mask=fits, other=0.0), tl.load(pair + 1, mask=fits, other=0.0)
-    sin = tl.where((column & 1) != 0, sin, -sin)
+    cos, sin = _rotation(rope, position, column, HEAD_DIM, WIDTH)
     own_block = tl.load(tables + slot * table_width + position // ROWS).to(tl.int64)
     if OVERLAP:  # slots, positions and tables were there before the launch ahead, which gives qkv
         gdc_launch_dependents()
         gdc_wait()
-    query = _turned(own + (head * HEAD_DIM)[:, None], column[None, :], cos[None, :], sin[None, :], here)
-    new_key = _turned(own + (HEADS + kv) * HEAD_DIM, column, cos, sin, fits)
+    query = tl.load(own + (head * HEAD_DIM)[:, None] + column[None, :], mask=here, other=0.0)
+    query = _turned(query, cos, sin, PADDED, WIDTH)
+    new_key = tl.load(own + (HEADS + kv) * HEAD_DIM + column, mask=fits, other=0.0)
+    new_key = tl.reshape(_turned(new_key[None, :], cos, sin, 1, WIDTH), (WIDTH,))
     new_value = tl.load(own + (HEADS + KV_HEADS + kv) * HEAD_DIM + column, mask=fits, other=0.0)
     first = kv.to(tl.int64) * blocks * ROWS
     is_own = (start <= position) & (position < stop)  # the row lies in this part

@@ -176,12 +176,13 @@ def test_packed_weights_give_what_the_weights_they_stand_for_do(model):
     frame, given = runner._frame, torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
     wanted = GraphRunner(rounded, slots=1)._frame
     rows = torch.tensor([0, 0]), torch.tensor([0, 1]), runner._state.tables
+    attends = [each.backbone.paged(*rows) for each in (frame, wanted)]
     launches = Launches(step=False, products=True)
     with torch.inference_mode():
-        ours = frame.backbone.forward(given.clone(), *rows, launches=dataclasses.replace(launches, packed=True))
-        theirs = wanted.backbone.forward(given.clone(), *rows, launches=launches)
+        ours = frame.backbone.forward(given.clone(), attends[0], dataclasses.replace(launches, packed=True))
+        theirs = wanted.backbone.forward(given.clone(), attends[1], launches)
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-        plainly = frame.backbone.forward(given.clone(), *rows, launches=launches)
+        plainly = frame.backbone.forward(given.clone(), attends[0], launches)
     assert not torch.allclose(ours, plainly, atol=1e-3)
 
 

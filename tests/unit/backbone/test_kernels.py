@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 from models.bundle import GeneratorPart, LlamaShape
 from services.backbone.blocks import BLOCK_ROWS
 from services.backbone.frame import Frame, State
-from services.backbone.kernels import fused, plain
+from services.backbone.kernels import Ahead, fused, plain
 from services.backbone.model import build_model, init_random, rope_table
 from services.backbone.noise import gumbel
 from services.backbone.sampling import sample
@@ -135,6 +135,28 @@ def test_step_attention(device, dtype, heads, kv_heads, head_dim, splits, overla
     assert error(ours.nan_to_num_(), theirs) < limit(dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 16), (6, 6, 48), (8, 2, 128)])
+@pytest.mark.parametrize("position", [2, 16, 31])
+@pytest.mark.parametrize("overlap", [False, pytest.param(True, marks=pytest.mark.gpu)])
+def test_aligned_attention(device, dtype, heads, kv_heads, head_dim, position, overlap):
+    """Three slots at one position, each with blocks of its own; another's rows lie behind."""
+    interpreter_takes(device, dtype)
+    if overlap and device.type == "cpu":
+        pytest.skip("only a GPU's launches overlap")
+    each = 3
+    rope = torch.view_as_real(rope_table(LlamaShape(1, heads, kv_heads, heads * head_dim, 1, 48), device)).flatten(1)
+    qkv = torch.randn(3, (heads + 2 * kv_heads) * head_dim, device=device, dtype=dtype)
+    stores = torch.randn(2, kv_heads, 4 * each, BLOCK_ROWS, head_dim, device=device, dtype=dtype)
+    rows = stores.view(2, kv_heads, 4, each * BLOCK_ROWS, head_dim)
+    rows[:, :, :, position:] = float("nan")  # the row itself and those behind it
+    ours, theirs = stores.clone(), stores.clone()
+    attended = fused.aligned_attend(qkv, rope, position, each, *ours, heads, overlap)
+    wanted = plain.aligned_attend(qkv, rope, position, each, *theirs.nan_to_num_(), heads)
+    assert error(attended, wanted) < limit(dtype)
+    assert error(ours.nan_to_num_(), theirs) < limit(dtype)
+
+
 # (width, outputs); CSM-1B's own where a GPU has to compute them
 SHAPES = [(64, 100), (300, 33), (2048, 20), *([(1024, 8192), (2048, 3072), (8192, 1024)] if torch.cuda.is_available() else [])]
 
@@ -154,20 +176,33 @@ def test_products_of_few_rows(device, dtype, width, outputs, count, overlap, pac
     weight, factors = torch.randn(2 * outputs, width, device=device, dtype=dtype) * width**-0.5, None
     if packed:
         weight, factors = plain.pack(weight)
-    normed = fused.norm_linear(x, scale, 1e-5, weight, overlap, factors)
-    assert error(normed, plain.norm_linear(x, scale, 1e-5, weight, overlap, factors)) < limit(dtype)
-    gated = fused.norm_gated(x, scale, 1e-5, weight, overlap, factors)
-    assert error(gated, plain.norm_gated(x, scale, 1e-5, weight, overlap, factors)) < 2 * limit(dtype)
+    normed = fused.norm_linear(x, scale, 1e-5, weight, factors, overlap)
+    assert error(normed, plain.norm_linear(x, scale, 1e-5, weight, factors, overlap)) < limit(dtype)
+    gated = fused.norm_gated(x, scale, 1e-5, weight, factors, overlap)
+    assert error(gated, plain.norm_gated(x, scale, 1e-5, weight, factors, overlap)) < 2 * limit(dtype)
     rows, stream = x.to(dtype), torch.randn(count, 2 * outputs, device=device)
     ours, theirs = stream.clone(), stream.clone()
     for _ in range(2):  # the second time finds what the first left behind
-        fused.linear_add(rows, weight, ours, overlap, factors)
-        plain.linear_add(rows, weight, theirs, overlap, factors)
+        fused.linear_add(rows, weight, factors, ours, overlap)
+        plain.linear_add(rows, weight, factors, theirs, overlap)
     assert error(ours, theirs) < limit(dtype)
     again = stream.clone()
     for _ in range(2):
-        fused.linear_add(rows, weight, again, overlap, factors)
+        fused.linear_add(rows, weight, factors, again, overlap)
     assert torch.equal(again, ours)  # whoever of its parts was first
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_what_is_brought_ahead_changes_nothing(device, parts):
+    """An odd number of lines, and a weight that the parts do not divide: nothing is asked for that is not there."""
+    if device.type == "cpu":
+        pytest.skip("the interpreter takes no assembler")
+    x, scale = torch.randn(1, 1024, device=device), torch.rand(1024, device=device)
+    weight, later = torch.randn(1536, 1024, device=device), torch.randn(2 * 37, 160, device=device)
+    wanted = fused.norm_linear(x, scale, 1e-5, weight)
+    for part in range(parts):
+        assert torch.equal(fused.norm_linear(x, scale, 1e-5, weight, ahead=Ahead(later, part, parts)), wanted)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
