@@ -208,6 +208,8 @@ def main() -> None:
         grew = torch.cuda.memory_allocated(device) - before if is_cuda else 0
         began = time.perf_counter()
         runner.warm_up()
+        gc.collect()
+        gc.freeze()  # as services.runtime.server does
         notes.append(f"\nWarm-up (kernels compiled, {len(runner._sizes)} graphs captured): {time.perf_counter() - began:.1f} s.")
         if "ours" in only:
             for batch in arguments.batches:
