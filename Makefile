@@ -72,7 +72,7 @@ images:
 
 # The manifests alone, which `make test` looks at too: seconds, no cluster.
 deploy-check: $(VENV)/test.stamp
-	$(BIN)/python -m pytest tests/deploy/test_manifests.py tests/deploy/test_images.py
+	$(BIN)/python -m pytest tests/deploy/test_manifests.py tests/deploy/test_spoilt_manifests.py tests/deploy/test_images.py
 
 # The cpu-dev overlay as real pods. As root, with podman, runc, buildah, netavark, aardvark-dns and debootstrap.
 deploy-test: $(VENV)/test.stamp

@@ -7,6 +7,7 @@ import os
 
 import observed_chain
 import pytest
+import telemetry_tables
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,9 @@ def observed(tmp_path_factory):
         for name in [name for name in os.environ if name.startswith(("CSM_", "OTEL_"))]:
             patch.delenv(name)
         return asyncio.run(observed_chain.observe(tmp_path_factory.mktemp("observed"), settings))
+
+
+@pytest.fixture(scope="session")
+def exported() -> frozenset[str]:
+    """Names of all series in Prometheus, by the tables of telemetry.md."""
+    return frozenset(name for metric in telemetry_tables.metrics() for name in metric.series)
