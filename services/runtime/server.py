@@ -30,6 +30,7 @@ from services.runtime import instruments, logs, telemetry, tls
 from services.runtime.calls import CallInterceptor
 from services.runtime.channels import FLOW_CONTROL, MIB
 from services.runtime.health import Health
+from services.runtime.open_calls import OpenCalls
 from services.runtime.settings import ServerSettings, SettingError, StartError, describe, read
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class StageServer:
         self.health_address: str | None = None  # of the health checks' own server, once it listens
         self._health = Health()
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(settings.reader_stall_s), *stage.interceptors],
+            interceptors=[OpenCalls(), CallInterceptor(settings.reader_stall_s), *stage.interceptors],
             options=[
                 # gRPC's own default is 1, and two servers would share a port silently.
                 ("grpc.so_reuseport", int(settings.share_port)),

@@ -9,6 +9,7 @@ import pytest
 from csm.codec.v1 import codec_pb2, codec_pb2_grpc
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -145,6 +146,28 @@ async def test_a_client_that_knows_only_reflection_can_call(served):
             return rpc(ask(), timeout=5)
 
     assert (await asyncio.to_thread(call)).slots_capacity == 3
+
+
+async def test_a_stranger_whose_request_does_not_come_is_not_waited_for(served):
+    _, _, address = served
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(60):
+        silent = [channel.stream_stream(f"/grpc.health.v1.Health/{method}")() for method in ("Check", "Watch")]
+        call = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")()
+        await call.write(reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString())
+        assert SERVICE.encode() in await call.read()
+        assert await call.read() is grpc.aio.EOF  # as if it had asked for no more
+        for waiting in silent:
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await waiting.read()
+            assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert await health_of(address, "readiness") == SERVING
+
+
+async def test_health_knows_names_and_nothing_else(served):
+    _, _, address = served
+    with pytest.raises(grpc.aio.AioRpcError) as unknown:
+        await health_of(address, "somebody")
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_two_servers_never_share_a_port_unasked(served):

@@ -1,0 +1,65 @@
+"""Health and reflection on a server's own port: anybody may ask, so what they send must come at once.
+
+gRPC gathers a request whole before its handler sees it, up to the server's largest message, and knows no
+smaller limit for one method. So these requests are read here, and given so little time that nobody can
+have much of them waiting in memory: no more than what arrives in that time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import Any
+
+import grpc
+
+_ARRIVAL_S = 2.0  # they are a few bytes, sent together with the call's headers
+
+
+class OpenCalls(grpc.aio.ServerInterceptor):
+    """To gRPC all of them are streaming handlers: those read their requests themselves."""
+
+    def __init__(self, arrival_s: float = _ARRIVAL_S):
+        self._arrival_s = arrival_s
+
+    async def intercept_service(self, continuation, handler_call_details):
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith("/grpc."):
+            return handler
+
+        async def call(requests: AsyncIterable[Any], context: grpc.aio.ServicerContext) -> None:
+            arriving = _InTime(requests, self._arrival_s)
+            if handler.stream_stream:  # reflection
+                async for answer in handler.stream_stream(arriving, context):
+                    await context.write(answer)
+                return
+            try:
+                request = await anext(arriving)
+            except StopAsyncIteration:
+                await context.abort(
+                    grpc.StatusCode.DEADLINE_EXCEEDED, f"no whole request came within {self._arrival_s:g} s"
+                )
+            if handler.unary_unary:
+                await context.write(await handler.unary_unary(request, context))
+            else:  # Watch, which writes its answers itself
+                await handler.unary_stream(request, context)
+
+        return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+
+
+class _InTime:
+    """Requests, until one is not there in time: then as if the caller had no more."""
+
+    def __init__(self, requests: AsyncIterable[Any], arrival_s: float):
+        self._requests: AsyncIterator[Any] = aiter(requests)
+        self._arrival_s = arrival_s
+
+    def __aiter__(self) -> _InTime:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            async with asyncio.timeout(self._arrival_s):
+                return await anext(self._requests)
+        except TimeoutError:
+            raise StopAsyncIteration from None
