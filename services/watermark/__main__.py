@@ -12,6 +12,7 @@ from csm.watermark.v1 import watermark_pb2_grpc
 from models.bundle import load_bundle
 from models.device import usable_device
 from services.runtime.server import Stage, main
+from services.watermark.batches import Batches
 from services.watermark.config import WatermarkSettings, deployment_key
 from services.watermark.detector import OFFSETS, Detector
 from services.watermark.embedder import Embedder
@@ -41,7 +42,9 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
     detector = Detector(nets, max_seconds=settings.max_detect_s, offsets=options.get("search_offsets", OFFSETS))
     marking = Pool("marking", settings.workers, stall_s=settings.stall_s)
     searching = Pool("searching", settings.detections)
-    servicer = WatermarkServicer(settings, bundle, key, embedder, detector, marking, searching)
+    most = settings.batch or (1 if device.type == "cpu" else 64)
+    batches = Batches(embedder.advance, marking, most)
+    servicer = WatermarkServicer(settings, bundle, key, embedder, detector, batches, searching)
     try:
         yield Stage(
             service="csm.watermark.v1.WatermarkService",

@@ -25,6 +25,11 @@ class WatermarkSettings(ServerSettings):
     device: str = setting("CSM_WATERMARK_DEVICE", "cpu", "where the nets run: cpu, cuda or cuda:N")
     threads: int = setting("CSM_WATERMARK_THREADS", 1, "CPU threads of one pass", least=1, most=256)
     workers: int = setting("CSM_WATERMARK_WORKERS", 1, "streams worked on at one moment", least=1, most=256)
+    batch: int | None = setting(
+        "CSM_WATERMARK_BATCH", None,
+        "streams marked in one pass; default: 64 on an accelerator, 1 on the CPU, which more does not help",
+        least=1, most=4096,
+    )
     streams: int = setting("CSM_WATERMARK_STREAMS", 16, "streams open at once", least=1, most=4096)
     detections: int = setting("CSM_WATERMARK_DETECTIONS", 2, "Detect calls at once", least=1, most=256)
     max_detect_s: float = setting(

@@ -2,14 +2,14 @@
 
 The stock decoder reports `status: True` for anything that spells some message, and looks for the
 message's phase by decoding the whole clip at every tenth sample of a hop: 205 times for the public
-model. Here a few offsets within a hop are tried, farthest apart first, until the key is spelt: a clip
-that begins where its mark does takes one pass, and one with no sign of the key takes no more than
-those few. Only a clip that seems to hold the key and does not prove it is looked at more finely.
+model. Here no more of a clip is read than proves the key or leaves no hope of it: its loudest two
+messages at a few offsets within a hop, farthest apart first, until the key is spelt. Only a clip that
+seems to hold the key and does not prove it is looked at in full and more finely.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +25,9 @@ from services.watermark.weights import Nets
 
 OFFSETS = 8  # tried per hop where nothing is known of the decoder
 _FINEST = 32  # a promising clip is tried down to a hop / 32
-_SEARCH_MESSAGES = 6  # length of the stretch that the search decodes
-_PROMISING = 0.02  # when chance explains every offset better than this, finer ones are not worth their time
+_NEAR_MESSAGES = 2  # length of the stretch that is read at every offset
+_WIDE_MESSAGES = 8  # and of the one in which the best is sought
+_PROMISING = 0.05  # when chance explains every offset better than this, finer ones are not worth their time
 _BLOCK_CELLS = 32768  # bins x columns decoded at once, so that memory does not grow with the clip
 _LEAST_BLOCK_COLUMNS = 128
 
@@ -36,9 +37,9 @@ class Detection:
     """What was found.
 
     found: whether the key is there beyond chance (see evidence.py).
-    confidence: how far the columns agree with the key, as the mean probability of its symbols.
+    confidence: how far the columns read agree with the key, as the mean probability of its symbols.
     threshold: from where that is proof.
-    decoded_key: what the columns spell, all taken together; None when they spell no key.
+    decoded_key: what those columns spell, all taken together; None when they spell no key.
     position_s: where the first whole message begins, right to half the distance of the offsets tried;
     None unless found.
     """
@@ -52,10 +53,12 @@ class Detection:
 
 @dataclass(frozen=True)
 class _Look:
-    """One pass over audio that begins `start` samples into the clip."""
+    """One pass over a stretch. start: its first sample in the clip, a whole number of hops. offset: samples
+    from there to the first column, 0 to hop - 1. sums: see evidence.tally."""
 
     start: int
-    sums: NDArray[np.float64]  # see evidence.tally
+    offset: int
+    sums: NDArray[np.float64]
     sharpness: float
     fit: Fit
 
@@ -83,8 +86,8 @@ class Detector:
         self._window = torch.hann_window(nets.hparams.n_fft, device=self.device)
         # How many columns on each side one symbol depends on: one for each 3x3 layer.
         self._reach = sum(1 for layer in nets.dec_m.main if hasattr(layer, "conv"))
-        # Every look is a chance to be wrong: the coarse ones, two for each halving, the whole clip.
-        self._looks = offsets + 2 * (_FINEST // offsets).bit_length() - 1
+        # Every look is a chance to be wrong: the coarse ones, the wide one, two for each halving, the whole clip.
+        self._looks = offsets + 2 * (_FINEST // offsets).bit_length()
 
     @torch.inference_mode()
     def detect(
@@ -135,53 +138,50 @@ class Detector:
         return torch.nn.functional.pad(audio, (0, max(0, 2 * self.hparams.n_fft - len(audio))))
 
     def _find(self, audio: Tensor, message: list[int], stopped: Callable[[], bool]) -> _Look:
-        """The look that speaks most for the key."""
-        stretch, start = self._loudest(audio)
-        look = self._search(stretch, message, stopped)
-        if len(stretch) == len(audio):
-            return look
-        [whole] = self._look(audio, [look.start], message, stopped)
-        if whole.fit.found or not look.fit.found:
-            return whole
-        return _Look(look.start + start, look.sums, look.sharpness, look.fit)  # marked in part
+        """The first look that spells the key beyond chance; else the one that speaks most for it."""
+        hop, key = self.hparams.hop_length, symbols_key(message)
+        looks: list[_Look] = []
 
-    def _search(self, audio: Tensor, message: list[int], stopped: Callable[[], bool]) -> _Look:
-        """The first look at 0 to hop - 1 samples from the start that spells the key; else the best of all."""
-        hop = self.hparams.hop_length
-        key = symbols_key(message)
-        looks: dict[int, _Look] = {}
+        def proven(messages: int | None, offsets: Sequence[int]) -> bool:
+            stretch, start = self._loudest(audio, messages)
+            for offset, scores in zip(offsets, self._scores(stretch, offsets, stopped), strict=True):
+                sums = tally(scores.exp().cpu().numpy(), self.hparams.message_len)
+                result = fit(sums, message, self._looks)
+                looks.append(_Look(start, offset, sums, self._sharpness(scores), result))
+            return any(look.fit.found and look.spelt == key for look in looks[-len(offsets) :])
 
-        def spelt(offsets: Sequence[int]) -> bool:
-            new = [offset for offset in offsets if offset not in looks]
-            looks.update(zip(new, self._look(audio, new, message, stopped), strict=True))
-            return any(looks[offset].fit.found and looks[offset].spelt == key for offset in offsets)
+        def best() -> _Look:
+            return min(looks, key=lambda look: (look.fit.chance, -look.fit.share))
 
         coarse = [hop * part // self.offsets for part in _spread(self.offsets)]
         # An accelerator takes all at once; a core saves the passes that are not needed.
         for offsets in [coarse] if self.device.type != "cpu" else [[offset] for offset in coarse]:
-            if spelt(offsets):
-                return _best(looks)
-        if _best(looks).fit.chance > _PROMISING:
-            return max(looks.values(), key=lambda look: look.sharpness)
+            if proven(_NEAR_MESSAGES, offsets):
+                return best()
+        if best().fit.chance > _PROMISING:
+            sharpest = max(looks, key=lambda look: look.sharpness)
+            if self._most_of(audio):
+                return sharpest
+            proven(None, [sharpest.offset])
+            return looks[-1]
+        if proven(_WIDE_MESSAGES, [best().offset]):
+            return best()
         step = hop // self.offsets
         while (step := step // 2) and step * _FINEST >= hop:
-            around = _best(looks).start
-            if spelt([(around - step) % hop, (around + step) % hop]):
-                break
-        return _best(looks)
+            offset = best().offset
+            if proven(_WIDE_MESSAGES, [(offset - step) % hop, (offset + step) % hop]):
+                return best()
+        proven(None, [best().offset])
+        return best()
 
-    def _look(
-        self, audio: Tensor, offsets: Sequence[int], message: list[int], stopped: Callable[[], bool]
-    ) -> Iterator[_Look]:
-        for offset, scores in zip(offsets, self._scores(audio, offsets, stopped), strict=True):
-            sums = tally(scores.exp().cpu().numpy(), self.hparams.message_len)
-            yield _Look(offset, sums, self._sharpness(scores), fit(sums, message, self._looks))
+    def _loudest(self, audio: Tensor, messages: int | None) -> tuple[Tensor, int]:
+        """The stretch of so many messages with the most energy, and where it starts: a whole number of hops in.
 
-    def _loudest(self, audio: Tensor) -> tuple[Tensor, int]:
-        """The stretch of a few messages with the most energy, and where it starts: a whole number of hops in."""
+        None: all of it.
+        """
         hop = self.hparams.hop_length
-        length = (_SEARCH_MESSAGES * self.hparams.message_len + 1) * hop  # one hop to shift within
-        if len(audio) <= length:
+        length = ((messages or 0) * self.hparams.message_len + 1) * hop  # one hop to shift within
+        if messages is None or len(audio) <= length:
             return audio, 0
         energy = audio[: len(audio) // hop * hop].reshape(-1, hop).square().sum(1).double().cumsum(0)
         span = length // hop
@@ -189,10 +189,13 @@ class Detector:
         start = int(sums.argmax()) * hop
         return audio[start : start + length], start
 
+    def _most_of(self, audio: Tensor) -> bool:
+        """Whether the stretch that was read holds most of the clip's energy: the rest will not prove a key."""
+        stretch, _ = self._loudest(audio, _NEAR_MESSAGES)
+        return float(stretch.square().sum()) >= 0.5 * float(audio.square().sum())
+
     def _scores(self, audio: Tensor, offsets: Sequence[int], stopped: Callable[[], bool]) -> Tensor:
         """Log-probability of each symbol in each column [len(offsets), symbols, T] of the audio from each offset on."""
-        if not offsets:
-            return audio.new_zeros(0, self.hparams.message_dim, 0)
         shape = self.hparams
         length = len(audio) - max(offsets)
         shifted = torch.stack([audio[offset : offset + length] for offset in offsets])
@@ -222,14 +225,10 @@ class Detector:
         """Seconds to the first whole message; one that begins a hair before the clip counts as whole."""
         shape = self.hparams
         period = shape.message_len * shape.hop_length
-        position = (look.start + look.fit.rotation * shape.hop_length) % period
+        position = (look.start + look.offset + look.fit.rotation * shape.hop_length) % period
         if period - position <= shape.hop_length // OFFSETS:
             position = 0
         return position / shape.sample_rate_hz
-
-
-def _best(looks: dict[int, _Look]) -> _Look:
-    return min(looks.values(), key=lambda look: (look.fit.chance, -look.fit.share))
 
 
 def _spread(count: int) -> list[int]:

@@ -13,7 +13,9 @@ Two savings that change nothing:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,11 +27,28 @@ _FEATURES = 32
 
 @dataclass
 class MarkState:
-    """What one stream leaves behind in the nets. Leading dimension [B]: states of streams that are
-    fed the same number of columns can be concatenated and stepped as one."""
+    """What one stream leaves behind in the nets. Leading dimension [B]: states of the same shape of
+    streams that are fed the same number of columns can be concatenated and stepped as one."""
 
     tails: list[Tensor] = field(default_factory=list)  # per 3x3 layer: its input's last columns [B, C, rows, <=2]
     waiting: Tensor | None = None  # carrier and message whose features are not known yet [B, 2, rows, w]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return self.tails if self.waiting is None else [self.waiting, *self.tails]
+
+
+class Part(Protocol):
+    """One stream's share of a step, as Marker.step takes it but without the leading dimension."""
+
+    @property
+    def state(self) -> MarkState: ...
+    @property
+    def carrier(self) -> Tensor: ...
+    @property
+    def symbols(self) -> Tensor: ...
+    @property
+    def last(self) -> bool: ...
 
 
 class _GatedConv:
@@ -64,6 +83,26 @@ class Marker:
         linear = nets.enc_c.linear
         spelled = (linear.weight + linear.bias[:, None]).T  # [symbols, band]
         self._spelled = torch.nn.functional.pad(spelled, (0, self.rows - self.band))
+        self.device = spelled.device
+
+    @torch.inference_mode()
+    def step_each(self, parts: Sequence[Part]) -> list[Tensor]:
+        """Advance different streams, those alike in one pass; the marks [band, m] of each, on the CPU."""
+        groups: dict[tuple, list[int]] = {}
+        for index, part in enumerate(parts):
+            alike = (part.last, part.carrier.shape, *(tensor.shape for tensor in part.state.tensors))
+            groups.setdefault(alike, []).append(index)
+        marks: dict[int, Tensor] = {}
+        for members in groups.values():
+            states = [parts[index].state for index in members]
+            state = states[0] if len(states) == 1 else _join(states)
+            carrier = torch.stack([parts[index].carrier for index in members]).to(self.device)
+            symbols = torch.stack([parts[index].symbols for index in members]).to(self.device)
+            mark = self.step(state, carrier, symbols, parts[members[0]].last).cpu()
+            if len(states) > 1:
+                _part(state, states)
+            marks.update(zip(members, mark, strict=True))
+        return [marks[index] for index in range(len(parts))]
 
     @torch.inference_mode()
     def step(self, state: MarkState, carrier: Tensor, symbols: Tensor, last: bool = False) -> Tensor:
@@ -100,6 +139,19 @@ class Marker:
         if x.shape[3] <= 2 * layer.pad:
             return x.new_zeros(x.shape[0], len(layer.scale), x.shape[2], 0)
         return layer.step(x)
+
+
+def _join(states: list[MarkState]) -> MarkState:
+    waiting = [state.waiting for state in states if state.waiting is not None]
+    tails = [torch.cat(tails) for tails in zip(*(state.tails for state in states), strict=True)]
+    return MarkState(tails, torch.cat(waiting) if waiting else None)
+
+
+def _part(joined: MarkState, states: list[MarkState]) -> None:
+    """Give each stream its own again: copies, or a stream that waits would keep the whole batch in memory."""
+    for index, state in enumerate(states):
+        state.tails = [tail[index : index + 1].clone() for tail in joined.tails]
+        state.waiting = None if joined.waiting is None else joined.waiting[index : index + 1].clone()
 
 
 def _fold(weight: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from services.runtime.audio import (
 )
 from services.runtime.errors import Broken, InvalidRequest
 from services.runtime.identity import identity
+from services.watermark.batches import Batches
 from services.watermark.config import WatermarkSettings
 from services.watermark.key import check_key
 from services.watermark.pool import Pool
@@ -49,7 +50,7 @@ _PIECE_S = 1
 
 
 class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
-    """marking, searching: where the nets' work runs; a search takes seconds and must not delay a stream."""
+    """marking, searching: where the nets' work runs; a search takes long and must not delay a stream."""
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         key: bytes,
         embedder: Embedder,
         detector: Detector,
-        marking: Pool,
+        marking: Batches[tuple[EmbedStream, np.ndarray | None], np.ndarray],
         searching: Pool,
     ):
         self._settings, self._bundle, self._key = settings, bundle, key
@@ -183,10 +184,11 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
 
     async def _advance(self, stream: EmbedStream, samples: np.ndarray | None) -> tuple[np.ndarray, float]:
         asked = time.perf_counter()
-        marked, seconds = await self._marking.run(lambda: stream.finish() if samples is None else stream.push(samples))
-        instruments.stage_chunk.record(seconds, _EMBED)
-        instruments.stage_queue.record(max(0.0, time.perf_counter() - asked - seconds), _EMBED)
-        return marked, seconds
+        load = len(samples) if samples is not None else self._embedder.lookahead_samples
+        done = await self._marking.run((stream, samples), load)
+        instruments.stage_chunk.record(done.seconds, _EMBED)
+        instruments.stage_queue.record(max(0.0, time.perf_counter() - asked - done.seconds), _EMBED)
+        return done.result, done.share_s
 
     # Detect's parts.
 

@@ -132,8 +132,13 @@ def test_a_clip_that_begins_with_its_mark_takes_one_pass(detector, marked, monke
 
 @pytest.mark.parametrize("offsets", [2, 8])
 def test_a_clip_without_a_sign_of_the_key_takes_the_coarse_passes_alone(pair, offsets, monkeypatch):
-    result, count = passes(Detector(pair, offsets=offsets), speech_like(1.2, seed=9), monkeypatch)
+    result, count = passes(Detector(pair, offsets=offsets), speech_like(0.7, seed=9), monkeypatch)
     assert not result.found and count == offsets
+
+
+def test_a_long_clip_without_a_sign_of_the_key_is_read_once_in_full(detector, monkeypatch):
+    result, count = passes(detector, speech_like(4.0, seed=9), monkeypatch)
+    assert not result.found and count == detector.offsets + 1
 
 
 def test_a_long_clip_marked_in_its_loudest_part_alone_is_found(detector, marked):
