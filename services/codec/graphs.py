@@ -1,9 +1,9 @@
 """Passes of the decoder as captured CUDA graphs: one for each (streams, frames) that passes are filled up to.
 
 A pass of Mimi is some hundred small kernels, and launching them one by one takes longer than they run.
-A graph reads which rows of the pools it works on, and their codes, from tensors that stay where they
-are; rows that a pass has no stream for work on a spare one. On a CPU nothing is captured, and the same
-code, filling up included, runs the passes as they come: for tests.
+A graph reads which slots it works on, and their codes, from one tensor that stays where it is: one copy
+brings both. Rows that a pass has no stream for work on a spare slot. On a CPU nothing is captured, and
+the same code, filling up included, runs the passes as they come: for tests.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from torch import Tensor
 
 @dataclass
 class _Pass:
-    rows: Tensor  # [n] int64
-    codes: Tensor  # [n, K, T] int64
-    audio: Tensor  # [n, 1, samples], written by the graph
+    given: Tensor  # [n + n * T * K] int64: slots, then codes
+    host: Tensor  # the same, where the host writes it
+    audio: Tensor  # [n, samples], written by the graph
     graph: torch.cuda.CUDAGraph | None
+
+    def split(self, given: Tensor | np.ndarray, streams: int, frames: int):
+        """Slots [n] and codes [n, T, K] in `given`."""
+        return given[:streams], given[streams:].reshape(streams, frames, -1)
 
 
 class PassGraphs:
@@ -39,8 +43,8 @@ class PassGraphs:
         frames: Sequence[int],
     ):
         """
-        run: rows [n], codes [n, K, T] → audio [n, 1, samples], without waiting for the device.
-        spare: a row that belongs to no stream.
+        run: slots [n], codes [n, T, K] → audio [n, samples], without waiting for the device.
+        spare: a slot that belongs to no stream.
         streams, frames: the sizes to capture, every pair of them.
         """
         self.frames = sorted(frames)
@@ -61,37 +65,39 @@ class PassGraphs:
             stream, pool = (torch.cuda.Stream(), torch.cuda.graph_pool_handle()) if is_cuda else (None, None)
             for frames in reversed(self.frames):
                 for streams in reversed(self._streams):
-                    rows = torch.full((streams,), self._spare, device=self._device)
-                    codes = torch.zeros(streams, self._codebooks, frames, dtype=torch.int64, device=self._device)
+                    host = torch.zeros(streams * (1 + frames * self._codebooks), dtype=torch.int64, pin_memory=is_cuda)
+                    host[:streams] = self._spare
+                    made = _Pass(host.to(self._device), host, torch.empty(0), None)
+                    self._passes[streams, frames] = made
                     if stream is None:
-                        self._passes[streams, frames] = _Pass(rows, codes, torch.empty(0), None)
                         continue
+                    given = made.split(made.given, streams, frames)
                     stream.wait_stream(torch.cuda.current_stream())
                     with torch.cuda.stream(stream):  # what a library does the first time may not be captured
-                        self._run(rows, codes)
+                        self._run(*given)
                     torch.cuda.synchronize()
-                    graph = torch.cuda.CUDAGraph()
-                    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                        audio = self._run(rows, codes)
-                    self._passes[streams, frames] = _Pass(rows, codes, audio, graph)
+                    made.graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(made.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                        made.audio = self._run(*given)
 
     @torch.inference_mode()
-    def __call__(self, slots: Sequence[int], codes: np.ndarray) -> np.ndarray:
-        """codes: [n, K, T] int64 of n ≤ most_streams slots, T one of `frames`. Returns: samples [n, samples]."""
-        count, _, frames = codes.shape
+    def __call__(self, slots: Sequence[int], codes: Sequence[np.ndarray]) -> np.ndarray:
+        """slots: n ≤ most_streams; codes: [T, K] of each, T one of `frames`. Returns: samples [n, samples]."""
+        count, frames = len(slots), len(codes[0])
         size = next(size for size in self._streams if size >= count)
         chosen = self._passes[size, frames]
-        rows = torch.full((size,), self._spare)
-        rows[:count] = torch.tensor(slots)
+        host_slots, host_codes = chosen.split(chosen.host.numpy(), size, frames)
+        host_slots[:count] = slots
+        host_slots[count:] = self._spare
+        np.concatenate(codes, out=host_codes[:count].reshape(count * frames, -1), casting="same_kind")
         with self._on_device():
-            _put(chosen.rows, rows)
-            _put(chosen.codes[:count], torch.from_numpy(codes))
+            chosen.given.copy_(chosen.host, non_blocking=True)
             if chosen.graph is None:
-                return self._run(chosen.rows, chosen.codes)[:count, 0].numpy()
+                return self._run(*chosen.split(chosen.given, size, frames))[:count].numpy()
             chosen.graph.replay()
             # Pinned memory of its own, which lives as long as somebody holds samples in it.
             samples = torch.empty(count, chosen.audio.shape[-1], dtype=chosen.audio.dtype, pin_memory=True)
-            samples.copy_(chosen.audio[:count, 0], non_blocking=True)
+            samples.copy_(chosen.audio[:count], non_blocking=True)
             done = torch.cuda.Event(blocking=True)
             done.record()
             done.synchronize()
@@ -100,8 +106,3 @@ class PassGraphs:
     def _on_device(self) -> contextlib.AbstractContextManager:
         """The worker's thread may have another device current; a graph is replayed on the current one's stream."""
         return torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
-
-
-def _put(to: Tensor, numbers: Tensor) -> None:
-    """Without waiting: pinned memory is kept until the copy is done."""
-    to.copy_(numbers.pin_memory() if to.is_cuda else numbers, non_blocking=True)

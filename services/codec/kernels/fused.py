@@ -1,0 +1,253 @@
+"""Triton kernels for the operations of plain.py, which says what each computes.
+
+Most of a pass are products. Their precision is a choice: TF32 keeps 10 bits of each factor; `exact` takes
+each factor as a sum of two such numbers and adds up three products on the tensor cores, which keeps
+what fp32 has but for its last two or three bits. Weights are cut in two once, when they are loaded.
+
+Steps of several slots lie anywhere in pools and rings, and are read where they lie.
+"""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from services.codec.kernels import Layer
+
+_ELU, _GELU = 1, 2
+_AFTER = {"": 0, "elu": _ELU, "gelu": _GELU}
+_TILE_STEPS = 32  # of a ring, in one go
+_QUERIES = 16  # the fewest that a product on tensor cores takes
+_PROCESSORS = 128  # about; tiles are cut smaller where there are fewer of them
+
+
+@triton.jit
+def _turn(pool, rows, x, pool_width, column, steps, width, PAST: tl.constexpr, BLOCK: tl.constexpr):
+    stream = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = channel < width
+    kept = pool + tl.load(rows + stream) * pool_width + column + channel
+    own = x + stream * (PAST + steps) * width + channel
+    for past in tl.static_range(PAST):
+        tl.store(own + past * width, tl.load(kept + past * width, mask=inside), mask=inside)
+    # A step that is older than the pass moves up inside the pool: read before it is written over.
+    for past in tl.static_range(PAST):
+        from_pool = past + steps < PAST
+        older = tl.load(kept + (past + steps) * width, mask=inside & from_pool, other=0.0)
+        newer = tl.load(own + (past + steps) * width, mask=inside & (from_pool == 0), other=0.0)
+        tl.store(kept + past * width, older + newer, mask=inside)
+
+
+def turn(pool: Tensor, rows: Tensor, column: int, x: Tensor, past: int) -> Tensor:
+    count, steps, width = x.shape
+    block = min(256, triton.next_power_of_2(width))
+    _turn[(count, triton.cdiv(width, block))](
+        pool, rows, x, pool.shape[1], column, steps - past, width, PAST=past, BLOCK=block, num_warps=max(1, block // 64)
+    )
+    return x
+
+
+@triton.jit
+def _elu(x):
+    return tl.where(x > 0, x, tl.exp(tl.minimum(x, 0.0)) - 1.0)
+
+
+@triton.jit
+def _product(
+    x, weight, low, bias, added, out, count, steps, x_steps, out_steps, added_steps, x_width, length, outputs,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, BIAS: tl.constexpr, ADDED: tl.constexpr, EXACT: tl.constexpr,
+    WHOLE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(outputs, COLUMNS)
+    tile = tl.program_id(0)
+    row = tile // tiles * ROWS + tl.arange(0, ROWS)
+    output = tile % tiles * COLUMNS + tl.arange(0, COLUMNS)
+    k = tl.arange(0, BLOCK)
+    # What lies beyond the last row or output is read from the last one, and not written.
+    known = tl.minimum(row, count - 1)
+    stream, step = (known // steps).to(tl.int64), known % steps
+    x_place = x + ((stream * x_steps + step) * x_width)[:, None] + k[None, :]
+    w_place = tl.minimum(output, outputs - 1).to(tl.int64)[None, :] * length + k[:, None]
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for start in range(0, length, BLOCK):
+        if WHOLE:
+            values = tl.load(x_place + start)
+            weights = tl.load(weight + w_place + start)
+        else:
+            values = tl.load(x_place + start, mask=(start + k < length)[None, :], other=0.0)
+            weights = tl.load(weight + w_place + start, mask=(start + k < length)[:, None], other=0.0)
+        if BEFORE:
+            values = _elu(values)
+        # To the nearest number of 10 bits: half of the last one is added, and what lies below cut off.
+        high = ((values.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        if EXACT:
+            if WHOLE:
+                lows = tl.load(low + w_place + start)
+            else:
+                lows = tl.load(low + w_place + start, mask=(start + k < length)[:, None], other=0.0)
+            total = tl.dot(values - high, weights, total, input_precision="tf32")
+            total = tl.dot(high, lows, total, input_precision="tf32")
+        total = tl.dot(high, weights, total, input_precision="tf32")
+    inside = (row < count)[:, None] & (output < outputs)[None, :]
+    if BIAS:
+        total += tl.load(bias + output, mask=output < outputs, other=0.0)[None, :]
+    # Of each stream the last steps are the pass's own: what is written, and what is added.
+    if ADDED:
+        behind = (stream + 1) * added_steps - (steps - step)
+        total += tl.load(added + (behind * outputs)[:, None] + output[None, :], mask=inside, other=0.0)
+    if AFTER == 1:
+        total = _elu(total)
+    if AFTER == 2:
+        total = 0.5 * total * (1.0 + tl.erf(total * 0.7071067811865476))
+    behind = (stream + 1) * out_steps - (steps - step) * outputs
+    tl.store(out + behind[:, None] + output[None, :], total, mask=inside)
+
+
+def product(
+    x: Tensor, layer: Layer, *, past: int = 0, before: bool = False, after: str = "", added: Tensor | None = None
+) -> Tensor:
+    outputs, length = layer.weight.shape
+    steps = x.shape[1] - layer.taps + 1
+    out = x.new_empty(x.shape[0], past + steps * layer.repeat, outputs // layer.repeat)
+    rows, columns, block, warps, stages = tile_of(x.shape[0] * steps, outputs, length)
+    _product[(triton.cdiv(x.shape[0] * steps, rows) * triton.cdiv(outputs, columns),)](
+        x, layer.weight, layer.weight if layer.low is None else layer.low,
+        layer.weight if layer.bias is None else layer.bias, x if added is None else added, out,
+        x.shape[0] * steps, steps, x.shape[1], out.stride(0), 1 if added is None else added.shape[1],
+        x.shape[2], length, outputs,
+        BEFORE=before, AFTER=_AFTER[after], BIAS=layer.bias is not None, ADDED=added is not None,
+        EXACT=layer.low is not None, WHOLE=length % block == 0, ROWS=rows, COLUMNS=columns, BLOCK=block,
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return out
+
+
+def tile_of(count: int, outputs: int, length: int) -> tuple[int, int, int, int, int]:
+    """Rows, outputs and length of a tile, warps, stages: the largest tile of which there are enough."""
+    block = 32
+    columns = 128 if outputs > 64 else 64 if outputs > 32 else 32
+    if triton.cdiv(count, 128) * triton.cdiv(outputs, columns) >= _PROCESSORS:
+        return 128, columns, block, 8, 3
+    columns = min(columns, 64)
+    if triton.cdiv(count, 64) * triton.cdiv(outputs, columns) >= _PROCESSORS // 2:
+        return 64, columns, block, 4, 4
+    return 16, 32, block, 4, 4
+
+
+@triton.jit
+def _to_samples(x, weight, bias, out, steps, width, TAPS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    stream = tl.program_id(0).to(tl.int64)
+    step = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    channel = tl.arange(0, WIDTH)
+    inside = (step < steps)[:, None] & (channel < width)[None, :]
+    total = tl.zeros((BLOCK, WIDTH), dtype=tl.float32)
+    for tap in tl.static_range(TAPS):
+        place = (stream * (TAPS - 1 + steps) + step + tap)[:, None] * width + channel[None, :]
+        values = tl.load(x + place, mask=inside, other=0.0)
+        total += values * tl.load(weight + tap * width + channel, mask=channel < width, other=0.0)[None, :]
+    samples = tl.sum(total, axis=1) + tl.load(bias)
+    tl.store(out + stream * steps + step, samples, mask=step < steps)
+
+
+def to_samples(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    taps, width = weight.shape
+    steps = x.shape[1] - taps + 1
+    out = x.new_empty(x.shape[0], steps)
+    _to_samples[(x.shape[0], triton.cdiv(steps, 64))](
+        x, weight, bias, out, steps, width, TAPS=taps, WIDTH=triton.next_power_of_2(width), BLOCK=64, num_warps=4
+    )
+    return out
+
+
+@triton.jit
+def _rope_write(
+    qkv, cos, sin, rows, offsets, keys, values, out, steps, ring,
+    HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    stream, step = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = stream * steps + step
+    column = tl.arange(0, WIDTH)
+    inside = column < HEADS * DIM
+    pair = row * (DIM // 2) + column % DIM // 2
+    c, s = tl.load(cos + pair, mask=inside, other=0.0), tl.load(sin + pair, mask=inside, other=0.0)
+    # (a + ib)(cos + i sin): the even column is a cos - b sin, the odd one b cos + a sin
+    s = tl.where((column & 1) != 0, s, -s)
+    from_q = qkv + row * 3 * HEADS * DIM + column
+    from_k = from_q + HEADS * DIM
+    other = 1 - 2 * (column & 1)
+    q = tl.load(from_q, mask=inside, other=0.0) * c + tl.load(from_q + other, mask=inside, other=0.0) * s
+    k = tl.load(from_k, mask=inside, other=0.0) * c + tl.load(from_k + other, mask=inside, other=0.0) * s
+    v = tl.load(from_k + HEADS * DIM, mask=inside, other=0.0)
+    at = (tl.load(offsets + stream) + step) % ring
+    place = ((tl.load(rows + stream) * HEADS + column // DIM) * ring + at) * DIM + column % DIM
+    tl.store(out + row * HEADS * DIM + column, q, mask=inside)
+    tl.store(keys + place, k, mask=inside)
+    tl.store(values + place, v, mask=inside)
+
+
+def rope_write(
+    qkv: Tensor, cos: Tensor, sin: Tensor, rows: Tensor, offsets: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    count, steps = qkv.shape[:2]
+    _, heads, ring, dim = keys.shape
+    out = qkv.new_empty(count, steps, heads, dim)
+    _rope_write[(count, steps)](
+        qkv, cos, sin, rows, offsets, keys, values, out, steps, ring,
+        HEADS=heads, DIM=dim, WIDTH=triton.next_power_of_2(heads * dim), num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _attend(
+    q, rows, offsets, keys, values, out, steps, ring, context, scale,
+    HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,
+    TILE: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    stream, head, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    first = tl.load(offsets + stream) + part * QUERIES
+    last = first + tl.minimum(QUERIES, steps - part * QUERIES) - 1
+    start = tl.maximum(first - context + 1, 0)
+    own = tl.arange(0, QUERIES)
+    column = tl.arange(0, WIDTH)
+    fits = (column < DIM)[None, :]
+    here = (part * QUERIES + own < steps)[:, None] & fits
+    place = (((stream * steps + part * QUERIES + own) * HEADS + head) * DIM)[:, None] + column[None, :]
+    query = tl.load(q + place, mask=here, other=0.0)
+    cache = (tl.load(rows + stream) * HEADS + head) * ring * DIM
+    best = tl.full((QUERIES,), float("-inf"), dtype=tl.float32)
+    weight = tl.zeros((QUERIES,), dtype=tl.float32)
+    sums = tl.zeros((QUERIES, WIDTH), dtype=tl.float32)
+    for tile in range(TILES):
+        at = start + tile * TILE + tl.arange(0, TILE)
+        known = (at <= last)[:, None] & fits
+        place_kv = cache + ((at % ring) * DIM)[:, None] + column[None, :]
+        key = tl.load(keys + place_kv, mask=known, other=0.0)
+        value = tl.load(values + place_kv, mask=known, other=0.0)
+        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+        ago = (first + own)[:, None] - at[None, :]
+        scores = tl.where((at <= last)[None, :] & (ago >= 0) & (ago < context), scores, float("-inf"))
+        new = tl.maximum(best, tl.max(scores, axis=1))
+        held = tl.where(new == float("-inf"), 0.0, new)  # a row that has seen nothing yet
+        shares = tl.exp(scores - held[:, None])
+        fade = tl.exp(best - held)
+        weight = weight * fade + tl.sum(shares, axis=1)
+        sums = sums * fade[:, None] + tl.dot(shares, value, input_precision=PRECISION)
+        best = new
+    tl.store(out + place, sums / weight[:, None], mask=here)
+
+
+def attend(
+    q: Tensor, rows: Tensor, offsets: Tensor, keys: Tensor, values: Tensor, context: int, exact: bool = True
+) -> Tensor:
+    count, steps, heads, dim = q.shape
+    out = q.new_empty(count, steps, heads * dim)
+    _attend[(count, heads, triton.cdiv(steps, _QUERIES))](
+        q, rows, offsets, keys, values, out, steps, keys.shape[2], context, 1 / math.sqrt(dim),
+        HEADS=heads, DIM=dim, WIDTH=max(16, triton.next_power_of_2(dim)), QUERIES=_QUERIES, TILE=_TILE_STEPS,
+        TILES=triton.cdiv(context + _QUERIES - 1, _TILE_STEPS), PRECISION="tf32x3" if exact else "tf32", num_warps=4,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,257 @@
+"""Mimi's decoder as a short list of products, on the streaming state of many slots where it lies.
+
+Takes moshi's model apart once: every convolution becomes a product over windows of steps (kernels/),
+a transposed one a product whose rows are several steps each, and layer scales go into the weights. What
+a convolution looks back on lies in one pool, keys and values in a ring for each slot.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from moshi.models import MimiModel
+from moshi.modules.conv import StreamingConv1d, StreamingConvTranspose1d
+from moshi.modules.seanet import SEANetResnetBlock
+from moshi.modules.transformer import LayerScale, StreamingTransformerLayer
+from torch import Tensor, nn
+
+from models.files import PartError
+from services.codec.kernels import Layer, operations_for
+
+
+class UnknownShape(PartError):
+    """A model that is built otherwise than Mimi's decoder."""
+
+    def __init__(self, where: str, reason: str):
+        super().__init__("mimi", where, reason, "use a model of Mimi's own shape")
+
+
+@dataclass(frozen=True)
+class _Past:
+    """Where a layer's steps before the pass lie in the pool."""
+
+    column: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """One layer of the transformer."""
+
+    norm1: nn.LayerNorm
+    qkv: Layer
+    keys: Tensor  # [slots, H, ring, D]
+    values: Tensor
+    out: Layer
+    norm2: nn.LayerNorm
+    up: Layer
+    down: Layer
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Upsampling by a transposed convolution, then a residual block."""
+
+    upsample: Layer
+    upsample_past: _Past
+    wide: Layer
+    wide_past: _Past
+    narrow: Layer
+
+
+class DecoderNetwork:
+    """Decodes on `slots` rows of state, in one thread at a time, without waiting for the device.
+
+    exact: products keep fp32's bits; else TF32's, where the device's kernels have the choice.
+    Raises: UnknownShape.
+    """
+
+    def __init__(self, mimi: MimiModel, *, slots: int, max_chunk_frames: int, exact: bool = True):
+        self._exact = exact
+        self._device = next(mimi.parameters()).device
+        self._operations = operations_for(self._device)
+        self._width = 0  # of the pool, as far as it is shared out
+        self._codebooks = mimi.num_codebooks
+        self._semantic = mimi.quantizer.n_q_semantic
+        self._bins = mimi.cardinality
+        self._read_quantizer(mimi)
+        self._read_transformer(mimi, slots, max_chunk_frames)
+        self._read_decoder(mimi)
+        self._pool = torch.zeros(slots, self._width, device=self._device)
+        self._offsets = torch.zeros(slots, dtype=torch.long, device=self._device)  # transformer steps done
+
+    def reset(self, slot: int) -> None:
+        """Make `slot` ready for a new stream."""
+        self._pool[slot] = 0
+        self._offsets[slot] = 0
+
+    def run(self, rows: Tensor, codes: Tensor) -> Tensor:
+        """One pass. rows: slots [N] int64; codes: [N, T, K] int64. Returns: samples [N, T * samples_per_frame]."""
+        operations = self._operations
+        product = operations.product
+
+        def turned(x: Tensor, past: _Past) -> Tensor:
+            return operations.turn(self._pool, rows, past.column, x, past.steps)
+
+        entries = F.embedding(codes + self._firsts, self._table)  # [N, T, K, D]
+        latents = torch.cat([part.sum(2) for part in entries.tensor_split([self._semantic], dim=2)], dim=-1)
+        x = turned(product(latents, self._projection, past=self._steps_past.steps), self._steps_past)
+        # Every channel by itself: a frame and the one before it, each with factors of their own.
+        x = (x[:, 1:, None] * self._now + x[:, :-1, None] * self._before).flatten(1, 2)  # [N, steps, D]
+        x = self._transform(x, rows)
+        x = F.pad(x, (0, 0, self._first_past.steps, 0))
+        x = product(turned(x, self._first_past), self._first, past=self._stages[0].upsample_past.steps, after="elu")
+        pasts = [*(stage.upsample_past for stage in self._stages[1:]), self._last_past]
+        for stage, next_past in zip(self._stages, pasts, strict=True):
+            x = product(turned(x, stage.upsample_past), stage.upsample, past=stage.wide_past.steps)
+            hidden = product(turned(x, stage.wide_past), stage.wide, before=True, after="elu")
+            x = product(hidden, stage.narrow, past=next_past.steps, added=x, after="elu")
+        return operations.to_samples(turned(x, self._last_past), *self._last)
+
+    def _transform(self, x: Tensor, rows: Tensor) -> Tensor:
+        """x: [N, steps, D] → the same."""
+        operations = self._operations
+        offsets = self._offsets[rows]
+        steps = offsets[:, None] + torch.arange(x.shape[1], device=x.device)
+        angles = steps[..., None].float() * self._frequencies
+        cos, sin = angles.cos(), angles.sin()  # [N, steps, D / 2]
+        for layer in self._layers:
+            qkv = operations.product(_normed(layer.norm1, x), layer.qkv)
+            q = operations.rope_write(qkv, cos, sin, rows, offsets, layer.keys, layer.values)
+            seen = operations.attend(q, rows, offsets, layer.keys, layer.values, self._context, self._exact)
+            x = operations.product(seen, layer.out, added=x)
+            hidden = operations.product(_normed(layer.norm2, x), layer.up, after="gelu")
+            x = operations.product(hidden, layer.down, added=x)
+        self._offsets[rows] = offsets + x.shape[1]
+        return x
+
+    # Taking the model apart.
+
+    def _layer(self, weight: Tensor, bias: Tensor | None = None, taps: int = 1, repeat: int = 1) -> Layer:
+        """weight: [repeat * O, taps * I]."""
+        weight = weight.detach().float().contiguous()
+        bias = None if bias is None else bias.detach().float().contiguous()
+        if self._device.type != "cuda":
+            return Layer(weight, None, bias, taps, repeat)
+        high = (weight.view(torch.int32) + 0x1000 & -0x2000).view(torch.float32)
+        return Layer(high, weight - high if self._exact else None, bias, taps, repeat)
+
+    def _past(self, steps: int, width: int) -> _Past:
+        self._width += steps * width
+        return _Past(self._width - steps * width, steps)
+
+    def _conv(self, module: nn.Module, where: str) -> tuple[Layer, _Past]:
+        conv = _of(module, StreamingConv1d, where).conv.conv
+        if conv.stride != (1,) or conv.dilation != (1,) or conv.groups != 1 or module.pad_mode != "constant":
+            raise UnknownShape(where, "a convolution with strides, dilation, groups or padding of its own")
+        taps = conv.kernel_size[0]
+        weight = conv.weight.permute(0, 2, 1).flatten(1)  # [O, taps * I]
+        return self._layer(weight, conv.bias, taps), self._past(taps - 1, conv.in_channels)
+
+    def _transposed(self, module: nn.Module, where: str) -> tuple[Layer, _Past]:
+        conv = _of(module, StreamingConvTranspose1d, where).convtr.convtr
+        stride = conv.stride[0]
+        if conv.kernel_size != (2 * stride,) or conv.groups != 1:
+            raise UnknownShape(where, "a kernel that is not twice its stride, or groups")
+        # Step t * stride + r is what step t gives to r, and what the step before gave to stride + r.
+        taps = conv.weight.unflatten(2, (2, stride)).flip(2)  # [I, O, 2, stride], the earlier step first
+        weight = taps.permute(3, 1, 2, 0).flatten(2).flatten(0, 1)  # [stride * O, 2 * I]
+        bias = None if conv.bias is None else conv.bias.repeat(stride)
+        return self._layer(weight, bias, 2, stride), self._past(1, conv.in_channels)
+
+    def _read_quantizer(self, mimi: MimiModel) -> None:
+        halves = (mimi.quantizer.rvq_first, mimi.quantizer.rvq_rest)
+        books = [layer for half in halves for layer in list(half.vq.layers)[: half.n_q]]
+        for book in books:
+            _of(book.project_out, nn.Identity, "a codebook's projection")
+        self._table = torch.cat([book._codebook.embedding for book in books]).detach().float()  # [K * bins, D]
+        self._firsts = torch.arange(self._codebooks, device=self._device) * self._bins
+        self._projection = self._layer(torch.cat([_matrix(half.output_proj) for half in halves], dim=1))
+        conv = _of(mimi.upsample.convtr, StreamingConvTranspose1d, "upsample").convtr.convtr
+        stride = conv.stride[0]
+        if conv.groups != conv.in_channels or conv.kernel_size != (2 * stride,) or conv.bias is not None:
+            raise UnknownShape("upsample", "not one kernel of twice its stride for each channel")
+        # [I, 1, 2, stride] → each [stride, I]
+        self._now, self._before = conv.weight.detach().float().unflatten(2, (2, stride))[:, 0].permute(1, 2, 0).contiguous()
+        self._steps_a_frame, self._steps_past = stride, self._past(1, conv.in_channels)
+
+    def _read_transformer(self, mimi: MimiModel, slots: int, max_chunk_frames: int) -> None:
+        outer = mimi.decoder_transformer
+        if outer.input_proj is not None or len(outer.output_projs) != 1:
+            raise UnknownShape("decoder_transformer", "projections, or several outputs")
+        _of(outer.output_projs[0], nn.Identity, "decoder_transformer.output_projs")
+        transformer = outer.transformer
+        if transformer.positional_embedding != "rope":
+            raise UnknownShape("decoder_transformer", "positions other than rope")
+        self._layers = []
+        for module in transformer.layers:
+            where = "decoder_transformer.layers"
+            attention = _of(module, StreamingTransformerLayer, where).self_attn
+            plain = (module.gating is None, module.activation is F.gelu, module.cross_attention is None,
+                     not module.skip_self_attn, attention.kv_repeat == 1, attention.causal, attention.context,
+                     not attention.weights_per_step, len(attention.in_projs) == 1, module.linear1.bias is None)  # fmt: skip
+            if not all(plain):
+                raise UnknownShape(where, "not causal self-attention with a context, GELU and no gates")
+            self._context = attention.context
+            dim = attention.embed_dim // attention.num_heads
+            # One steps of a pass must not write over what an earlier one still looks at.
+            ring = attention.context + max_chunk_frames * self._steps_a_frame - 1
+            keys, values = torch.zeros(2, slots, attention.num_heads, ring, dim, device=self._device)
+            scales = [each.scale if isinstance(each, LayerScale) else 1.0 for each in (module.layer_scale_1, module.layer_scale_2)]
+            self._layers.append(_Attention(
+                _of(module.norm1, nn.LayerNorm, where), self._layer(attention.in_projs[0].weight), keys, values,
+                self._layer((attention.out_projs[0].weight.T * scales[0]).T),
+                _of(module.norm2, nn.LayerNorm, where), self._layer(module.linear1.weight),
+                self._layer((module.linear2.weight.T * scales[1]).T),
+            ))  # fmt: skip
+        half = torch.arange(dim // 2, device=self._device, dtype=torch.float32)
+        self._frequencies = torch.exp(half * (-math.log(transformer.max_period) * 2 / dim))
+
+    def _read_decoder(self, mimi: MimiModel) -> None:
+        modules = list(mimi.decoder.model)
+        if len(modules) < 6 or len(modules) % 3:
+            raise UnknownShape("decoder", f"{len(modules)} modules")
+        self._first, self._first_past = self._conv(modules[0], "decoder.0")
+        self._stages = []
+        for index in range(1, len(modules) - 2, 3):
+            where = f"decoder.{index}"
+            _elu_of(modules[index], where)
+            upsample = self._transposed(modules[index + 1], f"{where} upsampling")
+            block = _of(modules[index + 2], SEANetResnetBlock, where)
+            _of(block.shortcut, nn.Identity, where)
+            if len(block.block) != 4:
+                raise UnknownShape(where, f"a residual block of {len(block.block)} modules")
+            _elu_of(block.block[0], where), _elu_of(block.block[2], where)
+            wide, (narrow, narrow_past) = self._conv(block.block[1], where), self._conv(block.block[3], where)
+            if narrow_past.steps:
+                raise UnknownShape(where, "a residual block's second convolution looks back")
+            self._stages.append(_Stage(*upsample, *wide, narrow))
+        _elu_of(modules[-2], "decoder's end")
+        conv = _of(modules[-1], StreamingConv1d, "decoder's end").conv.conv
+        if conv.out_channels != 1 or conv.bias is None:
+            raise UnknownShape("decoder's end", "not one channel with a bias")
+        _, self._last_past = self._conv(modules[-1], "decoder's end")
+        self._last = (conv.weight.detach().float()[0].T.contiguous(), conv.bias.detach().float())
+
+
+def _of(module: nn.Module, kind: type, where: str):
+    if not isinstance(module, kind):
+        raise UnknownShape(where, f"{type(module).__name__} instead of {kind.__name__}")
+    return module
+
+
+def _elu_of(module: nn.Module, where: str) -> None:
+    if _of(module, nn.ELU, where).alpha != 1.0:
+        raise UnknownShape(where, f"an ELU with alpha {module.alpha}")
+
+
+def _matrix(module: nn.Module) -> Tensor:
+    """Of a convolution of kernel 1."""
+    return _of(module, nn.Conv1d, "the quantizer's projection").weight[:, :, 0]
+
+
+def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

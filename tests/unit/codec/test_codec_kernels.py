@@ -1,0 +1,121 @@
+"""The codec's Triton kernels against their plain twins on fresh random inputs.
+
+On a CUDA device they are compiled (`-m gpu`); elsewhere Triton's interpreter runs them, where Triton is
+installed at all, which the CPU needs for nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from services.codec.kernels import Layer, fused, plain
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    if request.param == "cpu" and torch.cuda.is_available():
+        pytest.skip("the kernels are compiled here, not interpreted")
+    torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
+    return torch.device(request.param)
+
+
+def error(got, wanted) -> float:
+    """‖got - wanted‖ / ‖wanted‖; NaN stays NaN and passes no comparison."""
+    got, wanted = got.double(), wanted.double()
+    return float((got - wanted).norm() / wanted.norm())
+
+
+def interpreter_takes_loops(device) -> None:
+    if device.type == "cpu" and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        pytest.skip("the interpreter's loops take no numpy from 2.4 on")
+
+
+@pytest.mark.parametrize(("steps", "past", "width"), [(2, 6, 512), (1, 1, 16), (6, 6, 24), (40, 2, 300), (3, 4, 64)])
+def test_turn(device, steps, past, width):
+    """Streams in slots that lie anywhere; a pass shorter than what is kept, too."""
+    pool = torch.randn(5, past * width + 24, device=device)
+    rows = torch.tensor([3, 0, 2], device=device)
+    x = torch.randn(3, past + steps, width, device=device)
+    ours, theirs, kept = x.clone(), x.clone(), pool.clone()
+    fused.turn(pool, rows, 16, ours, past)
+    plain.turn(kept, rows, 16, theirs, past)
+    assert torch.equal(ours, theirs) and torch.equal(pool, kept)
+
+
+def layer_of(device, outputs, taps, width, repeat, exact, bias=True):
+    weight = torch.randn(repeat * outputs, taps * width, device=device) / (taps * width) ** 0.5
+    high = (weight.view(torch.int32) + 0x1000 & -0x2000).view(torch.float32)
+    added = torch.randn(repeat * outputs, device=device) if bias else None
+    whole = Layer(weight, None, added, taps, repeat)
+    return whole, Layer(high, weight - high if exact else None, added, taps, repeat)
+
+
+PRODUCTS = [  # streams, steps, inputs, taps, outputs, repeat, past, before, after, added
+    (2, 1, 48, 1, 80, 1, 0, False, "gelu", False),
+    (3, 2, 32, 7, 64, 1, 1, False, "elu", False),
+    (2, 16, 64, 2, 16, 5, 2, False, "", False),
+    (2, 40, 32, 3, 16, 1, 0, True, "elu", False),
+    (3, 40, 12, 1, 24, 1, 2, False, "elu", True),
+    (1, 70, 12, 3, 6, 1, 0, True, "elu", False),
+]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("tile", [(16, 32, 32, 4, 4), (64, 64, 32, 4, 4), (128, 128, 32, 8, 3)])
+@pytest.mark.parametrize(("n", "steps", "inputs", "taps", "outputs", "repeat", "past", "before", "after", "added"), PRODUCTS)
+def test_product(
+    device, monkeypatch, exact, tile, n, steps, inputs, taps, outputs, repeat, past, before, after, added
+):
+    interpreter_takes_loops(device)
+    monkeypatch.setattr(fused, "tile_of", lambda *_: tile)
+    whole, cut = layer_of(device, outputs, taps, inputs, repeat, exact)
+    x = torch.randn(n, taps - 1 + steps, inputs, device=device)
+    options = {"past": past, "before": before, "after": after}
+    if added:
+        options["added"] = torch.randn(n, 2 + steps * repeat, outputs, device=device)
+    got, wanted = fused.product(x, cut, **options), plain.product(x, whole, **options)
+    assert got.shape == wanted.shape == (n, past + steps * repeat, outputs)
+    assert error(got[:, past:], wanted[:, past:]) < (1e-5 if exact else 2e-3)
+
+
+@pytest.mark.parametrize(("steps", "taps", "width"), [(1, 3, 24), (150, 3, 64), (64, 2, 8)])
+def test_to_samples(device, steps, taps, width):
+    x = torch.randn(3, taps - 1 + steps, width, device=device)
+    weight, bias = torch.randn(taps, width, device=device), torch.randn(1, device=device)
+    assert error(fused.to_samples(x, weight, bias), plain.to_samples(x, weight, bias)) < 1e-5
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    ("heads", "dim", "context", "steps"), [(2, 8, 10, 1), (2, 8, 10, 40), (3, 32, 32, 16), (2, 64, 250, 2), (1, 64, 250, 32)]
+)
+def test_attention_over_rings(device, exact, heads, dim, context, steps):
+    """Streams just begun, in the middle and round the ring more than once. What a stream may not see is NaN."""
+    ring = context + steps - 1
+    rows = torch.tensor([4, 0, 2, 1], device=device)
+    offsets = torch.tensor([0, 7, context, 3 * ring + 5], device=device)
+    shape = (5, heads, ring, dim)
+    keys, values = torch.randn(shape, device=device), torch.randn(shape, device=device)
+    qkv = torch.randn(4, steps, 3 * heads * dim, device=device)
+    angles = (offsets[:, None, None] + torch.arange(steps, device=device)[:, None]) * torch.rand(dim // 2, device=device)
+    turning = (qkv, angles.cos(), angles.sin(), rows, offsets)
+    ours, theirs = (keys.clone(), values.clone()), (keys.clone(), values.clone())
+    q, wanted = fused.rope_write(*turning, *ours), plain.rope_write(*turning, *theirs)
+    assert error(q, wanted) < 1e-5
+    for got, known in zip(ours, theirs, strict=True):
+        assert error(got, known) < 1e-5
+        written = (known != (keys if known is theirs[0] else values)).any(dim=-1)
+        assert int(written.sum()) == 4 * heads * steps
+    seen = plain.attend(wanted, rows, offsets, *theirs, context)
+    assert error(fused.attend(wanted, rows, offsets, *theirs, context, exact), seen) < (1e-5 if exact else 5e-3)
+    for store in theirs:
+        store[4, :, steps:] = float("nan")  # the stream that has just begun
+        store[3] = float("nan")  # nobody's
+    again = fused.attend(wanted, rows, offsets, *theirs, context, exact)
+    assert error(again, seen) < (1e-5 if exact else 5e-3)
