@@ -71,6 +71,7 @@ class Access(grpc.aio.ServerInterceptor):
                 self._file = WatchedFiles("tokens", [path], lambda: _tokens(path))
             except BadFile as error:
                 raise SettingError(f"CSM_TOKENS_FILE: {error}") from error
+            instruments.watch(self._file, "csm.gateway.tokens.stale", lambda file: int(file.stale()))
             if not self._file.current():  # at the start a mistake; later the only way to take the last one out
                 raise SettingError(f"CSM_TOKENS_FILE: {path}: names no token")
         elif not tls.is_loopback(settings.listen):

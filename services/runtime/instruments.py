@@ -81,6 +81,7 @@ _GAUGES = {
     "csm.gateway.streams.capacity": ("{stream}", "utterances that may be made at once"),
     "csm.gateway.verifications.active": ("{call}", "clips being verified"),
     "csm.gateway.verifications.capacity": ("{call}", "clips that may be verified at once"),
+    "csm.gateway.tokens.stale": ("{file}", "1 while the file of tokens cannot be used and what it said before holds"),
     "csm.tokenizer.encodings.active": ("{call}", "EncodeAudio calls inside, the waiting ones included"),
     "csm.tokenizer.encodings.capacity": ("{call}", "EncodeAudio calls that may be inside"),
     "csm.tokenizer.cache.size": ("By", "memory of the clips kept"),

@@ -33,7 +33,7 @@ class WatchedFiles(Generic[T]):
         self._what, self._paths, self._load = what, [Path(path) for path in paths], load
         self._lock = threading.Lock()
         self._stamp, self._contents = self._look(), self._read()
-        self._value = self._loaded()
+        self._value, self._stale = self._loaded(), False
 
     def current(self) -> T:
         """The same object for as long as the files say the same, or say nothing usable."""
@@ -47,12 +47,18 @@ class WatchedFiles(Generic[T]):
             if contents != self._contents:
                 self._contents = contents
                 try:
-                    self._value = self._loaded()
+                    self._value, self._stale = self._loaded(), False
                 except BadFile as error:
+                    self._stale = True
                     log.warning("%s: the old ones stay in use: %s", self._what, error)
                 else:
                     log.info("%s: read anew", self._what)
             return self._value
+
+    def stale(self) -> bool:
+        """Whether `current` gives what the files said before, since they say nothing usable now."""
+        self.current()
+        return self._stale
 
     def _loaded(self) -> T:
         value = self._load()

@@ -118,17 +118,24 @@ async def test_all_tokens_of_a_name_are_good_and_spans_carry_the_name_alone(chai
     assert RADIO not in written and NEXT_RADIO not in written
 
 
-async def test_tokens_are_exchanged_while_a_stream_runs(chain, board, tokens, caplog):
+async def test_tokens_are_exchanged_while_a_stream_runs(metrics, chain, board, tokens, caplog):
+    def stale():
+        (point,) = metrics()["csm.gateway.tokens.stale"]
+        return point.value
+
     board.gate = 2
     call = chain.speech.StreamSynthesize(utterance(), timeout=30, metadata=shows(RADIO))
     await call.read()
     whole = f'[radio]\ntoken = "{NEXT_RADIO}"\n'
+    assert stale() == 0
     tokens.write_text(whole[:-5])  # half written
+    assert stale() == 1  # nobody has called yet
     ask = speech_pb2.ListVoicesRequest()
     await chain.speech.ListVoices(ask, timeout=5, metadata=shows(RADIO))
     (warning,) = [record.message for record in caplog.records if "stay in use" in record.message]
     assert "tokens.toml" in warning and "token-of" not in warning
     tokens.write_text(whole)
+    assert stale() == 0
     await chain.speech.ListVoices(ask, timeout=5, metadata=shows(NEXT_RADIO))
     for gone in (RADIO, TV):
         error = await fails(chain.speech.ListVoices(ask, timeout=5, metadata=shows(gone)))

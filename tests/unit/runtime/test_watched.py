@@ -44,6 +44,19 @@ def test_the_same_object_until_the_files_say_something_else(number):
     assert watched.current() == [2]
 
 
+def test_it_tells_when_what_it_gives_is_of_before(number):
+    watched = number.watch()
+    assert watched.stale() is False
+    number.path.write_text("no number")
+    assert watched.stale() is True and watched.current() == [1]  # asked before the value was
+    number.path.unlink()
+    assert watched.stale() is True
+    number.path.write_text("1")  # as it was
+    assert watched.stale() is False
+    number.path.write_text("2")
+    assert watched.stale() is False and watched.current() == [2]
+
+
 def test_writes_within_one_tick_of_the_files_clock_are_seen(number):
     watched = number.watch()
     for value in range(1000):
