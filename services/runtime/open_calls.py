@@ -58,8 +58,12 @@ class _InTime:
         return self
 
     async def __anext__(self) -> Any:
+        arriving = asyncio.ensure_future(anext(self._requests))
         try:
-            async with asyncio.timeout(self._arrival_s):
-                return await anext(self._requests)
-        except TimeoutError:
-            raise StopAsyncIteration from None
+            # Not asyncio.timeout: what has come while the whole process stood still is there in time.
+            await asyncio.wait({arriving}, timeout=self._arrival_s)
+            if arriving.done():
+                return arriving.result()
+        finally:
+            arriving.cancel()
+        raise StopAsyncIteration

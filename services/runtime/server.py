@@ -38,6 +38,7 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _WATCH_S = 0.1
 _LIFELESS_LOOKS = 10
+_HEALTH_REQUEST_BYTES = 4096  # a name
 
 S = TypeVar("S", bound=ServerSettings)
 
@@ -107,7 +108,9 @@ class StageServer:
         port = _listen(self._server, "CSM_LISTEN", listen, credentials)
         await self._report()
         if self._settings.health_listen:
-            self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+            self._health_server = grpc.aio.server(
+                options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _HEALTH_REQUEST_BYTES)]
+            )
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
             health_port = _listen(self._health_server, "CSM_HEALTH_LISTEN", self._settings.health_listen)
             await self._health_server.start()

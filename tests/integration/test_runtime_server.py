@@ -163,6 +163,19 @@ async def test_a_stranger_whose_request_does_not_come_is_not_waited_for(served):
         assert await health_of(address, "readiness") == SERVING
 
 
+async def test_a_port_of_health_alone_takes_no_more_than_a_name():
+    settings = read(ServerSettings, {}, listen="127.0.0.1:0", health_listen="127.0.0.1:0")
+    server = StageServer(Stage(SERVICE, lambda server: None), settings)
+    await server.start()
+    try:
+        assert await health_of(server.health_address, SERVICE) == SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await health_of(server.health_address, "x" * 5000)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    finally:
+        await server.stop(0)
+
+
 async def test_health_knows_names_and_nothing_else(served):
     _, _, address = served
     with pytest.raises(grpc.aio.AioRpcError) as unknown:
