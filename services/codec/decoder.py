@@ -36,7 +36,7 @@ class SlotDecoder:
     ):
         """graphs: whether passes are filled up to few sizes, which warm_up() captures; None: on CUDA.
 
-        exact: whether products on a GPU keep fp32's bits, or TF32's.
+        exact: whether products keep fp32's bits, or TF32's.
         Raises: network.UnknownShape.
         """
         self.slots, self.max_chunk_frames = slots, max_chunk_frames

@@ -19,7 +19,7 @@ from moshi.modules.transformer import LayerScale, StreamingTransformerLayer
 from torch import Tensor, nn
 
 from models.files import PartError
-from services.codec.kernels import Layer, operations_for
+from services.codec.kernels import Layer, operations_for, rounded
 
 
 class UnknownShape(PartError):
@@ -65,7 +65,7 @@ class _Stage:
 class DecoderNetwork:
     """Decodes on `slots` rows of state, in one thread at a time, without waiting for the device.
 
-    exact: products keep fp32's bits; else TF32's, where the device's kernels have the choice.
+    exact: whether products keep fp32's bits, or TF32's.
     Raises: UnknownShape.
     """
 
@@ -134,10 +134,11 @@ class DecoderNetwork:
         """weight: [repeat * O, taps * I]."""
         weight = weight.detach().float().contiguous()
         bias = None if bias is None else bias.detach().float().contiguous()
+        if not self._exact:
+            return Layer(rounded(weight), None, bias, taps, repeat, rounds=True)
         if self._device.type != "cuda":
             return Layer(weight, None, bias, taps, repeat)
-        high = (weight.view(torch.int32) + 0x1000 & -0x2000).view(torch.float32)
-        return Layer(high, weight - high if self._exact else None, bias, taps, repeat)
+        return Layer(rounded(weight), weight - rounded(weight), bias, taps, repeat)
 
     def _past(self, steps: int, width: int) -> _Past:
         self._width += steps * width

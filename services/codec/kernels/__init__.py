@@ -21,7 +21,9 @@ from torch import Tensor
 class Layer(NamedTuple):
     """A product over windows of `taps` steps, each of which gives `repeat` steps.
 
-    weight: [repeat * O, taps * I], rounded to TF32's 10 bits where `low` holds what that left over.
+    weight: [repeat * O, taps * I]. On a GPU it is rounded to TF32's 10 bits, and `low` holds what that left
+        over, if products are to be exact.
+    rounds: whether what is multiplied is rounded as well.
     """
 
     weight: Tensor
@@ -29,6 +31,12 @@ class Layer(NamedTuple):
     bias: Tensor | None  # [repeat * O]
     taps: int = 1
     repeat: int = 1
+    rounds: bool = False
+
+
+def rounded(x: Tensor) -> Tensor:
+    """fp32 to the nearest number of TF32, which keeps 10 bits: half of the last one is added, the rest cut off."""
+    return (x.contiguous().view(torch.int32) + 0x1000 & -0x2000).view(torch.float32)
 
 
 def operations_for(device: torch.device) -> ModuleType:

@@ -24,7 +24,8 @@ _QUERIES = 16  # the fewest that a product on tensor cores takes
 _PROCESSORS = 128  # about; tiles are cut smaller where there are fewer of them
 
 
-@triton.jit
+# What changes with the pass is not specialised: one variant serves every size, and a size of 1 stays a tensor.
+@triton.jit(do_not_specialize=["column", "steps"])
 def _turn(pool, rows, x, pool_width, column, steps, width, PAST: tl.constexpr, BLOCK: tl.constexpr):
     stream = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -55,7 +56,7 @@ def _elu(x):
     return tl.where(x > 0, x, tl.exp(tl.minimum(x, 0.0)) - 1.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "steps", "x_steps", "added_steps"])
 def _product(
     x, weight, low, bias, added, out, count, steps, x_steps, out_steps, added_steps, x_width, length, outputs,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, BIAS: tl.constexpr, ADDED: tl.constexpr, EXACT: tl.constexpr,
@@ -137,7 +138,7 @@ def tile_of(count: int, outputs: int, length: int) -> tuple[int, int, int, int, 
     return 16, 32, block, 4, 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def _to_samples(x, weight, bias, out, steps, width, TAPS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     stream = tl.program_id(0).to(tl.int64)
     step = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -162,7 +163,7 @@ def to_samples(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "ring"])
 def _rope_write(
     qkv, cos, sin, rows, offsets, keys, values, out, steps, ring,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
@@ -201,7 +202,7 @@ def rope_write(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "ring", "context"])
 def _attend(
     q, rows, offsets, keys, values, out, steps, ring, context, scale,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,

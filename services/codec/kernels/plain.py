@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.codec.kernels import Layer
+from services.codec.kernels import Layer, rounded
 
 
 def turn(pool: Tensor, rows: Tensor, column: int, x: Tensor, past: int) -> Tensor:
@@ -35,6 +35,8 @@ def product(
     """
     if before:
         x = F.elu(x)
+    if layer.rounds:
+        x = rounded(x)
     count, width = x.shape[0], x.shape[2]
     steps = x.shape[1] - layer.taps + 1
     windows = x.contiguous().as_strided((count, steps, layer.taps * width), (x.shape[1] * width, width, 1))
@@ -78,7 +80,7 @@ def attend(
     q: Tensor, rows: Tensor, offsets: Tensor, keys: Tensor, values: Tensor, context: int, exact: bool = True
 ) -> Tensor:
     """Each step over its slot's last `context` steps, its own among them. q: [N, T, H, D]; offsets: of the
-    first step. Returns: [N, T, H * D]. exact: whether products keep fp32's bits, where a kernel has the choice.
+    first step. Returns: [N, T, H * D]. exact: whether products keep fp32's bits, or TF32's.
     """
     count, steps, _, dim = q.shape
     ring = keys.shape[2]
@@ -87,6 +89,11 @@ def attend(
     at = last - (last - torch.arange(ring, device=q.device)) % ring  # the latest step at each place, [N, ring]
     ago = step[:, :, None] - at[:, None]
     seen = (at[:, None] >= 0) & (ago >= 0) & (ago < context)  # [N, T, ring]
-    scores = torch.einsum("nthd,nhrd->nhtr", q, keys[rows]) / math.sqrt(dim)
+    k, v = keys[rows], values[rows]
+    if not exact:
+        q, k, v = rounded(q), rounded(k), rounded(v)
+    scores = torch.einsum("nthd,nhrd->nhtr", q, k) / math.sqrt(dim)
     shares = scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
-    return torch.einsum("nhtr,nhrd->nthd", shares, values[rows]).reshape(count, steps, -1)
+    if not exact:
+        shares = rounded(shares)
+    return torch.einsum("nhtr,nhrd->nthd", shares, v).reshape(count, steps, -1)

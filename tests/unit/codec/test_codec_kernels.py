@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from services.codec.kernels import Layer, fused, plain
+from services.codec.kernels import Layer, fused, plain, rounded
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -48,12 +48,22 @@ def test_turn(device, steps, past, width):
     assert torch.equal(ours, theirs) and torch.equal(pool, kept)
 
 
-def layer_of(device, outputs, taps, width, repeat, exact, bias=True):
+def layers(device, outputs, taps, width, repeat, exact):
+    """As a GPU takes it, and as its twin does."""
     weight = torch.randn(repeat * outputs, taps * width, device=device) / (taps * width) ** 0.5
-    high = (weight.view(torch.int32) + 0x1000 & -0x2000).view(torch.float32)
-    added = torch.randn(repeat * outputs, device=device) if bias else None
-    whole = Layer(weight, None, added, taps, repeat)
-    return whole, Layer(high, weight - high if exact else None, added, taps, repeat)
+    bias = torch.randn(repeat * outputs, device=device)
+    if not exact:
+        return 2 * (Layer(rounded(weight), None, bias, taps, repeat, rounds=True),)
+    cut = Layer(rounded(weight), weight - rounded(weight), bias, taps, repeat)
+    return cut, Layer(weight, None, bias, taps, repeat)
+
+
+def test_rounded():
+    x = torch.tensor([1.0, -1.0, 1 + 2**-10, 1 + 2**-12, 1 + 2**-11, 0.0, 1e-30, -3.14159265])
+    assert rounded(x).tolist() == pytest.approx([1, -1, 1 + 2**-10, 1, 1 + 2**-10, 0, 1e-30, -3.140625], rel=2**-11)
+    x = torch.randn(1000) * 10 ** torch.randn(1000)
+    assert ((rounded(x) - x).abs() <= x.abs() * 2**-11).all()
+    assert (rounded(x).view(torch.int32) % 2**13 == 0).all()
 
 
 PRODUCTS = [  # streams, steps, inputs, taps, outputs, repeat, past, before, after, added
@@ -74,14 +84,15 @@ def test_product(
 ):
     interpreter_takes_loops(device)
     monkeypatch.setattr(fused, "tile_of", lambda *_: tile)
-    whole, cut = layer_of(device, outputs, taps, inputs, repeat, exact)
+    cut, whole = layers(device, outputs, taps, inputs, repeat, exact)
     x = torch.randn(n, taps - 1 + steps, inputs, device=device)
     options = {"past": past, "before": before, "after": after}
     if added:
         options["added"] = torch.randn(n, 2 + steps * repeat, outputs, device=device)
     got, wanted = fused.product(x, cut, **options), plain.product(x, whole, **options)
     assert got.shape == wanted.shape == (n, past + steps * repeat, outputs)
-    assert error(got[:, past:], wanted[:, past:]) < (1e-5 if exact else 2e-3)
+    # ELU on the way in differs by its last bit, which then is a bit of TF32 here and there.
+    assert error(got[:, past:], wanted[:, past:]) < (1e-5 if exact else 1e-4)
 
 
 @pytest.mark.parametrize(("steps", "taps", "width"), [(1, 3, 24), (150, 3, 64), (64, 2, 8)])
@@ -112,10 +123,12 @@ def test_attention_over_rings(device, exact, heads, dim, context, steps):
         assert error(got, known) < 1e-5
         written = (known != (keys if known is theirs[0] else values)).any(dim=-1)
         assert int(written.sum()) == 4 * heads * steps
-    seen = plain.attend(wanted, rows, offsets, *theirs, context)
-    assert error(fused.attend(wanted, rows, offsets, *theirs, context, exact), seen) < (1e-5 if exact else 5e-3)
+    seen = plain.attend(wanted, rows, offsets, *theirs, context, exact)
+    # Shares are rounded before they are summed up, or after.
+    limit = 1e-5 if exact else 1e-3
+    assert error(fused.attend(wanted, rows, offsets, *theirs, context, exact), seen) < limit
     for store in theirs:
         store[4, :, steps:] = float("nan")  # the stream that has just begun
         store[3] = float("nan")  # nobody's
     again = fused.attend(wanted, rows, offsets, *theirs, context, exact)
-    assert error(again, seen) < (1e-5 if exact else 5e-3)
+    assert error(again, seen) < limit
