@@ -138,17 +138,21 @@ class Detector:
         return torch.nn.functional.pad(audio, (0, max(0, 2 * self.hparams.n_fft - len(audio))))
 
     def _find(self, audio: Tensor, message: list[int], stopped: Callable[[], bool]) -> _Look:
-        """The first look that spells the key beyond chance; else the one that speaks most for it."""
+        """The look that speaks most for the key, of as many as are needed."""
         hop, key = self.hparams.hop_length, symbols_key(message)
         looks: list[_Look] = []
+        seen: set[tuple[int, int]] = set()  # length of the stretch and offset: a short clip is its own stretch
 
-        def proven(messages: int | None, offsets: Sequence[int]) -> bool:
+        def read(messages: int | None, offsets: Sequence[int]) -> None:
             stretch, start = self._loudest(audio, messages)
+            offsets = [offset for offset in offsets if (len(stretch), offset) not in seen]
+            seen.update((len(stretch), offset) for offset in offsets)
+            if not offsets:
+                return
             for offset, scores in zip(offsets, self._scores(stretch, offsets, stopped), strict=True):
                 sums = tally(scores.exp().cpu().numpy(), self.hparams.message_len)
                 result = fit(sums, message, self._looks)
                 looks.append(_Look(start, offset, sums, self._sharpness(scores), result))
-            return any(look.fit.found and look.spelt == key for look in looks[-len(offsets) :])
 
         def best() -> _Look:
             return min(looks, key=lambda look: (look.fit.chance, -look.fit.share))
@@ -156,22 +160,25 @@ class Detector:
         coarse = [hop * part // self.offsets for part in _spread(self.offsets)]
         # An accelerator takes all at once; a core saves the passes that are not needed.
         for offsets in [coarse] if self.device.type != "cpu" else [[offset] for offset in coarse]:
-            if proven(_NEAR_MESSAGES, offsets):
+            read(_NEAR_MESSAGES, offsets)
+            if best().fit.found and best().spelt == key:
                 return best()
         if best().fit.chance > _PROMISING:
             sharpest = max(looks, key=lambda look: look.sharpness)
             if self._most_of(audio):
                 return sharpest
-            proven(None, [sharpest.offset])
+            read(None, [sharpest.offset])
             return looks[-1]
-        if proven(_WIDE_MESSAGES, [best().offset]):
+        read(_WIDE_MESSAGES, [best().offset])
+        if best().fit.found:
             return best()
         step = hop // self.offsets
         while (step := step // 2) and step * _FINEST >= hop:
             offset = best().offset
-            if proven(_WIDE_MESSAGES, [(offset - step) % hop, (offset + step) % hop]):
+            read(_WIDE_MESSAGES, [(offset - step) % hop, (offset + step) % hop])
+            if best().fit.found:
                 return best()
-        proven(None, [best().offset])
+        read(None, [best().offset])
         return best()
 
     def _loudest(self, audio: Tensor, messages: int | None) -> tuple[Tensor, int]:

@@ -107,3 +107,30 @@ def test_regular_keys_cannot_be_proven_and_are_not_taken():
 @pytest.mark.parametrize("symbols", [[1] * 21, [0, 0, *[1] * 19], [*MESSAGE[:-1], 1]])
 def test_only_one_terminator_makes_a_key(symbols):
     assert symbols_key(symbols) is None
+
+
+def test_a_decoder_that_wavers_still_proves_the_key():
+    # In each column the key's symbol comes second: the likeliest alone says another key each time.
+    draw = np.random.default_rng(4)
+    truth = np.tile(MESSAGE, 4)
+    rival = (truth + draw.integers(1, 5, len(truth))) % 5
+    probabilities = np.full((5, len(truth)), 0.05)
+    probabilities[truth, np.arange(len(truth))] = 0.4
+    probabilities[rival, np.arange(len(truth))] = 0.45
+    assert fit(tally(probabilities, 21), MESSAGE).found
+    assert symbols_key(vote(tally(probabilities, 21))) == PUBLIC_KEY
+    assert not read(probabilities.argmax(0)).found
+
+
+def test_every_look_is_a_chance_to_be_wrong():
+    counts = sums([*MESSAGE[:17], *[1] * 4] * 2)
+    once, often = fit(counts, MESSAGE), fit(counts, MESSAGE, looks=12)
+    assert often.chance == pytest.approx(12 * once.chance, rel=1e-6) and often.threshold >= once.threshold
+    assert often.share == once.share
+
+
+def test_a_long_clip_is_counted_in_larger_units_to_the_same_verdict():
+    draw = np.random.default_rng(5)
+    symbols = np.where(draw.random(42000) < 0.8, draw.integers(0, 5, 42000), np.tile(MESSAGE, 2000))
+    result = read(symbols)
+    assert result.found and result.share == pytest.approx(np.mean(symbols == np.tile(MESSAGE, 2000)), abs=0.005)
