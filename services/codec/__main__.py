@@ -26,7 +26,12 @@ async def open_stage(settings: CodecSettings) -> AsyncIterator[Stage]:
     bundle = load_bundle(settings.model)
     device = usable_device("CSM_CODEC_DEVICE", settings.device)
     mimi = await asyncio.to_thread(load_mimi, bundle, device)
-    decoder = SlotDecoder(mimi, slots=settings.slots, max_chunk_frames=settings.max_chunk_frames)
+    decoder = SlotDecoder(
+        mimi,
+        slots=settings.slots,
+        max_chunk_frames=settings.max_chunk_frames,
+        exact=settings.precision == "fp32",
+    )
     await asyncio.to_thread(decoder.warm_up)
     worker = DecodeWorker(decoder, max_backlog_frames=settings.max_backlog_frames, stall_s=settings.stall_s)
     worker.start()

@@ -13,6 +13,12 @@ class CodecSettings(ServerSettings):
 
     listen: str = setting("CSM_LISTEN", "127.0.0.1:50053", "address and port to listen on")
     device: str = setting("CSM_CODEC_DEVICE", "cpu", "where Mimi decodes: cpu, cuda or cuda:N")
+    precision: str = setting(
+        "CSM_CODEC_PRECISION",
+        "fp32",
+        "of products: fp32, or tf32, which a GPU is faster at; audio then differs by -68 dB",
+        choices=("fp32", "tf32"),
+    )
     threads: int = setting("CSM_CODEC_THREADS", 1, "CPU threads of one pass", least=1, most=256)
     slots: int = setting("CSM_CODEC_SLOTS", 8, "streams decoded at once", least=1, most=4096)
     max_chunk_frames: int = setting(
