@@ -55,8 +55,9 @@ class Frame:
             Transformer(model.decoder, part.decoder, rope_table(part.decoder, device)), most * each, operations
         )
         self._depth_tables = torch.arange(most * each, device=device, dtype=torch.int32).view(most, each)
-        self._batch = torch.arange(most, device=device)
-        self._depth_positions = torch.arange(part.codebooks, device=device).unsqueeze(1).repeat(1, most)
+        self._batch, self._zeros, self._ones = (
+            torch.arange(most, device=device), *torch.tensor([[0], [1]], device=device).repeat(1, most)
+        )  # fmt: skip
         bins = part.audio_vocab_size - 3  # values that no codec knows get no logit
         self._projection = model.projection.weight
         self._heads = [weight[:bins], *model.audio_head[:, :, :bins].transpose(1, 2).contiguous()]  # [bins, d] each
@@ -90,7 +91,6 @@ class Frame:
     def _decode(self, hidden: Tensor, draw_from: tuple[Tensor, ...], codes: Tensor, launches: Launches) -> None:
         """Depth decoder: the backbone's rows [B, D] → codes [B, K]. depth.py tells how it goes."""
         batch, depth = len(hidden), self._depth
-        own = torch.cat([self._batch[:batch]] * 2)
         rows = torch.empty(2 * batch, self._projection.shape[0], device=hidden.device, dtype=torch.float32)
         # A launch that does not overlap (and no copy, which the ones that do could not follow): with it all
         # that came before is over, on which they rely for what they read before they wait.
@@ -101,11 +101,12 @@ class Frame:
 
         draw(self.backbone.head(hidden, self._heads[0], launches), 0, rows[batch:])
         # Two rows of each slot: the second must find what the first has written.
-        attend = depth.paged(own, self._depth_positions[:2, :batch].flatten(), self._depth_tables)
+        positions = torch.cat([self._zeros[:batch], self._ones[:batch]])
+        attend = depth.paged(self._batch[:batch].repeat(2), positions, self._depth_tables)
         out = depth.forward(rows, attend, launches)[batch:]
         for codebook in range(1, self.codebooks):
             rows = torch.empty(batch, rows.shape[1], device=hidden.device, dtype=torch.float32)
-            draw(depth.head(out, self._heads[codebook], launches, is_followed=codebook + 1 < self.codebooks), codebook, rows)
+            draw(depth.head(out, self._heads[codebook], launches), codebook, rows)
             if codebook + 1 < self.codebooks:
                 attend = depth.aligned(codebook + 1, self._depth_tables.shape[1], launches)
-                out = depth.forward(rows, attend, launches, (self._heads[codebook + 1], None))
+                out = depth.forward(rows, attend, launches)

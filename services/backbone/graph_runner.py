@@ -43,7 +43,7 @@ def launches_for(size: int) -> Launches:
     """The fastest kernels for a batch size, by tests/gpu/bench_variants.py."""
     if size == 1:
         return Launches(products=True, overlap=True)
-    return Launches(gated=64 <= size < 512)
+    return Launches(gated=size >= 64)
 
 
 @dataclass

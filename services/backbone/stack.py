@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.backbone.cache import PagedCache
-from services.backbone.kernels import Ahead
 from services.backbone.transformer import Transformer
 
 
@@ -30,8 +29,6 @@ class Launches:
     gated: of many rows, the MLP's first product and its activation are one launch.
     packed: these products read weights of eight bits. That halves the bytes and is no longer the same model.
     overlap: where launches follow each other that allow it, the next one fetches its weights early.
-    ahead: products bring weights that later ones read into the device's cache: of the MLP's first product one part
-        in so many, twice; 0 is none.
     """
 
     step: bool = True
@@ -39,7 +36,6 @@ class Launches:
     gated: bool = False
     overlap: bool = False
     packed: bool = False
-    ahead: int = 0
 
 
 Weight = tuple[Tensor, Tensor | None]  # with the factors of its outputs if it is packed
@@ -106,17 +102,13 @@ class Stack:
 
         return attend
 
-    def forward(self, x: Tensor, attend: Attend, launches: Launches, after: Weight | None = None) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend, launches: Launches) -> Tensor:
         """All layers.
 
-        x: [N, D] fp32, overwritten. attend: of paged() or aligned(). after: the weight that is read next.
+        x: [N, D] fp32, overwritten. attend: of paged() or aligned().
         Returns: [N, D], what head() takes.
         """
         do, eps, overlap = self._operations, self.shape.norm_eps, launches.overlap
-
-        def ahead(weight: Weight | None, part: int = 0, parts: int = 1) -> Ahead | None:
-            return Ahead(weight[0], part, parts) if launches.ahead and weight is not None else None
-
         normed = None if launches.products else do.add_norm(x, None, self._layers[0].attention_norm, eps)
         weights_of = self._weights if not launches.packed else self._packed
         assert weights_of is not None, "pack() first"
@@ -125,10 +117,10 @@ class Stack:
             is_last = index + 1 == len(self._layers)
             if normed is None:
                 qkv, out, gate_up, down = weights
-                qkv = do.norm_linear(x, layer.attention_norm, eps, *qkv, overlap, ahead(gate_up, 0, launches.ahead))
-                do.linear_add(attend(qkv, keys, values), *out, x, overlap, ahead(gate_up, 1, launches.ahead))
-                gated = do.norm_gated(x, layer.mlp_norm, eps, *gate_up, overlap, ahead(down))
-                do.linear_add(gated, *down, x, overlap, ahead(after if is_last else weights_of[index + 1].qkv))
+                qkv = do.norm_linear(x, layer.attention_norm, eps, *qkv, overlap)
+                do.linear_add(attend(qkv, keys, values), *out, x, overlap)
+                gated = do.norm_gated(x, layer.mlp_norm, eps, *gate_up, overlap)
+                do.linear_add(gated, *down, x, overlap)
                 continue
             attended = attend(F.linear(normed, layer.qkv), keys, values)
             normed = do.add_norm(x, F.linear(attended, layer.out), layer.mlp_norm, eps)
@@ -139,13 +131,8 @@ class Stack:
             normed = do.add_norm(x, F.linear(gated, layer.down), next_norm, eps)
         return x if normed is None else normed
 
-    def head(self, out: Tensor, weight: Tensor, launches: Launches, is_followed: bool = False) -> Tensor:
-        """The last norm and a product. out: rows of what forward gave with the same launches. Returns: [N, M].
-
-        is_followed: this stack's first layer comes next.
-        """
+    def head(self, out: Tensor, weight: Tensor, launches: Launches) -> Tensor:
+        """The last norm and a product. out: rows of what forward gave with the same launches. Returns: [N, M]."""
         if launches.products:
-            gate_up = (self._packed if launches.packed else self._weights)[0].gate_up[0]
-            ahead = Ahead(gate_up, 0, launches.ahead) if launches.ahead and is_followed else None
-            return self._operations.norm_linear(out, self._norm, self.shape.norm_eps, weight, None, launches.overlap, ahead)
+            return self._operations.norm_linear(out, self._norm, self.shape.norm_eps, weight, None, launches.overlap)
         return F.linear(out, weight)

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from services.backbone.blocks import BLOCK_ROWS
-from services.backbone.kernels import Ahead, aligned, attention, products, rows, sampling, step
+from services.backbone.kernels import aligned, attention, products, rows, sampling, step
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else None  # for the kernels' PTX
 MOST_SHARED = 227 * 1024  # bytes that a block of a Hopper GPU can have
@@ -93,10 +93,10 @@ def main() -> int:
             good &= report(f"combine {width} {kind}", attention._combine, types, constants, 1)
         types = {"qkv": data, "rope": "*fp32", "keys": data, "values": data, "out": data, "position": "i32",
                  "rows_all": "i32", "rows_each": "i32", "scale": "fp32"}  # fmt: skip
-        constants = {"HEADS": 8, "KV_HEADS": 2, "HEAD_DIM": 128, "WIDTH": 128, "GROUP": 4, "OVERLAP": True}
+        constants = {"HEADS": 8, "KV_HEADS": 2, "HEAD_DIM": 128, "WIDTH": 128, "GROUP": 4, "PADDED": 16, "OVERLAP": True}
         for tile in (16, 32):
             label = f"aligned_attend {tile} {kind}"
-            good &= report(label, aligned._aligned, types, {**constants, "TILE": tile}, 4, launch_pdl=True)
+            good &= report(label, aligned._aligned, types, {**constants, "TILE": tile}, 1 if kind == "bf16" else 4, launch_pdl=True)
         good &= report_products(kind)
     return 0 if good else 1
 
@@ -134,11 +134,11 @@ def report_products(kind: str) -> bool:
             x, gated = torch.empty(count, width), torch.empty(count, hidden, dtype=dtype)
             for what, outputs in (("qkv", heads), ("head", 2048)):
                 label = f"{what} {width}, {count} rows"
-                products.norm_linear(x, scale, 1e-5, torch.empty(outputs, width, dtype=dtype), None, True, Ahead(wide, 0, 3))
+                products.norm_linear(x, scale, 1e-5, torch.empty(outputs, width, dtype=dtype), None, True)
             label = f"gate_up {width}, {count} rows"
             products.norm_gated(x, scale, 1e-5, wide, None, True)
             label = f"out {width}, {count} rows"
-            products.linear_add(x.to(dtype), torch.empty(width, width, dtype=dtype), None, x, True, Ahead(wide, 1, 3))
+            products.linear_add(x.to(dtype), torch.empty(width, width, dtype=dtype), None, x, True)
             label = f"down {width}, {count} rows"
             products.linear_add(gated, torch.empty(width, hidden, dtype=dtype), None, x, True)
         for count in (1, 16) if kind == "bf16" else ():
@@ -148,7 +148,7 @@ def report_products(kind: str) -> bool:
             products.norm_gated(x, scale, 1e-5, torch.empty(2 * hidden, width, dtype=few), factors, True)
             label = f"packed down {width}, {count} rows"
             products.linear_add(gated, torch.empty(width, hidden, dtype=few), factors[:width], x, True)
-        for count in (64, 256) if kind == "bf16" else ():
+        for count in (64, 128) if kind == "bf16" else ():  # more is _gated_tiles, which asks a GPU for its descriptors
             label = f"gate_up {width}, {count} rows"
             products.linear_gated(torch.empty(count, width, dtype=dtype), wide)
     for name, kernel in kernels.items():

@@ -23,7 +23,7 @@ from services.backbone.graph_runner import launches_for
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 512])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 512, 1024])
     parser.add_argument("--context", type=int, default=430)
     parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--rows", type=int, default=24, help="kernels shown")

@@ -125,12 +125,13 @@ def test_teacher_forced_logits(device, dtype, most, part, launches, monkeypatch)
     prompts = [prompt_of(part, index) for index in range(3)]
     draw = np.random.default_rng(9)
     forced = draw.integers(0, part.audio_vocab_size - 3, (3, 4, part.codebooks)).tolist()
-    ours = frame_logits(model, prompts, forced, monkeypatch, launches)
-    for index, prompt in enumerate(prompts):
-        theirs = eager_logits(reference, prompt, forced[index], monkeypatch)
-        assert theirs.std() > 0.3
-        error = (ours[:, :, index] - theirs).norm() / theirs.norm()
-        assert error < most
+    for count in (1, 3):  # alone, too: a batch of one has shapes of its own
+        ours = frame_logits(model, prompts[:count], forced[:count], monkeypatch, launches)
+        for index, prompt in enumerate(prompts[:count]):
+            theirs = eager_logits(reference, prompt, forced[index], monkeypatch)
+            assert theirs.std() > 0.3
+            error = (ours[:, :, index] - theirs).norm() / theirs.norm()
+            assert error < most
 
 
 @pytest.mark.parametrize("device", DEVICES)

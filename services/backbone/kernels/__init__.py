@@ -8,23 +8,10 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 MOST_ROWS = 32  # that products of few rows take
-
-
-class Ahead(NamedTuple):
-    """A weight that a later launch reads, of which one launch brings a part into the device's cache.
-
-    Both halves are cut into `parts`, and part number `part` of each is brought: what gate and up need first.
-    """
-
-    weight: Tensor
-    part: int
-    parts: int
 
 
 def operations_for(device: torch.device) -> ModuleType:

@@ -22,39 +22,40 @@ from services.backbone.kernels.step import _rotation, _turned
 def _aligned(
     qkv, rope, keys, values, out, position, rows_all, rows_each, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
-    GROUP: tl.constexpr, OVERLAP: tl.constexpr,
+    GROUP: tl.constexpr, PADDED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     row, kv = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    column, at = tl.arange(0, WIDTH), tl.arange(0, TILE)
+    member, column, at = tl.arange(0, PADDED), tl.arange(0, WIDTH), tl.arange(0, TILE)
+    head = kv * GROUP + member
     fits = column < HEAD_DIM
-    own = qkv + row * (HEADS + 2 * KV_HEADS) * HEAD_DIM + column
+    here = (member < GROUP)[:, None] & fits[None, :]
+    own = qkv + row * (HEADS + 2 * KV_HEADS) * HEAD_DIM
     cos, sin = _rotation(rope, position, column, HEAD_DIM, WIDTH)
-    start = (kv * rows_all.to(tl.int64) + row * rows_each) * HEAD_DIM + column
-    place = start[None, :] + at[:, None] * HEAD_DIM
-    known = at < position
+    start = (kv * rows_all.to(tl.int64) + row * rows_each) * HEAD_DIM
+    place = start + at[:, None] * HEAD_DIM + column[None, :]
+    before = (at < position)[:, None] & fits[None, :]
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
-    key = tl.load(keys + place, mask=known[:, None] & fits[None, :], other=0.0).to(tl.float32)
-    value = tl.load(values + place, mask=known[:, None] & fits[None, :], other=0.0).to(tl.float32)
-    new_key = tl.load(own + (HEADS + kv) * HEAD_DIM, mask=fits, other=0.0)
+    key = tl.load(keys + place, mask=before, other=0.0)
+    value = tl.load(values + place, mask=before, other=0.0)
+    query = tl.load(own + (head * HEAD_DIM)[:, None] + column[None, :], mask=here, other=0.0)
+    query = _turned(query, cos, sin, PADDED, WIDTH)
+    new_key = tl.load(own + (HEADS + kv) * HEAD_DIM + column, mask=fits, other=0.0)
     new_key = tl.reshape(_turned(new_key[None, :], cos, sin, 1, WIDTH), (WIDTH,))
-    new_value = tl.load(own + (HEADS + KV_HEADS + kv) * HEAD_DIM, mask=fits, other=0.0)
-    tl.store(keys + start + position * HEAD_DIM, new_key, mask=fits)
-    tl.store(values + start + position * HEAD_DIM, new_value, mask=fits)
-    new_key, new_value = new_key.to(tl.float32), new_value.to(tl.float32)
-    for member in tl.static_range(GROUP):
-        head = kv * GROUP + member
-        query = tl.load(own + head * HEAD_DIM, mask=fits, other=0.0)
-        query = tl.reshape(_turned(query[None, :], cos, sin, 1, WIDTH), (WIDTH,)).to(tl.float32) * scale
-        # The row itself is never read back: its key and its value are here.
-        own_score = tl.sum(query * new_key, axis=0)
-        scores = tl.where(known, tl.sum(key * query[None, :], axis=1), float("-inf"))
-        best = tl.maximum(own_score, tl.max(scores, axis=0))
-        shares, own_share = tl.exp(scores - best), tl.exp(own_score - best)
-        sums = tl.sum(shares[:, None] * value, axis=0) + own_share * new_value
-        sums = sums / (own_share + tl.sum(shares, axis=0))
-        tl.store(out + (row * HEADS + head) * HEAD_DIM + column, sums.to(out.dtype.element_ty), mask=fits)
+    new_value = tl.load(own + (HEADS + KV_HEADS + kv) * HEAD_DIM + column, mask=fits, other=0.0)
+    own_place = start + position * HEAD_DIM + column
+    tl.store(keys + own_place, new_key, mask=fits)
+    tl.store(values + own_place, new_value, mask=fits)
+    # The row itself is never read back: it takes its place among the others here.
+    is_own = (at == position)[:, None]
+    key = tl.where(is_own, new_key[None, :], key)
+    value = tl.where(is_own, new_value[None, :], value)
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+    scores = tl.where((at <= position)[None, :], scores, float("-inf"))
+    shares = tl.exp(scores - tl.max(scores, axis=1)[:, None])
+    sums = tl.dot(shares.to(value.dtype), value, input_precision="ieee") / tl.sum(shares, axis=1)[:, None]
+    tl.store(out + (row * HEADS + head)[:, None] * HEAD_DIM + column[None, :], sums.to(out.dtype.element_ty), mask=here)
 
 
 def aligned_attend(
@@ -63,10 +64,11 @@ def aligned_attend(
     count, (kv_heads, blocks, rows, head_dim) = qkv.shape[0], keys.shape
     out = torch.empty(count, heads * head_dim, device=qkv.device, dtype=qkv.dtype)
     group = heads // kv_heads
+    # One warp a program: what warps would have to tell each other takes longer than the work.
     _aligned[(count, kv_heads)](
         qkv, rope, keys, values, out, position, blocks * rows, each * rows, 1 / math.sqrt(head_dim),
         HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, WIDTH=triton.next_power_of_2(head_dim),
-        TILE=max(16, triton.next_power_of_2(position)), GROUP=group, OVERLAP=overlap,
-        num_warps=4, launch_pdl=overlap,
+        TILE=max(16, triton.next_power_of_2(position + 1)), GROUP=group, PADDED=max(16, triton.next_power_of_2(group)),
+        OVERLAP=overlap, num_warps=1 if keys.dtype == torch.bfloat16 else 4, launch_pdl=overlap,
     )  # fmt: skip
     return out

@@ -55,6 +55,7 @@ def rope_write(
     qkv: Tensor, rope: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, keys: Tensor, values: Tensor, heads: int
 ) -> Tensor:
     kv_heads, blocks, rows, head_dim = keys.shape
+    assert slots.is_contiguous() and positions.is_contiguous() and tables.is_contiguous()
     out = torch.empty(qkv.shape[0], heads, head_dim, device=qkv.device, dtype=qkv.dtype)
     _rope_write[(qkv.shape[0], triton.cdiv(heads + 2 * kv_heads, _HEADS_A_PROGRAM))](
         qkv, rope, slots, positions, tables, keys, values, out, blocks, tables.shape[1],
@@ -137,7 +138,7 @@ def attend(
 ) -> Tensor:
     count, heads, head_dim = q.shape
     kv_heads, blocks, rows, _ = keys.shape
-    assert rows == BLOCK_ROWS
+    assert rows == BLOCK_ROWS and slots.is_contiguous() and positions.is_contiguous() and tables.is_contiguous()
     out = torch.empty(count, heads * head_dim, device=q.device, dtype=q.dtype)
     if splits == 1:
         sums = highest = total = out

@@ -2,8 +2,8 @@
 
 N: rows, each of any slot. slots, positions: [N] int64, the table a row belongs to and its place in
 it. tables: [S, W] int32, blocks of each slot. keys, values: [KV, blocks, BLOCK_ROWS, hd], one layer.
-overlap: a launch may begin before the one ahead of it is over, and waits inside for what it needs.
-ahead: a weight to bring closer by the way. Both are a matter of time alone.
+overlap: a launch may begin before the one ahead of it is over, and waits inside for what it needs; a
+matter of time alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.backbone.blocks import BLOCK_ROWS
-from services.backbone.kernels import Ahead
 from services.backbone.noise import gumbel_of
 
 
@@ -83,9 +82,8 @@ def aligned_attend(
 
 
 def norm_linear(
-    x: Tensor, scale: Tensor, eps: float, weight: Tensor, factors: Tensor | None = None, overlap: bool = False,
-    ahead: Ahead | None = None,
-) -> Tensor:  # fmt: skip
+    x: Tensor, scale: Tensor, eps: float, weight: Tensor, factors: Tensor | None = None, overlap: bool = False
+) -> Tensor:
     """(RMSNorm(x) · scale) weightᵀ. x: [N, D] fp32; scale: [D]; weight: [M, D]. Returns: [N, M].
 
     factors: [M] fp32, of the outputs; then weight has eight bits, see pack().
@@ -94,15 +92,14 @@ def norm_linear(
 
 
 def norm_gated(
-    x: Tensor, scale: Tensor, eps: float, gate_up: Tensor, factors: Tensor | None = None, overlap: bool = False,
-    ahead: Ahead | None = None,
-) -> Tensor:  # fmt: skip
+    x: Tensor, scale: Tensor, eps: float, gate_up: Tensor, factors: Tensor | None = None, overlap: bool = False
+) -> Tensor:
     """silu_mul of norm_linear. gate_up: [2 F, D], gate first. Returns: [N, F]."""
     return silu_mul(norm_linear(x, scale, eps, gate_up, factors=factors))
 
 
 def linear_add(
-    rows: Tensor, weight: Tensor, factors: Tensor | None, x: Tensor, overlap: bool = False, ahead: Ahead | None = None
+    rows: Tensor, weight: Tensor, factors: Tensor | None, x: Tensor, overlap: bool = False
 ) -> None:
     """x += rows weightᵀ, in place. rows: [N, M]; weight: [D, M]; x: [N, D] fp32. factors: see norm_linear."""
     x += _linear(rows, weight, factors)

@@ -20,31 +20,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from services.backbone.kernels import MOST_ROWS, Ahead
+from services.backbone.kernels import MOST_ROWS
 
-_LINE = 128  # bytes that the cache brings at once
 PLAIN, GATED, ADDED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
-def _bring(weight, begin, half, LINES: tl.constexpr, PADDED: tl.constexpr):
-    """Ask for this program's lines of both halves of a weight, without waiting for them."""
-    line = tl.program_id(0) * LINES + tl.arange(0, PADDED)
-    wanted = ((tl.arange(0, PADDED) < LINES) & (begin + line < half)).to(tl.int32)
-    for part in tl.static_range(2):
-        place = weight.to(tl.int64) + (begin + part * half + line).to(tl.int64) * 128
-        tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.u32 $0, 0; }",
-            "=r,l,r", [place, wanted], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["ahead_begin", "ahead_half"])
 def _one_row(
-    x, scale, weight, factors, out, ahead, outputs, eps, ahead_begin, ahead_half,
+    x, scale, weight, factors, out, outputs, eps,
     WIDTH: tl.constexpr, NORM: tl.constexpr, KIND: tl.constexpr, FACTORS: tl.constexpr, OUTPUTS: tl.constexpr,
-    BLOCK: tl.constexpr, LINES: tl.constexpr, PADDED: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     column = tl.arange(0, BLOCK)
@@ -56,8 +43,6 @@ def _one_row(
     if KIND == GATED:
         place_up = place + outputs.to(tl.int64) * WIDTH
         first_up = tl.load(place_up, mask=inside, other=0.0)
-    if LINES > 0:
-        _bring(ahead, ahead_begin, ahead_half, LINES, PADDED)
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
@@ -185,12 +170,36 @@ def _gated(
     tl.store(out + row.to(tl.int64)[:, None] * outputs + output[None, :], gated.to(out.dtype.element_ty), mask=here & kept)
 
 
+@triton.jit
+def _gated_tiles(x, weight, out, count, outputs, WIDTH: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr):
+    """_gated where the memory engine brings whole tiles. What lies outside is read as zeros, and not written."""
+    tiles = tl.cdiv(count, ROWS)
+    row, output = (tl.program_id(0) % tiles) * ROWS, (tl.program_id(0) // tiles) * OUTPUTS
+    gate = tl.zeros((ROWS, OUTPUTS), dtype=tl.float32)
+    up = tl.zeros((ROWS, OUTPUTS), dtype=tl.float32)
+    for start in range(0, WIDTH, BLOCK):
+        values = x.load([row, start])
+        gate = tl.dot(values, weight.load([output, start]).T, gate)
+        up = tl.dot(values, weight.load([outputs + output, start]).T, up)
+    gated = gate / (1.0 + tl.exp(-gate)) * up
+    out.store([row, output], gated.to(tl.bfloat16))
+
+
 def linear_gated(rows: Tensor, gate_up: Tensor) -> Tensor:
     count, width = rows.shape
     outputs = gate_up.shape[0] // 2
     out = torch.empty(count, outputs, device=rows.device, dtype=rows.dtype)
-    tile = 128 if count > 128 else 64
-    fits = rows.dtype == torch.bfloat16  # fp32, for tests of exactness, takes smaller tiles
+    if count > 128 and rows.dtype == torch.bfloat16 and width % 8 == outputs % 8 == 0:  # tiles begin at 16 bytes
+        tile, block = 128, 64
+        described = [
+            TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [tile, columns])
+            for tensor, columns in ((rows, block), (gate_up, block), (out, tile))
+        ]
+        _gated_tiles[(triton.cdiv(count, tile) * triton.cdiv(outputs, tile),)](
+            *described, count, outputs, WIDTH=width, ROWS=tile, OUTPUTS=tile, BLOCK=block, num_warps=8, num_stages=4
+        )
+        return out
+    tile, fits = 64 if count <= 64 else 128, rows.dtype == torch.bfloat16  # fp32, for tests of exactness, takes smaller tiles
     tile_outputs, block = (128 if count > 64 else 64, 64) if fits else (64, 32)
     grid = (triton.cdiv(count, tile) * triton.cdiv(outputs, tile_outputs),)
     _gated[grid](
@@ -201,32 +210,30 @@ def linear_gated(rows: Tensor, gate_up: Tensor) -> Tensor:
 
 
 def norm_linear(
-    x: Tensor, scale: Tensor, eps: float, weight: Tensor, factors: Tensor | None = None, overlap: bool = False,
-    ahead: Ahead | None = None,
-) -> Tensor:  # fmt: skip
+    x: Tensor, scale: Tensor, eps: float, weight: Tensor, factors: Tensor | None = None, overlap: bool = False
+) -> Tensor:
     out = torch.empty(x.shape[0], weight.shape[0], device=x.device, dtype=scale.dtype)
-    _product(x, scale, eps, weight, factors, out, PLAIN, overlap, ahead)
+    _product(x, scale, eps, weight, factors, out, PLAIN, overlap)
     return out
 
 
 def norm_gated(
-    x: Tensor, scale: Tensor, eps: float, gate_up: Tensor, factors: Tensor | None = None, overlap: bool = False,
-    ahead: Ahead | None = None,
-) -> Tensor:  # fmt: skip
+    x: Tensor, scale: Tensor, eps: float, gate_up: Tensor, factors: Tensor | None = None, overlap: bool = False
+) -> Tensor:
     out = torch.empty(x.shape[0], gate_up.shape[0] // 2, device=x.device, dtype=scale.dtype)
-    _product(x, scale, eps, gate_up, factors, out, GATED, overlap, ahead)
+    _product(x, scale, eps, gate_up, factors, out, GATED, overlap)
     return out
 
 
 def linear_add(
-    rows: Tensor, weight: Tensor, factors: Tensor | None, x: Tensor, overlap: bool = False, ahead: Ahead | None = None
+    rows: Tensor, weight: Tensor, factors: Tensor | None, x: Tensor, overlap: bool = False
 ) -> None:
-    _product(rows, None, 0.0, weight, factors, x, ADDED, overlap, ahead)
+    _product(rows, None, 0.0, weight, factors, x, ADDED, overlap)
 
 
 def _product(
     x: Tensor, scale: Tensor | None, eps: float, weight: Tensor, factors: Tensor | None, out: Tensor,
-    kind: tl.constexpr, overlap: bool, ahead: Ahead | None,
+    kind: tl.constexpr, overlap: bool,
 ) -> None:  # fmt: skip
     (count, width), outputs = x.shape, out.shape[1]
     assert count <= MOST_ROWS and x.is_contiguous() and weight.is_contiguous() and out.is_contiguous()
@@ -239,14 +246,9 @@ def _product(
         # A program has 8 to 32 KB of weights, and the whole grid fills the chip's 132 multiprocessors evenly.
         tile, block = (2, 4096) if width > 4096 else (4, triton.next_power_of_2(width))
         elements = tile * block * (2 if kind is GATED else 1)
-        programs, lines, begin, half = triton.cdiv(outputs, tile), 0, 0, 0
-        if ahead is not None:
-            half = ahead.weight.numel() * ahead.weight.element_size() // (2 * _LINE)
-            begin, lines = half // ahead.parts * ahead.part, triton.cdiv(half // ahead.parts, programs)
-        _one_row[(programs,)](
-            x, scale, weight, factors, out, ahead.weight if ahead else weight, outputs, eps, begin, half, LINES=lines,
-            PADDED=triton.next_power_of_2(max(lines, 1)),
-            OUTPUTS=tile, BLOCK=block, num_warps=min(8, max(4, elements // 1024)), **options,
+        _one_row[(triton.cdiv(outputs, tile),)](
+            x, scale, weight, factors, out, outputs, eps, OUTPUTS=tile, BLOCK=block,
+            num_warps=min(8, max(4, elements // 1024)), **options,
         )  # fmt: skip
         return
     tile, parts, padded = 16, 1, 16 if count <= 16 else MOST_ROWS

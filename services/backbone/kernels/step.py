@@ -101,6 +101,7 @@ def step_attend(
     heads: int, splits: int = 1, overlap: bool = False,
 ) -> Tensor:  # fmt: skip
     count, (kv_heads, blocks, rows, head_dim) = qkv.shape[0], keys.shape
+    assert slots.is_contiguous() and positions.is_contiguous() and tables.is_contiguous()
     out = torch.empty(count, heads * head_dim, device=qkv.device, dtype=qkv.dtype)
     sums = highest = total = out
     if splits > 1:
