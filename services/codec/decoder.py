@@ -7,13 +7,13 @@ no host sync inside. On a CUDA device they are captured at the start (graphs.py)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from moshi.models import MimiModel
 
-from services.codec.graphs import PassGraphs
+from services.codec.graphs import PassGraphs, on_device
 from services.codec.network import DecoderNetwork
 
 _MOST_STREAMS = 256  # of one captured pass; from there on the device has enough to do
@@ -43,6 +43,7 @@ class SlotDecoder:
         self.codebooks, self.bins = mimi.num_codebooks, mimi.cardinality
         self.samples_per_frame = mimi.frame_size
         self._device = next(mimi.parameters()).device
+        self.overlaps = self._device.type == "cuda"
         with torch.inference_mode():  # one slot more, for what fills up a pass
             self._network = DecoderNetwork(mimi, slots=slots + 1, max_chunk_frames=max_chunk_frames, exact=exact)
         self._graphs: PassGraphs | None = None
@@ -70,35 +71,43 @@ class SlotDecoder:
         """Make `slot` ready for a new stream."""
         self._network.reset(slot)
 
-    @torch.inference_mode()
     def decode(self, batch: Sequence[tuple[int, np.ndarray]]) -> list[np.ndarray]:
-        """Decode the next frames of some streams.
+        """Decode the next frames of some streams, and wait for it. See begin()."""
+        return self.begin(batch)()
+
+    @torch.inference_mode()
+    def begin(self, batch: Sequence[tuple[int, np.ndarray]]) -> Callable[[], list[np.ndarray]]:
+        """Begin to decode the next frames of some streams; more may be begun before this is done.
 
         batch: (slot, codes [n, K]); slots differ, 1 ≤ n ≤ max_chunk_frames, codes < bins. Chunks of the
             same length share a pass.
-        Returns: float32 samples [n * samples_per_frame] of each, in the order given.
+        Returns: what waits for float32 samples [n * samples_per_frame] of each, in the order given.
         """
         if len({slot for slot, _ in batch}) != len(batch):
             raise ValueError("a slot occurs twice in one batch")
-        audio: list[np.ndarray | None] = [None] * len(batch)
         chunks: dict[int, list[int]] = {}
         for index, (_, codes) in enumerate(batch):
             chunks.setdefault(len(codes), []).append(index)
+        if not all(1 <= frames <= self.max_chunk_frames for frames in chunks):
+            raise ValueError(f"{sorted(chunks)} frames in chunks, each must have 1 to {self.max_chunk_frames}")
+        begun = []  # of each pass: which of the batch, and what waits for their samples
         for frames, chosen in sorted(chunks.items()):
-            if not 1 <= frames <= self.max_chunk_frames:
-                raise ValueError(f"{frames} frames in a chunk, must be 1 to {self.max_chunk_frames}")
             graphs = self._graphs if self._graphs is not None and frames in self._graphs.frames else None
             most = len(chosen) if graphs is None else graphs.most_streams
             for start in range(0, len(chosen), most):
                 part = chosen[start : start + most]
-                slots = [batch[index][0] for index in part]
-                codes = [batch[index][1] for index in part]
-                samples = self._pass(slots, codes) if graphs is None else graphs(slots, codes)
-                for index, row in zip(part, samples, strict=True):
-                    audio[index] = row
-        return audio  # type: ignore[return-value]  # every index was filled
+                slots, codes = [batch[index][0] for index in part], [batch[index][1] for index in part]
+                begun.append((part, self._as_it_comes(slots, codes) if graphs is None else graphs.begin(slots, codes)))
 
-    def _pass(self, slots: list[int], codes: list[np.ndarray]) -> np.ndarray:
-        """As it comes. codes: [T, K] each → samples [n, T * samples_per_frame]."""
-        rows = torch.tensor(slots, device=self._device)
-        return self._network.run(rows, torch.from_numpy(np.stack(codes)).long().to(self._device)).cpu().numpy()
+        def result() -> list[np.ndarray]:
+            audio = {index: row for part, samples in begun for index, row in zip(part, samples(), strict=True)}
+            return [audio[index] for index in range(len(batch))]
+
+        return result
+
+    def _as_it_comes(self, slots: list[int], codes: list[np.ndarray]) -> Callable[[], np.ndarray]:
+        """codes: [T, K] of each → samples [n, T * samples_per_frame]."""
+        with on_device(self._device):
+            rows = torch.tensor(slots, device=self._device)
+            samples = self._network.run(rows, torch.from_numpy(np.stack(codes)).long().to(self._device))
+        return lambda: samples.cpu().numpy()

@@ -20,17 +20,17 @@ from torch import Tensor
 @dataclass
 class _Pass:
     given: Tensor  # [n + n * T * K] int64: slots, then codes
-    host: Tensor  # the same, where the host writes it
     audio: Tensor  # [n, samples], written by the graph
     graph: torch.cuda.CUDAGraph | None
 
-    def split(self, given: Tensor | np.ndarray, streams: int, frames: int):
-        """Slots [n] and codes [n, T, K] in `given`."""
-        return given[:streams], given[streams:].reshape(streams, frames, -1)
+
+def _split(given: Tensor | np.ndarray, streams: int, frames: int) -> tuple:
+    """Slots [n] and codes [n, T, K] in `given`."""
+    return given[:streams], given[streams:].reshape(streams, frames, -1)
 
 
 class PassGraphs:
-    """Made by capture() at the start; afterwards one call runs one pass."""
+    """Made by capture() at the start; afterwards one begin() runs one pass."""
 
     def __init__(
         self,
@@ -61,17 +61,17 @@ class PassGraphs:
     def capture(self) -> None:
         """All pairs, the largest first, whose memory the others then use too."""
         is_cuda = self._device.type == "cuda"
-        with self._on_device():
+        with on_device(self._device):
             stream, pool = (torch.cuda.Stream(), torch.cuda.graph_pool_handle()) if is_cuda else (None, None)
             for frames in reversed(self.frames):
                 for streams in reversed(self._streams):
-                    host = torch.zeros(streams * (1 + frames * self._codebooks), dtype=torch.int64, pin_memory=is_cuda)
-                    host[:streams] = self._spare
-                    made = _Pass(host.to(self._device), host, torch.empty(0), None)
+                    numbers = torch.zeros(streams * (1 + frames * self._codebooks), dtype=torch.int64)
+                    numbers[:streams] = self._spare
+                    made = _Pass(numbers.to(self._device), torch.empty(0), None)
                     self._passes[streams, frames] = made
                     if stream is None:
                         continue
-                    given = made.split(made.given, streams, frames)
+                    given = _split(made.given, streams, frames)
                     stream.wait_stream(torch.cuda.current_stream())
                     with torch.cuda.stream(stream):  # what a library does the first time may not be captured
                         self._run(*given)
@@ -81,28 +81,39 @@ class PassGraphs:
                         made.audio = self._run(*given)
 
     @torch.inference_mode()
-    def __call__(self, slots: Sequence[int], codes: Sequence[np.ndarray]) -> np.ndarray:
-        """slots: n ≤ most_streams; codes: [T, K] of each, T one of `frames`. Returns: samples [n, samples]."""
+    def begin(self, slots: Sequence[int], codes: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
+        """slots: n ≤ most_streams; codes: [T, K] int64 of each, T one of `frames`.
+
+        Returns: what waits for the pass and gives its samples, [n, samples].
+        """
         count, frames = len(slots), len(codes[0])
         size = next(size for size in self._streams if size >= count)
         chosen = self._passes[size, frames]
-        host_slots, host_codes = chosen.split(chosen.host.numpy(), size, frames)
+        # Pinned memory goes round: what is given back here is not given out again before the copy is done.
+        host = torch.empty(chosen.given.shape, dtype=torch.int64, pin_memory=chosen.given.is_cuda)
+        host_slots, host_codes = _split(host.numpy(), size, frames)
         host_slots[:count] = slots
         host_slots[count:] = self._spare
-        np.concatenate(codes, out=host_codes[:count].reshape(count * frames, -1), casting="same_kind")
-        with self._on_device():
-            chosen.given.copy_(chosen.host, non_blocking=True)
+        host_codes[count:] = 0
+        np.concatenate(codes, out=host_codes[:count].reshape(count * frames, -1))
+        with on_device(self._device):
+            chosen.given.copy_(host, non_blocking=True)
             if chosen.graph is None:
-                return self._run(*chosen.split(chosen.given, size, frames))[:count].numpy()
+                samples = self._run(*_split(chosen.given, size, frames))[:count].numpy()
+                return lambda: samples
             chosen.graph.replay()
-            # Pinned memory of its own, which lives as long as somebody holds samples in it.
-            samples = torch.empty(count, chosen.audio.shape[-1], dtype=chosen.audio.dtype, pin_memory=True)
-            samples.copy_(chosen.audio[:count], non_blocking=True)
+            heard = torch.empty(count, chosen.audio.shape[1], pin_memory=True)
+            heard.copy_(chosen.audio[:count], non_blocking=True)
             done = torch.cuda.Event(blocking=True)
             done.record()
-            done.synchronize()
-        return samples.numpy()
 
-    def _on_device(self) -> contextlib.AbstractContextManager:
-        """The worker's thread may have another device current; a graph is replayed on the current one's stream."""
-        return torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
+        def result() -> np.ndarray:
+            done.synchronize()
+            return heard.numpy()  # lives as long as somebody holds samples in it
+
+        return result
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager:
+    """The worker's thread may have another device current, on whose stream kernels would be launched."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -2,7 +2,8 @@
 
 A tick takes whatever streams have frames waiting, a power of two of each (so that streams share
 passes), shortest first. Threads share two things: the streams' inboxes under one lock, and results
-that go to the loop by call_soon_threadsafe. Knows neither grpc nor torch.
+that go to the loop by call_soon_threadsafe. While the device works on a pass, the thread hands over the
+audio of the one before, and puts together the next. Knows neither grpc nor torch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,9 +27,10 @@ class Decoder(Protocol):
 
     slots: int
     max_chunk_frames: int
+    overlaps: bool  # whether begin() returns before its pass is done, with time for other work
 
     def reset(self, slot: int) -> None: ...
-    def decode(self, batch: Sequence[tuple[int, np.ndarray]]) -> list[np.ndarray]: ...
+    def begin(self, batch: Sequence[tuple[int, np.ndarray]]) -> Callable[[], list[np.ndarray]]: ...
 
 
 class WorkerError(Exception):
@@ -53,29 +55,60 @@ class _Line:
 
     def __init__(self) -> None:
         self.slot: int | None = None
-        self.frames: deque[np.ndarray] = deque()  # each [K]
+        self.waiting = 0  # frames that are in no pass yet
         self.owed: deque[tuple[int, float]] = deque()  # frames of each feed that is not answered yet, and when it came
         self.closed = False
-        self._audio: list[np.ndarray] = []  # one for each frame decoded, [samples_per_frame]
+        self._codes: deque[np.ndarray] = deque()  # each [n, K], `waiting` frames in all
+        self._audio: list[np.ndarray] = []  # decoded and not answered, `_decoded` frames in all
+        self._decoded = 0
         self._compute_s = 0.0
+
+    def give(self, codes: np.ndarray) -> None:
+        """One more feed, [n, K]."""
+        self.owed.append((len(codes), time.perf_counter()))
+        self._codes.append(codes)
+        self.waiting += len(codes)
 
     def take(self, most: int) -> np.ndarray:
         """The next frames, [n, K]: the largest power of two that is waiting and no more than `most`."""
-        count = min(len(self.frames), most)
-        return np.stack([self.frames.popleft() for _ in range(1 << (count.bit_length() - 1))])
+        count = 1 << (min(self.waiting, most).bit_length() - 1)
+        self.waiting -= count
+        taken: list[np.ndarray] = []
+        while count:
+            codes = self._codes.popleft()
+            if len(codes) > count:
+                self._codes.appendleft(codes[count:])
+                codes = codes[:count]
+            taken.append(codes)
+            count -= len(codes)
+        return taken[0] if len(taken) == 1 else np.concatenate(taken)
 
     def put(self, samples: np.ndarray, frames: int, seconds: float) -> list[Audio]:
         """Take a pass's samples [frames * samples_per_frame]; the answers that are complete now."""
-        self._audio.extend(np.split(samples, frames))
+        per_frame = len(samples) // frames
+        self._audio.append(samples)
+        self._decoded += frames
         self._compute_s += seconds
         answers = []
-        while self.owed and self.owed[0][0] <= len(self._audio):
+        while self.owed and self.owed[0][0] <= self._decoded:
             count, fed_s = self.owed.popleft()
             wait_s = max(0.0, time.perf_counter() - fed_s - self._compute_s)
-            answers.append(Audio(np.concatenate(self._audio[:count]), self._compute_s, wait_s))
-            del self._audio[:count]
+            audio = self._audio[0] if len(self._audio) == 1 else np.concatenate(self._audio)
+            answers.append(Audio(audio[: count * per_frame], self._compute_s, wait_s))
+            self._decoded -= count
+            self._audio = [audio[count * per_frame :]] if self._decoded else []
             self._compute_s = 0.0
         return answers
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A pass under way. result: waits for it, gives the samples of each line."""
+
+    lines: list[_Line]
+    frames: int  # of each
+    began_s: float
+    result: Callable[[], list[np.ndarray]]
 
 
 class DecodeWorker:
@@ -95,6 +128,7 @@ class DecodeWorker:
         self._stopping = False
         self._failure: Exception | None = None
         self._busy_since: float | None = None
+        self._finished_s = 0.0  # when the last pass was done
         self._thread = threading.Thread(target=self._run, name="codec-worker", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -140,8 +174,7 @@ class DecodeWorker:
 
     def _submit(self, line: _Line, codes: np.ndarray) -> None:
         with self._work:
-            line.owed.append((len(codes), time.perf_counter()))
-            line.frames.extend(codes)
+            line.give(codes)
             self._work.notify()
 
     def _release(self, line: _Line) -> None:
@@ -153,25 +186,36 @@ class DecodeWorker:
     # The thread.
 
     def _run(self) -> None:
+        under_way: _Pass | None = None
         try:
-            while (lines := self._wait()) is not None:
+            while (lines := self._wait(under_way is None)) is not None:
                 self._busy_since = time.monotonic()
-                self._tick(lines)
-                self._busy_since = None
+                for begun in self._passes(lines):
+                    if under_way is not None:
+                        self._finish(under_way)
+                    under_way = begun
+                    if not self._decoder.overlaps:
+                        self._finish(begun)
+                        under_way = None
+                if not lines:  # and so nothing to put together meanwhile
+                    self._finish(under_way)
+                    under_way = None
+                if under_way is None:
+                    self._busy_since = None
         except Exception as error:  # whatever it was: the state in the slots is lost
             log.exception("the codec's worker died")
             failure = WorkerError(f"the codec's worker died ({type(error).__name__}: {error})")
             self._failure = failure
             self._post(lambda: [stream.fail(failure) for stream in list(self._streams.values())])
 
-    def _wait(self) -> list[_Line] | None:
-        """The lines with frames waiting, each in a slot; None when it is time to stop."""
+    def _wait(self, blocking: bool) -> list[_Line] | None:
+        """The lines with frames waiting, each in a slot; none only if not `blocking`; None when it is time to stop."""
         with self._work:
             while True:
                 if self._stopping:
                     return None
-                lines = [line for line in self._streams if line.frames]
-                if lines:
+                lines = [line for line in self._streams if line.waiting]
+                if lines or not blocking:
                     break
                 self._work.wait()
             self._free += [line.slot for line in self._closed_lines if line.slot is not None]
@@ -182,25 +226,32 @@ class DecodeWorker:
                     self._decoder.reset(line.slot)
         return lines
 
-    def _tick(self, lines: list[_Line]) -> None:
+    def _passes(self, lines: list[_Line]) -> Iterator[_Pass]:
+        """Begin one pass for each length of the chunks that are taken now, shortest first."""
         with self._work:
             taken = [(line, line.take(self._decoder.max_chunk_frames)) for line in lines]
         for length in sorted({len(codes) for _, codes in taken}):
             # Streams closed since are left out: a cancel is felt at the next pass.
             batch = [(line, codes) for line, codes in taken if len(codes) == length and not line.closed]
-            if not batch:
-                continue
-            began = time.perf_counter()
-            audio = self._decoder.decode([(line.slot, codes) for line, codes in batch])
-            seconds = time.perf_counter() - began
-            with self._work:
-                answers = [
-                    (line, answer)
-                    for (line, _), samples in zip(batch, audio, strict=True)
-                    for answer in line.put(samples, length, seconds)
-                ]
-            if answers:
-                self._post(lambda answers=answers: self._hand_over(answers))
+            if batch:
+                began_s = time.perf_counter()
+                result = self._decoder.begin([(line.slot, codes) for line, codes in batch])
+                yield _Pass([line for line, _ in batch], length, began_s, result)
+
+    def _finish(self, under_way: _Pass) -> None:
+        """Wait for a pass and hand its audio over."""
+        audio = under_way.result()
+        now_s = time.perf_counter()
+        seconds = now_s - max(under_way.began_s, self._finished_s)  # it began behind the one before
+        self._finished_s = now_s
+        with self._work:
+            answers = [
+                (line, answer)
+                for line, samples in zip(under_way.lines, audio, strict=True)
+                for answer in line.put(samples, under_way.frames, seconds)
+            ]
+        if answers:
+            self._post(lambda: self._hand_over(answers))
 
     def _hand_over(self, answers: list[tuple[_Line, Audio]]) -> None:
         for line, answer in answers:

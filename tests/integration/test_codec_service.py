@@ -313,7 +313,7 @@ async def test_a_worker_that_dies_ends_streams_and_liveness(bundle_folder, monke
         def broken(self, batch):
             raise RuntimeError("device lost")
 
-        monkeypatch.setattr(SlotDecoder, "decode", broken)
+        monkeypatch.setattr(SlotDecoder, "begin", broken)
         await call.write(frames_request(random_codes(0, 1)))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()

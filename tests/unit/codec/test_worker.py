@@ -14,12 +14,13 @@ from services.codec.worker import DecodeWorker, WorkerError
 class Echo:
     """A decoder whose audio of a frame is two samples: the stream's running sum and the frame's code.
 
-    `gate` holds passes back when it is cleared; `passes` remembers (streams, frames) of each.
+    `gate` holds passes back when it is cleared, their beginning or (overlapping) their end; `passes` remembers (streams, frames) of each.
     """
 
     slots, max_chunk_frames = 3, 8
 
-    def __init__(self):
+    def __init__(self, overlaps=False):
+        self.overlaps = overlaps
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -30,23 +31,33 @@ class Echo:
     def reset(self, slot):
         self.sums[slot] = 0
 
-    def decode(self, batch):
-        self.entered.set()
-        assert self.gate.wait(30)
-        if self.error is not None:
-            raise self.error
+    def begin(self, batch):
+        if not self.overlaps:
+            self._work()
         self.passes.append((len(batch), len(batch[0][1])))
         audio = []
         for slot, codes in batch:
             running = self.sums[slot] + np.cumsum(codes[:, 0])
             self.sums[slot] = running[-1]
             audio.append(np.stack([running, codes[:, 0]], axis=1).astype(np.float32).ravel())
-        return audio
+
+        def result():
+            if self.overlaps:
+                self._work()
+            return audio
+
+        return result
+
+    def _work(self):
+        self.entered.set()
+        assert self.gate.wait(30)
+        if self.error is not None:
+            raise self.error
 
 
-@pytest.fixture
-async def echo():
-    return Echo()
+@pytest.fixture(params=[False, True], ids=["one by one", "overlapping"])
+async def echo(request):
+    return Echo(request.param)
 
 
 @pytest.fixture
