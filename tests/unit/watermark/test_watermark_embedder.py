@@ -198,3 +198,15 @@ def test_what_cannot_be_marked_is_refused(untrained):
         Embedder(untrained, PUBLIC_KEY[:4])
     with pytest.raises(ValueError, match="message_sdr_db is -1"):
         Embedder(untrained, PUBLIC_KEY, message_sdr_db=-1)
+
+
+def test_pauses_are_left_as_they_are_and_quiet_speech_is_not(untrained):
+    embedder = Embedder(untrained, PUBLIC_KEY, level=RunningLevel())
+    speech, pause = speech_like(1.0, seed=1), 0.001 * speech_like(1.0, seed=2)  # 60 dB below
+    clip = np.concatenate([speech, pause, speech])
+    mark = np.abs(embedder.embed(clip) - clip)
+    inner = slice(24000 + 2048, 48000 - 2048)  # beyond the windows that speech reaches into
+    assert mark[inner].max() < 1e-6 and mark[:24000].max() > 1e-3
+    quiet = 0.01 * speech_like(3.0, seed=3)  # all of the clip is: 40 dB below what speech is like
+    marked = embedder.embed(quiet)
+    assert np.abs(marked - quiet)[-24000:].max() > 1e-6
