@@ -62,36 +62,41 @@ def fit(sums: NDArray[np.float64], message: list[int], looks: int = 1) -> Fit:
     chance to agree by accident, as each rotation is.
     """
     units = np.rint(sums / max(_UNIT, float(sums.sum()) / _MOST_UNITS)).astype(np.int64)
-    if not units.any():
-        return Fit(0.0, 1.0, UNREACHABLE, 0)
-    return min(
-        (_at_rotation(units, message, rotation, looks) for rotation in range(len(message))),
-        key=lambda candidate: (candidate.chance, -candidate.share),
-    )
-
-
-def _at_rotation(units: NDArray[np.int64], message: list[int], rotation: int, looks: int) -> Fit:
     total = int(units.sum())
-    turned = np.roll(units, -rotation, axis=0)  # place 0 is where a message begins
-    places, end = turned[:-1], int(turned[-1, message[-1]])
-    agreed = int(places[np.arange(len(places)), message[:-1]].sum())
-    # Chance that random symbols, as frequent as the key's, agree by k units or more, for each k;
-    # times the number of ways that are tried.
-    mix = np.bincount(message[:-1], minlength=units.shape[1]) / len(places)
-    exactly = np.zeros(total + 1)
-    exactly[0] = 1.0
-    for place in places:
-        longer = np.zeros_like(exactly)
-        for count, weight in zip(place, mix, strict=True):
+    if not total:
+        return Fit(0.0, 1.0, UNREACHABLE, 0)
+    at_least = np.minimum(1.0, looks * len(message) * _tails(units, message))
+    candidates = []
+    for rotation in range(len(message)):
+        turned = np.roll(units, -rotation, axis=0)  # place 0 is where a message begins
+        places, end = turned[:-1], int(turned[-1, message[-1]])
+        agreed = int(places[np.arange(len(places)), message[:-1]].sum())
+        proof = np.flatnonzero((at_least[rotation] <= FALSE_ALARM) & (np.arange(total + 1) + end <= total))
+        # Beyond what the places can give at all, the chance is 0 and the threshold out of reach.
+        reachable = int(places.max(axis=1).sum())
+        threshold = (int(proof[0]) + end) / total if len(proof) and proof[0] <= reachable else UNREACHABLE
+        candidates.append(Fit((agreed + end) / total, float(at_least[rotation, agreed]), threshold, rotation))
+    return min(candidates, key=lambda candidate: (candidate.chance, -candidate.share))
+
+
+def _tails(units: NDArray[np.int64], message: list[int]) -> NDArray[np.float64]:
+    """Chance that random symbols, as frequent as the key's, agree by k units or more [rotation, k]."""
+    period, total = len(message), int(units.sum())
+    mix = np.bincount(message[:-1], minlength=units.shape[1]) / (period - 1)
+    exactly = np.zeros((period, total + 1))
+    exactly[:, 0] = 1.0
+    most = 0  # agreement that the places so far can give
+    for place, row in enumerate(units):
+        # A rotation by r has the message's end at place r - 1, which proves nothing.
+        end = exactly[(place + 1) % period].copy()
+        before, reach = exactly[:, : most + 1].copy(), most + 1
+        most += int(row.max())
+        exactly[:, : most + 1] = 0.0
+        for count, weight in zip(row, mix, strict=True):
             if weight:
-                longer[count:] += weight * exactly[: total + 1 - count]
-        exactly = longer
-    at_least = np.minimum(1.0, looks * len(message) * exactly[::-1].cumsum()[::-1])
-    proof = np.flatnonzero((at_least <= FALSE_ALARM) & (np.arange(total + 1) + end <= total))
-    # Beyond what the places can give at all, the chance is 0 and the threshold out of reach.
-    reachable = int(places.max(axis=1).sum())
-    threshold = (int(proof[0]) + end) / total if len(proof) and proof[0] <= reachable else UNREACHABLE
-    return Fit((agreed + end) / total, float(at_least[agreed]), threshold, rotation)
+                exactly[:, count : count + reach] += weight * before
+        exactly[(place + 1) % period] = end
+    return exactly[:, ::-1].cumsum(axis=1)[:, ::-1]
 
 
 def vote(sums: NDArray[np.float64]) -> list[int]:
