@@ -43,10 +43,14 @@ def product(
     weight = layer.weight if layer.low is None else layer.weight + layer.low
     y = F.linear(windows, weight, layer.bias).view(count, steps * layer.repeat, -1)
     if added is not None:
-        y = y + added[:, added.shape[1] - y.shape[1] :]
+        y += added[:, added.shape[1] - y.shape[1] :]
     if after:
-        y = {"elu": F.elu, "gelu": F.gelu}[after](y)
-    return F.pad(y, (0, 0, past, 0))
+        y = F.elu_(y) if after == "elu" else F.gelu(y)
+    if not past:
+        return y
+    out = y.new_empty(count, past + y.shape[1], y.shape[2])
+    out[:, past:] = y
+    return out
 
 
 def to_samples(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
