@@ -240,7 +240,8 @@ class DecodeWorker:
 
     def _finish(self, under_way: _Pass) -> None:
         """Wait for a pass and hand its audio over."""
-        audio = under_way.result()
+        # Copies: else a reader that lags keeps the memory of all that shared its passes.
+        audio = [samples.copy() for samples in under_way.result()]
         now_s = time.perf_counter()
         seconds = now_s - max(under_way.began_s, self._finished_s)  # it began behind the one before
         self._finished_s = now_s
