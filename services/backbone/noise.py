@@ -10,7 +10,8 @@ the generator that `tl.philox` is in Triton, so a kernel can make the same numbe
 All integer steps are exact in int64 on every device. A word x becomes the uniform
 u = ((x >> 9) + 1/2) · 2^-23, which fp32 holds exactly and which is never 0 or 1, and then the
 Gumbel variate -log(-log u). The logarithms are taken in fp64 and rounded to fp32, so that
-devices whose libraries differ in the last bit of a logarithm still agree.
+devices whose libraries differ in the last bit of a logarithm still agree (a GPU's kernel takes them in fp32:
+its logits differ by more).
 """
 
 from __future__ import annotations

@@ -70,8 +70,9 @@ def embed_frames(codes: Tensor, embeddings: Tensor) -> Tensor:
     count, codebooks = codes.shape
     vocab, width = embeddings.shape[1:]
     out = torch.empty(count, width, device=codes.device, dtype=torch.float32)
-    _embed_frames[(count, triton.cdiv(width, 64))](
+    block = 64 if count < 64 else 256  # few rows take more programs, many longer runs of memory
+    _embed_frames[(count, triton.cdiv(width, block))](
         codes, embeddings, out, vocab, width,
-        CODEBOOKS=codebooks, PADDED=triton.next_power_of_2(codebooks), BLOCK=64, num_warps=4,
+        CODEBOOKS=codebooks, PADDED=triton.next_power_of_2(codebooks), BLOCK=block, num_warps=4,
     )  # fmt: skip
     return out

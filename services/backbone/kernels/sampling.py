@@ -16,15 +16,19 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @triton.jit
 def _gumbel(seed, frame, codebook, BINS: tl.constexpr):
-    """Noise of BINS tokens, a power of two from 4 on: four words from each counter."""
+    """Noise of BINS tokens, a power of two from 4 on: four words from each counter.
+
+    The uniform numbers are exact in fp32, their logarithms the nearest to a bit or two: noise.py takes them in
+    fp64, which is most of a draw's time where hundreds are made at once.
+    """
     group = tl.arange(0, BINS // 4)
     zero = group * 0
     w0, w1, w2, w3 = tl.philox(
         seed, group.to(tl.uint32), (zero + codebook).to(tl.uint32), (zero + frame).to(tl.uint32), zero.to(tl.uint32)
     )
     words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (BINS,))
-    uniform = ((words >> 9).to(tl.float64) + 0.5) * 1.1920928955078125e-07  # 2^-23
-    return (-tl.log(-tl.log(uniform))).to(tl.float32)
+    uniform = ((words >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2^-23
+    return -tl.log(-tl.log(uniform))
 
 
 @triton.jit(do_not_specialize=["codebook"])  # else every frame's codebooks 0, 1 and 16 were variants

@@ -112,7 +112,8 @@ def step_attend(
         qkv, rope, slots, positions, tables, keys, values, sums, highest, total, blocks, tables.shape[1],
         1 / math.sqrt(head_dim), HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, ROWS=rows,
         WIDTH=triton.next_power_of_2(head_dim), TILE=TILE_ROWS, GROUP=group,
-        PADDED=max(16, triton.next_power_of_2(group)), SPLITS=splits, OVERLAP=overlap, num_warps=4, launch_pdl=overlap,
+        PADDED=max(16, triton.next_power_of_2(group)), SPLITS=splits, OVERLAP=overlap,
+        num_warps=2 if splits == 1 and keys.dtype == torch.bfloat16 else 4, launch_pdl=overlap,
     )  # fmt: skip
     if splits > 1:
         combine_parts(sums, highest, total, out, overlap)
