@@ -30,7 +30,7 @@ from services.watermark.weights import Nets
 # Columns so far below the level are left as they are. A mark there would take all that is in its
 # bins, whatever the strength: it says little to the decoder, and holes in the faint noise of pauses
 # are what listeners' models hear (DNSMOS OVRL -0.05 with the embedded bundle, at 32 dB as at 35).
-_SILENCE_DB = 35.0
+_SILENCE_DB = 30.0
 
 
 class Embedder:

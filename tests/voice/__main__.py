@@ -3,8 +3,8 @@
 Says unseen sentences through the real gateway, has them judged, and prints one table. Exit code 0 says that every
 figure is within its limit. What was said lies in out/voice-test, with what was heard in it (notes.json).
 
-On two free cores the full size should take about 20 minutes to say, 30 to judge, and two hours to look for marks in:
-`CSM_WATERMARK_DEVICE=cuda` takes a GPU for that. Parts can be run one by one: `--parts speech`, `--parts marks`.
+On two free cores the full size should take about 20 minutes to say, 30 to judge, and ten to look for marks in. Parts can
+be run one by one: `--parts speech`, `--parts marks`.
 """
 
 from __future__ import annotations
