@@ -49,6 +49,7 @@ async def speak(args: argparse.Namespace, size: Size, notes: dict) -> None:
     from rich.console import Console
 
     console, lines = Console(), work.lines(size.each)
+    teacher = speaking.teacher_of(args.out / "scratch", args.kokoro) if "speech" in args.parts else None
     if {"speech", "marks"} & set(args.parts):
         async with Chain.start(args.model, args.out / "chain", console) as chain:
             if "speech" in args.parts:
@@ -57,7 +58,7 @@ async def speak(args: argparse.Namespace, size: Size, notes: dict) -> None:
                 notes["said"] = await speaking.utterances(chain, lines, args.out)
                 notes["talks"] = await speaking.talks(chain, work.conversations(size.talks), args.out)
                 some = work.lines(max(2, size.each // 4))
-                notes["codec"] = await speaking.codec_alone(chain, some, args.out, args.out / "scratch")
+                notes["codec"] = await speaking.codec_alone(chain, some, args.out, teacher)
             if "marks" in args.parts:
                 notes["marks"] = await speaking.marks(chain, args.out, size.clips)
                 notes["alarms"] = await speaking.alarms(chain, args.out, size.windows)
@@ -76,6 +77,9 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="the others' notes are kept from before")
     parser.add_argument("--model", default="embedded", help="bundle: a name or a folder")
     parser.add_argument("--out", type=Path, default=ROOT / "out/voice-test")
+    parser.add_argument(
+        "--kokoro", type=Path, default=ROOT / ".venv/voice/kokoro.safetensors", help="its weights, where it is the teacher"
+    )
     parser.add_argument("--judges", type=Path, default=ROOT / ".venv/voice", help="folder of their packages")
     args = parser.parse_args()
     size = QUICK if args.quick else FULL

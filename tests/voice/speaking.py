@@ -87,14 +87,26 @@ async def talks(chain: Chain, conversations: list[list[Line]], out: Path) -> lis
     return [turn for note in notes for turn in note["turns"]]
 
 
-async def codec_alone(chain: Chain, lines: list[Line], out: Path, scratch: Path) -> list[dict]:
-    """The teacher's own speech through encoder and decoder."""
-    from voices import Teacher
+def teacher_of(scratch: Path, kokoro: Path):
+    """Who the shipped speakers learnt from. kokoro: its weights, needed where it is the teacher."""
+    import voices
 
-    teacher = Teacher(scratch)
+    if voices.TEACHER == "hibari":
+        return voices.Teacher(scratch)
+    if not kokoro.exists():
+        raise SystemExit(f"{kokoro} is missing: models/embedded/train/kokoro_pack.py says how it is made")
+    import cast
+
+    return cast.Teacher(kokoro)
+
+
+async def codec_alone(chain: Chain, lines: list[Line], out: Path, teacher) -> list[dict]:
+    """The teacher's own speech through encoder and decoder."""
+    turn = asyncio.Lock()  # it speaks one utterance at a time
 
     async def one(line: Line) -> dict:
-        said = await asyncio.to_thread(teacher.say, line.text, line.speaker, 0)
+        async with turn:
+            said = await asyncio.to_thread(teacher.say, line.text, line.speaker, 0)
         name = f"{line.speaker}_{line.number}.wav"
         keep(out / "teacher" / name, said.audio.astype(np.float32) / 32768)
         keep(out / "codec" / name, await chain.recode(said.audio.astype(np.float32) / 32768))

@@ -1,7 +1,8 @@
 """Turn speech shards into token shards with a finished codec encoder, as they appear.
 
 Each utterance is encoded from a fresh start, as the services do with context audio. A token shard
-holds rows ready for the generator: one per text byte, one per frame, one all-zero end frame.
+holds rows ready for the generator: one per text byte, one per frame, one all-zero end frame. Ends when a file `stop`
+appears among them.
 
     python tokens.py --speech /tmp/voice/speech --codec /tmp/voice/codec --out /tmp/voice/tokens
 """
@@ -75,7 +76,7 @@ def main() -> None:
     mimi = build().to(args.device)
     restore(mimi, args.codec / "mimi")
     tokenizer, began, hours = make(), time.monotonic(), 0.0
-    while time.monotonic() - began < args.seconds:
+    while time.monotonic() - began < args.seconds and not (args.out / "stop").exists():
         fresh = [p for p in sorted(args.speech.glob("shard-*.npz")) if not (args.out / p.name).exists()]
         for path in fresh:
             with np.load(path) as shard:

@@ -1,0 +1,68 @@
+#!/bin/sh
+# Give the four speakers Kokoro's voices: codec and generator go on from a finished bundle, on new speech.
+#     SEED=9000000 sh recast.sh WORK_FOLDER TEXT_FOLDER KOKORO_FILE [BUNDLE_FOLDER]
+# Speech is made on the GPU; the codec learns the new voices as soon as there is half an hour of it, then the tokens are
+# made, then the decoder stage and the generator are trained: one after the other on one GPU; on two (GPUS=2) speech,
+# tokens and decoder stage have the second one, and the generator begins when the codec is done. Run again with the
+# same folder, it goes on where it stopped. The last line of the log is "done".
+# Seconds: FULL, DECODER, GENERATOR. HOURS of speech, SEED: another one each sitting. TINY=1: seconds of everything on a CPU.
+set -u
+cd "$(dirname "$0")"
+work=$1 text=$2 kokoro=$3 bundle=${4:-..}
+mkdir -p "$work/logs" "$work/speech" "$work/tokens"
+export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 NO_TORCH_COMPILE=1
+say() { echo "$(date +%T) $*"; }
+first=${GPUS:+0} second=${GPUS:+1}
+[ "${GPUS:-1}" = 2 ] || { first='' second=''; }
+on() { # on GPU COMMAND…: all of them when no GPU is named
+    gpu=$1
+    shift
+    if [ -n "$gpu" ]; then CUDA_VISIBLE_DEVICES=$gpu "$@"; else "$@"; fi
+}
+batch='' few='' rows=150000 hours_first=0.5
+if [ -n "${TINY:-}" ]; then
+    batch='--batch 2 --report 1' few='--at-once 32 --area-s 4 --shard-s 8 --readers 1' rows=200 hours_first=0.002
+fi
+
+say speech
+[ -e "$work/from/codec/mimi/model.safetensors" ] || python3 unpack.py --bundle "$bundle" --out "$work/from" || exit 1
+rm -f "$work/speech/stop" "$work/tokens/stop"
+on "$second" nice -n 5 python3 recorder.py --text "$text" --kokoro "$kokoro" --out "$work/speech" --seed "${SEED:-9000000}" \
+    --hours "${HOURS:-100}" $few >>"$work/logs/speech.log" 2>&1 &
+
+if ! [ -e "$work/full/done" ]; then
+    say codec
+    on "$first" python3 codec_train.py full --speech "$work/speech" --start "$work/from/codec" --out "$work/full" \
+        --seconds "${FULL:-360}" --peak 5e-4 --hours 60 --least-hours $hours_first --keep 500 $batch >"$work/logs/full.log" 2>&1 ||
+        { say "codec failed, see its log"; touch "$work/speech/stop"; exit 1; }
+fi
+say tokens
+on "$second" nice -n 5 python3 tokens.py --speech "$work/speech" --codec "$work/full" --out "$work/tokens" --keep-hours 60 \
+    >>"$work/logs/tokens.log" 2>&1 &
+
+decode() {
+    [ -e "$work/decoder/done" ] && return
+    say decoder
+    on "$second" python3 codec_train.py decoder --speech "$work/speech" --full "$work/full" --out "$work/decoder" \
+        --seconds "${DECODER:-240}" --batch 24 --peak 4e-4 --hours 30 --least-hours $hours_first --keep 500 $batch \
+        ${GRAPH:+--graph} >"$work/logs/decoder.log" 2>&1 || say "decoder failed, see its log"
+}
+generate() {
+    [ -e "$work/generator/done" ] && return
+    say generator
+    on "$first" python3 generator_train.py --tokens "$work/tokens" --out "$work/generator" --start "$work/from/generator" \
+        --seconds "${GENERATOR:-700}" --peak 1.2e-3 --dropout 0.05 --capacity 120000000 --keep 500 \
+        --least-rows $rows $batch ${TINY:+--capacity 200000} >"$work/logs/generator.log" 2>&1 || say "generator failed, see its log"
+}
+if [ -n "$second" ]; then
+    decode &
+    decoding=$!
+    generate
+    wait $decoding
+else
+    decode
+    generate
+fi
+touch "$work/speech/stop" "$work/tokens/stop"
+wait
+say done
