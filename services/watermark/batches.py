@@ -46,8 +46,9 @@ class Batches(Generic[Piece, Result]):
         self._waiting.append((piece, load, future))
         try:
             # As many turns as pieces, both in order, and each turn takes one piece at least: when this
-            # turn is over, an earlier one or this one has taken the piece.
-            await self._pool.run(self._turn)
+            # turn is over, an earlier one or this one has taken the piece. Shielded, since a turn that
+            # left with its caller would be missed by whoever is behind it, should the piece be taken yet.
+            await asyncio.shield(self._pool.run(self._turn))
             return await asyncio.wrap_future(future)
         finally:
             future.cancel()  # the caller is gone: a turn passes it over
