@@ -518,7 +518,7 @@ class VerifyWatermarkResponse(_message.Message):
     found: _builtins.bool
     """Whether the deployment's mark is there, beyond what chance explains."""
     confidence: _builtins.float
-    """Share of the decoded symbols that agree with the deployment's key, 0 to 1."""
+    """Mean probability of the deployment's key's symbols in what was read of the clip, 0 to 1."""
     threshold: _builtins.float
     """Confidence from which found is true for what this clip holds. Above 1 when the clip is too
     short or too silent for any agreement to prove something.

@@ -257,7 +257,7 @@ class DetectResponse(_message.Message):
     found: _builtins.bool
     """Whether the key looked for is there, beyond what chance explains."""
     confidence: _builtins.float
-    """Share of the decoded symbols that agree with the key looked for, 0 to 1. Chance gives about 0.25."""
+    """Mean probability of the symbols of the key looked for, 0 to 1, in what was read of the clip."""
     threshold: _builtins.float
     """Confidence from which found is true for what this clip holds. Above 1 when the clip is too
     short or too silent for any agreement to prove something.
