@@ -100,13 +100,15 @@ class Frame:
             self._do.sample(logits, *draw_from, codebook, codes, self._projected, to, launches.overlap)
 
         draw(self.backbone.head(hidden, self._heads[0], launches), 0, rows[batch:])
-        # Two rows of each slot: the second must find what the first has written.
+        # Two rows of each slot, which is too many for `products`; the second must find what the first has written.
+        first = Launches(gated=launches.gated)
         positions = torch.cat([self._zeros[:batch], self._ones[:batch]])
         attend = depth.paged(self._batch[:batch].repeat(2), positions, self._depth_tables)
-        out = depth.forward(rows, attend, launches)[batch:]
+        out, made_of = depth.forward(rows, attend, first)[batch:], first
         for codebook in range(1, self.codebooks):
             rows = torch.empty(batch, rows.shape[1], device=hidden.device, dtype=torch.float32)
-            draw(depth.head(out, self._heads[codebook], launches), codebook, rows)
+            draw(depth.head(out, self._heads[codebook], made_of), codebook, rows)
+            made_of = launches
             if codebook + 1 < self.codebooks:
                 attend = depth.aligned(codebook + 1, self._depth_tables.shape[1], launches)
                 out = depth.forward(rows, attend, launches)

@@ -25,7 +25,7 @@ class Launches:
     """Which kernels a frame is made of. Results differ by rounding alone; which is fastest hangs on the batch.
 
     step: one launch turns, writes and attends, not two.
-    products: products of few rows (at most kernels.MOST_ROWS) that take in norm, activation and residual.
+    products: of a single row, products that take in norm, activation and residual.
     gated: of many rows, the MLP's first product and its activation are one launch.
     packed: these products read weights of eight bits. That halves the bytes and is no longer the same model.
     overlap: where launches follow each other that allow it, the next one fetches its weights early.

@@ -18,7 +18,6 @@ from bench_generator import TINY
 from frames import Frames
 
 from models.bundle import load_bundle
-from services.backbone.kernels import MOST_ROWS
 from services.backbone.stack import Launches
 
 
@@ -28,8 +27,6 @@ def choices(batch: int) -> dict[str, Launches]:
         found["products"] = Launches(products=True)
         found["products, overlap"] = quick = Launches(products=True, overlap=True)
         found["products, overlap, packed"] = dataclasses.replace(quick, packed=True)
-    elif 2 * batch <= MOST_ROWS:
-        found["products"] = Launches(products=True)
     else:
         found["step, gated"] = Launches(gated=True)
     return found

@@ -124,29 +124,27 @@ def report_products(kind: str) -> bool:
 
             return launch
 
-    kernels = {name: getattr(products, name) for name in ("_one_row", "_few_rows", "_gated")}
+    kernels = {name: getattr(products, name) for name in ("_one_row", "_gated")}
     for name, kernel in kernels.items():
         setattr(products, name, Caught(kernel))
     for width, heads, hidden in ((2048, 3072, 8192), (1024, 1536, 8192)):
         scale = torch.empty(width, dtype=dtype)
         wide = torch.empty(2 * hidden, width, dtype=dtype)
-        for count in (1, 16, 32) if kind == "bf16" else (1,):  # fp32 is for tests: it may spill
-            x, gated = torch.empty(count, width), torch.empty(count, hidden, dtype=dtype)
-            for what, outputs in (("qkv", heads), ("head", 2048)):
-                label = f"{what} {width}, {count} rows"
-                products.norm_linear(x, scale, 1e-5, torch.empty(outputs, width, dtype=dtype), None, True)
-            label = f"gate_up {width}, {count} rows"
-            products.norm_gated(x, scale, 1e-5, wide, None, True)
-            label = f"out {width}, {count} rows"
-            products.linear_add(x.to(dtype), torch.empty(width, width, dtype=dtype), None, x, True)
-            label = f"down {width}, {count} rows"
-            products.linear_add(gated, torch.empty(width, hidden, dtype=dtype), None, x, True)
-        for count in (1, 16) if kind == "bf16" else ():
-            x, gated = torch.empty(count, width), torch.empty(count, hidden, dtype=dtype)
+        x, gated = torch.empty(1, width), torch.empty(1, hidden, dtype=dtype)
+        for what, outputs in (("qkv", heads), ("head", 2048)):
+            label = f"{what} {width}"
+            products.norm_linear(x, scale, 1e-5, torch.empty(outputs, width, dtype=dtype), None, True)
+        label = f"gate_up {width}"
+        products.norm_gated(x, scale, 1e-5, wide, None, True)
+        label = f"out {width}"
+        products.linear_add(x.to(dtype), torch.empty(width, width, dtype=dtype), None, x, True)
+        label = f"down {width}"
+        products.linear_add(gated, torch.empty(width, hidden, dtype=dtype), None, x, True)
+        if kind == "bf16":
             few, factors = torch.float8_e4m3fn, torch.empty(2 * hidden)
-            label = f"packed gate_up {width}, {count} rows"
+            label = f"packed gate_up {width}"
             products.norm_gated(x, scale, 1e-5, torch.empty(2 * hidden, width, dtype=few), factors, True)
-            label = f"packed down {width}, {count} rows"
+            label = f"packed down {width}"
             products.linear_add(gated, torch.empty(width, hidden, dtype=few), factors[:width], x, True)
         for count in (64, 128) if kind == "bf16" else ():  # more is _gated_tiles, which asks a GPU for its descriptors
             label = f"gate_up {width}, {count} rows"

@@ -11,8 +11,6 @@ from types import ModuleType
 
 import torch
 
-MOST_ROWS = 32  # that products of few rows take
-
 
 def operations_for(device: torch.device) -> ModuleType:
     """The module of operations for a device. Triton is asked for on CUDA alone."""
