@@ -8,6 +8,7 @@ a convolution looks back on lies in one pool, keys and values in a ring for each
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from moshi.modules.transformer import LayerScale, StreamingTransformerLayer
 from torch import Tensor, nn
 
 from models.files import PartError
-from services.codec.kernels import Layer, operations_for, rounded
+from services.codec.kernels import Layer, operations_for, plain, rounded
 
 
 class UnknownShape(PartError):
@@ -72,7 +73,7 @@ class DecoderNetwork:
     def __init__(self, mimi: MimiModel, *, slots: int, max_chunk_frames: int, exact: bool = True):
         self._exact = exact
         self._device = next(mimi.parameters()).device
-        self._operations = operations_for(self._device)
+        self._operations = operations_for(self._device, _lengths(mimi))
         self._width = 0  # of the pool, as far as it is shared out
         self._codebooks = mimi.num_codebooks
         self._semantic = mimi.quantizer.n_q_semantic
@@ -136,7 +137,7 @@ class DecoderNetwork:
         bias = None if bias is None else bias.detach().float().contiguous()
         if not self._exact:
             return Layer(rounded(weight), None, bias, taps, repeat, rounds=True)
-        if self._device.type != "cuda":
+        if self._operations is plain:
             return Layer(weight, None, bias, taps, repeat)
         return Layer(rounded(weight), weight - rounded(weight), bias, taps, repeat)
 
@@ -236,6 +237,18 @@ class DecoderNetwork:
             raise UnknownShape("decoder's end", "not one channel with a bias")
         _, self._last_past = self._conv(modules[-1], "decoder's end")
         self._last = (conv.weight.detach().float()[0].T.contiguous(), conv.bias.detach().float())
+
+
+def _lengths(mimi: MimiModel) -> Iterator[int]:
+    """Of what is summed up in each product."""
+    yield 2 * mimi.quantizer.rvq_first.dimension
+    for module in (module for part in (mimi.decoder_transformer, mimi.decoder) for module in part.modules()):
+        if isinstance(module, nn.Linear):
+            yield module.in_features
+        elif isinstance(module, nn.Conv1d):
+            yield module.in_channels * module.kernel_size[0]
+        elif isinstance(module, nn.ConvTranspose1d):
+            yield module.in_channels * 2
 
 
 def _of(module: nn.Module, kind: type, where: str):

@@ -27,15 +27,15 @@ def main() -> int:
         for sizes in PRODUCTS:
             rows, outputs, block, warps, stages = fused.tile_of(*sizes)
             for kind, (before, after, added) in {"": (False, 0, False), "ELU": (True, 1, False), "added": (False, 1, True), "GELU": (False, 2, False)}.items():
-                constants = {"BEFORE": before, "AFTER": after, "BIAS": True, "ADDED": added, "EXACT": exact, "WHOLE": True,
+                constants = {"BEFORE": before, "AFTER": after, "BIAS": True, "ADDED": added, "EXACT": exact,
                              "ROWS": rows, "COLUMNS": outputs, "BLOCK": block}  # fmt: skip
                 label = f"product {rows}x{outputs}x{block} {kind} {'fp32' if exact else 'TF32'}"
                 good &= report(label, fused._product, given, constants, warps, num_stages=stages)
     place = {"rows": "*i64", "offsets": "*i64", "keys": data, "values": data, "out": data, "steps": number, "ring": number}
-    for precision in ("tf32x3", "tf32"):
-        constants = {"HEADS": 8, "DIM": 64, "WIDTH": 64, "QUERIES": 16, "TILE": 32, "TILES": 9, "PRECISION": precision}
+    for exact in (True, False):
+        constants = {"HEADS": 8, "DIM": 64, "WIDTH": 64, "QUERIES": 16, "TILE": 32, "TILES": 9, "EXACT": exact}
         given = {"q": data, **place, "context": number, "scale": "fp32"}
-        good &= report(f"attend {precision}", fused._attend, given, constants, 4)
+        good &= report(f"attend {'fp32' if exact else 'TF32'}", fused._attend, given, constants, 4)
     given = {"qkv": data, "cos": data, "sin": data, **place}
     good &= report("rope_write", fused._rope_write, given, {"HEADS": 8, "DIM": 64, "WIDTH": 512}, 4)
     given = {"pool": data, "rows": "*i64", "x": data, **dict.fromkeys(("pool_width", "column", "steps", "width"), number)}

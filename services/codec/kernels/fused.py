@@ -52,6 +52,12 @@ def turn(pool: Tensor, rows: Tensor, column: int, x: Tensor, past: int) -> Tenso
 
 
 @triton.jit
+def _rounded(x):
+    """As kernels.rounded. The tensor cores would cut the low bits off, which errs to one side."""
+    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _elu(x):
     return tl.where(x > 0, x, tl.exp(tl.minimum(x, 0.0)) - 1.0)
 
@@ -60,7 +66,7 @@ def _elu(x):
 def _product(
     x, weight, low, bias, added, out, count, steps, x_steps, out_steps, added_steps, x_width, length, outputs,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, BIAS: tl.constexpr, ADDED: tl.constexpr, EXACT: tl.constexpr,
-    WHOLE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(outputs, COLUMNS)
     tile = tl.program_id(0)
@@ -74,21 +80,13 @@ def _product(
     w_place = tl.minimum(output, outputs - 1).to(tl.int64)[None, :] * length + k[:, None]
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(0, length, BLOCK):
-        if WHOLE:
-            values = tl.load(x_place + start)
-            weights = tl.load(weight + w_place + start)
-        else:
-            values = tl.load(x_place + start, mask=(start + k < length)[None, :], other=0.0)
-            weights = tl.load(weight + w_place + start, mask=(start + k < length)[:, None], other=0.0)
+        values = tl.load(x_place + start)
+        weights = tl.load(weight + w_place + start)
         if BEFORE:
             values = _elu(values)
-        # To the nearest number of 10 bits: half of the last one is added, and what lies below cut off.
-        high = ((values.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        high = _rounded(values)
         if EXACT:
-            if WHOLE:
-                lows = tl.load(low + w_place + start)
-            else:
-                lows = tl.load(low + w_place + start, mask=(start + k < length)[:, None], other=0.0)
+            lows = tl.load(low + w_place + start)
             total = tl.dot(values - high, weights, total, input_precision="tf32")
             total = tl.dot(high, lows, total, input_precision="tf32")
         total = tl.dot(high, weights, total, input_precision="tf32")
@@ -114,13 +112,14 @@ def product(
     steps = x.shape[1] - layer.taps + 1
     out = x.new_empty(x.shape[0], past + steps * layer.repeat, outputs // layer.repeat)
     rows, columns, block, warps, stages = tile_of(x.shape[0] * steps, outputs, length)
+    assert length % block == 0 and x.is_contiguous()
     _product[(triton.cdiv(x.shape[0] * steps, rows) * triton.cdiv(outputs, columns),)](
         x, layer.weight, layer.weight if layer.low is None else layer.low,
         layer.weight if layer.bias is None else layer.bias, x if added is None else added, out,
         x.shape[0] * steps, steps, x.shape[1], out.stride(0), 1 if added is None else added.shape[1],
         x.shape[2], length, outputs,
         BEFORE=before, AFTER=_AFTER[after], BIAS=layer.bias is not None, ADDED=added is not None,
-        EXACT=layer.low is not None, WHOLE=length % block == 0, ROWS=rows, COLUMNS=columns, BLOCK=block,
+        EXACT=layer.low is not None, ROWS=rows, COLUMNS=columns, BLOCK=block,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
@@ -206,7 +205,7 @@ def rope_write(
 def _attend(
     q, rows, offsets, keys, values, out, steps, ring, context, scale,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr,
-    TILE: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+    TILE: tl.constexpr, TILES: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     stream, head, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     first = tl.load(offsets + stream) + part * QUERIES
@@ -218,6 +217,9 @@ def _attend(
     here = (part * QUERIES + own < steps)[:, None] & fits
     place = (((stream * steps + part * QUERIES + own) * HEADS + head) * DIM)[:, None] + column[None, :]
     query = tl.load(q + place, mask=here, other=0.0)
+    precision: tl.constexpr = "tf32x3" if EXACT else "tf32"
+    if not EXACT:
+        query = _rounded(query)
     cache = (tl.load(rows + stream) * HEADS + head) * ring * DIM
     best = tl.full((QUERIES,), float("-inf"), dtype=tl.float32)
     weight = tl.zeros((QUERIES,), dtype=tl.float32)
@@ -228,7 +230,9 @@ def _attend(
         place_kv = cache + ((at % ring) * DIM)[:, None] + column[None, :]
         key = tl.load(keys + place_kv, mask=known, other=0.0)
         value = tl.load(values + place_kv, mask=known, other=0.0)
-        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+        if not EXACT:
+            key, value = _rounded(key), _rounded(value)
+        scores = tl.dot(query, tl.trans(key), input_precision=precision) * scale
         ago = (first + own)[:, None] - at[None, :]
         scores = tl.where((at <= last)[None, :] & (ago >= 0) & (ago < context), scores, float("-inf"))
         new = tl.maximum(best, tl.max(scores, axis=1))
@@ -236,7 +240,9 @@ def _attend(
         shares = tl.exp(scores - held[:, None])
         fade = tl.exp(best - held)
         weight = weight * fade + tl.sum(shares, axis=1)
-        sums = sums * fade[:, None] + tl.dot(shares, value, input_precision=PRECISION)
+        if not EXACT:
+            shares = _rounded(shares)
+        sums = sums * fade[:, None] + tl.dot(shares, value, input_precision=precision)
         best = new
     tl.store(out + place, sums / weight[:, None], mask=here)
 
@@ -249,6 +255,6 @@ def attend(
     _attend[(count, heads, triton.cdiv(steps, _QUERIES))](
         q, rows, offsets, keys, values, out, steps, keys.shape[2], context, 1 / math.sqrt(dim),
         HEADS=heads, DIM=dim, WIDTH=max(16, triton.next_power_of_2(dim)), QUERIES=_QUERIES, TILE=_TILE_STEPS,
-        TILES=triton.cdiv(context + _QUERIES - 1, _TILE_STEPS), PRECISION="tf32x3" if exact else "tf32", num_warps=4,
+        TILES=triton.cdiv(context + _QUERIES - 1, _TILE_STEPS), EXACT=exact, num_warps=4,
     )  # fmt: skip
     return out

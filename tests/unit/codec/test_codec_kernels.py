@@ -18,7 +18,8 @@ from services.codec.kernels import Layer, fused, plain, rounded
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
+def device(request, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # or the twin's convolution rounds
     if request.param == "cpu" and torch.cuda.is_available():
         pytest.skip("the kernels are compiled here, not interpreted")
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
@@ -48,10 +49,10 @@ def test_turn(device, steps, past, width):
     assert torch.equal(ours, theirs) and torch.equal(pool, kept)
 
 
-def layers(device, outputs, taps, width, repeat, exact):
+def layers(device, outputs, taps, width, repeat, exact, has_bias):
     """As a GPU takes it, and as its twin does."""
     weight = torch.randn(repeat * outputs, taps * width, device=device) / (taps * width) ** 0.5
-    bias = torch.randn(repeat * outputs, device=device)
+    bias = torch.randn(repeat * outputs, device=device) if has_bias else None
     if not exact:
         return 2 * (Layer(rounded(weight), None, bias, taps, repeat, rounds=True),)
     cut = Layer(rounded(weight), weight - rounded(weight), bias, taps, repeat)
@@ -67,12 +68,12 @@ def test_rounded():
 
 
 PRODUCTS = [  # streams, steps, inputs, taps, outputs, repeat, past, before, after, added
-    (2, 1, 48, 1, 80, 1, 0, False, "gelu", False),
+    (2, 1, 64, 1, 80, 1, 0, False, "gelu", False),
     (3, 2, 32, 7, 64, 1, 1, False, "elu", False),
     (2, 16, 64, 2, 16, 5, 2, False, "", False),
     (2, 40, 32, 3, 16, 1, 0, True, "elu", False),
-    (3, 40, 12, 1, 24, 1, 2, False, "elu", True),
-    (1, 70, 12, 3, 6, 1, 0, True, "elu", False),
+    (3, 40, 32, 1, 24, 1, 2, False, "elu", True),
+    (1, 70, 32, 1, 32, 1, 0, False, "", True),
 ]
 
 
@@ -84,7 +85,7 @@ def test_product(
 ):
     interpreter_takes_loops(device)
     monkeypatch.setattr(fused, "tile_of", lambda *_: tile)
-    cut, whole = layers(device, outputs, taps, inputs, repeat, exact)
+    cut, whole = layers(device, outputs, taps, inputs, repeat, exact, has_bias=after == "elu" or taps > 1)
     x = torch.randn(n, taps - 1 + steps, inputs, device=device)
     options = {"past": past, "before": before, "after": after}
     if added:
@@ -124,7 +125,7 @@ def test_attention_over_rings(device, exact, heads, dim, context, steps):
         written = (known != (keys if known is theirs[0] else values)).any(dim=-1)
         assert int(written.sum()) == 4 * heads * steps
     seen = plain.attend(wanted, rows, offsets, *theirs, context, exact)
-    # Shares are rounded before they are summed up, or after.
+    # The kernel rounds shares before it knows the highest of all scores, which makes other numbers of them.
     limit = 1e-5 if exact else 1e-3
     assert error(fused.attend(wanted, rows, offsets, *theirs, context, exact), seen) < limit
     for store in theirs:

@@ -165,14 +165,21 @@ def test_streamed_is_one_shot_on_a_gpu(tmp_path, graphs):
             np.testing.assert_allclose(np.concatenate([parts[i] for parts in passes]), whole, atol=1e-4)
 
 
-@pytest.mark.slow
-def test_the_public_shape_streams():
-    """Mimi as CSM-1B uses it (random weights), past the 125 frames its transformer looks back."""
+def public_mimi(device):
+    """Mimi as CSM-1B uses it, with random weights."""
     torch.manual_seed(0)
-    mimi = loaders.get_mimi(None, num_codebooks=32)
+    with torch.device(device):
+        mimi = loaders.get_mimi(None, num_codebooks=32, device=device)
     for quantizer in (mimi.quantizer.rvq_first, mimi.quantizer.rvq_rest):
         for layer in quantizer.vq.layers:
             layer._codebook.embedding_sum.normal_()
+    return mimi.requires_grad_(False)
+
+
+@pytest.mark.slow
+def test_the_public_shape_streams():
+    """Past the 125 frames its transformer looks back."""
+    mimi = public_mimi("cpu")
     codes = [random_codes(seed, frames=150, codebooks=32, bins=2048) for seed in (8, 9)]
     decoder = SlotDecoder(mimi, slots=2)
     heard = [[], []]
@@ -182,3 +189,33 @@ def test_the_public_shape_streams():
     for parts, stream in zip(heard, codes, strict=True):
         whole = one_shot(mimi, stream)
         np.testing.assert_allclose(np.concatenate(parts) / whole.std(), whole / whole.std(), atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("exact", "limit"), [(True, 2e-4), (False, 5e-3)])
+def test_the_public_shape_streams_in_kernels(monkeypatch, exact, limit):
+    """Streams that join, pause and leave, in chunks of many lengths, in slots of a pool that is filled up."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    mimi = public_mimi("cuda")
+    decoder = SlotDecoder(mimi, slots=5, exact=exact)
+    decoder.warm_up()
+    random = np.random.default_rng(3)
+    streams = [random_codes(50 + i, frames=int(random.integers(20, 150)), codebooks=32, bins=2048) for i in range(8)]
+    free, running, heard, started = list(range(5)), {}, [[] for _ in streams], 0
+    while started < len(streams) or running:
+        if free and started < len(streams) and random.random() < 0.5:
+            slot = free.pop(int(random.integers(len(free))))
+            decoder.reset(slot)
+            running[started] = (slot, streams[started])
+            started += 1
+        moving = [(i, *running[i], int(random.integers(1, 9))) for i in running if random.random() < 0.7]
+        samples = decoder.decode([(slot, codes[:size]) for _, slot, codes, size in moving])
+        for (i, slot, codes, size), part in zip(moving, samples, strict=True):
+            heard[i].append(part)
+            running[i] = (slot, codes[size:])
+            if len(codes) <= size:
+                free.append(running.pop(i)[0])
+    for parts, codes in zip(heard, streams, strict=True):
+        with torch.inference_mode():
+            whole = mimi.decode(torch.from_numpy(codes.T.copy())[None].cuda())[0, 0].cpu().numpy()
+        np.testing.assert_allclose(np.concatenate(parts) / whole.std(), whole / whole.std(), atol=limit)
