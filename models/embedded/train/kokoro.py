@@ -44,6 +44,11 @@ class Spoken:
         return int(self.units.sum())
 
 
+def last(x: Tensor) -> Tensor:
+    """Channels last, which is how convolutions are fastest and what the kernels read without a copy."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def moments(x: Tensor, mask: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and 1 / deviation [B, C, 1, 1] of x [B, C, 1, T] over the frames where mask [B, 1, 1, T] is 1."""
     wide = x.float()
@@ -74,12 +79,13 @@ class Kokoro:
             if f"{name}.scale" in packed:
                 value = (value - packed[f"{name}.zero"]) * packed[f"{name}.scale"]
             self.state[name] = value.to(device)
+        self._round_up()
         self.device, self.half = device, half
         self.voices = {n.removeprefix("voice."): v for n, v in self.state.items() if n.startswith("voice.")}
         for name, value in self.state.items():  # convolutions: as [out, in, 1, k], channels last
             if value.dim() == 3 and not name.startswith(("voice.", "text_encoder.")) and "alpha" not in name:
                 kind = half if name.startswith("decoder.") else torch.float32
-                self.state[name] = value.unsqueeze(2).to(kind).contiguous(memory_format=torch.channels_last)
+                self.state[name] = last(value.unsqueeze(2).to(kind))
         self.lstms = {}
         inner = [f"predictor.text_encoder.lstms.{i}" for i in (0, 2, 4)]
         for path in ("text_encoder.lstm", "predictor.lstm", "predictor.shared", *inner):
@@ -94,6 +100,21 @@ class Kokoro:
             if (difference := kokoro_kernels.agree(device)) > 1e-2:
                 raise ValueError(f"the kernels differ from the plain functions by {difference}")
             self.moments, self.snake, self.leaky = kokoro_kernels.moments, kokoro_kernels.snake, kokoro_kernels.leaky
+
+    def _round_up(self) -> None:
+        """Give the decoder's tensors a multiple of eight channels, as tensor cores want it: the rest is zero."""
+        for name, value in self.state.items():
+            if not name.startswith("decoder.") or name.startswith("decoder.generator.m_source"):
+                continue
+            extra = -value.shape[0] % 8
+            if name.endswith(("norm1.fc.weight", "norm1.fc.bias")):  # gammas, betas
+                halves = [F.pad(half, (0, 0) * (half.dim() - 1) + (0, -half.shape[0] % 8)) for half in value.chunk(2)]
+                self.state[name] = torch.cat(halves)
+            elif ".pool." in name or "conv_post" in name:
+                value = F.pad(value, (0, 0) * (value.dim() - 1) + (0, extra))
+                self.state[name] = value
+            elif value.dim() == 3 and value.shape[1] > 8 and "alpha" not in name and ".ups." not in name:
+                self.state[name] = F.pad(value, (0, 0, 0, -value.shape[1] % 8))
 
     # parts ------------------------------------------------------------------------------------
 
@@ -225,11 +246,12 @@ class Kokoro:
             curves.append(self.conv(f"predictor.{name}_proj", x) * m)
         f0 = curves[0][:, 0, 0]
         lower = [self.conv(f"decoder.{name}_conv", x, 2, 1) for name, x in zip(("F0", "N"), curves, strict=True)]
-        asr = phonemes.unsqueeze(2).to(self.half).contiguous(memory_format=torch.channels_last)
-        x, _ = self.block("decoder.encode", torch.cat([asr, *lower], 1), own, mask)
+        asr = last(phonemes.unsqueeze(2).to(self.half))
+        lower.append(lower[0].new_zeros(len(batch), 6, 1, width))  # 514 and 1090 channels become 520 and 1096
+        x, _ = self.block("decoder.encode", last(torch.cat([asr, *lower], 1)), own, mask)
         rest = [self.conv("decoder.asr_res.0", asr), *lower]
         for i in range(4):
-            x, mask = self.block(f"decoder.decode.{i}", torch.cat([x, *rest], 1), own, mask, twice=i == 3)
+            x, mask = self.block(f"decoder.decode.{i}", last(torch.cat([x, *rest], 1)), own, mask, twice=i == 3)
         return self.vocoder(x, own, f0, mask)
 
     def vocoder(self, x: Tensor, style: Tensor, f0: Tensor, mask: Tensor) -> Tensor:
@@ -238,8 +260,8 @@ class Kokoro:
         ends = mask[:, 0, 0].sum(-1).long() * (UNIT_SAMPLES // 2 // HOP)  # in hops of the last stage
         har = self.source(f0)
         hops = torch.arange(har.shape[-1], device=har.device)
-        last = (hops <= ends[:, None]).float()[:, None, None]
-        har = (har * last).to(self.half).contiguous(memory_format=torch.channels_last)
+        inside = (hops <= ends[:, None]).float()[:, None, None]
+        har = last(F.pad(har * inside, (0, 0, 0, 0, 0, 2)).to(self.half))
         for i, (rate, kernel) in enumerate(UPSAMPLING):
             x = F.leaky_relu(x, 0.1) * mask.to(x.dtype)
             weight, bias = self.state[f"{path}.ups.{i}.weight"], self.state[f"{path}.ups.{i}.bias"]
@@ -248,13 +270,14 @@ class Kokoro:
             if i == 0:
                 heard = self.conv(f"{path}.noise_convs.0", har, 6, 3)
             else:
-                x, mask = F.pad(x, (1, 0, 0, 0), mode="reflect"), last
+                x, mask = last(F.pad(x, (1, 0, 0, 0), mode="reflect")), inside
                 heard = self.conv(f"{path}.noise_convs.1", har)
             x = x + self.resblock(f"{path}.noise_res.{i}", heard, style, mask, (7, 11)[i])
             x = sum(self.resblock(f"{path}.resblocks.{i * 3 + j}", x, style, mask, k) for j, k in enumerate(KERNELS)) / 3
         x = F.leaky_relu(x) * mask.to(x.dtype)
         x = self.conv(f"{path}.conv_post", x, padding=3)[:, :, 0].float()
-        spectrum = torch.polar(torch.exp(x[:, : N_FFT // 2 + 1]), torch.sin(x[:, N_FFT // 2 + 1 :]))
+        bins = N_FFT // 2 + 1
+        spectrum = torch.polar(torch.exp(x[:, :bins]), torch.sin(x[:, bins : 2 * bins]))
         return torch.istft(spectrum, N_FFT, HOP, window=self.window)
 
     def source(self, f0: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ on() { # on GPU COMMAND…: all of them when no GPU is named
 }
 batch='' few='' rows=150000 hours_first=0.5
 if [ -n "${TINY:-}" ]; then
-    batch='--batch 2 --report 1' few='--at-once 32 --area-s 4 --shard-s 8 --readers 1' rows=200 hours_first=0.002
+    batch='--batch 2 --report 1 --hours 1' few='--at-once 32 --area-s 4 --shard-s 8 --readers 1' rows=200 hours_first=0.002
 fi
 
 say speech
@@ -52,7 +52,7 @@ generate() {
     say generator
     on "$first" python3 generator_train.py --tokens "$work/tokens" --out "$work/generator" --start "$work/from/generator" \
         --seconds "${GENERATOR:-700}" --peak 1.2e-3 --dropout 0.05 --capacity 120000000 --keep 500 \
-        --least-rows $rows $batch ${TINY:+--capacity 200000} >"$work/logs/generator.log" 2>&1 || say "generator failed, see its log"
+        --least-rows $rows ${TINY:+--batch 2 --report 1 --capacity 200000} >"$work/logs/generator.log" 2>&1 || say "generator failed, see its log"
 }
 if [ -n "$second" ]; then
     decode &
