@@ -2,8 +2,9 @@
 
 A tick takes whatever streams have frames waiting, a power of two of each (so that streams share
 passes), shortest first. Threads share two things: the streams' inboxes under one lock, and results
-that go to the loop by call_soon_threadsafe. While the device works on a pass, the thread hands over the
-audio of the one before, and puts together the next. Knows neither grpc nor torch.
+that go to the loop by call_soon_threadsafe. A device has one pass at a time, so that a first frame waits
+for no more than that one; while it works, the thread hands over the audio of the pass before. Knows
+neither grpc nor torch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+
+from services.codec.line import Audio, Line
 
 log = logging.getLogger(__name__)
 
@@ -38,77 +41,13 @@ class WorkerError(Exception):
 
 
 @dataclass(frozen=True)
-class Audio:
-    """Audio of the frames of one `feed`. samples: float32 [n * samples_per_frame].
+class _Done:
+    """A pass whose audio is not handed over yet."""
 
-    compute_s: time of the passes that this stream took part in since its last Audio. wait_s: time
-    from the `feed` to the samples that was not spent in them.
-    """
-
-    samples: np.ndarray
-    compute_s: float
-    wait_s: float
-
-
-class _Line:
-    """The thread's side of a stream: frames waiting, audio not handed over yet."""
-
-    def __init__(self) -> None:
-        self.slot: int | None = None
-        self.waiting = 0  # frames that are in no pass yet
-        self.owed: deque[tuple[int, float]] = deque()  # frames of each feed that is not answered yet, and when it came
-        self.closed = False
-        self._codes: deque[np.ndarray] = deque()  # each [n, K], `waiting` frames in all
-        self._audio: list[np.ndarray] = []  # decoded and not answered, `_decoded` frames in all
-        self._decoded = 0
-        self._compute_s = 0.0
-
-    def give(self, codes: np.ndarray) -> None:
-        """One more feed, [n, K]."""
-        self.owed.append((len(codes), time.perf_counter()))
-        self._codes.append(codes)
-        self.waiting += len(codes)
-
-    def take(self, most: int) -> np.ndarray:
-        """The next frames, [n, K]: the largest power of two that is waiting and no more than `most`."""
-        count = 1 << (min(self.waiting, most).bit_length() - 1)
-        self.waiting -= count
-        taken: list[np.ndarray] = []
-        while count:
-            codes = self._codes.popleft()
-            if len(codes) > count:
-                self._codes.appendleft(codes[count:])
-                codes = codes[:count]
-            taken.append(codes)
-            count -= len(codes)
-        return taken[0] if len(taken) == 1 else np.concatenate(taken)
-
-    def put(self, samples: np.ndarray, frames: int, seconds: float) -> list[Audio]:
-        """Take a pass's samples [frames * samples_per_frame]; the answers that are complete now."""
-        per_frame = len(samples) // frames
-        self._audio.append(samples)
-        self._decoded += frames
-        self._compute_s += seconds
-        answers = []
-        while self.owed and self.owed[0][0] <= self._decoded:
-            count, fed_s = self.owed.popleft()
-            wait_s = max(0.0, time.perf_counter() - fed_s - self._compute_s)
-            audio = self._audio[0] if len(self._audio) == 1 else np.concatenate(self._audio)
-            answers.append(Audio(audio[: count * per_frame], self._compute_s, wait_s))
-            self._decoded -= count
-            self._audio = [audio[count * per_frame :]] if self._decoded else []
-            self._compute_s = 0.0
-        return answers
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """A pass under way. result: waits for it, gives the samples of each line."""
-
-    lines: list[_Line]
+    lines: list[Line]
     frames: int  # of each
-    began_s: float
-    result: Callable[[], list[np.ndarray]]
+    audio: list[np.ndarray]  # of each line
+    seconds: float
 
 
 class DecodeWorker:
@@ -122,13 +61,12 @@ class DecodeWorker:
         self._decoder = decoder
         self._max_backlog_frames, self._stall_s = max_backlog_frames, stall_s
         self._work = threading.Condition()
-        self._streams: dict[_Line, DecodeStream] = {}
-        self._closed_lines: list[_Line] = []
+        self._streams: dict[Line, DecodeStream] = {}
+        self._closed_lines: list[Line] = []
         self._free = list(range(decoder.slots))
         self._stopping = False
         self._failure: Exception | None = None
         self._busy_since: float | None = None
-        self._finished_s = 0.0  # when the last pass was done
         self._thread = threading.Thread(target=self._run, name="codec-worker", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -152,7 +90,7 @@ class DecodeWorker:
             raise WorkerError(str(self._failure or "the codec is shutting down"))
         if len(self._streams) >= self._decoder.slots:
             raise RuntimeError(f"more than {self._decoder.slots} streams")
-        line = _Line()
+        line = Line()
         stream = DecodeStream(self, line, self._max_backlog_frames)
         with self._work:
             self._streams[line] = stream
@@ -172,12 +110,12 @@ class DecodeWorker:
 
     # The stream's half of the two shared things.
 
-    def _submit(self, line: _Line, codes: np.ndarray) -> None:
+    def _submit(self, line: Line, codes: np.ndarray) -> None:
         with self._work:
             line.give(codes)
             self._work.notify()
 
-    def _release(self, line: _Line) -> None:
+    def _release(self, line: Line) -> None:
         with self._work:
             if self._streams.pop(line, None) is not None:
                 line.closed = True
@@ -186,21 +124,25 @@ class DecodeWorker:
     # The thread.
 
     def _run(self) -> None:
-        under_way: _Pass | None = None
+        done: _Done | None = None
         try:
-            while (lines := self._wait(under_way is None)) is not None:
+            while (lines := self._wait(done is None)) is not None:
                 self._busy_since = time.monotonic()
-                for begun in self._passes(lines):
-                    if under_way is not None:
-                        self._finish(under_way)
-                    under_way = begun
+                for batch in self._batches(lines):
+                    began_s = time.perf_counter()
+                    result = self._decoder.begin([(line.slot, codes) for line, codes in batch])
+                    if done is not None:
+                        self._answer(done)
+                    audio = result()
+                    seconds = time.perf_counter() - began_s
+                    done = _Done([line for line, _ in batch], len(batch[0][1]), audio, seconds)
                     if not self._decoder.overlaps:
-                        self._finish(begun)
-                        under_way = None
-                if not lines:  # and so nothing to put together meanwhile
-                    self._finish(under_way)
-                    under_way = None
-                if under_way is None:
+                        self._answer(done)
+                        done = None
+                if not lines:
+                    self._answer(done)
+                    done = None
+                if done is None:
                     self._busy_since = None
         except Exception as error:  # whatever it was: the state in the slots is lost
             log.exception("the codec's worker died")
@@ -208,7 +150,7 @@ class DecodeWorker:
             self._failure = failure
             self._post(lambda: [stream.fail(failure) for stream in list(self._streams.values())])
 
-    def _wait(self, blocking: bool) -> list[_Line] | None:
+    def _wait(self, blocking: bool) -> list[Line] | None:
         """The lines with frames waiting, each in a slot; none only if not `blocking`; None when it is time to stop."""
         with self._work:
             while True:
@@ -226,35 +168,30 @@ class DecodeWorker:
                     self._decoder.reset(line.slot)
         return lines
 
-    def _passes(self, lines: list[_Line]) -> Iterator[_Pass]:
-        """Begin one pass for each length of the chunks that are taken now, shortest first."""
+    def _batches(self, lines: list[Line]) -> Iterator[list[tuple[Line, np.ndarray]]]:
+        """What waits now, by the length of the chunks, shortest first."""
         with self._work:
             taken = [(line, line.take(self._decoder.max_chunk_frames)) for line in lines]
         for length in sorted({len(codes) for _, codes in taken}):
             # Streams closed since are left out: a cancel is felt at the next pass.
             batch = [(line, codes) for line, codes in taken if len(codes) == length and not line.closed]
             if batch:
-                began_s = time.perf_counter()
-                result = self._decoder.begin([(line.slot, codes) for line, codes in batch])
-                yield _Pass([line for line, _ in batch], length, began_s, result)
+                yield batch
 
-    def _finish(self, under_way: _Pass) -> None:
-        """Wait for a pass and hand its audio over."""
+    def _answer(self, done: _Done) -> None:
+        """Hand over the audio of a pass."""
         # Copies: else a reader that lags keeps the memory of all that shared its passes.
-        audio = [samples.copy() for samples in under_way.result()]
-        now_s = time.perf_counter()
-        seconds = now_s - max(under_way.began_s, self._finished_s)  # it began behind the one before
-        self._finished_s = now_s
+        audio = [samples.copy() for samples in done.audio]
         with self._work:
             answers = [
                 (line, answer)
-                for line, samples in zip(under_way.lines, audio, strict=True)
-                for answer in line.put(samples, under_way.frames, seconds)
+                for line, samples in zip(done.lines, audio, strict=True)
+                for answer in line.put(samples, done.frames, done.seconds)
             ]
         if answers:
             self._post(lambda: self._hand_over(answers))
 
-    def _hand_over(self, answers: list[tuple[_Line, Audio]]) -> None:
+    def _hand_over(self, answers: list[tuple[Line, Audio]]) -> None:
         for line, answer in answers:
             if (stream := self._streams.get(line)) is not None:
                 stream._receive(answer)
@@ -273,7 +210,7 @@ class DecodeStream:
     Feeding and reading may go on in two tasks.
     """
 
-    def __init__(self, worker: DecodeWorker, line: _Line, max_backlog_frames: int):
+    def __init__(self, worker: DecodeWorker, line: Line, max_backlog_frames: int):
         self._worker, self._line, self._max_backlog_frames = worker, line, max_backlog_frames
         self._sizes: deque[int] = deque()  # frames of each feed that is not read yet
         self._ready: deque[Audio] = deque()
