@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The whole chain under load, on a machine that may have nothing but Python, torch and a GPU:
+#
+#   tests/gpu/bench_chain.sh                         CSM-1B's shapes, bf16, random weights, on the GPU
+#   BUNDLE=embedded DEVICE=cpu SLOTS=8 POINTS="1:2 2:2" tests/gpu/bench_chain.sh     the same anywhere
+#
+# Installs the wheels in $WHEELS (default .whl) into a folder of its own, then runs bench_chain.py, which
+# says what else can be set. Its table goes to the screen and to $OUT (default out/chain).
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+export BEGAN_S=${BEGAN_S:-$(date +%s)} OUT=${OUT:-out/chain} PYTHONUNBUFFERED=1
+PYTHON=${PYTHON:-python3} WHEELS=${WHEELS:-.whl}
+export PYTHONPATH=.:protos:tests:tests/gpu${PYTHONPATH:+:$PYTHONPATH}
+site=""
+if compgen -G "$WHEELS/*.whl" >/dev/null; then
+    site=$(mktemp -d)
+    trap 'rm -rf "$site"' EXIT
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$WHEELS"/*.whl 2>&1 | tail -3
+    export PYTHONPATH=$PYTHONPATH:$site
+fi
+ulimit -n "$(ulimit -Hn)"
+# It keeps the limit itself; this is for the case that it hangs.
+timeout --foreground -k 15 $((${LIMIT_S:-240} + 20)) "$PYTHON" tests/gpu/bench_chain.py
