@@ -24,12 +24,22 @@ COPY deploy/images/sitecustomize.py /opt/csm/
 RUN /opt/venv/bin/python -m compileall -q /opt/csm
 
 FROM ${BASE}
+# On a GPU, Triton builds a small launcher in C at its first run. COMPILER="" leaves the compiler out,
+# for images that will only see a CPU; a base with Debian's own Python wants python3-dev too.
+ARG COMPILER="gcc libc6-dev"
+# The base image decides which release of Debian, and so which compiler.
+# hadolint ignore=DL3008
+RUN if [ -n "${COMPILER}" ]; then \
+        apt-get update \
+        && apt-get install -y --no-install-recommends ${COMPILER} \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/csm /opt/csm
 # The root file system is read-only: what libraries must write goes to /tmp.
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/opt/csm PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
-    HOME=/tmp
+    HOME=/tmp TRITON_CACHE_DIR=/tmp/triton
 WORKDIR /opt/csm
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "services.codec"]

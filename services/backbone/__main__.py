@@ -73,12 +73,12 @@ def _load(settings: BackboneSettings, bundle: Bundle) -> Runner | GraphRunner:
     if settings.blocks and settings.blocks < least:
         raise StartError(f"CSM_BACKBONE_BLOCKS={settings.blocks}: the longest request takes {least}")
     model = load_model(bundle.generator, device, dtype)
-    sizes = {"slots": settings.slots, "blocks": settings.blocks or None, "prefill_rows": settings.prefill_rows}
+    sizes = {"slots": settings.slots, "blocks": settings.blocks or None}
     runner: Runner | GraphRunner
-    if settings.runner == "graph":
-        runner = GraphRunner(model, **sizes)
+    if settings.runner == "graph" or (settings.runner == "auto" and device.type == "cuda"):
+        runner = GraphRunner(model, prefill_rows=settings.prefill_rows or 512, **sizes)
     else:
-        runner = Runner(model, block_rows=settings.block_rows, **sizes)
+        runner = Runner(model, block_rows=settings.block_rows, prefill_rows=settings.prefill_rows or 64, **sizes)
     runner.warm_up()
     return runner
 

@@ -18,8 +18,8 @@ class BackboneSettings(ServerSettings):
         choices=("auto", "float32", "bfloat16"),
     )
     runner: str = setting(
-        "CSM_BACKBONE_RUNNER", "eager", "how frames are run: eager, or graph for captured CUDA graphs (not yet measured)",
-        choices=("eager", "graph"),
+        "CSM_BACKBONE_RUNNER", "auto", "how frames are run: eager, or graph, captured CUDA graphs; auto is graph on a GPU",
+        choices=("auto", "eager", "graph"),
     )
     threads: int = setting("CSM_BACKBONE_THREADS", 1, "CPU threads of one step", least=1, most=256)
     slots: int = setting("CSM_BACKBONE_SLOTS", 4, "requests generated at once", least=1, most=4096)
@@ -29,8 +29,9 @@ class BackboneSettings(ServerSettings):
         least=1, most=4096,
     )
     prefill_rows: int = setting(
-        "CSM_BACKBONE_PREFILL_ROWS", 64, "prompt rows read between two frames of the others, a multiple of 16",
-        least=16, most=4096,
+        "CSM_BACKBONE_PREFILL_ROWS", 0,
+        "prompt rows read between two frames of the others, a multiple of 16; 0 is 64 when eager, 512 with graphs",
+        least=0, most=4096,
     )
     blocks: int = setting(
         "CSM_BACKBONE_BLOCKS", 0, "blocks of 16 rows in the key-value cache; 0 is as many as all slots can fill",

@@ -190,7 +190,7 @@ class GraphRunner:
         for length in sorted({1 << bit for bit in range(1, most.bit_length())} | {most}):
             rows = np.zeros((length, self._model.part.codebooks + 1), dtype=np.int64)
             prompt = Prompt(rows, np.ones_like(rows, dtype=bool), length, 0)
-            self.begin(0, prompt, Sampling(top_k=1), Table(list(range(blocks_for(length + 1)))[: self.blocks]))
+            self.begin(0, prompt, Sampling(top_k=1), Table(list(range(blocks_for(length)))))
             while not self.prefill([0]):
                 pass
             if length < most:
