@@ -2,7 +2,7 @@
 
 `tests/gpu/bench_chain.sh` runs it. All from the environment:
 
-    POINTS      streams and seconds of each point (see DEFAULT_POINTS); callers come spread over half of the
+    POINTS      streams and seconds of each point (see DEFAULT_POINTS in chain_setup.py); callers come spread over half of the
                 seconds, four at most; each utterance that began in time is heard to its end
     LIMIT_S     for all of it (240): points that do not fit any more are left out, one under way is cut off
     READY_S     for the services to start (90)
@@ -26,7 +26,6 @@ import contextlib
 import json
 import os
 import resource
-import secrets
 import shutil
 import sys
 import tempfile
@@ -35,6 +34,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from chain_setup import DEFAULT_POINTS, configure, facts, free_row, make_bundle, mps, setting
+from chain_text import brief, use_text
 from chain_use import Busy, Gpu, children, counters, cpu_s, histograms, memory_mb, read_page
 from rich.console import Console
 
@@ -50,20 +51,9 @@ from gateway.traces import TraceStore
 from gateway.up import STAGES, Deployment, Plan, deployment, free_ports
 from services.runtime.settings import StartError
 
-DEFAULT_POINTS = "1:8 16:5 64:5 256:6 512:6 1000:8"
 _BEGAN = time.monotonic() - max(0.0, time.time() - float(os.environ.get("BEGAN_S") or time.time()))
-_BRIEF = {
-    "event_loop_lag": "loop lag", "stage_queue": "queue", "stage_chunk": "chunk", "frame_step": "step",
-    "backbone_prefill": "prefill", "backbone_queue": "queue",
-}  # fmt: skip
 _RESERVE_S = 12.0  # to stop and to write
-_BLOCKS_A_SLOT = 24  # of 16 rows: a prompt of 130 and 20 s of speech
-_HERE = Path(__file__).parent
 _CSM = (sys.executable, "-c", "import sys; from gateway.cli import main; sys.exit(main())")
-
-
-def setting(name: str, default: str) -> str:
-    return os.environ.get(name) or default
 
 
 def elapsed_s() -> float:
@@ -76,64 +66,6 @@ def left_s() -> float:
 
 def say(text: str) -> None:
     print(f"[{elapsed_s():5.1f} s] {text}", flush=True)
-
-
-async def make_bundle(folder: Path, device: str) -> str:
-    """CSM-1B's shapes with random weights; the generator on the device while the CPU makes the rest."""
-    folder = Path(setting("SHAPES_FOLDER", str(folder)))
-    if not (folder / "generator/model.safetensors").is_file():
-        parts = (["tokenizer", "watermark", "mimi"], ["generator", "--device", device])
-        makers = [
-            await asyncio.create_subprocess_exec(sys.executable, _HERE / "bundle_csm_1b.py", folder, *part) for part in parts
-        ]
-        if any([await maker.wait() for maker in makers]):
-            raise StartError("the bundle could not be made")
-    return str(folder)
-
-
-def configure(model: str, metrics: int) -> None:
-    """Settings of the services, in our own environment, which theirs begins with."""
-    device, slots = setting("DEVICE", "cuda"), int(setting("SLOTS", "1024"))
-    on_gpu = device.startswith("cuda")
-    wanted = {
-        "CSM_BACKBONE_DEVICE": device, "CSM_CODEC_DEVICE": device,
-        "CSM_WATERMARK_DEVICE": setting("WATERMARK_DEVICE", device),
-        "CSM_BACKBONE_RUNNER": "graph" if on_gpu else "eager",
-        "CSM_BACKBONE_DTYPE": "bfloat16" if on_gpu else "auto",
-        "CSM_BACKBONE_SLOTS": slots, "CSM_CODEC_SLOTS": slots, "CSM_WATERMARK_STREAMS": slots,
-        "CSM_BACKBONE_QUEUE": slots, "CSM_GATEWAY_MAX_STREAMS": 2 * slots,
-        # As many as are needed, not all that fits: codec and watermark live on the same device.
-        "CSM_BACKBONE_BLOCKS": max(128, _BLOCKS_A_SLOT * slots),
-        "CSM_BACKBONE_PREFILL_ROWS": 512 if on_gpu else 64,
-        "CSM_WATERMARK_KEY": secrets.token_hex(5),
-        "CSM_SHARE_PORT": "true", "CSM_METRICS_LISTEN": f"127.0.0.1:{metrics}",
-        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": setting("TRACED", "0.2"),
-    }  # fmt: skip
-    if model == "embedded":
-        del wanted["CSM_WATERMARK_KEY"]
-    for name, value in wanted.items():
-        os.environ.setdefault(name, str(value))
-
-
-@contextlib.asynccontextmanager
-async def mps(folder: Path):
-    """NVIDIA's daemon that lets kernels of several processes run side by side; for our processes alone."""
-    if setting("MPS", "0") != "1":
-        yield False
-        return
-    os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": str(folder / "mps"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "mps-log")}
-    for name in ("mps", "mps-log"):
-        (folder / name).mkdir()
-    daemon = await asyncio.create_subprocess_exec("nvidia-cuda-mps-control", "-f", stdin=asyncio.subprocess.DEVNULL)
-    try:
-        yield True
-    finally:
-        quitting = await asyncio.create_subprocess_exec("nvidia-cuda-mps-control", stdin=asyncio.subprocess.PIPE)
-        await quitting.communicate(b"quit\n")
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(daemon.wait(), 5)
-        with contextlib.suppress(ProcessLookupError):
-            daemon.kill()
 
 
 class Chain:
@@ -235,29 +167,6 @@ def _point(told: dict) -> Point:
     return Point(**told)
 
 
-def use_text(use: dict) -> str:
-    """What one point took, as Markdown."""
-    lines = ["", f"## What {use['streams']} streams took, over {use['wall_s']:.1f} s", ""]
-    if use["gpu"]:
-        lines += ["GPU: " + ", ".join(f"{name} {value:.0f}" for name, value in use["gpu"].items()), ""]
-    lines += [f"Load tool: {use['clients_cpu_s'] / use['wall_s']:.2f} cores.", ""]
-    lines += ["| process | cores | in its busiest second | GPU % | MB | threads, each in its busiest second |", "|---|---|---|---|---|---|"]
-    for name, took in use["processes"].items():
-        gpu = "" if took["gpu_percent"] is None else f"{took['gpu_percent']:.0f}"
-        threads = ", ".join(f"{thread} {cores:.2f}" for thread, cores in took["peak_threads"].items() if cores >= 0.02)
-        lines.append(f"| {name} | {took['cores']:.2f} | {took['peak_cores']:.2f} | {gpu} | {took['memory_mb']:.0f} | {threads} |")
-    lines += ["", "| process | histogram (ms; p95 by bucket) | count | mean | p50 ≤ | p95 ≤ | p99 ≤ |", "|---|---|---|---|---|---|---|"]
-    for process, page in use["metrics"].items():
-        for name, spread in page["histograms"].items():
-            times = 1000 if "_seconds" in name else 1
-            cells = " | ".join(f"{spread[key] * times:.1f}" for key in ("mean", "p50", "p95", "p99"))
-            lines.append(f"| {process} | {name.replace('_seconds', '')} | {spread['count']} | {cells} |")
-        if page["counters"]:
-            grown = ", ".join(f"{name} {value:g}" for name, value in page["counters"].items())
-            lines.append(f"| {process} | {grown} | | | | | |")
-    return "\n".join(lines) + "\n"
-
-
 async def load(chain: Chain, keep: Callable[[], None]) -> None:
     """A short point that does not count, then those of POINTS, while there is time."""
     out = chain.work / "warm-up"
@@ -273,24 +182,6 @@ async def load(chain: Chain, keep: Callable[[], None]) -> None:
         elif await chain.point(int(streams), float(seconds or 5)):
             keep()  # what there is, should a later point end it all
             say(brief(chain.points[-1], chain.uses[-1]))
-
-
-def brief(point: Point, use: dict) -> str:
-    """A point in a few lines, for who watches."""
-    first = point.first_audio_s
-    lines = [
-        f"{point.label} streams: {point.ok} well, {point.errors or 'no errors'}, "
-        + (f"first audio p50 {first.p50 * 1000:.0f} p95 {first.p95 * 1000:.0f} ms, " if first else "")
-        + f"{point.dry_streams} of {point.measured} ran dry, {point.real_time_streams:.0f} s of audio a second"
-        + (f"; GPU {use['gpu']['utilization.gpu']:.0f} %" if use["gpu"] else "")
-    ]
-    for name, took in use["processes"].items():
-        text = f"    {name:<10} peak cores {took['peak_cores']:.2f} (main {took['peak_threads'].get('main', 0):.2f})"
-        for key, spread in use["metrics"].get(name, {"histograms": {}})["histograms"].items():
-            if short := next((short for part, short in _BRIEF.items() if part in key), None):
-                text += f", {short} mean {spread['mean'] * 1000:.1f} p95≤{spread['p95'] * 1000:.0f}"
-        lines.append(text)
-    return "\n".join(lines)
 
 
 def write(chain: Chain, facts: dict[str, str], out: Path) -> None:
@@ -315,7 +206,7 @@ async def run(work: Path, out: Path) -> int:
     async with mps(work) as shared:
         model = os.environ.get("BUNDLE") or await make_bundle(work / "bundle", device)
         say(f"bundle: {model}")
-        ports, metrics = free_ports(), _free_row(len(STAGES) + 1 + int(setting("GATEWAYS", "2")))
+        ports, metrics = free_ports(), free_row(len(STAGES) + 1 + int(setting("GATEWAYS", "2")))
         configure(model, metrics)
         names = ("gateway", *STAGES)
         pages = {name: f"http://127.0.0.1:{metrics + index}/metrics" for index, name in enumerate(names)}
@@ -354,34 +245,6 @@ async def run(work: Path, out: Path) -> int:
             write_logs(work / "logs", out)
             if not (out / "chain.md").is_file():
                 print((out / "logs.txt").read_text()[-8000:])
-
-
-def facts(model: str, shared: bool) -> dict[str, str]:
-    """What a reader of the table must know."""
-    import torch
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    names = ("CSM_BACKBONE_RUNNER", "CSM_BACKBONE_SLOTS", "CSM_CODEC_DEVICE", "CSM_CODEC_PRECISION", "CSM_WATERMARK_DEVICE")
-    return {
-        "address": "the whole chain, by its gateway on loopback",
-        "machine": f"{gpu}, {os.cpu_count()} processors, torch {torch.__version__}, Python {sys.version.split()[0]}",
-        "bundle": Path(model).name if "/" not in model else "CSM-1B's shapes, random weights",
-        "services": ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
-        + f", {setting('GATEWAYS', '2')} gateways, " + ("MPS" if shared else "no MPS"),
-        "points": setting("POINTS", DEFAULT_POINTS) + " (streams:seconds)",
-    }
-
-
-def _free_row(count: int) -> int:
-    """The first of `count` free ports in a row."""
-    import socket
-
-    for first in range(19464, 29464, count):
-        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-            for port in range(first, first + count):
-                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
-    raise StartError("no free ports")
 
 
 async def _pages_ready(pages: dict[str, str]) -> None:
