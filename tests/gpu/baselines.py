@@ -69,14 +69,14 @@ def sesame_loop(
 
     def frame(rows: Tensor, positions: Tensor) -> Tensor:
         """rows: [1, T, D] → codes [1, K]."""
-        hidden = backbone(rows, input_pos=positions, mask=backbone_mask[positions]).clone()[:, -1]
+        hidden = backbone(rows, input_pos=positions, mask=backbone_mask[positions])[:, -1].to(dtype, copy=True)
         code = _draw(model.codebook0_head(hidden))
         codes = [code]
         row = torch.cat([hidden.unsqueeze(1), model.embed_code(0, code)], dim=1)
         at = torch.arange(2, device=device).unsqueeze(0)
         model.decoder.reset_caches()
         for codebook in range(1, part.codebooks):
-            out = decoder(model.projection(row), input_pos=at, mask=decoder_mask[at]).clone()
+            out = decoder(model.projection(row), input_pos=at, mask=decoder_mask[at]).to(dtype, copy=True)
             code = _draw(out[:, -1] @ model.audio_head[codebook - 1])
             codes.append(code)
             row, at = model.embed_code(codebook, code), at[:, -1:] + 1
