@@ -1,18 +1,21 @@
-"""Health and reflection on a server's own port: anybody may ask, so what they send must come at once.
+"""Health and reflection on a server's own port: anybody may ask, so what they send must be small and come at once.
 
 gRPC gathers a request whole before its handler sees it, up to the server's largest message, and knows no
 smaller limit for one method. So these requests are read here, and given so little time that nobody can
-have much of them waiting in memory: no more than what arrives in that time.
+have much of them waiting in memory: no more than what arrives in that time. One that is more than a name
+is dropped then: a Watch would keep it for as long as its caller likes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
+MAX_REQUEST_BYTES = 4096  # a name
 _ARRIVAL_S = 2.0  # they are a few bytes, sent together with the call's headers
 
 
@@ -29,22 +32,50 @@ class OpenCalls(grpc.aio.ServerInterceptor):
 
         async def call(requests: AsyncIterable[Any], context: grpc.aio.ServicerContext) -> None:
             arriving = _InTime(requests, self._arrival_s)
-            if handler.stream_stream:  # reflection
-                async for answer in handler.stream_stream(arriving, context):
-                    await context.write(answer)
-                return
             try:
+                if handler.stream_stream:  # reflection
+                    async for answer in handler.stream_stream(arriving, context):
+                        await context.write(answer)
+                    return
                 request = await anext(arriving)
             except StopAsyncIteration:
                 await context.abort(
                     grpc.StatusCode.DEADLINE_EXCEEDED, f"no whole request came within {self._arrival_s:g} s"
                 )
+            except _Refused as refused:
+                await context.abort(refused.code, refused.text)
             if handler.unary_unary:
                 await context.write(await handler.unary_unary(request, context))
             else:  # Watch, which writes its answers itself
                 await handler.unary_stream(request, context)
 
-        return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(
+            call, _checked(handler.request_deserializer), handler.response_serializer
+        )
+
+
+class _Refused(Exception):
+    """A request that is none. gRPC turns what a deserializer raises into UNKNOWN and a traceback in the log."""
+
+    def __init__(self, code: grpc.StatusCode, text: str):
+        super().__init__(text)
+        self.code, self.text = code, text
+
+
+def _checked(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """As `deserialize`, but gives what is wrong with a request in its place."""
+
+    def run(data: bytes) -> Any:
+        if len(data) > MAX_REQUEST_BYTES:
+            return _Refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"a request of {len(data)} bytes, {MAX_REQUEST_BYTES} are taken"
+            )
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Refused(grpc.StatusCode.INVALID_ARGUMENT, "the request is not a valid protobuf message")
+
+    return run
 
 
 class _InTime:
@@ -63,7 +94,10 @@ class _InTime:
             # Not asyncio.timeout: what has come while the whole process stood still is there in time.
             await asyncio.wait({arriving}, timeout=self._arrival_s)
             if arriving.done():
-                return arriving.result()
+                request = arriving.result()
+                if isinstance(request, _Refused):
+                    raise request
+                return request
         finally:
             arriving.cancel()
         raise StopAsyncIteration

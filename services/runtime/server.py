@@ -30,7 +30,7 @@ from services.runtime import instruments, logs, telemetry, tls
 from services.runtime.calls import CallInterceptor
 from services.runtime.channels import FLOW_CONTROL, MIB
 from services.runtime.health import Health
-from services.runtime.open_calls import OpenCalls
+from services.runtime.open_calls import MAX_REQUEST_BYTES, OpenCalls
 from services.runtime.settings import ServerSettings, SettingError, StartError, describe, read
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _WATCH_S = 0.1
 _LIFELESS_LOOKS = 10
-_HEALTH_REQUEST_BYTES = 4096  # a name
 
 S = TypeVar("S", bound=ServerSettings)
 
@@ -109,7 +108,7 @@ class StageServer:
         await self._report()
         if self._settings.health_listen:
             self._health_server = grpc.aio.server(
-                options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _HEALTH_REQUEST_BYTES)]
+                options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_REQUEST_BYTES)]
             )
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
             health_port = _listen(self._health_server, "CSM_HEALTH_LISTEN", self._settings.health_listen)

@@ -163,6 +163,28 @@ async def test_a_stranger_whose_request_does_not_come_is_not_waited_for(served):
         assert await health_of(address, "readiness") == SERVING
 
 
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (health_pb2.HealthCheckRequest(service="x" * 5000).SerializeToString(), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (b"\xff\xff\xff", grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+    ids=["more than a name", "no message"],
+)
+async def test_a_stranger_leaves_no_request_behind_that_is_none(served, caplog, data, code):
+    """A Watch of any name lasts as long as its caller likes, and keeps the name."""
+    _, _, address = served
+    health, reflection = "/grpc.health.v1.Health/", "/grpc.reflection.v1alpha.ServerReflection/"
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(60):
+        for method in (f"{health}Check", f"{health}Watch", f"{reflection}ServerReflectionInfo"):
+            call = channel.stream_stream(method)()
+            await call.write(data)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call.read()
+            assert refused.value.code() is code
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_a_port_of_health_alone_takes_no_more_than_a_name():
     settings = read(ServerSettings, {}, listen="127.0.0.1:0", health_listen="127.0.0.1:0")
     server = StageServer(Stage(SERVICE, lambda server: None), settings)
