@@ -172,6 +172,8 @@ class DecoderNetwork:
         self._table = torch.cat([book._codebook.embedding for book in books]).detach().float()  # [K * bins, D]
         self._firsts = torch.arange(self._codebooks, device=self._device) * self._bins
         self._projection = self._layer(torch.cat([_matrix(half.output_proj) for half in halves], dim=1))
+        if not hasattr(mimi, "upsample"):
+            raise UnknownShape("upsample", "none: its frames are its encoder's steps")
         conv = _of(mimi.upsample.convtr, StreamingConvTranspose1d, "upsample").convtr.convtr
         stride = conv.stride[0]
         if conv.groups != conv.in_channels or conv.kernel_size != (2 * stride,) or conv.bias is not None:
@@ -188,15 +190,19 @@ class DecoderNetwork:
         transformer = outer.transformer
         if transformer.positional_embedding != "rope":
             raise UnknownShape("decoder_transformer", "positions other than rope")
+        if not len(transformer.layers):
+            raise UnknownShape("decoder_transformer.layers", "none")
         self._layers = []
         for module in transformer.layers:
             where = "decoder_transformer.layers"
             attention = _of(module, StreamingTransformerLayer, where).self_attn
-            plain = (module.gating is None, module.activation is F.gelu, module.cross_attention is None,
+            if module.gating is not None:
+                raise UnknownShape(where, "gates")
+            plain = (module.activation is F.gelu, module.cross_attention is None,
                      not module.skip_self_attn, attention.kv_repeat == 1, attention.causal, attention.context,
                      not attention.weights_per_step, len(attention.in_projs) == 1, module.linear1.bias is None)  # fmt: skip
             if not all(plain):
-                raise UnknownShape(where, "not causal self-attention with a context, GELU and no gates")
+                raise UnknownShape(where, "not causal self-attention with a context, and GELU")
             self._context = attention.context
             dim = attention.embed_dim // attention.num_heads
             # One steps of a pass must not write over what an earlier one still looks at.

@@ -9,6 +9,7 @@ from moshi.models import loaders
 from models.bundle import load_bundle
 from models.mimi import load_mimi
 from services.codec.decoder import SlotDecoder
+from services.codec.network import UnknownShape
 
 FRAMES = 40  # eight times what the tiny transformer looks back
 
@@ -137,6 +138,26 @@ def test_passes_begun_before_others_are_done(decoder, tiny_mimi):
     heard = [np.concatenate([begun_0, rest_0]), np.concatenate([begun_1, rest_1]), heard_2, heard_3]
     for samples, stream in zip(heard, codes, strict=True):
         np.testing.assert_allclose(samples, one_shot(tiny_mimi, stream), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "told"),
+    [
+        ("seanet", {"ratios": [8, 6, 40]}, "upsample: none"),
+        ("seanet", {"n_residual_layers": 2}, "19 modules"),
+        ("seanet", {"pad_mode": "replicate"}, "padding"),
+        ("seanet", {"true_skip": False}, "instead of Identity"),
+        ("transformer", {"num_layers": 0}, "layers: none"),
+        ("transformer", {"gating": "silu"}, "gates"),
+        ("transformer", {"context": None}, "context"),
+        ("transformer", {"norm": "rms_norm_f32"}, "instead of LayerNorm"),
+    ],
+)
+def test_a_model_of_another_make_is_refused_at_the_start(part, change, told):
+    with torch.device("meta"):
+        mimi = loaders.get_mimi(None, tiny.CONFIG | {part: tiny.CONFIG[part] | change}, device="meta", num_codebooks=4)
+    with pytest.raises(UnknownShape, match=told):
+        SlotDecoder(mimi, slots=1)
 
 
 def test_tf32_keeps_the_voice():
