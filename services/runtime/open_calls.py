@@ -30,24 +30,29 @@ class OpenCalls(grpc.aio.ServerInterceptor):
         if handler is None or not handler_call_details.method.startswith("/grpc."):
             return handler
 
-        async def call(requests: AsyncIterable[Any], context: grpc.aio.ServicerContext) -> None:
-            arriving = _InTime(requests, self._arrival_s)
+        async def answer(arriving: _InTime, context: grpc.aio.ServicerContext) -> None:
+            if handler.stream_stream:  # reflection
+                async for response in handler.stream_stream(arriving, context):
+                    await context.write(response)
+                return
             try:
-                if handler.stream_stream:  # reflection
-                    async for answer in handler.stream_stream(arriving, context):
-                        await context.write(answer)
-                    return
                 request = await anext(arriving)
             except StopAsyncIteration:
                 await context.abort(
                     grpc.StatusCode.DEADLINE_EXCEEDED, f"no whole request came within {self._arrival_s:g} s"
                 )
-            except _Refused as refused:
-                await context.abort(refused.code, refused.text)
             if handler.unary_unary:
                 await context.write(await handler.unary_unary(request, context))
             else:  # Watch, which writes its answers itself
                 await handler.unary_stream(request, context)
+
+        async def call(requests: AsyncIterable[Any], context: grpc.aio.ServicerContext) -> None:
+            try:
+                await answer(_InTime(requests, self._arrival_s), context)
+            except _Refused as refused:
+                await context.abort(refused.code, refused.text)
+            except grpc.aio.InternalError:
+                pass  # a write to a caller who is gone: gRPC would log a traceback
 
         return grpc.stream_stream_rpc_method_handler(
             call, _checked(handler.request_deserializer), handler.response_serializer
