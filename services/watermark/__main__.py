@@ -38,11 +38,13 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
         sample_rate_hz=bundle.sample_rate_hz,
         message_sdr_db=sdr_db,
         level=FixedLevel() if settings.level == "fixed" else RunningLevel(),
+        slots=settings.streams,
     )
+    await asyncio.to_thread(embedder.warm_up)
     detector = Detector(nets, max_seconds=settings.max_detect_s, offsets=options.get("search_offsets", OFFSETS))
     marking = Pool("marking", settings.workers, stall_s=settings.stall_s)
     searching = Pool("searching", settings.detections)
-    most = settings.batch or (1 if device.type == "cpu" else 64)
+    most = settings.batch or (1 if device.type == "cpu" else 256)
     batches = Batches(embedder.advance, marking, most)
     servicer = WatermarkServicer(settings, bundle, key, embedder, detector, batches, searching)
     try:

@@ -27,7 +27,7 @@ class WatermarkSettings(ServerSettings):
     workers: int = setting("CSM_WATERMARK_WORKERS", 1, "streams worked on at one moment", least=1, most=256)
     batch: int | None = setting(
         "CSM_WATERMARK_BATCH", None,
-        "streams marked in one pass; default: 64 on an accelerator, 1 on the CPU, which more does not help",
+        "streams marked in one pass; default: 256 on an accelerator, 1 on the CPU, which more does not help",
         least=1, most=4096,
     )
     streams: int = setting("CSM_WATERMARK_STREAMS", 16, "streams open at once", least=1, most=4096)

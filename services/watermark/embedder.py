@@ -4,15 +4,15 @@ A stream is resampled to the model's rate, cut into STFT columns, and each colum
 magnitude to take away, bin by bin) is computed from the columns around it. The mark alone is
 transformed back, resampled to the stream's rate and added to the untouched input, so that the
 audio itself never goes through a resampler. What a stream gives does not depend on how it was cut,
-nor on which streams it was marked with. The nets run where they lie, for many streams in one pass;
-what is each stream's own (resamplers, transforms, level) is little work and stays on the CPU.
+nor on which streams it was marked with. All of it is done for many streams in one pass, where the
+nets lie, on state in pools (slots.py); the host copies samples in and marks out (stream.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,9 +22,12 @@ from torch import Tensor
 from services.watermark.hparams import TRAINING_POWER
 from services.watermark.key import check_key, key_symbols
 from services.watermark.level import FixedLevel, Level
-from services.watermark.marker import Marker, MarkState
-from services.watermark.resampler import Kernel, Resampler
-from services.watermark.spectrum import Analysis, Framing, Synthesis
+from services.watermark.marker import Marker
+from services.watermark.reach import Reach
+from services.watermark.resampler import Bank, Kernel
+from services.watermark.slots import Slots
+from services.watermark.spectrum import Framing, Synthesis
+from services.watermark.stream import EmbedStream, Span
 from services.watermark.weights import Nets
 
 # Columns so far below the level are left as they are. A mark there would take all that is in its
@@ -33,10 +36,12 @@ from services.watermark.weights import Nets
 # forgives no symbol, spells the key: marked everywhere 0.061 / 40; down to 35 dB below the level
 # 0.045 / 39; to 30 dB 0.024 / 38. (130 clips: 0.033 at 35 dB, 0.022 at 30 dB.)
 _SILENCE_DB = 35.0
+_SIZES = (32, 16, 8, 4, 2, 1)  # columns that each stream of a pass brings
+_MOST_COLUMNS = 512  # of one pass, all streams together: what the nets hold at once is bounded
 
 
 class Embedder:
-    """Marks any number of streams with one key. Holds nothing of any stream; safe to share by threads."""
+    """Marks any number of streams with one key."""
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class Embedder:
         sample_rate_hz: int = 24000,
         message_sdr_db: float | None = None,
         level: Level | None = None,
+        slots: int = 1,
     ):
         """
         key: what to write, exactly `nets.hparams.key_bytes` bytes.
@@ -53,6 +59,7 @@ class Embedder:
         message_sdr_db: how far the mark's power lies below the level's, before what cannot be taken
             from quiet bins is left out; default the model's own.
         level: default FixedLevel().
+        slots: how many streams to have room for from the start.
 
         Raises: ValueError when key or SDR is out of bounds.
         """
@@ -62,13 +69,24 @@ class Embedder:
             raise ValueError(f"message_sdr_db is {sdr_db}, must be between 0 and 100")
         self.hparams = shape
         self.sample_rate_hz = sample_rate_hz
-        self.level = level or FixedLevel()
-        self.marker = Marker(nets)
-        self.framing = Framing(shape.n_fft, shape.hop_length)
-        self.inward = Kernel(sample_rate_hz, shape.sample_rate_hz)
-        self.outward = Kernel(shape.sample_rate_hz, sample_rate_hz)
-        self.symbols = torch.tensor(key_symbols(check_key(key, shape.key_bytes)))
-        self.strength = 10 ** (-sdr_db / 20)
+        self.device = next(nets.enc_c.parameters()).device
+        self._level = level or FixedLevel()
+        self._framing = Framing(shape.n_fft, shape.hop_length, self.device)
+        kernels = (Kernel(sample_rate_hz, shape.sample_rate_hz), Kernel(shape.sample_rate_hz, sample_rate_hz))
+        self._inward, self._outward = banks = tuple(Bank(kernel, self.device) for kernel in kernels)
+        self.reach = Reach(shape, self._framing, kernels, banks)
+        self._symbols = torch.tensor(key_symbols(check_key(key, shape.key_bytes)), device=self.device)
+        self._strength = 10 ** (-sdr_db / 20)
+        with torch.inference_mode():
+            self.slots = Slots(slots, self.device)
+            self._marker = Marker(nets, self.slots)
+            self._synthesis = Synthesis(self._framing, self.slots)
+            self._power = self.slots.add(dtype=torch.float64)  # of all columns so far
+            # Columns whose mark is not known yet: their spectrum in the band, and the mark's scale.
+            self._spectra = self.slots.add(shape.reach, shape.message_band_size, dtype=torch.complex64)
+            self._scales = self.slots.add(shape.reach)
+            # The mark at the model's rate, as far back as the next output's block may reach.
+            self._marks = self.slots.add(2 * self._outward.half + self._outward.down)
 
     @property
     def lookahead_samples(self) -> int:
@@ -79,12 +97,17 @@ class Embedder:
         """
         shape = self.hparams
         columns = shape.n_fft + shape.reach * shape.hop_length
-        ahead = (columns + self.outward.half) * self.sample_rate_hz / shape.sample_rate_hz + self.inward.half
+        ahead = (columns + self._outward.half) * self.sample_rate_hz / shape.sample_rate_hz + self._inward.half
         return math.ceil(ahead)
 
     def open(self) -> EmbedStream:
         """A new stream."""
         return EmbedStream(self)
+
+    def warm_up(self) -> None:
+        """Have the device load what the first stream would otherwise wait for."""
+        if self.device.type == "cuda":
+            self.embed(np.zeros(3 * self.sample_rate_hz, np.float32))
 
     def embed(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """A whole clip [n] → marked [n]."""
@@ -95,124 +118,133 @@ class Embedder:
     def advance(
         self, pieces: Sequence[tuple[EmbedStream, NDArray[np.float32] | None]]
     ) -> list[NDArray[np.float32] | Exception]:
-        """Advance different streams of this embedder in one pass of the nets.
+        """Advance different streams of this embedder together.
 
         pieces: stream and its next samples [n], None to finish it.
         Returns: for each what `push` or `finish` returns or raises; a stream that fails fails alone.
         """
         results: list[NDArray[np.float32] | Exception] = [np.zeros(0, np.float32)] * len(pieces)
-        parts: dict[int, _Part] = {}
+        taken: list[int] = []
         for index, (stream, samples) in enumerate(pieces):
             try:
-                part = stream.take(samples)
+                stream.take(samples)
             except ValueError as error:
                 results[index] = error
                 continue
-            if part.last or len(part.symbols):
-                parts[index] = part
-        marks = self.marker.step_each(list(parts.values()))
-        for index, mark in zip(parts, marks, strict=True):
+            if stream.due:
+                taken.append(index)
+        streams = [pieces[index][0] for index in taken]
+        fresh = [stream for stream in streams if stream.slot is None]
+        for stream, slot in zip(fresh, self.slots.take(len(fresh)), strict=True):
+            stream.slot = slot
+        with self.slots.in_use(), _on(self.device):
+            if fresh:
+                self.slots.clear([stream.slot for stream in fresh])
+            self._mark(streams)
+        for index in taken:
             try:
-                results[index] = pieces[index][0].give(mark, parts[index].last)
+                results[index] = pieces[index][0].give()
             except RuntimeError as error:
                 results[index] = error
         return results
 
+    def _mark(self, streams: list[EmbedStream]) -> None:
+        """Compute all columns that are due: those of several streams together, then wait for them once."""
+        begun: list[tuple[list[EmbedStream], list[Span], Tensor]] = []
+        for size in _SIZES:
+            most = _MOST_COLUMNS // size
+            while due := [stream for stream in streams if stream.due >= size]:
+                for start in range(0, len(due), most):
+                    begun.append(self._begin(due[start : start + most], size))
+        if self.device.type == "cuda":
+            done = torch.cuda.Event(blocking=True)  # the thread sleeps until then, and others of Python's run
+            done.record()
+            done.synchronize()
+        for members, spans, marks in begun:
+            rows = marks.numpy()
+            for stream, span, row in zip(members, spans, rows, strict=True):
+                if span.stop > span.start:
+                    stream.add(row[span.start : span.stop])
 
-@dataclass(frozen=True)
-class _Part:
-    """What one stream has for the nets: see Marker.step, without the leading dimension."""
+    def _begin(self, streams: list[EmbedStream], columns: int) -> tuple[list[EmbedStream], list[Span], Tensor]:
+        """One pass, not waited for: who takes part, where in its row each one's mark lies, and the rows [B, n]."""
+        is_cuda = self.device.type == "cuda"
+        numbers = torch.tensor([(stream.slot, stream.column, stream.end) for stream in streams])
+        samples = torch.empty(len(streams), self.reach.window(columns), pin_memory=is_cuda)
+        rows = samples.numpy()
+        for row, stream in enumerate(streams):
+            stream.window(rows[row])
+        last = max(stream.column for stream in streams) + columns
+        inside = all(stream.column > self.hparams.reach for stream in streams) and all(
+            last <= self._framing.columns(stream.end) for stream in streams
+        )
+        spans = [stream.advance(columns) for stream in streams]
+        if is_cuda:
+            numbers = numbers.pin_memory().to(self.device, non_blocking=True)
+            samples = samples.to(self.device, non_blocking=True)
+        marks = self._pass(numbers, samples, columns, inside)
+        if is_cuda:
+            host = torch.empty(marks.shape, pin_memory=True)
+            marks = host.copy_(marks, non_blocking=True)
+        return streams, spans, marks
 
-    state: MarkState
-    carrier: Tensor
-    symbols: Tensor
-    last: bool
+    def _pass(self, numbers: Tensor, samples: Tensor, count: int, inside: bool) -> Tensor:
+        """Advance streams by `count` columns each, without waiting for the device.
 
-
-class EmbedStream:
-    """One stream's state. Not for several threads at once; dropping it frees everything."""
-
-    def __init__(self, embedder: Embedder):
-        self._embedder = embedder
-        self._inward = Resampler(embedder.inward)
-        self._analysis = Analysis(embedder.framing)
-        self._level = embedder.level.open(embedder.hparams.sample_rate_hz / embedder.hparams.hop_length)
-        self._marks = MarkState()
-        self._synthesis = Synthesis(embedder.framing)
-        self._outward = Resampler(embedder.outward)
-        self._columns = 0  # so far; the message's phase
-        # Columns whose mark is not known yet: spectrum in the band [band, w] and the mark's scale [w].
-        self._spectrum = torch.zeros(embedder.hparams.message_band_size, 0, dtype=torch.complex64)
-        self._scale = torch.zeros(0)
-        self._clean = np.zeros(0, np.float32)  # input not given back yet
-        self._finished = False
-
-    def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Take audio [n], n from 0 on, in [-1, 1]; give the marked audio [m] that is ready.
-
-        Raises: ValueError when a sample is not finite, or the stream is over.
+        numbers: slot, next column and end of each [B, 3]. samples: their windows [B, reach.window(count)].
+        inside: no column, with those that the nets are behind, lies before or after its stream.
+        Returns: the mark of samples from the block on in which the first unknown one lies [B, n].
         """
-        return self._alone(samples)
+        shape, framing, slots, device = self.hparams, self._framing, self.slots, self.device
+        rows, first, end = numbers.unbind(1)
+        index = first[:, None] + torch.arange(count, device=device)  # [B, k]
+        total = framing.columns(end)[:, None]
 
-    def finish(self) -> NDArray[np.float32]:
-        """The rest of the marked audio; the stream is over."""
-        return self._alone(None)
+        def valid(behind: int) -> Tensor:
+            return (index >= behind) & (index < total + behind)
 
-    def _alone(self, samples: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        [result] = self._embedder.advance([(self, samples)])
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    # The two halves of a step, before and after the nets; for Embedder.advance.
-
-    def take(self, samples: NDArray[np.float32] | None) -> _Part:
-        """Audio [n], None at the end → the columns that it completes. Raises: ValueError as `push` does."""
-        if self._finished:
-            raise ValueError("the stream is finished")
-        last = samples is None
-        samples = np.zeros(0, np.float32) if samples is None else np.array(samples, np.float32)  # a copy
-        if samples.ndim != 1:
-            raise ValueError(f"samples have {samples.ndim} dimensions, must have 1")
-        if not np.isfinite(samples).all():
-            raise ValueError("samples must be finite, found NaN or infinity")
-        embedder, shape = self._embedder, self._embedder.hparams
-        self._finished = last
-        self._clean = np.concatenate([self._clean, samples])
-        columns = self._analysis.push(torch.from_numpy(self._inward.push(samples, last)), last)  # [F, k]
-        energy = columns.abs().square().mean(dim=0)  # [k]
-        power = self._level.step(energy / embedder.framing.window_energy)
-        gain = torch.sqrt(TRAINING_POWER / power)  # what brings the stream to the training level
+        begin = self.reach.first_block(first) * self._inward.up
+        columns = framing.analyse(self._inward(samples), begin, first, end, count)  # [B, k, F]
+        energy = columns.abs().square().mean(dim=2)  # [B, k]
+        power = energy / framing.window_energy
+        before = slots.read(self._power, rows)
+        level = self._level.step(power, before, first, shape.sample_rate_hz / shape.hop_length)
+        slots.write(self._power, rows, before + power.double().sum(dim=1))
+        gain = torch.sqrt(TRAINING_POWER / level)  # what brings the stream to the training level
         if shape.frame_level_normalization:
             carrier_rms = torch.sqrt(energy)
         elif shape.utterance_level_normalization:
             # Carrier cells of audio of power P have the mean square P * sum(window ** 2) (Parseval).
-            carrier_rms = torch.sqrt(power * embedder.framing.window_energy)
+            carrier_rms = torch.sqrt(level * framing.window_energy)
         else:
             carrier_rms = 1 / gain
-        self._spectrum = torch.cat([self._spectrum, columns[: shape.message_band_size]], dim=1)
-        audible = energy > power * (embedder.framing.window_energy * 10 ** (-_SILENCE_DB / 10))
-        self._scale = torch.cat([self._scale, carrier_rms * embedder.strength * audible])
-        place = torch.arange(self._columns, self._columns + columns.shape[1])
-        self._columns += columns.shape[1]
-        symbols = embedder.symbols[place % shape.message_len]
-        return _Part(self._marks, columns[: shape.rows].abs() * gain, symbols, last)
-
-    def give(self, mark: Tensor, last: bool) -> NDArray[np.float32]:
-        """The mark's next columns [band, m] → the marked audio that is ready.
-
-        Raises: RuntimeError when the mark is not finite.
-        """
-        known = mark.shape[1]
-        spectrum, self._spectrum = self._spectrum[:, :known], self._spectrum[:, known:]
-        scale, self._scale = self._scale[:known], self._scale[known:]
+        audible = power > level * 10 ** (-_SILENCE_DB / 10)
+        scale = slots.behind(self._scales, rows, carrier_rms * self._strength * audible)[:, :count, None]
+        spectrum = slots.behind(self._spectra, rows, columns[..., : shape.message_band_size])[:, :count]
+        carrier = columns[..., : shape.rows].abs() * gain[..., None]
+        symbols = self._symbols[index % shape.message_len]
+        mark = self._marker.step(rows, carrier, symbols, None if inside else valid)  # of columns `reach` before
         # The stock leaves relu(magnitude - mark) at the old phase: a cell loses at most all it has.
         magnitude = spectrum.abs()
         loss = torch.minimum(mark * scale, magnitude)
-        mark_samples = self._synthesis.push(-spectrum * (loss / magnitude.clamp_min(1e-30)))
-        ready = self._outward.push(mark_samples.numpy(), last)[: len(self._clean)]
-        if not np.isfinite(ready).all():
-            raise RuntimeError("the nets gave a mark that is not finite: their weights are damaged")
-        marked = self._clean[: len(ready)] + ready
-        self._clean = self._clean[len(ready) :]
-        return marked
+        taken = -spectrum * (loss / magnitude.clamp_min(1e-30))
+        wave = self._synthesis.step(rows, taken)  # [B, k, hop]
+        if not inside:  # what lies before the first column's centre, and behind the last one's, is not the stream's
+            kept = (index > shape.reach) & (index < total + shape.reach)
+            wave = torch.where(kept[..., None], wave, 0.0)
+        wave = slots.behind(self._marks, rows, wave.flatten(1))
+        return self._outward(self._outward_window(wave, first, count))
+
+    def _outward_window(self, wave: Tensor, first: Tensor, count: int) -> Tensor:
+        """Of wave [B, n], which ends `reach` columns behind, what the outputs not known yet are made of."""
+        bank, hop = self._outward, self.hparams.hop_length
+        ended = (first - self.hparams.reach - 1) * hop  # where this pass's part of it begins, at the model's rate
+        known = self.reach.outward.outputs((ended - bank.half).clamp_min(0))
+        start = known // bank.up * bank.down - bank.lead - (ended - (wave.shape[1] - count * hop))
+        place = start[:, None] + torch.arange(bank.window(self.reach.blocks_out(count)), device=wave.device)
+        return wave.gather(1, place.clamp(0, wave.shape[1] - 1))
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager:
+    """A thread of the pool may have another device current, on whose stream kernels would be launched."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -16,19 +16,16 @@ from torch import Tensor
 from services.watermark.hparams import TRAINING_POWER
 
 
-class LevelMeter(Protocol):
-    """One stream's level."""
-
-    def step(self, power: Tensor) -> Tensor:
-        """power: mean square of the audio under each column's window [k] → the level's power [k]."""
-        ...
-
-
 class Level(Protocol):
-    """A way to know the level; shared by all streams."""
+    """A way to know the level; shared by all streams, of which it holds nothing."""
 
-    def open(self, columns_per_second: float) -> LevelMeter:
-        """The meter of a new stream."""
+    def step(self, power: Tensor, before: Tensor, first: Tensor, columns_per_second: float) -> Tensor:
+        """
+        power: mean square of the audio under each column's window [B, k].
+        before: the same, summed up over the stream's columns before these [B], float64.
+        first: how many those are [B].
+        Returns: the level's power [B, k].
+        """
         ...
 
 
@@ -42,10 +39,7 @@ class FixedLevel:
 
     power: float = TRAINING_POWER
 
-    def open(self, columns_per_second: float) -> LevelMeter:
-        return self
-
-    def step(self, power: Tensor) -> Tensor:
+    def step(self, power: Tensor, before: Tensor, first: Tensor, columns_per_second: float) -> Tensor:
         return torch.full_like(power, self.power)
 
 
@@ -61,20 +55,8 @@ class RunningLevel:
     prior_seconds: float = 0.3
     floor: float = 1e-6
 
-    def open(self, columns_per_second: float) -> LevelMeter:
-        return _Running(self.prior_seconds * columns_per_second, self.floor)
-
-
-class _Running:
-    def __init__(self, prior_columns: float, floor: float):
-        self._floor = floor
-        self._sum: float | Tensor = TRAINING_POWER * prior_columns
-        self._count = prior_columns
-
-    def step(self, power: Tensor) -> Tensor:
-        if not len(power):
-            return power
-        sums = self._sum + power.double().cumsum(0)
-        counts = self._count + torch.arange(1, len(power) + 1, dtype=torch.float64, device=power.device)
-        self._sum, self._count = sums[-1], self._count + len(power)
-        return (sums / counts).clamp_min(self._floor).to(power.dtype)
+    def step(self, power: Tensor, before: Tensor, first: Tensor, columns_per_second: float) -> Tensor:
+        prior = self.prior_seconds * columns_per_second
+        sums = before[:, None] + power.double().cumsum(1) + TRAINING_POWER * prior
+        counts = first[:, None] + torch.arange(1, power.shape[1] + 1, device=power.device) + prior
+        return (sums / counts).clamp_min(self.floor).to(power.dtype)

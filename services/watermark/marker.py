@@ -1,8 +1,13 @@
-"""The embedding nets as a stream: carrier columns in, mark columns out, each computed once.
+"""The embedding nets on streams: carrier columns in, mark columns out, each computed once.
 
 Every 3x3 layer keeps the last two columns of its input, so a column costs the same whether it
-comes alone or with a thousand others, and the result is that of the whole clip: the zeros with
-which the stock pads each layer at the clip's ends are put in at the stream's ends.
+comes alone or with a thousand others, and the result is that of the whole clip. Each layer is one
+column behind the one before it; columns that lie before a stream's first or after its last one are
+made zero at every layer, which are the zeros that the stock pads each layer with. So streams at any
+point of theirs take part in the same pass, as long as each brings equally many columns.
+
+Columns are the images' height and bins their width, and channels lie innermost: what is kept of a
+stream is then one piece of memory, and convolutions take 2 to 5 times less than with bins as height.
 
 Two savings that change nothing:
 - the mark is zero from `message_band_size` bins up, and a cell depends on `reach` bins around it,
@@ -13,42 +18,15 @@ Two savings that change nothing:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from services.watermark.slots import Slots
 from services.watermark.weights import Layer, Nets
 
 _FEATURES = 32
-
-
-@dataclass
-class MarkState:
-    """What one stream leaves behind in the nets. Leading dimension [B]: states of the same shape of
-    streams that are fed the same number of columns can be concatenated and stepped as one."""
-
-    tails: list[Tensor] = field(default_factory=list)  # per 3x3 layer: its input's last columns [B, C, rows, <=2]
-    waiting: Tensor | None = None  # carrier and message whose features are not known yet [B, 2, rows, w]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return self.tails if self.waiting is None else [self.waiting, *self.tails]
-
-
-class Part(Protocol):
-    """One stream's share of a step, as Marker.step takes it but without the leading dimension."""
-
-    @property
-    def state(self) -> MarkState: ...
-    @property
-    def carrier(self) -> Tensor: ...
-    @property
-    def symbols(self) -> Tensor: ...
-    @property
-    def last(self) -> bool: ...
 
 
 class _GatedConv:
@@ -56,26 +34,27 @@ class _GatedConv:
 
     def __init__(self, layer: Layer, weights: tuple[Tensor, Tensor] | None = None):
         conv, gate = weights or (layer.conv.weight, layer.gate.weight)
-        self.weight = torch.cat([conv, gate])  # [2 * C_out, C_in, k, k]
+        weight = torch.cat([conv, gate]).transpose(2, 3)  # [2 * C_out, C_in, columns, bins]
+        self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.bias = torch.cat([layer.conv.bias, layer.gate.bias])
         self.pad = layer.conv.padding[0]
         norm = layer.bn
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        self.scale = scale[:, None, None]
-        self.shift = (norm.bias - norm.running_mean * scale)[:, None, None]
+        self.scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        self.shift = norm.bias - norm.running_mean * self.scale
 
     def step(self, x: Tensor) -> Tensor:
-        """x [B, C_in, rows, k + 2 * pad] → [B, C_out, rows, k]; bins are padded, columns are not."""
-        h, gate = torch.nn.functional.conv2d(x, self.weight, self.bias, padding=(self.pad, 0)).chunk(2, dim=1)
-        return torch.addcmul(self.shift, h * torch.sigmoid(gate), self.scale)
+        """x [B, k + 2 * pad, rows, C_in] → [B, k, rows, C_out]; bins are padded, columns are not."""
+        both = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, padding=(0, self.pad))
+        return torch.addcmul(self.shift, torch.nn.functional.glu(both.permute(0, 2, 3, 1), dim=3), self.scale)
 
 
 class Marker:
-    """The nets of one model, folded; shared by all streams, never changed."""
+    """The nets of one model, folded, and the state of all streams in them."""
 
-    def __init__(self, nets: Nets):
+    def __init__(self, nets: Nets, slots: Slots):
         shape = nets.hparams
         self.rows, self.band, self.bins = shape.rows, shape.message_band_size, shape.bins
+        self._slots = slots
         self._encoder = [_GatedConv(layer) for layer in nets.enc_c.main]
         first, *rest = nets.dec_c.main
         folded = (_fold(first.conv.weight), _fold(first.gate.weight))
@@ -83,75 +62,42 @@ class Marker:
         linear = nets.enc_c.linear
         spelled = (linear.weight + linear.bias[:, None]).T  # [symbols, band]
         self._spelled = torch.nn.functional.pad(spelled, (0, self.rows - self.band))
-        self.device = spelled.device
+        # What is kept of each stream: the last columns of each 3x3 layer's input, and those columns of
+        # carrier and message whose features are not known yet.
+        layers = [*self._encoder, *self._decoder]
+        self._tails = [slots.add(2, self.rows, layer.weight.shape[1]) if layer.pad else None for layer in layers]
+        self._waiting = slots.add(len(self._encoder), self.rows, 2)
 
     @torch.inference_mode()
-    def step_each(self, parts: Sequence[Part]) -> list[Tensor]:
-        """Advance different streams, those alike in one pass; the marks [band, m] of each, on the CPU."""
-        groups: dict[tuple, list[int]] = {}
-        for index, part in enumerate(parts):
-            alike = (part.last, part.carrier.shape, *(tensor.shape for tensor in part.state.tensors))
-            groups.setdefault(alike, []).append(index)
-        marks: dict[int, Tensor] = {}
-        for members in groups.values():
-            states = [parts[index].state for index in members]
-            state = states[0] if len(states) == 1 else _join(states)
-            carrier = torch.stack([parts[index].carrier for index in members]).to(self.device)
-            symbols = torch.stack([parts[index].symbols for index in members]).to(self.device)
-            mark = self.step(state, carrier, symbols, parts[members[0]].last).cpu()
-            if len(states) > 1:
-                _part(state, states)
-            marks.update(zip(members, mark, strict=True))
-        return [marks[index] for index in range(len(parts))]
+    def step(self, rows: Tensor, carrier: Tensor, symbols: Tensor, valid: Callable[[int], Tensor] | None) -> Tensor:
+        """Advance streams by some columns each.
 
-    @torch.inference_mode()
-    def step(self, state: MarkState, carrier: Tensor, symbols: Tensor, last: bool = False) -> Tensor:
-        """Advance by some columns.
-
-        carrier: magnitudes of bins 0 to rows - 1 [B, rows, k]. symbols: what each column says [B, k].
-        last: no column follows; gives those held back.
-        Returns: the mark's magnitude in the band [B, band, m], each column with the mean square 1
-        over all bins.
+        rows: their slots [B]. carrier: magnitudes of bins 0 to rows - 1 [B, k, rows]. symbols: what
+        each column says [B, k].
+        valid: which of the columns so many before these lie within their streams, [B, k]; None: all do.
+        Returns: the mark's magnitude in the band [B, k, band] of columns `reach` before these, each
+        column with the mean square 1 over all bins.
         """
-        both = torch.stack([carrier, self._spelled[symbols].transpose(1, 2)], dim=1)  # [B, 2, rows, k]
-        waiting = both if state.waiting is None else torch.cat([state.waiting, both], dim=3)
-        tails = iter(state.tails or [None] * (len(self._encoder) + len(self._decoder)))
-        kept: list[Tensor] = []
-        h = both[:, :1]
+        tails, count, behind = iter(self._tails), carrier.shape[1], 0
+
+        def cut(x: Tensor) -> Tensor:
+            return x if valid is None else torch.where(valid(behind)[:, :, None, None], x, 0.0)
+
+        both = cut(torch.stack([carrier, self._spelled[symbols]], dim=3))  # [B, k, rows, 2]
+        h = both[..., :1]
+        waiting = self._slots.behind(self._waiting, rows, both)[:, :count]
         for layer in self._encoder:
-            h = self._advance(layer, h, next(tails), kept, last)
-        known = h.shape[3]
-        h = torch.cat([h, waiting[..., :known]], dim=1)
-        state.waiting = waiting[..., known:]
+            h, behind = layer.step(self._slots.behind(next(tails), rows, h)), behind + 1
+            h = cut(h)
+        h = torch.cat([h, waiting], dim=3)
         for layer in self._decoder:
-            h = self._advance(layer, h, next(tails), kept, last)
-        state.tails = kept
-        mark = h[:, 0, : self.band].abs()
-        mean_square = mark.square().sum(dim=1, keepdim=True) / self.bins
+            tail = next(tails)
+            if tail is not None:
+                h, behind = self._slots.behind(tail, rows, h), behind + 1
+            h = cut(layer.step(h))
+        mark = h[:, :, : self.band, 0].abs()
+        mean_square = mark.square().sum(dim=2, keepdim=True) / self.bins
         return mark * torch.rsqrt(mean_square.clamp_min(1e-30))
-
-    @staticmethod
-    def _advance(layer: _GatedConv, x: Tensor, tail: Tensor | None, kept: list[Tensor], last: bool) -> Tensor:
-        if layer.pad:
-            edge = x.new_zeros(*x.shape[:3], layer.pad)
-            x = torch.cat([edge if tail is None else tail, x] + [edge] * last, dim=3)
-        kept.append(x[..., x.shape[3] - min(x.shape[3], 2 * layer.pad) :].clone())
-        if x.shape[3] <= 2 * layer.pad:
-            return x.new_zeros(x.shape[0], len(layer.scale), x.shape[2], 0)
-        return layer.step(x)
-
-
-def _join(states: list[MarkState]) -> MarkState:
-    waiting = [state.waiting for state in states if state.waiting is not None]
-    tails = [torch.cat(tails) for tails in zip(*(state.tails for state in states), strict=True)]
-    return MarkState(tails, torch.cat(waiting) if waiting else None)
-
-
-def _part(joined: MarkState, states: list[MarkState]) -> None:
-    """Give each stream its own again: copies, or a stream that waits would keep the whole batch in memory."""
-    for index, state in enumerate(states):
-        state.tails = [tail[index : index + 1].clone() for tail in joined.tails]
-        state.waiting = None if joined.waiting is None else joined.waiting[index : index + 1].clone()
 
 
 def _fold(weight: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ class Pool:
     """Runs jobs in `threads` threads. How many may wait is bounded by who is admitted, not here."""
 
     def __init__(self, name: str, threads: int, *, stall_s: float = float("inf")):
+        self.threads = threads
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"watermark-{name}")
         self._stall_s = stall_s
         self._began: dict[int, float] = {}  # thread → when its job began

@@ -1,4 +1,4 @@
-"""A streaming resampler between two fixed rates, exact in length and alignment. Knows no torch.
+"""A resampler between two fixed rates, exact in length and alignment, for windows of many streams at once.
 
 soxr's ResampleStream is as exact but holds back about 900 samples (38 ms at 24 kHz) each way; a
 plain polyphase filter needs 1.5 ms, which is what a stream that waits for its look-ahead wants.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 # Share of the lower rate's Nyquist frequency that the transition takes on each side of it. The
 # public model marks up to 11.03 kHz; with 24 kHz audio the filter is flat up to 11.1 kHz.
@@ -42,43 +42,44 @@ class Kernel:
         taps = cutoff * np.sinc(cutoff * offset) * window
         self.taps = (taps / taps.sum(axis=1, keepdims=True)).astype(np.float32)
 
-    def outputs(self, samples: int) -> int:
+    def outputs(self, samples: int | Tensor) -> int | Tensor:
         """Output positions that lie within `samples` input samples."""
         return -(-samples * self.up // self.down)
 
+    def known(self, samples: int) -> int:
+        """Output positions whose taps lie within `samples` input samples."""
+        return self.outputs(max(0, samples - self.half))
 
-class Resampler:
-    """One stream through a kernel: what comes out does not depend on how the input was cut."""
 
-    def __init__(self, kernel: Kernel):
-        self._kernel = kernel
-        # Input from position `_start` on; the silence before the stream lets the first taps reach back.
-        self._start = -max(0, kernel.half - 1)
-        self._held = np.zeros(-self._start, np.float32)
-        self._received = 0
-        self._sent = 0
 
-    def push(self, samples: NDArray[np.float32], last: bool = False) -> NDArray[np.float32]:
-        """Take input [n], give the output [m] that is ready; with `last`, all the rest."""
-        kernel = self._kernel
-        if not kernel.half:
+class Bank:
+    """A kernel as one matrix: each `down` input samples, with what the taps reach beyond, → `up` outputs.
+
+    Block b holds the outputs from b * up on, and its input begins at b * down - lead. Nothing is kept
+    between calls: whoever calls gives all that the outputs reach back to.
+    """
+
+    def __init__(self, kernel: Kernel, device: torch.device | str = "cpu"):
+        self.up, self.down, self.half = kernel.up, kernel.down, kernel.half
+        self.lead = max(0, kernel.half - 1)
+        self._length = kernel.down - 1 + 2 * kernel.half
+        matrix = np.zeros((self._length, kernel.up), np.float32)
+        if kernel.half:
+            for output in range(kernel.up):
+                first, phase = divmod(output * kernel.down, kernel.up)
+                matrix[first : first + 2 * kernel.half, output] = kernel.taps[phase]
+        self._matrix = torch.from_numpy(matrix).to(device)
+
+    def blocks(self, outputs: int) -> int:
+        """Blocks that hold so many outputs, wherever in a block they begin."""
+        return -(-(outputs + self.up - 1) // self.up)
+
+    def window(self, blocks: int) -> int:
+        """Input samples of so many blocks."""
+        return (blocks - 1) * self.down + self._length if self.half else blocks
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """samples [B, window(n)] → [B, n * up]."""
+        if not self.half:
             return samples
-        self._received += len(samples)
-        total = kernel.outputs(self._received)
-        tail = np.zeros(kernel.half if last else 0, np.float32)
-        self._held = np.concatenate([self._held, samples, tail])
-        # Output m needs inputs up to floor(m * down / up) + half.
-        known = self._start + len(self._held) - kernel.half
-        end = max(self._sent, min(total, kernel.outputs(known)) if known > 0 else 0)
-        position = np.arange(self._sent, end, dtype=np.int64) * kernel.down
-        self._sent = end
-        if not len(position):
-            return np.zeros(0, np.float32)
-        first = position // kernel.up - kernel.half + 1 - self._start
-        windows = sliding_window_view(self._held, 2 * kernel.half)[first]
-        output = np.einsum("mk,mk->m", windows, kernel.taps[position % kernel.up], optimize=False)
-        # Keep what the next output reaches back to.
-        keep = end * kernel.down // kernel.up - kernel.half + 1
-        drop = min(max(0, keep - self._start), len(self._held))
-        self._held, self._start = self._held[drop:].copy(), self._start + drop
-        return output.astype(np.float32, copy=False)
+        return (samples.unfold(1, self._length, self.down) @ self._matrix).flatten(1)

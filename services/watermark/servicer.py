@@ -37,7 +37,8 @@ from services.watermark.pool import Pool
 
 if TYPE_CHECKING:
     from services.watermark.detector import Detection, Detector
-    from services.watermark.embedder import Embedder, EmbedStream
+    from services.watermark.embedder import Embedder
+    from services.watermark.stream import EmbedStream
 
 _ENCODINGS: dict[int, Encoding] = {
     common_pb2.AUDIO_ENCODING_PCM_S16LE: "s16le",

@@ -1,8 +1,8 @@
-"""The short-time Fourier transform of a stream, and back: column by column, as the stock does it whole.
+"""The short-time Fourier transform of many streams at once, and back, as the stock does it of a whole clip.
 
 The stock pads a clip with zeros to more than a multiple of N_FFT, mirrors both ends, and divides
 the overlap-added frames by the summed squared window (silentcipher/stft.py: torch.stft, torch.istft).
-Its STFT object is one per process with the last clip's length inside; here each stream has its own.
+Its STFT object is one per process with the last clip's length inside; here each stream has its own row.
 Column t is centred on sample t * hop; hop is half of N_FFT.
 """
 
@@ -11,67 +11,57 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from services.watermark.slots import Slots
+
 
 class Framing:
-    """Window and sizes; shared by all streams, never changed."""
+    """Window and sizes; never changed."""
 
     def __init__(self, n_fft: int, hop_length: int, device: torch.device | str = "cpu"):
-        self.n_fft, self.hop = n_fft, hop_length
+        self.n_fft, self.hop, self.half = n_fft, hop_length, n_fft // 2
         self.window = torch.hann_window(n_fft, device=device)  # [N]
         self.window_energy = float(self.window.double().square().sum())
+        squared = self.window.square()
+        self._weight = squared[:hop_length] + squared[hop_length:]
 
+    def padded(self, samples: int | Tensor) -> int | Tensor:
+        """Length of a clip of so many samples with its zeros."""
+        return (samples // self.n_fft + 1) * self.n_fft
 
-class Analysis:
-    """Samples in, complex columns out."""
+    def columns(self, samples: int | Tensor) -> int | Tensor:
+        """All columns of a clip of so many samples."""
+        return self.padded(samples) // self.hop + 1
 
-    def __init__(self, framing: Framing):
-        self._framing = framing
-        self._pending = framing.window.new_zeros(0)
-        self._received = 0
-        self._mirrored = False
+    def known(self, samples: int) -> int:
+        """Columns that `samples` samples complete when more follow; the first one needs its mirror image."""
+        return samples // self.hop if samples > self.half else 0
 
-    def push(self, samples: Tensor, last: bool = False) -> Tensor:
-        """samples [n] → the columns they complete [F, k]; with `last`, all the rest."""
-        n_fft, hop = self._framing.n_fft, self._framing.hop
-        half = n_fft // 2
-        self._received += len(samples)
-        pending = torch.cat([self._pending, samples])
-        last = last and self._received > 0
-        if last:
-            pending = torch.nn.functional.pad(pending, (0, n_fft - self._received % n_fft))
-        if not self._mirrored and len(pending) > half:
-            pending = torch.cat([pending[1 : half + 1].flip(0), pending])
-            self._mirrored = True
-        if last:
-            pending = torch.cat([pending, pending[-half - 1 : -1].flip(0)])
-        count = max(0, (len(pending) - n_fft) // hop + 1) if self._mirrored else 0
-        if not count:
-            self._pending = pending
-            return torch.zeros(half + 1, 0, dtype=torch.complex64, device=pending.device)
-        frames = pending.unfold(0, n_fft, hop) * self._framing.window  # [k, N]
-        self._pending = pending[count * hop :].clone()
-        return torch.fft.rfft(frames).T
+    def analyse(self, samples: Tensor, begin: Tensor, first: Tensor, end: Tensor, count: int) -> Tensor:
+        """Columns `first` and the next ones, `count` in all, complex [B, count, F].
+
+        samples: [B, n], from position `begin` on, as far as the columns reach and one more before.
+        begin, first, end: [B]. end: the clip's length, far off while it is not known.
+        """
+        place = first[:, None] * self.hop - self.half
+        place = (place + torch.arange((count - 1) * self.hop + self.n_fft, device=samples.device)).abs()
+        padded = self.padded(end)[:, None]
+        place = torch.where(place < padded, place, 2 * padded - 2 - place)
+        found = samples.gather(1, (place - begin[:, None]).clamp(0, samples.shape[1] - 1))
+        found = torch.where(place < end[:, None], found, 0.0)
+        return torch.fft.rfft(found.unfold(1, self.n_fft, self.hop) * self.window)
 
 
 class Synthesis:
     """Complex columns in, samples out."""
 
-    def __init__(self, framing: Framing):
-        self._framing = framing
-        squared = framing.window.square()
-        self._weight = squared[: framing.hop] + squared[framing.hop :]
-        self._half: Tensor | None = None  # the last frame's second half, over which the next frame lies
+    def __init__(self, framing: Framing, slots: Slots):
+        self._framing, self._slots = framing, slots
+        self._late = slots.add(1, framing.hop)  # the last frame's second half, over which the next one lies
 
-    def push(self, columns: Tensor) -> Tensor:
-        """columns [rows, k], zero above `rows` → the samples [n] that no later column changes."""
-        if not columns.shape[1]:
-            return self._weight[:0]
+    def step(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """columns [B, k, bins], zero above `bins` → for each the hop of samples before its centre [B, k, hop]."""
         framing = self._framing
-        frames = torch.fft.irfft(columns.T, n=framing.n_fft) * framing.window  # [k, N]
-        early, late = frames.split(framing.hop, dim=1)
-        if self._half is None:  # the first frame's first half lies before the stream
-            early, before = early[1:], late[:-1]
-        else:
-            before = torch.cat([self._half[None], late[:-1]])
-        self._half = late[-1].clone()
-        return ((before + early) / self._weight).reshape(-1)
+        frames = torch.fft.irfft(columns, n=framing.n_fft) * framing.window  # [B, k, N]
+        early, late = frames.split(framing.hop, dim=2)
+        before = self._slots.behind(self._late, rows, late)[:, :-1]
+        return (before + early) / framing._weight

@@ -20,11 +20,12 @@ from services.runtime.server import StageServer
 from services.runtime.settings import SettingError, StartError, read
 from services.watermark.__main__ import open_stage
 from services.watermark.config import WatermarkSettings
-from services.watermark.embedder import Embedder, EmbedStream
+from services.watermark.embedder import Embedder
 from services.watermark.key import PUBLIC_KEY
 from services.watermark.level import RunningLevel
 from services.watermark.marker import Marker
 from services.watermark.pool import Pool
+from services.watermark.stream import EmbedStream
 from services.watermark.weights import load_nets, write_random
 
 KEY = bytes.fromhex("0b6ed1952c")
@@ -245,16 +246,16 @@ async def test_a_full_service_refuses_before_the_first_message_and_takes_over_fr
 
 
 async def test_an_embedder_that_fails_gives_no_audio(service, monkeypatch):
-    def fail(self, parts):
+    def fail(self, *arguments):
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(Marker, "step_each", fail)
+    monkeypatch.setattr(Marker, "step", fail)
     error = await refusal(service.Embed(iter([start(), audio(speech_like(0.5))]), timeout=10))
     assert error.code() is grpc.StatusCode.INTERNAL
 
 
 async def test_an_embedder_that_loses_samples_is_an_error(service, monkeypatch):
-    monkeypatch.setattr(EmbedStream, "give", lambda self, mark, last: np.zeros(0, np.float32))
+    monkeypatch.setattr(EmbedStream, "give", lambda self: np.zeros(0, np.float32))
     call = service.Embed(iter([start(), audio(speech_like(0.5))]), timeout=10)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for response in call:

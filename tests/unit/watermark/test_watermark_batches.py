@@ -111,3 +111,23 @@ def test_a_stream_that_fails_leaves_the_others_of_its_pass_alone(untrained):
     results = embedder.advance([(over, clip), (broken, np.full(9, np.nan, np.float32)), (good, clip)])
     assert "finished" in str(results[0]) and "finite" in str(results[1])
     assert np.abs(np.concatenate([results[2], good.finish()]) - embedder.embed(clip)).max() < 1e-6
+
+
+def test_slots_are_used_again_and_grow_while_streams_go_on(untrained):
+    embedder = Embedder(untrained, PUBLIC_KEY, level=RunningLevel())  # room for one
+    clips = [speech_like(0.4, seed=seed) for seed in range(3)]
+    alone = [embedder.embed(clip) for clip in clips]  # one after the other, in the same slot
+    streams, marked = [], [[], [], []]
+    for index, clip in enumerate(clips):
+        streams.append(embedder.open())
+        marked[index].append(streams[index].push(clip[:4000]))
+    assert len({stream.slot for stream in streams}) == 3
+    rest = embedder.advance([(stream, clip[4000:]) for stream, clip in zip(streams, clips, strict=True)])
+    for index, stream in enumerate(streams):
+        got = np.concatenate([*marked[index], rest[index], stream.finish()])
+        assert np.abs(got - alone[index]).max() < 1e-6
+    slots = {stream.slot for stream in streams}
+    stream = streams = None
+    again = embedder.open()
+    again.push(clips[0])
+    assert again.slot in slots

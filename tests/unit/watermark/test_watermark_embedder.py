@@ -9,7 +9,8 @@ from watermark_pair import speech_like, stock_model
 from services.watermark.embedder import Embedder
 from services.watermark.key import PUBLIC_KEY
 from services.watermark.level import FixedLevel, RunningLevel
-from services.watermark.marker import Marker, MarkState
+from services.watermark.marker import Marker
+from services.watermark.slots import Slots
 from services.watermark.weights import load_nets
 
 FRAME = 1920  # samples of one Mimi frame, 80 ms
@@ -86,32 +87,48 @@ def test_folded_nets_equal_the_stock_modules(untrained):
     shape = untrained.hparams
     assert shape.rows < shape.bins  # the saved bins matter here
     torch.manual_seed(0)
-    carrier = torch.rand(1, 1, shape.bins, 30)
-    symbols = torch.randint(0, 5, (1, 30))
+    columns = 30
+    carrier = torch.rand(1, 1, shape.bins, columns)
+    symbols = torch.randint(0, 5, (1, columns))
     one_hot = torch.nn.functional.one_hot(symbols, 5).float().transpose(1, 2)[:, None]
     message = untrained.enc_c.transform_message(one_hot)
     merged = torch.cat(
         [untrained.enc_c(carrier), carrier.repeat(1, 32, 1, 1), message.repeat(1, 32, 1, 1)], dim=1
     )
     expected = untrained.dec_c(merged, 0.0)[0, 0]
-    marker = Marker(untrained)
-    got = marker.step(MarkState(), carrier[:, 0, : shape.rows], symbols, last=True)[0]
+    marker = Marker(untrained, Slots(1, torch.device("cpu")))
+    [got] = marks_of(marker, untrained.hparams.reach, [carrier[0, 0, : shape.rows].T], symbols, [columns + shape.reach])
     assert marker._decoder[0].weight.shape[1] == 34
     assert torch.all(expected[shape.message_band_size :] == 0)
-    assert (got - expected[: shape.message_band_size]).abs().max() < 1e-4
+    assert (got.T - expected[: shape.message_band_size]).abs().max() < 1e-4
 
 
-def test_states_of_two_streams_can_be_stepped_as_one(untrained):
-    marker, rows = Marker(untrained), untrained.hparams.rows
-    carrier, symbols = torch.rand(2, rows, 40), torch.randint(0, 5, (2, 40))
-    together, apart = MarkState(), [MarkState(), MarkState()]
-    for cut in (slice(0, 3), slice(3, 20), slice(20, 40)):
-        both = marker.step(together, carrier[..., cut], symbols[:, cut], last=cut.stop == 40)
-        for index, state in enumerate(apart):
-            one = slice(index, index + 1)
-            alone = marker.step(state, carrier[one, :, cut], symbols[one, cut], last=cut.stop == 40)
-            if alone.shape[2]:
-                assert (both[one] - alone).abs().max() < 1e-5
+def marks_of(marker, reach, carriers, symbols, cuts):
+    """Marks [columns, band] of streams with carriers [columns, rows], all fed by the same cuts."""
+    columns, rows = len(carriers[0]), torch.arange(len(carriers))
+    carrier = torch.nn.functional.pad(torch.stack(carriers), (0, 0, 0, reach), value=9.0)  # what follows is no matter
+    symbols = torch.nn.functional.pad(symbols, (0, reach))
+    place, marks = 0, []
+    for count in cuts:
+        index = torch.arange(place, place + count).expand(len(carriers), -1)
+
+        def valid(behind, index=index):
+            return (index >= behind) & (index < columns + behind)
+
+        marks.append(marker.step(rows, carrier[:, index[0]], symbols[:, index[0]], valid))
+        place += count
+    assert place == columns + reach
+    return torch.cat(marks, dim=1)[:, reach:]
+
+
+def test_two_streams_in_one_pass_are_each_as_alone_and_as_whole(untrained):
+    shape = untrained.hparams
+    carriers, symbols = torch.rand(2, 40, shape.rows), torch.randint(0, 5, (2, 40))
+    both = marks_of(Marker(untrained, Slots(2, torch.device("cpu"))), shape.reach, list(carriers), symbols, [3, 17, 20, shape.reach])
+    for index in range(2):
+        marker = Marker(untrained, Slots(1, torch.device("cpu")))
+        [alone] = marks_of(marker, shape.reach, [carriers[index]], symbols[index : index + 1], [40 + shape.reach])
+        assert (both[index] - alone).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("files", ["pair_files", "pair_44k_files"])
