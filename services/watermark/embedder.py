@@ -27,7 +27,7 @@ from services.watermark.reach import Reach
 from services.watermark.resampler import Bank, Kernel
 from services.watermark.slots import Slots
 from services.watermark.spectrum import Framing, Synthesis
-from services.watermark.stream import EmbedStream, Span
+from services.watermark.stream import FAR, EmbedStream, Span
 from services.watermark.weights import Nets
 
 # Columns so far below the level are left as they are. A mark there would take all that is in its
@@ -38,6 +38,8 @@ from services.watermark.weights import Nets
 _SILENCE_DB = 35.0
 _SIZES = (32, 16, 8, 4, 2, 1)  # columns that each stream of a pass brings
 _MOST_COLUMNS = 512  # of one pass, all streams together: what the nets hold at once is bounded
+# Streams that passes on a GPU are filled up to, since its libraries plan each new shape anew.
+_STREAMS = sorted({1, *(base << bit for bit in range(9) for base in (2, 3) if base << bit <= _MOST_COLUMNS)})
 
 
 class Embedder:
@@ -52,6 +54,7 @@ class Embedder:
         message_sdr_db: float | None = None,
         level: Level | None = None,
         slots: int = 1,
+        fill: bool | None = None,
     ):
         """
         key: what to write, exactly `nets.hparams.key_bytes` bytes.
@@ -60,6 +63,7 @@ class Embedder:
             from quiet bins is left out; default the model's own.
         level: default FixedLevel().
         slots: how many streams to have room for from the start.
+        fill: whether passes are filled up to few sizes; None: on CUDA.
 
         Raises: ValueError when key or SDR is out of bounds.
         """
@@ -70,6 +74,7 @@ class Embedder:
         self.hparams = shape
         self.sample_rate_hz = sample_rate_hz
         self.device = next(nets.enc_c.parameters()).device
+        self._fill = self.device.type == "cuda" if fill is None else fill
         self._level = level or FixedLevel()
         self._framing = Framing(shape.n_fft, shape.hop_length, self.device)
         kernels = (Kernel(sample_rate_hz, shape.sample_rate_hz), Kernel(shape.sample_rate_hz, sample_rate_hz))
@@ -78,7 +83,8 @@ class Embedder:
         self._symbols = torch.tensor(key_symbols(check_key(key, shape.key_bytes)), device=self.device)
         self._strength = 10 ** (-sdr_db / 20)
         with torch.inference_mode():
-            self.slots = Slots(slots, self.device)
+            self.slots = Slots(slots + 1, self.device)
+            self._spare = self.slots.take(1)[0]  # of rows that fill up a pass
             self._marker = Marker(nets, self.slots)
             self._synthesis = Synthesis(self._framing, self.slots)
             self._power = self.slots.add(dtype=torch.float64)  # of all columns so far
@@ -104,10 +110,17 @@ class Embedder:
         """A new stream."""
         return EmbedStream(self)
 
+    @torch.inference_mode()
     def warm_up(self) -> None:
-        """Have the device load what the first stream would otherwise wait for."""
-        if self.device.type == "cuda":
-            self.embed(np.zeros(3 * self.sample_rate_hz, np.float32))
+        """Have the device plan every size of pass, for which the first streams would otherwise wait."""
+        if not self._fill:
+            return
+        with self.slots.in_use(), _on(self.device):
+            for size in _SIZES:
+                for count in (count for count in _STREAMS if count * size <= _MOST_COLUMNS):
+                    self._begin([], size, count)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
 
     def embed(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """A whole clip [n] → marked [n]."""
@@ -161,42 +174,46 @@ class Embedder:
             done.record()
             done.synchronize()
         for members, spans, marks in begun:
-            rows = marks.numpy()
-            for stream, span, row in zip(members, spans, rows, strict=True):
+            for stream, span, row in zip(members, spans, marks.numpy(), strict=False):  # what fills up comes last
                 if span.stop > span.start:
                     stream.add(row[span.start : span.stop])
 
-    def _begin(self, streams: list[EmbedStream], columns: int) -> tuple[list[EmbedStream], list[Span], Tensor]:
-        """One pass, not waited for: who takes part, where in its row each one's mark lies, and the rows [B, n]."""
-        is_cuda = self.device.type == "cuda"
-        numbers = torch.tensor([(stream.slot, stream.column, stream.end) for stream in streams])
-        samples = torch.empty(len(streams), self.reach.window(columns), pin_memory=is_cuda)
-        rows = samples.numpy()
+    def _begin(
+        self, streams: list[EmbedStream], columns: int, count: int | None = None
+    ) -> tuple[list[EmbedStream], list[Span], Tensor]:
+        """One pass of `count` rows, not waited for: who takes part, where in its row each one's mark
+        lies, and the rows [count, n]."""
+        reach, is_cuda = self.hparams.reach, self.device.type == "cuda"
+        if count is None:
+            count = next(size for size in _STREAMS if size >= len(streams)) if self._fill else len(streams)
+        numbers = torch.empty(3, count, dtype=torch.int64, pin_memory=is_cuda)
+        samples = torch.empty(count, self.reach.window(columns), pin_memory=is_cuda)
+        host, rows = numbers.numpy(), samples.numpy()
+        host[:, len(streams) :] = [[self._spare], [reach + 1], [FAR]]
+        rows[len(streams) :] = 0
         for row, stream in enumerate(streams):
+            host[:, row] = stream.slot, stream.column, stream.end
             stream.window(rows[row])
-        last = max(stream.column for stream in streams) + columns
-        inside = all(stream.column > self.hparams.reach for stream in streams) and all(
-            last <= self._framing.columns(stream.end) for stream in streams
+        inside = all(
+            stream.column > reach and stream.column + columns <= self._framing.columns(stream.end) for stream in streams
         )
         spans = [stream.advance(columns) for stream in streams]
+        marks = self._pass(
+            numbers.to(self.device, non_blocking=True), samples.to(self.device, non_blocking=True), columns, inside
+        )
         if is_cuda:
-            numbers = numbers.pin_memory().to(self.device, non_blocking=True)
-            samples = samples.to(self.device, non_blocking=True)
-        marks = self._pass(numbers, samples, columns, inside)
-        if is_cuda:
-            host = torch.empty(marks.shape, pin_memory=True)
-            marks = host.copy_(marks, non_blocking=True)
+            marks = torch.empty(marks.shape, pin_memory=True).copy_(marks, non_blocking=True)
         return streams, spans, marks
 
     def _pass(self, numbers: Tensor, samples: Tensor, count: int, inside: bool) -> Tensor:
         """Advance streams by `count` columns each, without waiting for the device.
 
-        numbers: slot, next column and end of each [B, 3]. samples: their windows [B, reach.window(count)].
+        numbers: slot, next column and end of each [3, B]. samples: their windows [B, reach.window(count)].
         inside: no column, with those that the nets are behind, lies before or after its stream.
         Returns: the mark of samples from the block on in which the first unknown one lies [B, n].
         """
         shape, framing, slots, device = self.hparams, self._framing, self.slots, self.device
-        rows, first, end = numbers.unbind(1)
+        rows, first, end = numbers.unbind(0)
         index = first[:, None] + torch.arange(count, device=device)  # [B, k]
         total = framing.columns(end)[:, None]
 

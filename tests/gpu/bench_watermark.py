@@ -1,0 +1,150 @@
+"""Seconds of audio that the watermark's embedder marks a second, by streams: python tests/gpu/bench_watermark.py
+
+The public 44.1 kHz shape with random weights; streams in mid-speech, each bringing the same number of frames
+of 80 ms in every pass, as the service would see them at full load. "host" is the processor's time of a pass:
+what one process of Python could do at most if the device took no time. The last column is the cost of a second
+of a stream beside the generator's, of which it should be less than a tenth: --generator-ms a frame of
+--generator-streams streams. How far marks are off is seen against a clip marked alone on the CPU.
+
+--profile: time of each kernel, or operation, in passes of the most streams.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from baselines import synchronize
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from services.watermark.embedder import Embedder
+from services.watermark.hparams import Hparams
+from services.watermark.level import RunningLevel
+from services.watermark.weights import load_nets, write_random
+
+RATE_HZ, FRAME = 24000, 1920
+KEY = bytes.fromhex("13d4079bc9")
+TINY = Hparams(n_fft=512, hop_length=256, message_band_size=120, message_sdr_db=20.0)
+KERNELS_SHOWN = 25
+
+
+def build(shape: Hparams, device: torch.device, slots: int) -> Embedder:
+    with tempfile.TemporaryDirectory() as folder:
+        nets = load_nets(write_random(Path(folder), shape, 5), device)
+    return Embedder(nets, KEY, level=RunningLevel(), slots=slots)
+
+
+def noise(draw: np.random.Generator, samples: int) -> np.ndarray:
+    return (0.1 * draw.standard_normal(samples)).astype(np.float32)
+
+
+class Load:
+    """So many streams beyond their look-ahead; `step` is one pass of the service."""
+
+    def __init__(self, embedder: Embedder, streams: int, frames: int):
+        draw = np.random.default_rng(0)
+        self._embedder = embedder
+        self._streams = [embedder.open() for _ in range(streams)]
+        self._pieces = [noise(draw, frames * FRAME) for _ in range(streams)]
+        for stream in self._streams:  # apart from each other, as callers are
+            stream.push(noise(draw, embedder.lookahead_samples + int(draw.integers(FRAME))))
+
+    def step(self) -> int:
+        """Samples that came out."""
+        marked = self._embedder.advance(list(zip(self._streams, self._pieces, strict=True)))
+        return sum(map(len, marked))
+
+
+def off_by(embedder: Embedder, shape: Hparams) -> float:
+    """The largest difference to a clip marked alone on the CPU, as a share of the largest mark."""
+    draw = np.random.default_rng(1)
+    clips = [noise(draw, 2 * RATE_HZ + index) for index in range(3)]
+    streams = [embedder.open() for _ in clips]
+    marked: list[list[np.ndarray]] = [[] for _ in clips]
+    for start in range(0, 2 * RATE_HZ + len(clips), FRAME):
+        given = [(stream, clip[start : start + FRAME]) for stream, clip in zip(streams, clips, strict=True)]
+        for parts, part in zip(marked, embedder.advance(given), strict=True):
+            parts.append(part)
+    alone = build(shape, torch.device("cpu"), 1).embed(clips[1])
+    heard = np.concatenate([*marked[1], streams[1].finish()])
+    return float(np.abs(heard - alone).max() / np.abs(alone - clips[1]).max())
+
+
+def table(arguments: argparse.Namespace, shape: Hparams, device: torch.device) -> None:
+    embedder = build(shape, device, max(arguments.streams))
+    began = time.perf_counter()
+    embedder.warm_up()
+    print(f"warm-up {time.perf_counter() - began:.1f} s; look-ahead {1e3 * embedder.lookahead_samples / RATE_HZ:.0f} ms")
+    generator_ms = arguments.generator_ms / (arguments.generator_streams * FRAME / RATE_HZ)
+    print(f"generator: {generator_ms:.3f} ms a second of a stream\n")
+    print("| streams | frames | pass ms: min | median | max | host ms | audio s/s | ms per audio s | of generator's |\n" + "|---" * 9 + "|")
+    for frames in arguments.frames:
+        for streams in arguments.streams:
+            load, times = Load(embedder, streams, frames), []
+            for _ in range(3):
+                load.step()
+            synchronize(device)
+            worked, samples = time.thread_time(), 0
+            for _ in range(arguments.count):
+                began = time.perf_counter()
+                samples += load.step()
+                times.append((time.perf_counter() - began) * 1e3)
+            host_ms = (time.thread_time() - worked) * 1e3 / arguments.count
+            audio_s = samples / RATE_HZ
+            cost_ms = sum(times) / audio_s
+            spread = f"{min(times):.2f} | {statistics.median(times):.2f} | {max(times):.2f}"
+            print(
+                f"| {streams} | {frames} | {spread} | {host_ms:.2f} | {1e3 / cost_ms:.0f} | {cost_ms:.3f} | {cost_ms / generator_ms:.2f} |",
+                flush=True,
+            )
+    tf32 = torch.backends.cudnn.allow_tf32
+    print(f"\nmarks off by {off_by(embedder, shape):.1e} of the largest; convolutions in {'TF32' if tf32 else 'fp32'} on a GPU")
+    if device.type == "cuda":
+        print(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
+
+
+def kernels(arguments: argparse.Namespace, shape: Hparams, device: torch.device) -> None:
+    is_cuda, streams, count = device.type == "cuda", max(arguments.streams), 4
+    embedder = build(shape, device, streams)
+    for frames in arguments.frames:
+        load = Load(embedder, streams, frames)
+        for _ in range(3):
+            load.step()
+        with profile(activities=[ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU]) as seen:
+            for _ in range(count):
+                load.step()
+            synchronize(device)
+        times: dict[str, list[float]] = defaultdict(list)
+        for event in seen.events():
+            if not is_cuda or event.device_type == DeviceType.CUDA:
+                times[event.name].append(event.time_range.elapsed_us())
+        busy_ms = sum(map(sum, times.values())) / 1e3 / count
+        print(f"\n{streams} streams, {frames} frames: {busy_ms:.2f} ms in kernels\n\n| a step | us each | ms a step | kernel |\n|---|---|---|---|")
+        for name, each in sorted(times.items(), key=lambda item: -sum(item[1]))[:KERNELS_SHOWN]:
+            print(f"| {len(each) / count:.0f} | {statistics.median(each):.2f} | {sum(each) / 1e3 / count:.3f} | {name[:90]} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64, 256, 1024])
+    parser.add_argument("--frames", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="small shapes, to try this script without a GPU")
+    parser.add_argument("--generator-ms", type=float, default=26.0, help="a frame of the generator")
+    parser.add_argument("--generator-streams", type=int, default=1024, help="streams of that frame")
+    parser.add_argument("--profile", action="store_true")
+    arguments = parser.parse_args()
+    shape, device = TINY if arguments.tiny else Hparams(), torch.device(arguments.device)
+    (kernels if arguments.profile else table)(arguments, shape, device)
+
+
+if __name__ == "__main__":
+    main()
