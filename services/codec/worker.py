@@ -2,9 +2,9 @@
 
 A tick takes whatever streams have frames waiting, a power of two of each (so that streams share
 passes), shortest first. Threads share two things: the streams' inboxes under one lock, and results
-that go to the loop by call_soon_threadsafe. A device has one pass at a time, so that a first frame waits
-for no more than that one; while it works, the thread hands over the audio of the pass before. Knows
-neither grpc nor torch.
+that go to the loop by call_soon_threadsafe. A first frame waits for the passes of a tick, of which there
+is one for each length of chunk; while the device works on one, the thread hands over the audio of the
+pass before. Knows neither grpc nor torch.
 """
 
 from __future__ import annotations
