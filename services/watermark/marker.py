@@ -27,6 +27,7 @@ from services.watermark.slots import Slots
 from services.watermark.weights import Layer, Nets
 
 _FEATURES = 32
+_FILLED = 2  # channels of zeros, to 36: cuDNN's TF32 wants rows of channels in multiples of 16 bytes
 
 
 class _GatedConv:
@@ -89,7 +90,7 @@ class Marker:
         for layer in self._encoder:
             h, behind = layer.step(self._slots.behind(next(tails), rows, h)), behind + 1
             h = cut(h)
-        h = torch.cat([h, waiting], dim=3)
+        h = torch.cat([h, torch.nn.functional.pad(waiting, (0, _FILLED))], dim=3)
         for layer in self._decoder:
             tail = next(tails)
             if tail is not None:
@@ -101,6 +102,7 @@ class Marker:
 
 
 def _fold(weight: Tensor) -> Tensor:
-    """[C, 96, 3, 3] over features, 32 carriers, 32 messages → [C, 34, 3, 3]."""
+    """[C, 96, 3, 3] over features, 32 carriers, 32 messages → [C, 34, 3, 3], and zeros to 36."""
     features, carrier, message = weight.split(_FEATURES, dim=1)
-    return torch.cat([features, carrier.sum(1, keepdim=True), message.sum(1, keepdim=True)], dim=1)
+    summed = [part.sum(1, keepdim=True) for part in (carrier, message)]
+    return torch.cat([features, *summed, torch.zeros_like(features[:, :_FILLED])], dim=1)

@@ -6,6 +6,7 @@
 #   bench      the table of the generator through its engine, first frames, joins, memory
 #   profile    time of each kernel in a frame, batch 1, 64 and 512
 #   codec      the codec's passes beside stock moshi's
+#   watermark  seconds of audio marked a second, by streams, beside the generator's time
 #   peers      what others do: a torchtune loop, transformers (minutes; not among the parts run by default)
 #
 # Each part's output goes to the screen and to $OUT (default out/gpu); a part that fails or takes too long
@@ -63,7 +64,7 @@ import platform, torch, triton
 print(torch.cuda.get_device_name(), "| torch", torch.__version__, "| triton", triton.__version__, "| Python", platform.python_version())
 PY
 
-for name in "${@:-tests variants bench profile codec}"; do
+for name in "${@:-tests variants bench profile codec watermark}"; do
     for each in $name; do
         case $each in
         tests)
@@ -77,6 +78,7 @@ for name in "${@:-tests variants bench profile codec}"; do
                 part bench-library 150 "$PYTHON" tests/gpu/bench_generator.py --library --only ours first joins ;;
         profile) part profile 90 "$PYTHON" tests/gpu/profile_frame.py ;;
         codec) part codec 120 "$PYTHON" tests/gpu/bench_codec.py ;;
+        watermark) part watermark 90 "$PYTHON" tests/gpu/bench_watermark.py ;;
         peers) part peers 480 "$PYTHON" tests/gpu/bench_generator.py --only torchtune transformers ;;
         *) echo "no part $each" >&2; exit 2 ;;
         esac
