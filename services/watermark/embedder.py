@@ -194,7 +194,7 @@ class Embedder:
         for row, stream in enumerate(streams):
             host[:, row] = stream.slot, stream.column, stream.end
             stream.window(rows[row])
-        inside = all(
+        inside = bool(streams) and all(  # warm_up's passes do all there is to do
             stream.column > reach and stream.column + columns <= self._framing.columns(stream.end) for stream in streams
         )
         spans = [stream.advance(columns) for stream in streams]

@@ -5,9 +5,13 @@ Positions are of the stream's rate where they say samples, and of the model's wh
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from services.watermark.hparams import Hparams
-from services.watermark.resampler import Bank, Kernel
-from services.watermark.spectrum import Framing
+
+if TYPE_CHECKING:
+    from services.watermark.resampler import Bank, Kernel
+    from services.watermark.spectrum import Framing
 
 
 class Reach:
