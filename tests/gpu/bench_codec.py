@@ -14,15 +14,13 @@ import argparse
 import statistics
 import time
 import traceback
-from collections import defaultdict
 from functools import partial
 
 import numpy as np
 import torch
 from baselines import synchronize
+from kernel_times import KernelTimes
 from moshi.models import MimiModel, loaders
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 from services.codec.decoder import SlotDecoder
 
@@ -124,7 +122,7 @@ def stock(arguments: argparse.Namespace, device: torch.device) -> None:
 
 
 def kernels(arguments: argparse.Namespace, device: torch.device) -> None:
-    is_cuda, most, count = device.type == "cuda", max(arguments.streams), 5
+    most = max(arguments.streams)
     decoder = SlotDecoder(build(device, arguments.tiny), slots=most, graphs=True, exact=not arguments.tf32)
     decoder._graphs._streams = [most]
     decoder._graphs.frames = sorted({1, max(arguments.frames)})
@@ -137,20 +135,9 @@ def kernels(arguments: argparse.Namespace, device: torch.device) -> None:
         chosen = decoder._graphs._passes[most, frames]
         call = partial(decoder.decode, batch) if chosen.graph is None else chosen.graph.replay
         wall_ms = statistics.median(times_ms(call, device, 20))
-        with profile(activities=[ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU]) as seen:
-            for _ in range(count):
-                call()
-            synchronize(device)
-        times: dict[str, list[float]] = defaultdict(list)
-        for event in seen.events():
-            if not is_cuda or event.device_type == DeviceType.CUDA:
-                times[event.name].append(event.time_range.elapsed_us())
-        launched, busy_ms = sum(map(len, times.values())), sum(map(sum, times.values())) / 1e3 / count
-        print(f"\n{most} streams, {frames} frames: {wall_ms:.2f} ms; {launched / count:.0f} launches, {busy_ms:.2f} ms in kernels")
-        print("\n| a pass | us each | ms a pass | kernel |\n|---|---|---|---|")
-        for name, each in sorted(times.items(), key=lambda item: -sum(item[1]))[:KERNELS_SHOWN]:
-            print(f"| {len(each) / count:.0f} | {statistics.median(each):.2f} | {sum(each) / 1e3 / count:.3f} | {name[:90]} |")
-        print("", flush=True)
+        seen = KernelTimes(call, device, 5)
+        print(f"\n{most} streams, {frames} frames: {wall_ms:.2f} ms; {seen.launches:.0f} launches, {seen.busy_ms:.2f} ms in kernels")
+        print(f"\n{seen.table('pass', KERNELS_SHOWN)}\n", flush=True)
 
 
 @torch.inference_mode()

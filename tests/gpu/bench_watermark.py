@@ -15,14 +15,12 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from baselines import synchronize
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from kernel_times import KernelTimes
 
 from services.watermark.embedder import Embedder
 from services.watermark.hparams import Hparams
@@ -111,24 +109,14 @@ def table(arguments: argparse.Namespace, shape: Hparams, device: torch.device) -
 
 
 def kernels(arguments: argparse.Namespace, shape: Hparams, device: torch.device) -> None:
-    is_cuda, streams, count = device.type == "cuda", max(arguments.streams), 4
+    streams = max(arguments.streams)
     embedder = build(shape, device, streams)
     for frames in arguments.frames:
         load = Load(embedder, streams, frames)
         for _ in range(3):
             load.step()
-        with profile(activities=[ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU]) as seen:
-            for _ in range(count):
-                load.step()
-            synchronize(device)
-        times: dict[str, list[float]] = defaultdict(list)
-        for event in seen.events():
-            if not is_cuda or event.device_type == DeviceType.CUDA:
-                times[event.name].append(event.time_range.elapsed_us())
-        busy_ms = sum(map(sum, times.values())) / 1e3 / count
-        print(f"\n{streams} streams, {frames} frames: {busy_ms:.2f} ms in kernels\n\n| a step | us each | ms a step | kernel |\n|---|---|---|---|")
-        for name, each in sorted(times.items(), key=lambda item: -sum(item[1]))[:KERNELS_SHOWN]:
-            print(f"| {len(each) / count:.0f} | {statistics.median(each):.2f} | {sum(each) / 1e3 / count:.3f} | {name[:90]} |")
+        seen = KernelTimes(load.step, device, 4)
+        print(f"\n{streams} streams, {frames} frames: {seen.busy_ms:.2f} ms in kernels\n\n{seen.table('step', KERNELS_SHOWN)}")
 
 
 def main() -> None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections import defaultdict
 
 import torch
-from baselines import random_model, synchronize
+from baselines import random_model
 from bench_generator import TINY
 from frames import Frames
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from kernel_times import KernelTimes
 
 from models.bundle import load_bundle
 from services.backbone.graph_runner import launches_for
@@ -35,26 +33,13 @@ def main() -> None:
     part = TINY if arguments.tiny else load_bundle("csm-1b").generator
     model = random_model(part, device, torch.bfloat16 if is_cuda else torch.float32)
     frames = Frames(model, part, max(arguments.batches), arguments.context)
-    count = arguments.frames
     for batch in arguments.batches:
         frame, _graph = frames.make(batch, launches_for(batch))
         wall_ms = statistics.median(frames.times_ms(frame, batch, 20))
-        with profile(activities=[ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU]) as seen:
-            for _ in range(count):
-                frame()
-            synchronize(device)
-        times: dict[str, list[float]] = defaultdict(list)
-        for event in seen.events():
-            if not is_cuda or event.device_type == DeviceType.CUDA:
-                times[event.name].append(event.time_range.elapsed_us())
-        launched = sum(map(len, times.values()))
-        busy_ms = sum(map(sum, times.values())) / 1e3 / count
+        kernels = KernelTimes(frame, device, arguments.frames)
         print(f"\nbatch {batch}, {launches_for(batch)}")
-        print(f"frame {wall_ms:.2f} ms; {launched / count:.0f} launches, {busy_ms:.2f} ms in kernels\n")
-        print("| a frame | us each | ms a frame | kernel |\n|---|---|---|---|")
-        for name, each in sorted(times.items(), key=lambda item: -sum(item[1]))[: arguments.rows]:
-            print(f"| {len(each) / count:.0f} | {statistics.median(each):.2f} | {sum(each) / 1e3 / count:.3f} | {name[:90]} |")
-        print(flush=True)
+        print(f"frame {wall_ms:.2f} ms; {kernels.launches:.0f} launches, {kernels.busy_ms:.2f} ms in kernels\n")
+        print(kernels.table("frame", arguments.rows), "\n", flush=True)
         del frame, _graph
 
 
