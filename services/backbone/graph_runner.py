@@ -6,8 +6,8 @@ theirs, from tables on the device (frame.State); between two frames only changes
 Everything goes through one stream, so a slot's next owner comes after its last frame without waiting
 for it. Codes come back through pinned memory; only asking for them waits for the device.
 
-Prefill packs the prompts of several slots into one pass of at most `prefill_rows` rows, not captured,
-between two frames. Rows are computed together with whatever shares their pass or batch, so results
+Prefill packs the prompts of several slots into one pass of at most `prefill_rows` rows between two frames,
+captured too, for a few numbers of rows; what is left over are rows of nobody's. Rows are computed together with whatever shares their pass or batch, so results
 may differ in the last bits with the company a request keeps; its noise does not.
 
 On a CPU device the same code runs without capture and with the plain operations, for tests.
@@ -97,10 +97,14 @@ class GraphRunner:
                 self._frame.pack()
             self._batch = torch.full((slots,), slots, device=self.device)  # the slots that a step serves
             self._codes = torch.zeros(slots, part.codebooks, dtype=torch.int64, device=self.device)
+            self._rows = torch.zeros(prefill_rows, part.backbone.dim, device=self.device)  # that a prefill reads
+            self._rows_at = torch.zeros(2, prefill_rows, dtype=torch.int64, device=self.device)  # their slots, positions
+        self._passes = sorted({prefill_rows, *(1 << bit for bit in range(5, prefill_rows.bit_length()))} - {0})
         # One for the step whose frames are waited for, one for the step after it.
         self._landings = [torch.zeros(slots, part.codebooks, dtype=torch.int64, pin_memory=self._is_cuda) for _ in "ab"]
         self._sent_batch: list[int] = []
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._prefill_graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._held: dict[int, _Slot] = {}
         self._turn = 0
 
@@ -135,15 +139,25 @@ class GraphRunner:
         with self._on_device():
             self._send_blocks(dict.fromkeys([*(slot for slot, _, _ in pieces), *ready]))
             if pieces:
-                attend = self._frame.backbone.paged(
-                    self._send([slot for slot, start, stop in pieces for _ in range(start, stop)]),
-                    self._send([row for _, start, stop in pieces for row in range(start, stop)]),
-                    self._state.tables,
-                )
-                self._frame.backbone.forward(self._embed(pieces), attend, Launches())
+                self._read(pieces)
             if ready:
                 self._send_state(ready)
         return ready
+
+    def _read(self, pieces: Sequence[tuple[int, int, int]]) -> None:
+        """One pass over rows of prompts, (slot, start, stop) each. What is left of it is the idle slot's row 0."""
+        places = [(slot, row) for slot, start, stop in pieces for row in range(start, stop)]
+        count, size = len(places), next(size for size in self._passes if size >= len(places))
+        self._rows_at[:, :size] = self._send([*places, *[(self.slots, 0)] * (size - count)]).T
+        self._rows[:count] = self._embed(pieces)
+        if size in self._prefill_graphs:
+            self._prefill_graphs[size].replay()
+        else:
+            self._pass(size)
+
+    def _pass(self, size: int) -> None:
+        backbone, (slots, positions) = self._frame.backbone, self._rows_at[:, :size]
+        backbone.forward(self._rows[:size], backbone.paged(slots, positions, self._state.tables), Launches())
 
     @torch.inference_mode()
     def launch(self, slots: Sequence[int]) -> Pending:
@@ -184,8 +198,11 @@ class GraphRunner:
         with self._on_device():
             if self._is_cuda:
                 stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+                self._rows_at[0] = self.slots
+                for size in reversed(self._passes):
+                    self._prefill_graphs[size] = self._capture(lambda size=size: self._pass(size), stream, pool)
                 for size in reversed(self._sizes):
-                    self._capture(size, stream, pool)
+                    self._graphs[size] = self._capture(lambda size=size: self._make(size), stream, pool)
         most = min(self._prefill_rows + 1, self.max_rows, self.blocks * BLOCK_ROWS)
         for length in sorted({1 << bit for bit in range(1, most.bit_length())} | {most}):
             rows = np.zeros((length, self._model.part.codebooks + 1), dtype=np.int64)
@@ -198,19 +215,21 @@ class GraphRunner:
         self.launch([0])()
         self.release(0)
 
-    def _capture(self, size: int, stream: torch.cuda.Stream, pool: tuple[int, int]) -> None:
+    def _capture(
+        self, work: Callable[[], None], stream: torch.cuda.Stream, pool: tuple[int, int]
+    ) -> torch.cuda.CUDAGraph:
         """All rows are idle meanwhile; the kernels have to be compiled before, which capture forbids.
 
         One stream for all: the library keeps a workspace of 32 MiB for each stream it has worked on.
         """
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._make(size)
+            work()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self._make(size)
-        self._graphs[size] = graph
+            work()
+        return graph
 
     def _make(self, size: int) -> None:
         self._frame.make(self._batch[:size], self._codes[:size], self._splits(size), self._launches(size))

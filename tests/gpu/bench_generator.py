@@ -32,7 +32,6 @@ from services.backbone.stack import Launches
 
 SECTIONS = ("ours", "first", "joins", "memory", "torchtune", "transformers")
 RAMP = (1, 1, 2, 4, 8)
-FILL_ROWS = 8192  # prompt rows a pass while the streams of a measurement are set up
 TINY = GeneratorPart(
     96, 67, 32,
     LlamaShape(layers=2, heads=4, kv_heads=2, dim=64, intermediate_dim=160, max_rows=2048),
@@ -102,11 +101,9 @@ class Bench:
 
     async def fill(self, count: int, rows: int, frames: int) -> None:
         """`count` streams with their prompts read; each makes one frame and waits for its reader."""
-        usual, self._runner._prefill_rows = self._runner._prefill_rows, FILL_ROWS
         streams = [self.submit(rows, frames) for _ in range(count)]
         for stream in streams:
             await stream.prefilled()
-        self._runner._prefill_rows = usual
         self.scheduler._buffer_frames = 128
         self.timed.steps.clear()
         self.readers += [asyncio.ensure_future(_read(stream)) for stream in streams]

@@ -47,8 +47,7 @@ class Frames:
         if not runner._is_cuda:
             return torch.inference_mode()(lambda: runner._make(batch)), None
         with torch.inference_mode():
-            runner._capture(batch, torch.cuda.Stream(), torch.cuda.graph_pool_handle())
-        graph = runner._graphs.pop(batch)
+            graph = runner._capture(lambda: runner._make(batch), torch.cuda.Stream(), torch.cuda.graph_pool_handle())
         return graph.replay, graph
 
     def codes(self, batch: int) -> torch.Tensor:
