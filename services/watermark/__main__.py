@@ -11,13 +11,13 @@ from csm.watermark.v1 import watermark_pb2_grpc
 
 from models.bundle import load_bundle
 from models.device import usable_device
+from services.runtime.batches import Batches
+from services.runtime.pool import Pool
 from services.runtime.server import Stage, main
-from services.watermark.batches import Batches
 from services.watermark.config import WatermarkSettings, deployment_key
 from services.watermark.detector import OFFSETS, Detector
 from services.watermark.embedder import Embedder
 from services.watermark.level import FixedLevel, RunningLevel
-from services.watermark.pool import Pool
 from services.watermark.servicer import WatermarkServicer
 from services.watermark.weights import load_nets
 
@@ -42,8 +42,8 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
     )
     await asyncio.to_thread(embedder.warm_up)
     detector = Detector(nets, max_seconds=settings.max_detect_s, offsets=options.get("search_offsets", OFFSETS))
-    marking = Pool("marking", settings.workers, stall_s=settings.stall_s)
-    searching = Pool("searching", settings.detections)
+    marking = Pool("watermark-marking", settings.workers, stall_s=settings.stall_s)
+    searching = Pool("watermark-searching", settings.detections)
     most = settings.batch or (1 if device.type == "cpu" else 256)
     batches = Batches(embedder.advance, marking, most)
     servicer = WatermarkServicer(settings, bundle, key, embedder, detector, batches, searching)

@@ -28,12 +28,12 @@ from services.runtime.audio import (
     read_wav,
     to_bytes,
 )
+from services.runtime.batches import Batches
 from services.runtime.errors import Broken, InvalidRequest
 from services.runtime.identity import identity
-from services.watermark.batches import Batches
+from services.runtime.pool import Pool
 from services.watermark.config import WatermarkSettings
 from services.watermark.key import check_key
-from services.watermark.pool import Pool
 
 if TYPE_CHECKING:
     from services.watermark.detector import Detection, Detector

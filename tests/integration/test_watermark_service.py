@@ -16,6 +16,7 @@ from watermark_pair import TINY, speech_like, write_pair
 import models.bundle
 from services.runtime.audio import wav_bytes
 from services.runtime.errors import rich_details
+from services.runtime.pool import Pool
 from services.runtime.server import StageServer
 from services.runtime.settings import SettingError, StartError, read
 from services.watermark.__main__ import open_stage
@@ -24,7 +25,6 @@ from services.watermark.embedder import Embedder
 from services.watermark.key import PUBLIC_KEY
 from services.watermark.level import RunningLevel
 from services.watermark.marker import Marker
-from services.watermark.pool import Pool
 from services.watermark.stream import EmbedStream
 from services.watermark.weights import load_nets, write_random
 

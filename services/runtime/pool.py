@@ -1,4 +1,4 @@
-"""Threads for the nets' work, off the event loop, and whether one of them is stuck. Knows no torch."""
+"""Threads for work that takes long, off the event loop, and whether one of them is stuck. Knows no torch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ class Pool:
     """Runs jobs in `threads` threads. How many may wait is bounded by who is admitted, not here."""
 
     def __init__(self, name: str, threads: int, *, stall_s: float = float("inf")):
+        """name: what the threads' names begin with. stall_s: a job that takes longer counts as stuck."""
         self.threads = threads
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"watermark-{name}")
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._stall_s = stall_s
         self._began: dict[int, float] = {}  # thread → when its job began
 
     async def run(self, job: Callable[[], T]) -> tuple[T, float]:
-        """The job's result, and the seconds it took. Cancelled: a job that runs is not waited for."""
+        """The job's result, and the seconds it took. Cancelled: a job that runs is not waited for.
+
+        Raises: what the job raises; RuntimeError once the pool is closed.
+        """
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, job)
 
     def is_live(self) -> bool:
