@@ -178,22 +178,17 @@ class Trainer:
         with self.autocast():
             made = waveform(self.mimi, x)
         made = made.float()
-        with self.autocast():
-            judged = self.judge(torch.cat([audio, made.detach()]))
-        real = [(v[: len(audio)], None) for v, _ in judged]
-        fake = [(v[len(audio) :], None) for v, _ in judged]
+        judged = self.judged(torch.cat([audio, made.detach()]))
+        real, fake = [(v[: len(audio)], None) for v, _ in judged], [(v[len(audio) :], None) for v, _ in judged]
         loss = judge_loss(real, fake)
         loss.backward()
         self.judge_optimizer.step()
         self.judge_optimizer.zero_grad(set_to_none=True)
-        for p in self.judge.parameters():
-            p.requires_grad_(False)
-        with self.autocast():
-            judged = self.judge(torch.cat([audio, made]))
-        for p in self.judge.parameters():
-            p.requires_grad_(True)
-        real = [(v[: len(audio)], [f[: len(audio)] for f in fs]) for v, fs in judged]
-        fake = [(v[len(audio) :], [f[len(audio) :] for f in fs]) for v, fs in judged]
+        self.judge.requires_grad_(False)
+        with torch.no_grad():
+            real = self.judged(audio)
+        fake = self.judged(made)
+        self.judge.requires_grad_(True)
         fool, match = fool_loss(real, fake)
         mel = self.distance(audio, made)
         total = 15 * mel + self.weight * (fool + 4 * match)
@@ -204,6 +199,10 @@ class Trainer:
         torch._foreach_lerp_(self.average, self.parameters, 0.002)
         return torch.stack([mel, loss, fool, match]).detach()
 
+    def judged(self, audio: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.device.startswith("cuda")):
+            return self.judge(audio)
+
     def decoder(self) -> None:
         args = self.args
         restore(self.mimi, args.full / "mimi")
@@ -213,7 +212,7 @@ class Trainer:
         self.parameters += [self.mimi.quantizer.rvq_first.output_proj.weight, self.mimi.quantizer.rvq_rest.output_proj.weight]
         for p in self.parameters:
             p.requires_grad_(True)
-        self.judge = Discriminator((2048, 512), 16).to(self.device).to(memory_format=torch.channels_last)
+        self.judge = Discriminator(tuple(args.windows), args.width).to(self.device).to(memory_format=torch.channels_last)
         spent_s = 0.0
         self.average = [p.detach().clone() for p in self.parameters]
         capturable = self.device.startswith("cuda")
@@ -270,13 +269,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--full", type=Path, help="decoder: folder of the finished first stage, or of any finished codec")
     parser.add_argument("--start", type=Path, help="full: folder of a finished codec to go on from")
-    parser.add_argument("--graph", action="store_true", help="replay steps as CUDA graphs")
+    parser.add_argument("--graph", action=argparse.BooleanOptionalAction, default=True, help="steps as CUDA graphs, on a GPU")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--peak", type=float, default=8e-4)
     parser.add_argument("--hours", type=float, default=40)
     parser.add_argument("--least-hours", type=float, default=0.4)
     parser.add_argument("--plain-steps", type=int, default=PLAIN_STEPS)
+    parser.add_argument("--windows", type=int, nargs="+", default=(2048, 1024, 512), help="of the discriminator's spectra")
+    parser.add_argument("--width", type=int, default=16, help="channels of the discriminator")
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--keep", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)

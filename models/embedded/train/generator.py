@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 
+# torch 2.10 asks by another name than later ones.
+CAUSAL = {"window_size": (-1, 0)} if "window_size" in signature(varlen_attn).parameters else {"is_causal": True}
 KINDS = 178  # the teacher's phoneme alphabet, for the auxiliary head
 
 
@@ -52,6 +56,31 @@ class Settings:
         return config
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Documents one behind the other, each causal and blind to the others. ends: int32, from 0 to the number of all
+    rows, the last one repeated at will. longest: rows. For a GPU in half precision."""
+
+    ends: Tensor
+    longest: int
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, documents: Packed) -> Tensor:
+    """q, k, v [B, T, H, hd] -> [B, T, H, hd]; B * T rows."""
+    rows = (x.flatten(0, 1).to(torch.bfloat16) for x in (q, k, v))
+    ends, longest = documents.ends, documents.longest
+    return varlen_attn(*rows, ends, ends, longest, longest, **CAUSAL).unflatten(0, q.shape[:2])
+
+
+def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention over a handful of rows, [..., T, hd]. To be compiled: it becomes a few kernels without large
+    intermediates, where the library's own would fill a sixteenth of its tiles (a third of a training step)."""
+    causal = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
+    scores = (q[..., :, None, :].float() * k[..., None, :, :].float()).sum(-1) * q.shape[-1] ** -0.5
+    shares = scores.masked_fill(~causal, -torch.inf).softmax(-1)
+    return (shares[..., None] * v[..., None, :, :].float()).sum(-2).to(v.dtype)
+
+
 class Norm(nn.Module):
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -69,18 +98,24 @@ class Attention(nn.Module):
         for name in ("q_proj", "k_proj", "v_proj", "output_proj"):
             setattr(self, name, nn.Linear(shape.dim, shape.dim, bias=False))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | Packed | None) -> Tensor:
         b, t, d = x.shape
-        q, k, v = (
-            project(x).view(b, t, self.heads, -1).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (project(x).view(b, t, self.heads, -1) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if isinstance(mask, Packed):
+            q, k = turn(q, cos[:, None], sin[:, None]), turn(k, cos[:, None], sin[:, None])
+            return self.output_proj(packed_attention(q, k, v, mask).reshape(b, t, d))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         q, k = turn(q, cos, sin), turn(k, cos, sin)
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+        if mask is None and torch.compiler.is_compiling():
+            y = short_attention(q, k, v)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
         return self.output_proj(y.transpose(1, 2).reshape(b, t, d))
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate interleaved pairs, as torchtune does. x [B, H, T, hd]; cos, sin [T, hd / 2]."""
+    """Rotate interleaved pairs, as torchtune does. x [B, H, T, hd]; cos, sin [T, hd / 2] (or x [B, T, H, hd] and
+    cos, sin [T, 1, hd / 2])."""
     a, b = x.unflatten(-1, (-1, 2)).float().unbind(-1)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).to(x.dtype)
 
@@ -102,7 +137,7 @@ class Layer(nn.Module):
         self.sa_norm, self.mlp_norm = Norm(shape.dim, shape.norm_eps), Norm(shape.dim, shape.norm_eps)
         self.attn, self.mlp = Attention(shape), Gated(shape)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | Packed | None, dropout: float) -> Tensor:
         x = x + F.dropout(self.attn(self.sa_norm(x), cos, sin, mask), dropout, self.training)
         return x + F.dropout(self.mlp(self.mlp_norm(x)), dropout, self.training)
 
@@ -116,8 +151,8 @@ class Llama(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-        """x [B, T, D]; mask [B, 1, T, T] bool, None for plain causal."""
+    def forward(self, x: Tensor, mask: Tensor | Packed | None = None, dropout: float = 0.0) -> Tensor:
+        """x [B, T, D]; mask [B, 1, T, T] bool, or Packed, None for plain causal."""
         cos, sin = self.cos[: x.shape[1]], self.sin[: x.shape[1]]
         for layer in self.layers:
             x = layer(x, cos, sin, mask, dropout)

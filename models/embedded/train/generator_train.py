@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from generator import KINDS, Generator, Settings
+from generator import KINDS, Generator, Packed, Settings
 from stepper import Clock, Log, Replayed, replace
 from tokens import ROW
 from torch import Tensor, nn
 
 LENGTH = 512
+DOCUMENTS = 20  # of a sequence, its empty rest included
 TURNS = (0.82, 0.12, 0.06)  # shares of documents of one, two and three segments
 
 
@@ -73,7 +74,8 @@ class Library:
             self.epochs += 1
 
     def batches(self):
-        """Endless: (row numbers int64 [B, LENGTH], document numbers int16 [B, LENGTH]); -1 is padding."""
+        """Endless: (row numbers int64 [B, LENGTH], document numbers int16 [B, LENGTH]; -1 is padding; where documents
+        end, int32 [B * DOCUMENTS + 1])."""
         documents = self.documents()
         bins, room = [[] for _ in range(self.batch)], np.full(self.batch, LENGTH)
         missed, held = 0, []
@@ -85,6 +87,8 @@ class Library:
                 chosen = fitting[room[fitting].argmin()]
                 bins[chosen].append(group)
                 room[chosen] -= size
+                if len(bins[chosen]) == DOCUMENTS - 1:
+                    room[chosen] = 0
                 continue
             missed += 1
             later = [group]
@@ -93,6 +97,8 @@ class Library:
                 continue
             index = np.full((self.batch, LENGTH), -1, np.int64)
             marks = np.full((self.batch, LENGTH), -1, np.int16)
+            ends = np.full(self.batch * DOCUMENTS + 1, self.batch * LENGTH, np.int32)
+            found = [0]
             for b, groups in enumerate(bins):
                 at = 0
                 for number, members in enumerate(groups):
@@ -101,7 +107,10 @@ class Library:
                         index[b, at : at + size] = np.arange(self.starts[utterance], self.starts[utterance] + size)
                         marks[b, at : at + size] = number
                         at += size
-            yield index, marks
+                    found.append(b * LENGTH + at)
+                found.append((b + 1) * LENGTH)
+            ends[: len(found)] = found
+            yield index, marks, ends
             held = [*self.waiting, group]
             self.waiting, missed = [], 0
             bins, room = [[] for _ in range(self.batch)], np.full(self.batch, LENGTH)
@@ -119,11 +128,16 @@ class Trainer:
         if args.start:
             from safetensors.torch import load_file
 
-            self.model.load_state_dict(load_file(args.start / "model.safetensors"))
+            known, own = load_file(args.start / "model.safetensors"), self.model.state_dict()
+            kept = {name: value for name, value in known.items() if value.shape == own[name].shape}
+            print("begins anew:", sorted(own.keys() - kept.keys()) or "nothing", flush=True)
+            self.model.load_state_dict(own | kept)
         self.heads = nn.Linear(self.settings.backbone.dim, 2 * KINDS).to(self.device)
         self.library = Library(args.tokens, self.device, args.batch, args.seed, args.capacity)
         self.index = torch.zeros(args.batch, LENGTH, dtype=torch.int64, device=self.device)
         self.marks = torch.zeros(args.batch, LENGTH, dtype=torch.int16, device=self.device)
+        ends = torch.arange(args.batch * DOCUMENTS + 1, dtype=torch.int32, device=self.device) * LENGTH
+        self.ends = ends.clamp(max=args.batch * LENGTH)
         self.rate = torch.zeros((), device=self.device)
         self.rate_decayless = torch.zeros((), device=self.device)
         self.fade = torch.ones((), device=self.device)  # weight of the auxiliary loss
@@ -141,13 +155,16 @@ class Trainer:
         self.path = args.out / "generator.pt"
         self.step = 0
 
-    def losses(self, rows: Tensor, marks: Tensor, picked_noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """rows [B, T, ROW] int64, marks [B, T] -> losses of codebook 0, of the others, of the phonemes; hit rate."""
+    def losses(self, rows: Tensor, marks: Tensor, ends: Tensor, picked_noise: Tensor) -> tuple[Tensor, ...]:
+        """rows [B, T, ROW] int64, marks [B, T], ends of documents -> losses of codebook 0, of the others, of the
+        phonemes; hit rate."""
         k = self.settings.codebooks
         codes, text, phones = rows[..., :k], rows[..., k], rows[..., k + 1 :]
-        same = marks[:, :, None] == marks[:, None]
-        causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool, device=rows.device).tril()
-        mask = (same & causal)[:, None]
+        if self.args.packed:
+            mask = Packed(ends, LENGTH)
+        else:
+            same = marks[:, :, None] == marks[:, None]
+            mask = (same & torch.ones(LENGTH, LENGTH, dtype=torch.bool, device=rows.device).tril())[:, None]
         with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.args.bf16):
             x = self.model.embed(codes, text)
             hidden = self.model.backbone(F.dropout(x, self.args.dropout), mask, self.args.dropout)
@@ -173,17 +190,18 @@ class Trainer:
             others = F.cross_entropy(depth.flatten(0, 1), wanted.flatten(), ignore_index=-1)
         return first, others, phoneme, hit
 
-    def one_step(self) -> Tensor:
+    def one_step(self, update: bool = True) -> Tensor:
         rows = self.library.rows[self.index.clamp(min=0)].long()
         rows = torch.where((self.index >= 0)[..., None], rows, -1)
         noise = torch.rand(rows.shape[:2], device=self.device)
-        first, others, phoneme, hit = self.loss(rows, self.marks, noise)
+        first, others, phoneme, hit = self.loss(rows, self.marks, self.ends, noise)
         loss = first + self.args.others * others + self.fade * phoneme
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
+        if update:
+            self.optimizer.step()
+            torch._foreach_lerp_(self.average, list(self.model.parameters()), self.args.average)
         self.optimizer.zero_grad(set_to_none=True)
-        torch._foreach_lerp_(self.average, list(self.model.parameters()), self.args.average)
         return torch.stack([first, others, phoneme, hit, norm]).detach()
 
     def run(self) -> None:
@@ -200,6 +218,8 @@ class Trainer:
             for kept, average in zip(self.average, state["average"], strict=True):
                 kept.copy_(average)
             self.step, spent_s = state["step"], state["spent_s"]
+        if args.compile:  # while the tokens are still being made
+            self.one_step(update=False)
         while True:
             self.library.look()
             if self.library.used >= args.least_rows:
@@ -211,10 +231,10 @@ class Trainer:
         filled = threading.Semaphore(0)
 
         def pack() -> None:
-            for index, marks in self.library.batches():
+            for batch in self.library.batches():
                 space.acquire()
-                pair = torch.from_numpy(index), torch.from_numpy(marks)
-                ready.append(tuple(t.pin_memory() for t in pair) if torch.cuda.is_available() else pair)
+                tensors = [torch.from_numpy(array) for array in batch]
+                ready.append([t.pin_memory() for t in tensors] if torch.cuda.is_available() else tensors)
                 filled.release()
 
         threading.Thread(target=pack, daemon=True).start()
@@ -224,10 +244,11 @@ class Trainer:
         self.model.train()
         while clock.done < 1:
             filled.acquire()
-            index, marks = ready.pop(0)
+            index, marks, ends = ready.pop(0)
             space.release()
             self.index.copy_(index, non_blocking=True)
             self.marks.copy_(marks, non_blocking=True)
+            self.ends.copy_(ends, non_blocking=True)
             self.rate.fill_(clock.rate(self.step, args.peak, args.warm_up))
             self.fade.fill_(max(0.1, 1 - 1.5 * clock.done))
             figures = step()
@@ -280,7 +301,9 @@ def main() -> None:
     parser.add_argument("--keep", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true")
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=on_gpu)
+    parser.add_argument("--packed", action=argparse.BooleanOptionalAction, default=on_gpu, help="attention over documents")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--graph", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()

@@ -3,8 +3,8 @@
 #     SEED=9000000 sh recast.sh WORK_FOLDER TEXT_FOLDER KOKORO_FILE [BUNDLE_FOLDER]
 # Speech is made on the GPU; the codec learns the new voices as soon as there is half an hour of it, then the tokens are
 # made, then the decoder stage and the generator are trained: one after the other on one GPU; on two (GPUS=2) speech,
-# tokens and decoder stage have the second one, and the generator begins when the codec is done. Run again with the
-# same folder, it goes on where it stopped. The last line of the log is "done".
+# tokens and decoder stage have the second one, and the generator, which compiles meanwhile, begins when the codec is
+# done. Run again with the same folder, it goes on where it stopped. The last line of the log is "done".
 # Seconds: FULL, DECODER, GENERATOR. HOURS of speech, SEED: another one each sitting. TINY=1: seconds of everything on a CPU.
 set -u
 cd "$(dirname "$0")"
@@ -30,22 +30,12 @@ rm -f "$work/speech/stop" "$work/tokens/stop"
 on "$second" nice -n 5 python3 recorder.py --text "$text" --kokoro "$kokoro" --out "$work/speech" --seed "${SEED:-9000000}" \
     --hours "${HOURS:-100}" $few >>"$work/logs/speech.log" 2>&1 &
 
-if ! [ -e "$work/full/done" ]; then
-    say codec
-    on "$first" python3 codec_train.py full --speech "$work/speech" --start "$work/from/codec" --out "$work/full" \
-        --seconds "${FULL:-360}" --peak 5e-4 --hours 60 --least-hours $hours_first --keep 500 $batch >"$work/logs/full.log" 2>&1 ||
-        { say "codec failed, see its log"; touch "$work/speech/stop"; exit 1; }
-fi
-say tokens
-on "$second" nice -n 5 python3 tokens.py --speech "$work/speech" --codec "$work/full" --out "$work/tokens" --keep-hours 60 \
-    >>"$work/logs/tokens.log" 2>&1 &
-
 decode() {
     [ -e "$work/decoder/done" ] && return
     say decoder
     on "$second" python3 codec_train.py decoder --speech "$work/speech" --full "$work/full" --out "$work/decoder" \
         --seconds "${DECODER:-240}" --batch 24 --peak 4e-4 --hours 30 --least-hours $hours_first --keep 500 $batch \
-        ${GRAPH:+--graph} >"$work/logs/decoder.log" 2>&1 || say "decoder failed, see its log"
+        >"$work/logs/decoder.log" 2>&1 || say "decoder failed, see its log"
 }
 generate() {
     [ -e "$work/generator/done" ] && return
@@ -55,10 +45,23 @@ generate() {
         --least-rows $rows ${TINY:+--batch 2 --report 1 --capacity 200000} >"$work/logs/generator.log" 2>&1 || say "generator failed, see its log"
 }
 if [ -n "$second" ]; then
-    decode &
-    decoding=$!
-    generate
-    wait $decoding
+    generate &
+    generating=$!
+fi
+
+if ! [ -e "$work/full/done" ]; then
+    say codec
+    on "$first" python3 codec_train.py full --speech "$work/speech" --start "$work/from/codec" --out "$work/full" \
+        --seconds "${FULL:-360}" --batch 48 --peak 5e-4 --hours 60 --least-hours $hours_first --keep 500 $batch >"$work/logs/full.log" 2>&1 ||
+        { say "codec failed, see its log"; touch "$work/speech/stop"; kill $(jobs -p); exit 1; }
+fi
+say tokens
+on "$second" nice -n 5 python3 tokens.py --speech "$work/speech" --codec "$work/full" --out "$work/tokens" --keep-hours 60 \
+    >>"$work/logs/tokens.log" 2>&1 &
+
+if [ -n "$second" ]; then
+    decode
+    wait $generating
 else
     decode
     generate

@@ -23,16 +23,9 @@ nice -n 5 python3 tokens.py --speech "$work/speech" --codec "$work/from/codec" -
 tokens=$!
 
 if ! [ -e "$work/decoder/done" ]; then
-    # Whole steps as CUDA graphs were not tried on this training: a few seconds tell whether they work here.
-    graph=
-    if [ -z "${NO_GRAPH:-}" ]; then
-        say probe
-        timeout 90 python3 codec_train.py decoder --speech "$work/speech" --full "$work/from/codec" --out "$work/probe" \
-            --seconds 12 --batch 24 --hours 1 --report 20 --graph >"$work/logs/probe.log" 2>&1 && graph=--graph
-    fi
-    say "decoder $graph"
+    say decoder
     python3 codec_train.py decoder --speech "$work/speech" --full "$work/from/codec" --out "$work/decoder" \
-        --seconds "${DECODER:-400}" --batch 24 --peak 4e-4 --hours 30 --keep 500 $graph >"$work/logs/decoder.log" 2>&1 ||
+        --seconds "${DECODER:-400}" --batch 24 --peak 4e-4 --hours 30 --keep 500 >"$work/logs/decoder.log" 2>&1 ||
         say "decoder failed, see its log"
 fi
 if ! [ -e "$work/generator/done" ]; then

@@ -3,7 +3,6 @@
 # Run it again with the same folder and it goes on where it stopped.
 #     sh session.sh WORK_FOLDER TEXT_FOLDER
 # Seconds per training: FULL, GENERATOR, DECODER, WATERMARK. The generator shares the GPU with the last two.
-# GRAPH=1 replays the codec steps as CUDA graphs (not yet tried: try it for seconds first).
 set -u
 work=$1 text=$2
 cd "$(dirname "$0")"
@@ -17,7 +16,7 @@ nice -n 19 python3 speech.py --text "$text" --out "$work/speech" --workers "${WO
     >"$work/logs/speech.log" 2>&1 &
 if ! [ -e "$work/full/done" ]; then
     say codec
-    python3 codec_train.py full --speech "$work/speech" --out "$work/full" --seconds "${FULL:-318}" ${GRAPH:+--graph} \
+    python3 codec_train.py full --speech "$work/speech" --out "$work/full" --seconds "${FULL:-318}" \
         --hours 20 >"$work/logs/full.log" 2>&1 || exit 1
 fi
 say tokens, generator
@@ -31,7 +30,7 @@ say watermark
     --seconds "${WATERMARK:-330}" >"$work/logs/watermark.log" 2>&1
 say decoder
 [ -e "$work/decoder/done" ] || python3 codec_train.py decoder --speech "$work/speech" --full "$work/full" \
-    --out "$work/decoder" ${GRAPH:+--graph} --seconds "${DECODER:-430}" --batch 24 --peak 4e-4 --hours 20 >"$work/logs/decoder.log" 2>&1
+    --out "$work/decoder" --seconds "${DECODER:-430}" --batch 24 --peak 4e-4 --hours 20 >"$work/logs/decoder.log" 2>&1
 say waiting for the generator
 wait $generator
 touch "$work/speech/stop"
