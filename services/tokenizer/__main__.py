@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from csm.tokenizer.v1 import tokenizer_pb2_grpc
 from models.bundle import load_bundle
 from models.device import usable_device
 from models.mimi import load_mimi
-from services.runtime.audio import Clip, resample
+from services.runtime.batches import Batches
+from services.runtime.pool import Pool
 from services.runtime.server import Stage, main
+from services.tokenizer.company import company
 from services.tokenizer.config import TokenizerSettings
 from services.tokenizer.encoder import ClipEncoder
 from services.tokenizer.servicer import TokenizerServicer
@@ -32,13 +34,12 @@ async def open_stage(settings: TokenizerSettings) -> AsyncIterator[Stage]:
     encoder = ClipEncoder(await asyncio.to_thread(load_mimi, bundle, device))
     # What a device cannot do, or does slowly the first time, shows now and not in somebody's request.
     await asyncio.to_thread(encoder.encode, np.zeros(encoder.samples_per_frame, np.float32))
-
-    def encode(clip: Clip) -> np.ndarray:
-        return encoder.encode(resample(clip, encoder.sample_rate_hz).samples)
-
-    executor = ThreadPoolExecutor(settings.encoders, thread_name_prefix="tokenizer-encoder")
+    pool = Pool("tokenizer-encoder", settings.encoders)
+    most = settings.batch or (1 if device.type == "cpu" else 32)
+    most_samples = int(settings.batch_audio_s * encoder.sample_rate_hz)
+    batches = Batches(encoder.encode_all, pool, most, partial(company, most_samples=most_samples))
+    servicer = TokenizerServicer(settings, bundle, text, batches)
     try:
-        servicer = TokenizerServicer(settings, bundle, text, encode, executor)
         yield Stage(
             service="csm.tokenizer.v1.TokenizerService",
             register=lambda server: tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(
@@ -46,7 +47,7 @@ async def open_stage(settings: TokenizerSettings) -> AsyncIterator[Stage]:
             ),
         )
     finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+        pool.close()
 
 
 if __name__ == "__main__":

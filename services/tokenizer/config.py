@@ -27,7 +27,21 @@ class TokenizerSettings(ServerSettings):
     max_audio_s: float = setting(
         "CSM_TOKENIZER_MAX_AUDIO_S", 120.0, "longest clip, seconds", least=0.08, most=600
     )
-    encoders: int = setting("CSM_TOKENIZER_ENCODERS", 1, "clips encoded at once", least=1, most=64)
+    encoders: int = setting("CSM_TOKENIZER_ENCODERS", 1, "passes of the encoder at once", least=1, most=64)
+    batch: int | None = setting(
+        "CSM_TOKENIZER_BATCH",
+        None,
+        "clips encoded in one pass; default: 32 on an accelerator, 1 on the CPU, which more does not help",
+        least=1,
+        most=1024,
+    )
+    batch_audio_s: float = setting(
+        "CSM_TOKENIZER_BATCH_AUDIO_S",
+        160.0,
+        "clips in one pass times the longest of them, seconds, each of which takes 60 MB; a longer clip goes alone",
+        least=1,
+        most=3600,
+    )
     max_encodings: int = setting(
         "CSM_TOKENIZER_MAX_ENCODINGS",
         16,

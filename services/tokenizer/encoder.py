@@ -1,6 +1,9 @@
-"""A clip to frames of codes: Mimi's encoder. Knows no grpc; stateless, so threads may share it."""
+"""Clips to frames of codes: Mimi's encoder. Knows no grpc; stateless, so threads may share it."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ _CHUNK_FRAMES = 125  # 10 s at a time: a full-size Mimi takes 60 MB of activatio
 
 
 class ClipEncoder:
-    """Mimi's encoder for whole clips, with the memory of a short one."""
+    """Mimi's encoder for whole clips, with the memory of short ones."""
 
     def __init__(self, mimi: MimiModel):
         self._mimi = mimi
@@ -22,24 +25,50 @@ class ClipEncoder:
         # Enough whole frames to hold all that the first sample of a chunk can hear.
         self._lead_frames = -(-_reach_samples(mimi) // mimi.frame_size)
 
-    @torch.inference_mode()
     def encode(self, samples: np.ndarray) -> np.ndarray:
         """Float samples [N] at `sample_rate_hz`, N ≥ 1 → codes [T, K] uint16; T = ⌈N / samples_per_frame⌉.
 
         What is missing of the last frame is silence. The codes are those of MimiModel.encode.
+        Raises: ValueError when there are no samples.
         """
-        mimi = self._mimi
-        frames = -(-len(samples) // self.samples_per_frame)
-        padded = np.zeros((1, 1, frames * self.samples_per_frame), np.float32)
-        padded[0, 0, : len(samples)] = samples
-        # As MimiModel._encode_to_unquantized_latent, but for the convolutions, whose activations
-        # at the full sample rate are what costs memory.
-        (hidden,) = mimi.encoder_transformer(self._convolve(torch.from_numpy(padded).to(self._device)))
-        codes = mimi.quantizer.encode(mimi.downsample(hidden))  # [1, K, T]
-        return codes[0].T.cpu().numpy().astype(np.uint16)
+        return self._pass([samples])[0]
+
+    def encode_all(self, clips: Sequence[np.ndarray]) -> list[np.ndarray | Exception]:
+        """What `encode` gives or raises for each clip, in one pass of the nets; a clip that fails fails alone.
+
+        All clips are filled up with silence to the length of the longest. Mimi is causal: no frame hears
+        what comes after it, so a clip's codes are those that it has alone. Only sums may be taken in another
+        order, which on a GPU now and then tips a decision between two codes that are as good as equal.
+        """
+        try:
+            return list(self._pass(clips))
+        except Exception as error:
+            if len(clips) == 1:
+                return [error]
+        half = len(clips) // 2  # not above, where the error still holds the memory that may have been too little
+        return [*self.encode_all(clips[:half]), *self.encode_all(clips[half:])]
+
+    @torch.inference_mode()
+    def _pass(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+        mimi, is_cuda = self._mimi, self._device.type == "cuda"
+        if not min(map(len, clips)):
+            raise ValueError("a clip without samples has no codes")
+        frames = [-(-len(clip) // self.samples_per_frame) for clip in clips]
+        # A thread may have another device current, where pinned memory would be counted.
+        with torch.cuda.device(self._device) if is_cuda else contextlib.nullcontext():
+            audio = torch.zeros(len(clips), 1, max(frames) * self.samples_per_frame, pin_memory=is_cuda)
+            for row, clip in zip(audio[:, 0].numpy(), clips, strict=True):
+                row[: len(clip)] = clip
+            # As MimiModel._encode_to_unquantized_latent, but for the convolutions, whose activations
+            # at the full sample rate are what costs memory.
+            (hidden,) = mimi.encoder_transformer(self._convolve(audio.to(self._device, non_blocking=True)))
+            codes = mimi.quantizer.encode(mimi.downsample(hidden))  # [B, K, T]
+            rows = codes.transpose(1, 2).int().cpu().numpy()
+        # Copies: a clip that is kept must not hold the others.
+        return [row[:count].astype(np.uint16) for row, count in zip(rows, frames, strict=True)]
 
     def _convolve(self, audio: Tensor) -> Tensor:
-        """mimi.encoder(audio), chunk by chunk: [1, 1, N] → [1, D, steps].
+        """mimi.encoder(audio), chunk by chunk: [B, 1, N] → [B, D, steps].
 
         The convolutions are causal with a finite reach, so a chunk that is preceded by that much
         of what came before gives what the whole gives.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor
 
 import grpc
 import numpy as np
@@ -16,7 +14,8 @@ from opentelemetry import trace
 from models.bundle import Bundle
 from services.runtime import instruments
 from services.runtime.admission import Admission
-from services.runtime.audio import AudioError, Clip, read_raw, read_wav
+from services.runtime.audio import AudioError, Clip, read_raw, read_wav, resample
+from services.runtime.batches import Batches
 from services.runtime.errors import InvalidRequest
 from services.runtime.identity import identity
 from services.tokenizer.cache import FrameCache, content_key
@@ -32,18 +31,17 @@ _ENCODE = {"stage": "tokenizer", "rpc.method": "EncodeAudio"}
 
 
 class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
-    """encode: a clip at any rate → codes [T, K]; runs in `executor`, as many at once as that has threads."""
+    """encoding: samples [N] at the bundle's rate → codes [T, K], of the clips that wait together."""
 
     def __init__(
         self,
         settings: TokenizerSettings,
         bundle: Bundle,
         text: TextTokenizer,
-        encode: Callable[[Clip], np.ndarray],
-        executor: Executor,
+        encoding: Batches[np.ndarray, np.ndarray],
     ):
         self._settings, self._bundle = settings, bundle
-        self._text, self._encode, self._executor = text, encode, executor
+        self._text, self._encoding = text, encoding
         self._cache = FrameCache(settings.cache_mib * 1024 * 1024)
         self._encodings = Admission("audio encodings", settings.max_encodings)
         instruments.watch_places(self._encodings, "csm.tokenizer.encodings")
@@ -71,7 +69,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     async def EncodeAudio(
         self, request: tokenizer_pb2.EncodeAudioRequest, context: grpc.aio.ServicerContext
     ) -> tokenizer_pb2.EncodeAudioResponse:
-        began = time.perf_counter()
+        began, span = time.perf_counter(), trace.get_current_span()
         with self._encodings.enter():
             try:
                 clip, key = await asyncio.to_thread(self._read, request.audio)
@@ -81,19 +79,19 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
             response.audio_duration.FromNanoseconds(round(clip.duration_s * 1e9))
 
             async def make() -> np.ndarray:
+                samples, resampling_s = await asyncio.to_thread(self._resample, clip)
                 asked = time.perf_counter()
-                codes, seconds = await asyncio.get_running_loop().run_in_executor(
-                    self._executor, self._timed_encode, clip
-                )
-                instruments.stage_chunk.record(seconds, _ENCODE)
-                instruments.stage_queue.record(max(0.0, time.perf_counter() - asked - seconds), _ENCODE)
-                response.compute_duration.FromNanoseconds(int(seconds * 1e9))
-                return codes
+                done = await self._encoding.run(samples, len(samples))
+                instruments.stage_chunk.record(done.seconds, _ENCODE)
+                instruments.stage_queue.record(max(0.0, time.perf_counter() - asked - done.seconds), _ENCODE)
+                if span.is_recording():  # else this caller has left the making to others who want the same clip
+                    span.set_attribute("csm.batch_size", done.pieces)
+                response.compute_duration.FromNanoseconds(int((resampling_s + done.share_s) * 1e9))
+                return done.result
 
             codes, response.cached = await self._cache.get(key, make)
             instruments.cache_lookups.add(1, {"result": "hit" if response.cached else "miss"})
             response.frames.extend(common_pb2.Frame(codes=frame) for frame in codes.tolist())
-            span = trace.get_current_span()
             span.set_attributes({"csm.frames": len(codes), "csm.cached": response.cached})
             instruments.stage_first_output.record(time.perf_counter() - began, _ENCODE)
             return response
@@ -129,6 +127,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
                 raise AudioError("source", "must be set: wav or raw")
         return clip, content_key(clip)
 
-    def _timed_encode(self, clip: Clip) -> tuple[np.ndarray, float]:
+    def _resample(self, clip: Clip) -> tuple[np.ndarray, float]:
+        """Samples at the bundle's rate, and the seconds it took."""
         began = time.perf_counter()
-        return self._encode(clip), time.perf_counter() - began
+        return resample(clip, self._bundle.sample_rate_hz).samples, time.perf_counter() - began

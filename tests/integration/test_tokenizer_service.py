@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from models.bundle import load_bundle
 from models.mimi import load_mimi
 from services.runtime.audio import wav_bytes
+from services.runtime.batches import Batches
 from services.runtime.errors import rich_details
 from services.runtime.server import StageServer
 from services.runtime.settings import StartError, read
@@ -199,19 +200,80 @@ async def test_bad_clips_are_refused_and_the_server_goes_on(tokenizer, request_,
 
 
 class Gate:
-    """Holds ClipEncoder.encode back until it is opened."""
+    """Holds passes of ClipEncoder back until it is opened; tells what waits for one and what passes there were."""
 
     def __init__(self, monkeypatch):
-        self.open, self.entered, self.calls = threading.Event(), threading.Event(), 0
-        stock = ClipEncoder.encode
+        self.open, self.entered, self.passes = threading.Event(), threading.Event(), []
+        self.batches, self.handed = None, 0  # clips
+        stock, run = ClipEncoder._pass, Batches.run
 
-        def encode(encoder, samples):
-            self.calls += 1
+        def held(encoder, clips):
+            self.passes.append([len(clip) for clip in clips])
             self.entered.set()
             assert self.open.wait(30)
-            return stock(encoder, samples)
+            return stock(encoder, clips)
 
-        monkeypatch.setattr(ClipEncoder, "encode", encode)
+        def counted(batches, piece, load):
+            self.batches, self.handed = batches, self.handed + 1
+            return run(batches, piece, load)
+
+        monkeypatch.setattr(ClipEncoder, "_pass", held)
+        monkeypatch.setattr(Batches, "run", counted)
+
+    async def hold(self, count):
+        """Wait until `count` clips have come as far as to wait for their pass."""
+        async with asyncio.timeout(20):
+            while self.handed < count:
+                await asyncio.sleep(0.005)
+
+
+async def test_clips_that_wait_share_passes_with_their_like(bundle_folder, mimi, monkeypatch, spans, metrics):
+    seconds = (0.3, 0.5, 1.9, 0.6, 0.45, 2.0, 0.55)
+    async with serve(bundle_folder, batch=3) as tokenizer:
+        gate, calls = Gate(monkeypatch), []
+        for index, length in enumerate(seconds):  # one after the other, so that it is known who is the oldest
+            calls.append(tokenizer.EncodeAudio(raw(tone(24_000, length, 200 + index), 24_000), timeout=60))
+            await gate.hold(index + 1)
+        gate.open.set()
+        responses = await asyncio.gather(*calls)
+    in_seconds = [[length / 24_000 for length in lengths] for lengths in gate.passes]
+    assert in_seconds == [[0.3], [0.5, 0.55, 0.45], [1.9, 2.0], [0.6]]
+    for index, (length, response) in enumerate(zip(seconds, responses, strict=True)):
+        np.testing.assert_array_equal(codes_of(response), expected(mimi, tone(24_000, length, 200 + index), 24_000))
+    sizes = [span.attributes["csm.batch_size"] for span in spans() if span.name.endswith("/EncodeAudio")]
+    assert sorted(sizes) == [1, 1, 2, 2, 3, 3, 3]
+    measured = metrics()
+    for name in ("csm.stage.queue.duration", "csm.stage.chunk.duration"):
+        (point,) = [point for point in measured[name] if point.attributes["rpc.method"] == "EncodeAudio"]
+        assert point.count == len(seconds)
+
+
+async def test_a_pass_is_no_longer_than_set(bundle_folder, monkeypatch):
+    async with serve(bundle_folder, batch=8, batch_audio_s=1.0) as tokenizer:
+        gate, calls = Gate(monkeypatch), []
+        for index, length in enumerate((0.3, 0.5, 0.5, 0.5, 0.6, 1.2)):
+            calls.append(tokenizer.EncodeAudio(raw(tone(24_000, length, 200 + index), 24_000), timeout=60))
+            await gate.hold(index + 1)
+        gate.open.set()
+        assert all(response.frames for response in await asyncio.gather(*calls))
+    assert [len(lengths) for lengths in gate.passes] == [1, 2, 1, 1, 1]
+
+
+async def test_a_clip_whose_caller_left_is_passed_over_and_its_neighbours_are_not(bundle_folder, mimi, monkeypatch):
+    async with serve(bundle_folder, batch=8) as tokenizer:
+        gate, calls = Gate(monkeypatch), []
+        for index in range(4):
+            calls.append(tokenizer.EncodeAudio(raw(tone(24_000, 0.4, 300 + index), 24_000), timeout=60))
+            await gate.hold(index + 1)
+        calls[1].cancel()
+        async with asyncio.timeout(20):
+            while len(gate.batches._waiting) > 2:
+                await asyncio.sleep(0.005)
+        gate.open.set()
+        responses = await asyncio.gather(calls[0], *calls[2:])
+    assert [len(lengths) for lengths in gate.passes] == [1, 2]
+    for hz, response in zip((300, 302, 303), responses, strict=True):
+        np.testing.assert_array_equal(codes_of(response), expected(mimi, tone(24_000, 0.4, hz), 24_000))
 
 
 async def test_too_many_encodings_are_refused_with_a_time_to_retry(bundle_folder, monkeypatch):

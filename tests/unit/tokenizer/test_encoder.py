@@ -63,6 +63,57 @@ def test_resampled_clips_have_the_length_of_the_original(tiny_mimi):
     assert ClipEncoder(tiny_mimi).encode(clip.samples).shape == (13, 4)
 
 
+LENGTHS = (40 * 1920 + 77, 1, 1920, 1921, 24_000, 40 * 1920, 3)
+
+
+@pytest.mark.parametrize("frames", [3, 125])
+@pytest.mark.parametrize("order", [1, -1])
+def test_codes_of_clips_in_one_pass_are_those_of_each_alone(tiny_mimi, monkeypatch, frames, order):
+    """Alone by moshi's own encode: what fills a clip up, and who is beside it, changes no code."""
+    monkeypatch.setattr(encoder_module, "_CHUNK_FRAMES", frames)
+    clips = [noise(samples, seed) for seed, samples in enumerate(LENGTHS)][::order]
+    codes = ClipEncoder(tiny_mimi).encode_all(clips)
+    for clip, own in zip(clips, codes, strict=True):
+        np.testing.assert_array_equal(own, stock(tiny_mimi, clip))
+        assert own.dtype == np.uint16 and own.base is None  # kept, it holds no other clip's memory
+
+
+def test_what_follows_the_clip_in_its_row_changes_no_code(tiny_mimi):
+    """Loud noise in place of the silence that fills up: Mimi is causal, its attention too."""
+    clip, tail = noise(30 * 1920), noise(30 * 1920, seed=1) * 5
+    alone, longer = ClipEncoder(tiny_mimi).encode_all([clip, np.concatenate([clip, tail])])
+    np.testing.assert_array_equal(longer[:30], alone)
+    assert len(np.unique(longer[30:], axis=0)) > 10
+
+
+def test_a_clip_that_fails_fails_alone(tiny_mimi):
+    clips = [noise(samples, seed) for seed, samples in enumerate((5000, 0, 9000, 7000, 0))]
+    results = ClipEncoder(tiny_mimi).encode_all(clips)
+    for clip, result in zip(clips, results, strict=True):
+        if len(clip):
+            np.testing.assert_array_equal(result, stock(tiny_mimi, clip))
+        else:
+            assert isinstance(result, ValueError) and "without samples" in str(result)
+
+
+def test_a_pass_that_is_too_large_is_made_in_parts(tiny_mimi, monkeypatch):
+    """As a GPU with little memory left would have it."""
+    clips, passes = [noise(9600, seed) for seed in range(7)], []
+    convolve = ClipEncoder._convolve
+
+    def limited(encoder, audio):
+        passes.append(len(audio))
+        if len(audio) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return convolve(encoder, audio)
+
+    monkeypatch.setattr(ClipEncoder, "_convolve", limited)
+    codes = ClipEncoder(tiny_mimi).encode_all(clips)
+    for clip, own in zip(clips, codes, strict=True):
+        np.testing.assert_array_equal(own, stock(tiny_mimi, clip))
+    assert passes == [7, 3, 1, 2, 4, 2, 2]
+
+
 @pytest.mark.gpu
 def test_codes_of_a_gpu_are_those_of_a_cpu(tmp_path, monkeypatch):
     def compiled(function):
@@ -74,3 +125,11 @@ def test_codes_of_a_gpu_are_those_of_a_cpu(tmp_path, monkeypatch):
     ours = ClipEncoder(load_mimi(bundle, "cuda")).encode(clip)
     # A sum in another order may tip a close decision, and with it the residual of the codebooks behind it.
     assert (ours == ClipEncoder(load_mimi(bundle)).encode(clip)).mean() > 0.98
+
+
+@pytest.mark.gpu
+def test_codes_of_clips_in_one_pass_of_a_gpu_are_those_of_each_alone(tmp_path):
+    encoder = ClipEncoder(load_mimi(load_bundle(str(write_bundle(tmp_path))), "cuda"))
+    clips = [noise(samples, seed) for seed, samples in enumerate(LENGTHS)]
+    alone = np.concatenate([encoder.encode(clip) for clip in clips])
+    assert (np.concatenate(encoder.encode_all(clips)) == alone).mean() > 0.98  # close decisions, as above
