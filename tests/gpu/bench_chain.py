@@ -1,59 +1,67 @@
-"""Five services as processes on this machine, `csm bench` against their gateway, and which of them gives out first.
+"""The chain as processes on this machine, the callers of `csm bench` against its gateways, and what gives out first.
 
 `tests/gpu/bench_chain.sh` runs it. All from the environment:
 
-    POINTS      streams and seconds of each point (see DEFAULT_POINTS in chain_setup.py); callers come spread over half of the
-                seconds, four at most; each utterance that began in time is heard to its end
-    LIMIT_S     for all of it (240): points that do not fit any more are left out, one under way is cut off
+    POINTS      streams:seconds[:ramp] of each point (see DEFAULT_POINTS in chain_setup.py): callers at once, how long
+                new utterances begin, over what time the callers come (half of it, four seconds at most)
+    LISTEN      1: a caller hears an utterance out before the next, as people do; 0: the next when the last is received
+    AUDIO_S     length of every utterance (20)
+    REPLICAS    backbones, each on a GPU of its own, in turn (1); CODECS (1), WATERMARKS (1) and GATEWAYS (2) likewise.
+                CODEC_GPU (0) and WATERMARK_GPU (the last) say where their first ones are
+    COMPARE     1: first with gateways that call one backbone, then with those that call all (REPLICAS is then 2), half of
+                the time each. `all`: with one backbone, codec and watermark, then with as many of each as backbones
+    POINTS_ALL  of a comparison's second half (the streams of POINTS times REPLICAS)
+    SEARCH      1: with the time that is left, points in between, until it is known how many streams are carried (as COMPARE)
+    LIMIT_S     for all of it (240): points that cannot end in time are not begun; what takes much longer than real time
+                is cut off, and then no larger point is tried
     READY_S     for the services to start (90)
     BUNDLE      a bundle's name or folder; unset: CSM-1B's shapes with random weights, made first (SHAPES_FOLDER
                 keeps them there for the next run)
     DEVICE      cuda or cpu, of backbone, codec and watermark (cuda); WATERMARK_DEVICE for the last alone
-    SLOTS       of backbone, codec and watermark (1024)
-    GATEWAYS    processes behind one port (2)
-    AUDIO_S     length of every utterance (20)
+    SLOTS       of each backbone (1024); codecs and watermarks share as many as all backbones have
     TRACED      share of the requests that are traced (0.2)
     MPS         1: the processes share the GPU through NVIDIA's MPS, instead of taking turns on it (0)
-    OUT         where its files go (out/chain)
+    OUT         where its files go (out/chain): chain.md, chain.json, chain.png, gpu.csv; logs.txt when something failed
 
-Any CSM_… setting of the services that is set already stays as it is.
+Any CSM_… setting of the services that is set already stays as it is. What is measured is written after every point.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
-import json
 import os
 import resource
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from chain_setup import DEFAULT_POINTS, configure, facts, free_row, make_bundle, mps, setting
-from chain_text import brief, use_text
-from chain_use import Busy, Gpu, children, counters, cpu_s, histograms, memory_mb, read_page
-from rich.console import Console
+from chain_layout import Layout, read_layout
+from chain_points import Done, Wish, next_streams
+from chain_report import write, write_logs, write_plot
+from chain_setup import DEFAULT_POINTS, configure, facts, make_bundle, mps, setting
+from chain_text import brief
+from chain_use import Busy, Gpu, Reading, children, use_between
 
 from gateway import state
-from gateway.bench import report
-from gateway.bench.plan import Plan as Load
-from gateway.bench.plot import plot
-from gateway.bench.stats import Point, Spread
+from gateway.bench import fleet
+from gateway.bench.record import OK
+from gateway.bench.stats import point as point_of
 from gateway.collector import Collector
 from gateway.exceptions import SpeechError
-from gateway.supervisor import Child, ChildDied, Supervisor
-from gateway.traces import TraceStore
-from gateway.up import STAGES, Deployment, Plan, deployment, free_ports
+from gateway.supervisor import ChildDied, Supervisor
+from gateway.traces import Span, TraceStore, is_whole
 from services.runtime.settings import StartError
 
 _BEGAN = time.monotonic() - max(0.0, time.time() - float(os.environ.get("BEGAN_S") or time.time()))
 _RESERVE_S = 12.0  # to stop and to write
-_CSM = (sys.executable, "-c", "import sys; from gateway.cli import main; sys.exit(main())")
+_STREAMS_A_PROCESS = 200  # of callers, as csm bench has it
+_TRACES = 100
 
 
 def elapsed_s() -> float:
@@ -69,193 +77,168 @@ def say(text: str) -> None:
 
 
 class Chain:
-    """The running chain as it is measured. pages: process → its metrics page."""
+    """The running chain as it is measured."""
 
-    def __init__(self, running: Deployment, pages: dict[str, str], gpu: Gpu, work: Path):
-        self.running, self.pages, self.gpu, self.work = running, pages, gpu, work
-        self.loads: list[Load] = []
-        self.points: list[Point] = []
-        self.uses: list[dict] = []
+    def __init__(self, layout: Layout, gpu: Gpu, traces: TraceStore):
+        self.layout, self.gpu, self._traces = layout, gpu, traces
+        self._audio_s, self._listens = float(setting("AUDIO_S", "20")), setting("LISTEN", "0") == "1"
+        self.done: list[Done] = []
 
-    async def point(self, streams: int, seconds: float) -> bool:
-        """One `csm bench`, and what was used in it; whether it gave numbers."""
-        folder = self.work / f"bench-{streams}-{len(self.points)}"
-        before, start = await asyncio.to_thread(self._read), time.monotonic()
-        clients_s = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
-        bench = await asyncio.create_subprocess_exec(
-            *_CSM, "bench", "--address", self.running.address, "--streams", str(streams),
-            "--duration", str(seconds), "--ramp-up", str(min(4.0, seconds / 2)), "--audio-seconds", setting("AUDIO_S", "20"),
-            "--connections", "8", "-o", str(folder), stdout=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        async with Busy(self.processes()) as busy:
-            try:
-                await asyncio.wait_for(asyncio.shield(bench.wait()), max(left_s(), 5))
-            except TimeoutError:
-                bench.terminate()  # it then tells what there is
-                try:
-                    await asyncio.wait_for(bench.wait(), 10)
-                except TimeoutError:
-                    bench.kill()
-                    await bench.wait()
-        end = time.monotonic()
-        after = await asyncio.to_thread(self._read)
-        if not (folder / "bench.json").is_file():
-            say(f"{streams} streams: csm bench ended with {bench.returncode} and no numbers")
-            return False
-        told = json.loads((folder / "bench.json").read_text())["points"][0]
-        self.loads.append(Load(**told.pop("plan")))
-        self.points.append(_point(told))
-        self.uses.append(self._use(before, after, start, end, busy.peaks()) | {
-            "streams": streams, "clients_cpu_s": sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - clients_s,
-        })  # fmt: skip
-        return True
+    async def warm(self, address: str) -> None:
+        """A short point that does not count."""
+        plan = replace(Wish(16, 0.5, 0.2).plan(min(2.0, self._audio_s), False), connections=1)
+        outcome = await self._load(address, plan, 1, max(5.0, min(20.0, left_s())))
+        failed = [f"{record.status}: {record.problem}" for record in outcome.records if record.status != OK]
+        say(f"warm: {len(outcome.records) - len(failed)} utterances" + (f", {len(failed)} not ({failed[0]})" if failed else ""))
 
-    def _read(self) -> dict:
-        cpu = {}
-        for name, pid in self.processes().items():
-            with contextlib.suppress(OSError):  # it may have ended since
-                cpu[name] = (pid, cpu_s(pid), memory_mb(pid))
-        pages = {}
-        for name, url in self.pages.items():
-            with contextlib.suppress(OSError):  # who is gone is missing from the table; its callers' errors are in it
-                pages[name] = read_page(url)
-        return {"at": time.monotonic(), "cpu": cpu, "pages": pages}
+    async def point(self, phase: str, address: str, wish: Wish) -> Done:
+        """Hold the load; what came of it is also the last of `done`."""
+        plan = wish.plan(self._audio_s, self._listens)
+        processes = max(1, min(-(-wish.streams // _STREAMS_A_PROCESS), os.cpu_count() or 1))
+        before = await asyncio.to_thread(self._read)
+        clients_s = _children_s()
+        async with Busy(self._pids()) as busy:
+            outcome = await self._load(address, plan, processes, min(wish.longest_s(self._audio_s), max(left_s(), 5.0)))
+        after, clients_s = await asyncio.to_thread(self._read), _children_s() - clients_s
+        use = use_between(before, after, busy.peaks(), self.gpu) | {"clients_cpu_s": clients_s}
+        traces = await self._whole_traces(outcome) if outcome.is_whole else []
+        done = Done.of(phase, wish, outcome, point_of(outcome, traces), use)
+        self.done.append(done)
+        return done
 
     @staticmethod
-    def processes() -> dict[str, int]:
-        """Name → id, in the order they were started; the collector of traces is this one."""
-        found: dict[str, int] = {}
-        for pid, name in sorted(children().items()):
-            if name in (*STAGES, "gateway"):
-                count = sum(known.partition("-")[0] == name for known in found)
-                found[f"{name}-{count + 1}" if count else name] = pid
-        return found | {"collector": os.getpid()}
+    async def _load(address: str, plan, processes: int, most_s: float) -> fleet.Outcome:
+        options = argparse.Namespace(address=address, timeout=plan.timeout_s, tls_ca="", tls_cert="", tls_key="", token_file=None)
+        load = asyncio.ensure_future(fleet.run(options, plan, processes, lambda _: None))
+        await asyncio.wait({load}, timeout=most_s)
+        if not load.done():
+            load.cancel()  # it then tells what there is
+        return await load
 
-    def _use(self, before: dict, after: dict, start: float, end: float, peaks: dict) -> dict:
-        wall_s = after["at"] - before["at"]
-        shares = self.gpu.shares(start, end)
-        processes = {}
-        for name, (pid, cpu, memory) in after["cpu"].items():
-            if name not in before["cpu"]:
-                continue
-            earlier = before["cpu"][name][1]
-            cores = {key: (value - earlier.get(key, 0.0)) / wall_s for key, value in cpu.items()}
-            total = cores.pop("all")
-            peak = dict(peaks.get(name, {}))
-            most = peak.pop("all", total)
-            busiest = dict(sorted(peak.items(), key=lambda item: -item[1])[:4])
-            processes[name] = {
-                "cores": total, "peak_cores": most, "peak_threads": busiest, "memory_mb": memory,
-                "gpu_percent": shares.get(pid),
-            }  # fmt: skip
-        pages = {
-            name: {
-                "histograms": {key: asdict(value) for key, value in histograms(before["pages"][name], page).items()},
-                "counters": counters(before["pages"][name], page),
-            }
-            for name, page in after["pages"].items() if name in before["pages"]
-        }  # fmt: skip
-        return {"wall_s": wall_s, "gpu": self.gpu.between(start, end), "processes": processes, "metrics": pages}
+    async def _whole_traces(self, outcome: fleet.Outcome) -> list[list[Span]]:
+        await asyncio.sleep(1)  # the services' own delay before they export
+        ids = [record.trace_id for record in outcome.records if record.status == OK and record.trace_id]
+        return [spans for spans in map(self._traces.read, ids[-_TRACES:]) if is_whole(spans)]
+
+    def _pids(self) -> dict[str, int]:
+        """Process → id; the collector of traces is this one."""
+        found = {listen: pid for pid, listen in children().items()}
+        named = {process.name: found[process.address] for process in self.layout.processes if process.address in found}
+        return named | {"collector": os.getpid()}
+
+    def _read(self) -> Reading:
+        pages = {process.name: f"http://{process.metrics}/metrics" for process in self.layout.processes}
+        return Reading.now(self._pids(), pages)
 
 
-def _point(told: dict) -> Point:
-    """A point of csm bench's JSON."""
-    for name in ("first_audio_s", "gap_s", "real_time_factor", "client_lag_s"):
-        told[name] = told[name] and Spread(**told[name])
-    for name in ("stage_s", "trace_s"):
-        told[name] = {part: Spread(**spread) for part, spread in told[name].items()}
-    return Point(**told)
+def _children_s() -> float:
+    """Processor time of all children that have ended: the callers."""
+    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
-async def load(chain: Chain, keep: Callable[[], None]) -> None:
-    """A short point that does not count, then those of POINTS, while there is time."""
-    out = chain.work / "warm-up"
-    warm = await asyncio.create_subprocess_exec(
-        *_CSM, "bench", "--address", chain.running.address, "--streams", "8", "--duration", "1",
-        "--audio-seconds", "1", "-o", str(out), stdout=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    say(f"warm: exit {await asyncio.wait_for(warm.wait(), max(left_s(), 5))}")
-    for item in setting("POINTS", DEFAULT_POINTS).split():
-        streams, _, seconds = item.partition(":")
-        if left_s() < 10:
-            say(f"{streams} streams: not run, the time is up")
-        elif await chain.point(int(streams), float(seconds or 5)):
-            keep()  # what there is, should a later point end it all
-            say(brief(chain.points[-1], chain.uses[-1]))
+async def measure(
+    chain: Chain, backbones: int, address: str, wishes: Sequence[Wish], ends_s: float, out: Path
+) -> None:
+    """Points, then those between them, until `ends_s` (as elapsed_s counts)."""
+    audio_s, phase = float(setting("AUDIO_S", "20")), "1 backbone" if backbones == 1 else f"{backbones} backbones"
+    await chain.warm(address)
+
+    async def one(wish: Wish) -> bool:
+        before = next((done for done in reversed(chain.done) if done.phase == phase), None)
+        expected_s, free_s = wish.expected_s(audio_s, before), min(left_s(), ends_s - elapsed_s())
+        if expected_s > free_s:
+            say(f"{phase}, {wish.streams} streams: not run, may take {expected_s:.0f} s, {max(0, free_s):.0f} are left")
+            return False
+        say(f"{phase}, {wish.streams} streams: begins, should take {expected_s:.0f} s")
+        done = await chain.point(phase, address, wish)
+        await asyncio.to_thread(write, chain.done, facts(chain.layout), chain.gpu.csv(_BEGAN), out)
+        say(brief(done))
+        return True
+
+    for wish in wishes:
+        if chain.done and chain.done[-1].phase == phase and not chain.done[-1].point.is_whole:
+            say(f"{phase}, {wish.streams} streams: not run, fewer were cut off")
+        else:
+            await one(wish)
+    most = int(os.environ["CSM_BACKBONE_SLOTS"]) * backbones  # more would wait for a slot
+    while setting("SEARCH", setting("COMPARE", "0")) != "0" and (streams := next_streams(chain.done, phase, most)):
+        if not await one(wishes[-1].of(streams)):
+            break
 
 
-def write(chain: Chain, facts: dict[str, str], out: Path) -> None:
-    """The table of all points, in csm bench's own form, and what they used."""
-    text = report.markdown(chain.loads, chain.points, facts) + "".join(map(use_text, chain.uses))
-    (out / "chain.md").write_text(text)
-    (out / "chain.json").write_text(report.to_json(chain.loads, chain.points, facts))
-    (out / "use.json").write_text(json.dumps(chain.uses, indent=1) + "\n")
-    (out / "gpu.csv").write_text(chain.gpu.csv(_BEGAN))
-    plot(chain.points, out / "chain.png", is_rate=False, buffer_s=chain.loads[0].buffer_s)
-
-
-def write_logs(logs: Path, out: Path, lines: int = 150) -> None:
-    with (out / "logs.txt").open("w") as file:
-        for log in sorted(logs.glob("*.log")):
-            tail = log.read_text(errors="replace").splitlines()[-lines:]
-            file.write(f"==> {log.name}\n" + "\n".join(line[:2000] for line in tail) + "\n\n")
+async def measure_all(chain: Chain, out: Path) -> None:
+    """One backbone first when they are compared, then all."""
+    wishes = [Wish.read(item) for item in setting("POINTS", DEFAULT_POINTS).split()]
+    counts, gateways = chain.layout.counts, chain.layout.gateways
+    every = counts.of["backbone"]
+    if counts.one:
+        await measure(chain, 1, gateways(one=True), wishes, elapsed_s() + left_s() / 2, out)
+        wishes = [wish.of(wish.streams * every) for wish in wishes]
+        if said := setting("POINTS_ALL", ""):
+            wishes = [Wish.read(item) for item in said.split()]
+    await measure(chain, every, gateways(), wishes, elapsed_s() + left_s(), out)
 
 
 async def run(work: Path, out: Path) -> int:
-    device = setting("DEVICE", "cuda")
-    async with mps(work) as shared:
-        model = os.environ.get("BUNDLE") or await make_bundle(work / "bundle", device)
-        say(f"bundle: {model}")
-        ports, metrics = free_ports(), free_row(len(STAGES) + 1 + int(setting("GATEWAYS", "2")))
-        configure(model, metrics)
-        names = ("gateway", *STAGES)
-        pages = {name: f"http://127.0.0.1:{metrics + index}/metrics" for index, name in enumerate(names)}
-        plan = Plan(model, ports, work, ready_s=min(float(setting("READY_S", "90")), max(left_s(), 5)))
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                collector = await stack.enter_async_context(Collector(TraceStore(work / "traces")))
-                os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.endpoint  # for the gateways beside the first, too
-                running = await stack.enter_async_context(deployment(plan, Console()))
-                env = {"CSM_MODEL": model, "CSM_LISTEN": running.address, "CSM_LOG_FORMAT": "text", "CSM_GRACE_S": "5"}
-                env |= {f"CSM_{name.upper()}_ADDRESS": plan.address(name) for name in STAGES}
-                for number in range(2, int(setting("GATEWAYS", "2")) + 1):
-                    listen = f"127.0.0.1:{metrics + len(names) + number - 2}"
-                    pages[f"gateway-{number}"] = f"http://{listen}/metrics"
-                    own = env | {"CSM_METRICS_LISTEN": listen}
-                    child = Child(f"gateway-{number}", (sys.executable, "-m", "gateway"), running.address, own)
-                    await stack.enter_async_context(Supervisor([child], work / "logs"))
-                try:
-                    await asyncio.wait_for(_pages_ready(pages), plan.ready_s)
-                except TimeoutError:
-                    raise StartError(f"not all of {', '.join(pages)} say on their metrics pages that they are ready") from None
-                state.announce(state.Running(running.address, os.getpid(), str(work / "traces")), work)
-                say("all ready")
-                chain = Chain(running, pages, await stack.enter_async_context(Gpu()), work)
-                try:
-                    await load(chain, lambda: write(chain, facts(model, shared), out))
-                finally:
-                    if chain.points:
-                        print((out / "chain.md").read_text().partition("\n## ")[0], flush=True)  # the table; the rest is in the file
-            say("all stopped")
-            return 0 if chain.points else 1
-        except (ChildDied, StartError, SpeechError) as error:
-            say(str(error))
-            return 1
-        finally:
-            write_logs(work / "logs", out)
-            if not (out / "chain.md").is_file():
-                print((out / "logs.txt").read_text()[-8000:])
+    layout, chain, failure = read_layout(), None, ""
+    say(", ".join(f"{process.name}{f' on GPU {process.gpu}' if process.gpu else ''}" for process in layout.processes))
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(mps(work))
+            supervisors = await start(layout, work, stack)
+            chain = Chain(layout, await stack.enter_async_context(Gpu()), TraceStore(work / "traces"))
+            measuring = asyncio.ensure_future(measure_all(chain, out))
+            died = [asyncio.ensure_future(supervisor.wait_died()) for supervisor in supervisors]
+            try:
+                done, _ = await asyncio.wait({*died, measuring}, return_when=asyncio.FIRST_COMPLETED)
+                for task in sorted(done, key=lambda task: task is measuring):
+                    task.result()
+            finally:
+                for task in (*died, measuring):
+                    task.cancel()
+                await asyncio.gather(*died, measuring, return_exceptions=True)
+                say("measured; stopping")
+    except (ChildDied, StartError, SpeechError, fleet.WorkerFailed) as error:
+        failure = str(error)
+        say(failure)
+    say("all stopped")
+    done = chain.done if chain else []
+    if failure or not done or any(one.point.errors for one in done):
+        write_logs(work / "logs", out)
+    if done:
+        print((out / "chain.md").read_text().partition("\n## ")[0], flush=True)  # the table; the rest is in the file
+        write_plot(done, out)
+    return 0 if done and not failure else 1
 
 
-async def _pages_ready(pages: dict[str, str]) -> None:
-    """Wait until every process says by its page that it is ready: of gateways on one port, health cannot tell which."""
-    for url in pages.values():
-        while True:
-            with contextlib.suppress(OSError):
-                page = await asyncio.to_thread(read_page, url)
-                if any(key[0] == "csm_ready" and value for key, value in page.items()):
-                    break
-            await asyncio.sleep(0.1)
+async def start(layout: Layout, work: Path, stack: contextlib.AsyncExitStack) -> list[Supervisor]:
+    """All processes, ready; the backbones begin when their weights are made. Raises: StartError, ChildDied, SpeechError."""
+    model, generator = os.environ.get("BUNDLE"), None
+    if not model:
+        model, generator = await make_bundle(work / "bundle", setting("DEVICE", "cuda"))
+    say(f"bundle: {model}" + (" but the generator" if generator else ""))
+    configure(model, layout.counts)
+    collector = await stack.enter_async_context(Collector(TraceStore(work / "traces")))
+    env = {"CSM_MODEL": model, "CSM_LOG_FORMAT": "text", "CSM_GRACE_S": "5"}
+    env["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.endpoint
+    children, supervisors = layout.children(env), []
+    backbones = [child for child in children if child.name.startswith("backbone")]
+    for some in ([child for child in children if child not in backbones], backbones):
+        if some is backbones and generator:
+            await generator
+            say("the generator's weights are made")
+        supervisors.append(await stack.enter_async_context(Supervisor(some, work / "logs")))
+    ready_s = min(float(setting("READY_S", "90")), max(left_s(), 5.0))
+    ready = [asyncio.ensure_future(one.wait_ready(ready_s, lambda child, _: say(f"  {child.name:<13} ready"))) for one in supervisors]
+    try:
+        await asyncio.gather(*ready)
+    finally:
+        for task in ready:
+            task.cancel()
+        await asyncio.gather(*ready, return_exceptions=True)
+    state.announce(state.Running(layout.gateways(), os.getpid(), str(work / "traces")), work)
+    say("all ready")
+    return supervisors
 
 
 def main() -> int:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import secrets
-import socket
+import subprocess
 import sys
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from services.runtime.settings import StartError
 
+if TYPE_CHECKING:
+    from chain_layout import Counts, Layout
+
 DEFAULT_POINTS = "1:8 16:5 64:5 256:6 512:6 1000:8"
-_BLOCKS_A_SLOT = 24  # of 16 rows: a prompt of 130 and 20 s of speech
+_PROMPT_ROWS = 134  # of the longest sentence
+_FRAME_RATE_HZ = 12.5
 _HERE = Path(__file__).parent
 
 
@@ -21,35 +29,43 @@ def setting(name: str, default: str) -> str:
     return os.environ.get(name) or default
 
 
-async def make_bundle(folder: Path, device: str) -> str:
-    """CSM-1B's shapes with random weights; the generator on the device while the CPU makes the rest."""
+async def make_bundle(folder: Path, device: str) -> tuple[str, asyncio.Task[None]]:
+    """CSM-1B's shapes with random weights: where they are, and what ends when the generator is there too.
+
+    The generator takes longest, on the device: everything but the backbones can start meanwhile.
+    """
     folder = Path(setting("SHAPES_FOLDER", str(folder)))
-    if not (folder / "generator/model.safetensors").is_file():
-        parts = (["tokenizer", "watermark", "mimi"], ["generator", "--device", device])
-        makers = [
-            await asyncio.create_subprocess_exec(sys.executable, _HERE / "bundle_csm_1b.py", folder, *part) for part in parts
-        ]
-        if any([await maker.wait() for maker in makers]):
-            raise StartError("the bundle could not be made")
-    return str(folder)
+
+    async def make(*part: str) -> None:
+        maker = await asyncio.create_subprocess_exec(sys.executable, _HERE / "bundle_csm_1b.py", folder, *part)
+        if await maker.wait():
+            raise StartError(f"the bundle's {part[0]} could not be made")
+
+    if (folder / "generator/model.safetensors").is_file():
+        return str(folder), asyncio.create_task(asyncio.sleep(0))
+    generator = asyncio.create_task(make("generator", "--device", device))
+    await asyncio.gather(*(make(part) for part in ("tokenizer", "watermark", "mimi")))
+    return str(folder), generator
 
 
-def configure(model: str, metrics: int) -> None:
+def configure(model: str, counts: Counts) -> None:
     """Settings of the services, in our own environment, which theirs begins with."""
     device, slots = setting("DEVICE", "cuda"), int(setting("SLOTS", "1024"))
     on_gpu = device.startswith("cuda")
+    rows = _PROMPT_ROWS + math.ceil(float(setting("AUDIO_S", "20")) * _FRAME_RATE_HZ)
     wanted = {
         "CSM_BACKBONE_DEVICE": device, "CSM_CODEC_DEVICE": device,
         "CSM_WATERMARK_DEVICE": setting("WATERMARK_DEVICE", device),
         "CSM_BACKBONE_RUNNER": "graph" if on_gpu else "eager",
         "CSM_BACKBONE_DTYPE": "bfloat16" if on_gpu else "auto",
-        "CSM_BACKBONE_SLOTS": slots, "CSM_CODEC_SLOTS": slots, "CSM_WATERMARK_STREAMS": slots,
-        "CSM_BACKBONE_QUEUE": slots, "CSM_GATEWAY_MAX_STREAMS": 2 * slots,
+        "CSM_BACKBONE_SLOTS": slots, "CSM_BACKBONE_QUEUE": slots,
+        # All that the backbones make at once has a place in what comes after them, whichever way it is spread.
+        "CSM_CODEC_SLOTS": counts.slots("codec", slots), "CSM_WATERMARK_STREAMS": counts.slots("watermark", slots),
+        "CSM_GATEWAY_MAX_STREAMS": 2 * slots * counts.of["backbone"],
         # As many as are needed, not all that fits: codec and watermark live on the same device.
-        "CSM_BACKBONE_BLOCKS": max(128, _BLOCKS_A_SLOT * slots),
+        "CSM_BACKBONE_BLOCKS": max(128, math.ceil(rows / 16) * slots),
         "CSM_BACKBONE_PREFILL_ROWS": 512 if on_gpu else 64,
         "CSM_WATERMARK_KEY": secrets.token_hex(5),
-        "CSM_SHARE_PORT": "true", "CSM_METRICS_LISTEN": f"127.0.0.1:{metrics}",
         "OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": setting("TRACED", "0.2"),
     }  # fmt: skip
     if model == "embedded":
@@ -79,27 +95,26 @@ async def mps(folder: Path):
             daemon.kill()
 
 
-def facts(model: str, shared: bool) -> dict[str, str]:
+def facts(layout: Layout) -> dict[str, str]:
     """What a reader of the table must know."""
-    import torch
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    names = ("CSM_BACKBONE_RUNNER", "CSM_BACKBONE_SLOTS", "CSM_CODEC_DEVICE", "CSM_CODEC_PRECISION", "CSM_WATERMARK_DEVICE")
+    names = ("CSM_BACKBONE_RUNNER", "CSM_BACKBONE_SLOTS", "CSM_CODEC_SLOTS", "CSM_CODEC_PRECISION", "CSM_WATERMARK_STREAMS")
+    bundle = setting("BUNDLE", "CSM-1B's shapes, random weights")
     return {
-        "address": "the whole chain, by its gateway on loopback",
-        "machine": f"{gpu}, {os.cpu_count()} processors, torch {torch.__version__}, Python {sys.version.split()[0]}",
-        "bundle": Path(model).name if "/" not in model else "CSM-1B's shapes, random weights",
+        "address": "the whole chain, by its gateways on loopback",
+        "machine": f"{', '.join(_gpu_names()) or 'no GPU'}, {os.cpu_count()} processors, torch {version('torch')}, "
+        f"Python {sys.version.split()[0]}",
+        "bundle": bundle if "/" not in bundle else Path(bundle).name,
+        "processes": ", ".join(p.name + (f" (GPU {p.gpu})" if p.gpu else "") for p in layout.processes),
         "services": ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
-        + f", {setting('GATEWAYS', '2')} gateways, " + ("MPS" if shared else "no MPS"),
-        "points": setting("POINTS", DEFAULT_POINTS) + " (streams:seconds)",
+        + (", MPS" if setting("MPS", "0") == "1" else ", no MPS"),
+        "points": f"{setting('POINTS', DEFAULT_POINTS)} (streams:seconds:ramp)",
     }
 
 
-def free_row(count: int) -> int:
-    """The first of `count` free ports in a row."""
-    for first in range(19464, 29464, count):
-        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-            for port in range(first, first + count):
-                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
-    raise StartError("no free ports")
+@cache
+def _gpu_names() -> list[str]:
+    try:
+        told = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    except OSError:
+        return []
+    return told.stdout.split("\n")[:-1] if told.returncode == 0 else []

@@ -14,25 +14,26 @@ import shutil
 import time
 import urllib.request
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _SAMPLE = re.compile(r"^(csm_\w+?)(?:\{(.*)\})? (\S+)$", re.M)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _SCOPE = re.compile(r"otel_scope_\w+")
-_QUERY = "utilization.gpu,utilization.memory,memory.used,power.draw,clocks.sm"
+_QUERY = "index,utilization.gpu,utilization.memory,memory.used,power.draw,clocks.sm"
 
 
 def children() -> dict[int, str]:
-    """Our own child processes: id → the last word of `python -m …` that they run."""
+    """Our own child processes that serve something: id → CSM_LISTEN, where they do."""
     found = {}
     for task in Path("/proc/self/task").iterdir():
         for pid in (task / "children").read_text().split():
             with contextlib.suppress(OSError):  # it may have ended since
-                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-                if "-m" in words[:-1]:
-                    found[int(pid)] = words[words.index("-m") + 1].rpartition(".")[2]
+                words = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+                found |= {int(pid): word.partition("=")[2] for word in words if word.startswith("CSM_LISTEN=")}
     return found
 
 
@@ -65,6 +66,54 @@ def read_page(url: str) -> dict[tuple[str, str], float]:
     return found
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What all processes have used and told so far. cpu: name → (id, cpu_s, memory_mb). pages: name → read_page."""
+
+    at: float
+    cpu: dict[str, tuple[int, dict[str, float], float]]
+    pages: dict[str, dict[tuple[str, str], float]]
+
+    @classmethod
+    def now(cls, pids: Mapping[str, int], pages: Mapping[str, str]) -> Reading:
+        """pids: name → id; pages: name → where its metrics are. Who is gone is missing; its callers' errors are told."""
+        cpu, told = {}, {}
+        for name, pid in pids.items():
+            with contextlib.suppress(OSError):
+                cpu[name] = (pid, cpu_s(pid), memory_mb(pid))
+        for name, url in pages.items():
+            with contextlib.suppress(OSError):
+                told[name] = read_page(url)
+        return cls(time.monotonic(), cpu, told)
+
+
+def use_between(before: Reading, after: Reading, peaks: Mapping[str, Mapping[str, float]], gpu: Gpu) -> dict[str, Any]:
+    """What was used between two readings, for JSON."""
+    wall_s, shares, processes, metrics = after.at - before.at, gpu.shares(before.at, after.at), {}, {}
+    for name, (pid, cpu, memory) in after.cpu.items():
+        if name not in before.cpu:
+            continue
+        earlier = before.cpu[name][1]
+        cores = {key: (value - earlier.get(key, 0.0)) / wall_s for key, value in cpu.items()}
+        total = cores.pop("all", 0.0)
+        peak = dict(peaks.get(name, {}))
+        most = peak.pop("all", total)
+        processes[name] = {
+            "cores": total, "peak_cores": most, "memory_mb": memory, "gpu_percent": shares.get(pid),
+            "threads": dict(sorted(cores.items(), key=lambda item: -item[1])[:4]),
+            "peak_threads": dict(sorted(peak.items(), key=lambda item: -item[1])[:4]),
+        }  # fmt: skip
+    for name, page in after.pages.items():
+        if name in before.pages:
+            spreads = histograms(before.pages[name], page)
+            metrics[name] = {
+                "histograms": {key: asdict(value) for key, value in spreads.items()},
+                "counters": counters(before.pages[name], page),
+            }
+    gpus = gpu.between(before.at, after.at)
+    return {"wall_s": wall_s, "gpus": gpus, "processes": processes, "metrics": metrics}
+
+
 class Busy:
     """`async with`: processor use of processes, once a second."""
 
@@ -81,9 +130,12 @@ class Busy:
 
     async def _watch(self) -> None:
         while True:
-            reading = await asyncio.to_thread(lambda: {name: cpu_s(pid) for name, pid in self._processes.items()})
+            reading = await asyncio.to_thread(self._read)
             self._readings.append((time.monotonic(), reading))
             await asyncio.sleep(1)
+
+    def _read(self) -> dict[str, dict[str, float]]:
+        return {name: cpu_s(pid) for name, pid in self._processes.items()}
 
     def peaks(self) -> dict[str, dict[str, float]]:
         """Process → `all` and each of its threads → cores in its own busiest second."""
@@ -91,7 +143,7 @@ class Busy:
         for (start, earlier), (end, later) in itertools.pairwise(self._readings):
             for name, threads in later.items():
                 for key, value in threads.items():
-                    cores = (value - earlier[name].get(key, 0.0)) / (end - start)
+                    cores = (value - earlier.get(name, {}).get(key, 0.0)) / (end - start)
                     peaks[name][key] = max(peaks[name].get(key, 0.0), cores)
         return dict(peaks)
 
@@ -133,9 +185,9 @@ def counters(before: dict[tuple[str, str], float], after: dict[tuple[str, str], 
 
 @dataclass
 class Gpu:
-    """`async with`: what nvidia-smi says, twice a second of the device and once of each process; nothing without it.
+    """`async with`: what nvidia-smi says, twice a second of each GPU and once of each process; nothing without it.
 
-    device: (when, numbers of _QUERY). processes: (when, process id, share of the time that it had the GPU, %).
+    device: (when, numbers of _QUERY), a row for each GPU. processes: (when, process id, share of the time that it had the GPU, %).
     """
 
     device: list[tuple[float, list[float]]] = field(default_factory=list)
@@ -176,10 +228,17 @@ class Gpu:
         _, pid, _, share = line.split()[:4]
         self.processes.append((time.monotonic(), int(pid), 0.0 if share == "-" else float(share)))
 
-    def between(self, start: float, end: float) -> dict[str, float]:
-        """Means over a time, by the names of _QUERY; empty when nothing was read in it."""
-        rows = [numbers for when, numbers in self.device if start <= when <= end]
-        return {name: sum(row[i] for row in rows) / len(rows) for i, name in enumerate(_QUERY.split(","))} if rows else {}
+    def between(self, start: float, end: float) -> dict[str, dict[str, float]]:
+        """GPU → means over a time, by the names of _QUERY; empty when nothing was read in it."""
+        names = _QUERY.split(",")[1:]
+        rows: dict[str, list[list[float]]] = defaultdict(list)
+        for when, (index, *numbers) in self.device:
+            if start <= when <= end:
+                rows[f"{index:.0f}"].append(numbers)
+        return {
+            index: dict(zip(names, (sum(column) / len(found) for column in zip(*found, strict=True)), strict=True))
+            for index, found in sorted(rows.items())
+        }
 
     def shares(self, start: float, end: float) -> dict[int, float]:
         """Process id → mean share of the GPU's time over a time, %."""
