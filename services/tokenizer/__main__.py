@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-import numpy as np
 import torch
 from csm.tokenizer.v1 import tokenizer_pb2_grpc
 
@@ -32,8 +31,7 @@ async def open_stage(settings: TokenizerSettings) -> AsyncIterator[Stage]:
     device = usable_device("CSM_TOKENIZER_DEVICE", settings.device)
     text = await asyncio.to_thread(load_text_tokenizer, bundle, settings.max_text_chars)
     encoder = ClipEncoder(await asyncio.to_thread(load_mimi, bundle, device))
-    # What a device cannot do, or does slowly the first time, shows now and not in somebody's request.
-    await asyncio.to_thread(encoder.encode, np.zeros(encoder.samples_per_frame, np.float32))
+    await asyncio.to_thread(encoder.warm_up)
     pool = Pool("tokenizer-encoder", settings.encoders)
     most = settings.batch or (1 if device.type == "cpu" else 32)
     most_samples = int(settings.batch_audio_s * encoder.sample_rate_hz)

@@ -12,18 +12,28 @@ from moshi.modules.conv import StreamingConv1d
 from torch import Tensor
 
 _CHUNK_FRAMES = 125  # 10 s at a time: a full-size Mimi takes 60 MB of activations for each second
+# Lengths that what a chunk leaves over is filled up to on a GPU, whose libraries plan each new shape anew.
+_FILLED_FRAMES = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 
 
 class ClipEncoder:
     """Mimi's encoder for whole clips, with the memory of short ones."""
 
-    def __init__(self, mimi: MimiModel):
+    def __init__(self, mimi: MimiModel, *, fill: bool | None = None):
+        """fill: whether clips are filled up to few lengths; None: on CUDA."""
         self._mimi = mimi
         self._device = next(mimi.parameters()).device
+        self._fill = self._device.type == "cuda" if fill is None else fill
         self.sample_rate_hz = mimi.sample_rate
         self.samples_per_frame = mimi.frame_size
         # Enough whole frames to hold all that the first sample of a chunk can hear.
         self._lead_frames = -(-_reach_samples(mimi) // mimi.frame_size)
+
+    def warm_up(self) -> None:
+        """What the device cannot do, or does slowly the first time, shows now and not in somebody's request."""
+        lengths = (*_FILLED_FRAMES, _CHUNK_FRAMES, 2 * _CHUNK_FRAMES) if self._fill else (1,)
+        for frames in lengths:
+            self.encode(np.zeros(frames * self.samples_per_frame, np.float32))
 
     def encode(self, samples: np.ndarray) -> np.ndarray:
         """Float samples [N] at `sample_rate_hz`, N ≥ 1 → codes [T, K] uint16; T = ⌈N / samples_per_frame⌉.
@@ -56,7 +66,8 @@ class ClipEncoder:
         frames = [-(-len(clip) // self.samples_per_frame) for clip in clips]
         # A thread may have another device current, where pinned memory would be counted.
         with torch.cuda.device(self._device) if is_cuda else contextlib.nullcontext():
-            audio = torch.zeros(len(clips), 1, max(frames) * self.samples_per_frame, pin_memory=is_cuda)
+            samples = self._filled(max(frames)) * self.samples_per_frame
+            audio = torch.zeros(len(clips), 1, samples, pin_memory=is_cuda)
             for row, clip in zip(audio[:, 0].numpy(), clips, strict=True):
                 row[: len(clip)] = clip
             # As MimiModel._encode_to_unquantized_latent, but for the convolutions, whose activations
@@ -66,6 +77,13 @@ class ClipEncoder:
             rows = codes.transpose(1, 2).int().cpu().numpy()
         # Copies: a clip that is kept must not hold the others.
         return [row[:count].astype(np.uint16) for row, count in zip(rows, frames, strict=True)]
+
+    def _filled(self, frames: int) -> int:
+        """The length that a pass of so many frames has."""
+        rest = frames % _CHUNK_FRAMES
+        if not self._fill or not rest:
+            return frames
+        return frames - rest + min(next((size for size in _FILLED_FRAMES if size >= rest), _CHUNK_FRAMES), _CHUNK_FRAMES)
 
     def _convolve(self, audio: Tensor) -> Tensor:
         """mimi.encoder(audio), chunk by chunk: [B, 1, N] → [B, D, steps].
