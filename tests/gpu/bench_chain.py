@@ -6,7 +6,7 @@
                 new utterances begin, over what time the callers come (half of it, four seconds at most)
     LISTEN      1: a caller hears an utterance out before the next, as people do; 0: the next when the last is received
     AUDIO_S     length of every utterance (20)
-    REPLICAS    backbones, each on a GPU of its own, in turn (1); CODECS (1), WATERMARKS (1) and GATEWAYS (2) likewise.
+    REPLICAS    backbones, each on a GPU of its own, in turn (1); CODECS (1), WATERMARKS (1) and GATEWAYS (2 a backbone) likewise.
                 CODEC_GPU (0) and WATERMARK_GPU (the last) say where their first ones are
     COMPARE     1: first with gateways that call one backbone, then with those that call all (REPLICAS is then 2), half of
                 the time each. `all`: with one backbone, codec and watermark, then with as many of each as backbones
@@ -61,7 +61,7 @@ from services.runtime.settings import StartError
 _BEGAN = time.monotonic() - max(0.0, time.time() - float(os.environ.get("BEGAN_S") or time.time()))
 _RESERVE_S = 12.0  # to stop and to write
 _STREAMS_A_PROCESS = 200  # of callers, as csm bench has it
-_TRACES = 100
+_TRACES = 1000  # utterances looked up, of which TRACED are there
 
 
 def elapsed_s() -> float:
@@ -244,6 +244,8 @@ async def start(layout: Layout, work: Path, stack: contextlib.AsyncExitStack) ->
 def main() -> int:
     out = Path(setting("OUT", "out/chain"))
     out.mkdir(parents=True, exist_ok=True)
+    for name in ("chain.md", "chain.json", "chain.png", "gpu.csv", "logs.txt"):  # of an earlier run
+        (out / name).unlink(missing_ok=True)
     shm = Path("/dev/shm")  # 4 GB are written and read at once
     place = shm if shm.is_dir() and shutil.disk_usage(shm).free > 6e9 else None
     with tempfile.TemporaryDirectory(prefix="chain-", dir=place) as folder:

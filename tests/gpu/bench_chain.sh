@@ -2,6 +2,7 @@
 # The whole chain under load, on a machine that may have nothing but Python, torch and a GPU:
 #
 #   tests/gpu/bench_chain.sh                         CSM-1B's shapes, bf16, random weights, on the GPU
+#   COMPARE=1 POINTS="512:6 1000:6" tests/gpu/bench_chain.sh      on two GPUs: one backbone, then two
 #   BUNDLE=embedded DEVICE=cpu SLOTS=8 POINTS="1:2 2:2" tests/gpu/bench_chain.sh     the same anywhere
 #
 # Installs the wheels in $WHEELS (default .whl) into a folder of its own, then runs bench_chain.py, which
@@ -18,6 +19,7 @@ if compgen -G "$WHEELS/*.whl" >/dev/null; then
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$WHEELS"/*.whl 2>&1 | tail -3
     export PYTHONPATH=$PYTHONPATH:$site
 fi
-ulimit -n "$(ulimit -Hn)"
+echo "[ $(($(date +%s) - BEGAN_S)) s] wheels installed"
+ulimit -n "$(ulimit -Hn)" || true
 # It keeps the limit itself; this is for the case that it hangs.
 timeout --foreground -k 15 $((${LIMIT_S:-240} + 20)) "$PYTHON" tests/gpu/bench_chain.py

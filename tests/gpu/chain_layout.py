@@ -47,7 +47,7 @@ class Counts:
         beside = str(replicas if compare == "all" else 1)
         of = {
             "tokenizer": 1, "backbone": replicas, "codec": int(setting("CODECS", beside)),
-            "watermark": int(setting("WATERMARKS", beside)), "gateway": int(setting("GATEWAYS", "2")),
+            "watermark": int(setting("WATERMARKS", beside)), "gateway": int(setting("GATEWAYS", str(2 * replicas))),
         }  # fmt: skip
         return cls(of, frozenset({"0": (), "all": _ON_GPU}.get(compare, ("backbone",))))
 

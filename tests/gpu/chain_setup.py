@@ -19,7 +19,7 @@ from services.runtime.settings import StartError
 if TYPE_CHECKING:
     from chain_layout import Counts, Layout
 
-DEFAULT_POINTS = "1:8 16:5 64:5 256:6 512:6 1000:8"
+DEFAULT_POINTS = "1:6 16:5 64:5 256:6:4 512:8:6 1000:12:10"
 _PROMPT_ROWS = 134  # of the longest sentence
 _FRAME_RATE_HZ = 12.5
 _HERE = Path(__file__).parent

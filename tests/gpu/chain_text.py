@@ -56,9 +56,12 @@ def spread_text(use: Mapping[str, Any]) -> str:
     return ", ".join(f"{stage} {' / '.join(str(count) for count in of.values())}" for stage, of in spread(use).items())
 
 
-def limits(use: Mapping[str, Any]) -> list[str]:
-    """What was at or near the most it can do, or made others wait: a thread, a GPU, a stage's queue."""
-    found = []
+def limits(done: Done) -> list[str]:
+    """What was at or near the most it can do, or made others wait: a thread, a GPU, a stage's queue, a door."""
+    use, found = done.use, []
+    way = done.point.stage_s.get("way to the caller")
+    if way and way.p95 >= _WAIT_S:  # a busy server of grpc.aio takes in one call in about five turns of its loop
+        found.append(f"gateways: 95 of 100 calls were taken in after up to {way.p95 * 1000:.0f} ms")
     for name, took in use["processes"].items():
         thread, cores = next(iter(took["peak_threads"].items()), ("", 0.0))
         if cores >= _THREAD_CORES:
@@ -93,7 +96,7 @@ def use_text(done: Done) -> str:
     """What one point took, as Markdown."""
     use = done.use
     lines = ["", f"## What {done.wish.streams} streams took ({done.phase}), over {use['wall_s']:.1f} s", ""]
-    lines += [f"- at its limit: {told}" for told in limits(use)]
+    lines += [f"- at its limit: {told}" for told in limits(done)]
     lines += [
         f"- GPU {index}: " + ", ".join(f"{name} {value:.0f}" for name, value in told.items())
         for index, told in use["gpus"].items()
@@ -133,7 +136,7 @@ def brief(done: Done) -> str:
     if text := spread_text(use):
         lines.append(f"    new streams: {text}")
     lines += [f"    first audio by stage, p50 / p95 ms: {_shares(done)}"] if point.stage_s else []
-    lines += [f"    at its limit: {told}" for told in limits(use)]
+    lines += [f"    at its limit: {told}" for told in limits(done)]
     for name, took in use["processes"].items():
         page = use["metrics"].get(name, {"histograms": {}})["histograms"]
         if name != "collector" and not any("rpc_duration" in key for key in page):

@@ -65,11 +65,12 @@ def test_counts_come_from_the_environment(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert Counts.read().of == counts().of and not Counts.read().one
     monkeypatch.setenv("COMPARE", "all")
-    assert Counts.read().of == counts(backbone=2, codec=2, watermark=2).of
+    assert Counts.read().of == counts(backbone=2, codec=2, watermark=2, gateway=4).of
     assert Counts.read().one == {"backbone", "codec", "watermark"}
     monkeypatch.setenv("COMPARE", "1")
     monkeypatch.setenv("WATERMARKS", "3")
-    assert Counts.read().of == counts(backbone=2, watermark=3).of and Counts.read().one == {"backbone"}
+    monkeypatch.setenv("GATEWAYS", "3")
+    assert Counts.read().of == counts(backbone=2, watermark=3, gateway=3).of and Counts.read().one == {"backbone"}
     assert Counts.read().slots("codec", 1024) == 2048 and Counts.read().slots("watermark", 1024) == 683
 
 
@@ -184,9 +185,10 @@ def test_use_is_what_came_between_two_readings():
     took = use["processes"]["backbone"]
     assert took["cores"] == 1.0 and took["threads"]["main"] == pytest.approx(0.9) and took["peak_threads"] == {"main": 0.95}
     assert spread(use) == {"backbone": {"backbone": 7, "backbone-2": 0}}
-    told = "\n".join(limits(use))
+    told = "\n".join(limits(done(4, use=use)))
     assert "backbone: thread main had 0.95 of a core" in told and "GPU 0: busy 98 %" in told and "GPU 1" not in told
     assert "backbone: waited 500 ms for a turn" in told
+    assert "gateways: 95 of 100 calls were taken in after up to 100 ms" in told  # first audio here, and at the gateway 0
 
 
 def test_what_is_written_can_be_read(tmp_path):
