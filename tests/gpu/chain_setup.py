@@ -38,8 +38,12 @@ async def make_bundle(folder: Path, device: str) -> tuple[str, asyncio.Task[None
 
     async def make(*part: str) -> None:
         maker = await asyncio.create_subprocess_exec(sys.executable, _HERE / "bundle_csm_1b.py", folder, *part)
-        if await maker.wait():
-            raise StartError(f"the bundle's {part[0]} could not be made")
+        try:
+            if await maker.wait():
+                raise StartError(f"the bundle's {part[0]} could not be made")
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # it has ended, unless we are to
+                maker.kill()
 
     if (folder / "generator/model.safetensors").is_file():
         return str(folder), asyncio.create_task(asyncio.sleep(0))
@@ -76,16 +80,30 @@ def configure(model: str, counts: Counts) -> None:
 
 @contextlib.asynccontextmanager
 async def mps(folder: Path):
-    """NVIDIA's daemon that lets kernels of several processes run side by side; for our processes alone."""
+    """MPS=1: NVIDIA's daemon that lets kernels of several processes run side by side; for our processes alone.
+
+    Where it cannot be had, MPS becomes 0.
+    """
     if setting("MPS", "0") != "1":
-        yield False
+        yield
         return
-    os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": str(folder / "mps"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "mps-log")}
+    places = {"CUDA_MPS_PIPE_DIRECTORY": str(folder / "mps"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "mps-log")}
     for name in ("mps", "mps-log"):
         (folder / name).mkdir()
-    daemon = await asyncio.create_subprocess_exec("nvidia-cuda-mps-control", "-f", stdin=asyncio.subprocess.DEVNULL)
+    daemon = None
+    with contextlib.suppress(OSError):
+        command = ("nvidia-cuda-mps-control", "-f")
+        daemon = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, env=os.environ | places)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(daemon.wait(), 1)  # one that cannot work leaves at once
+    if daemon is None or daemon.returncode is not None:
+        print("no MPS here: nvidia-cuda-mps-control is missing or has ended; the processes take turns", flush=True)
+        os.environ["MPS"] = "0"
+        yield
+        return
+    os.environ |= places
     try:
-        yield True
+        yield
     finally:
         quitting = await asyncio.create_subprocess_exec("nvidia-cuda-mps-control", stdin=asyncio.subprocess.PIPE)
         await quitting.communicate(b"quit\n")
