@@ -66,7 +66,8 @@ def _details(point: Point, unit: str) -> list[str]:
     lines = [
         "", f"## {point.label} {unit}" if unit == "streams" else f"## {point.label}", "",
         f"{point.ok} of {point.requests} utterances in {point.wall_s:.1f} s, {point.mean_in_flight:.1f} at once on "
-        f"average; {point.audio_s:.1f} s of audio, {point.bytes} bytes; {point.unfinished} cut off by the end.",
+        f"average; {point.audio_s:.1f} s of audio, {point.bytes} bytes; {point.unfinished} cut off by the end"
+        + (f", {point.unfinished_dry} of them after running dry." if point.unfinished_dry else "."),
     ]
     if point.underruns:
         lines.append(f"Ran dry {point.underruns} times, {point.dry_s:.2f} s of silence in all.")

@@ -41,7 +41,8 @@ class Spread:
 class Point:
     """One load of a bench. Latencies count utterances that went well and began after the warm-up.
 
-    errors: status → how many. examples: status → the first one's text. unfinished: cut off by an early stop.
+    errors: status → how many. examples: status → the first one's text. unfinished: cut off by an early stop;
+    unfinished_dry: those of them that had run dry before.
     real_time_streams: seconds of audio received in a second, so: listeners kept supplied.
     dry_streams, underruns, dry_s: listeners that ran dry at least once; how often, how long in all.
     stage_s: part of the way to first audio → its time, from the gateway's own clock; `way to the caller` is
@@ -59,6 +60,7 @@ class Point:
     errors: dict[str, int]
     examples: dict[str, str]
     unfinished: int
+    unfinished_dry: int
     mean_in_flight: float
     audio_s: float
     real_time_streams: float
@@ -101,6 +103,7 @@ def point(outcome: Outcome, traces: Sequence[list[Span]] = ()) -> Point:
         errors=dict(errors.most_common()),
         examples={record.status: record.problem for record in reversed(records) if record.status in errors},
         unfinished=sum(record.status == UNFINISHED for record in records),
+        unfinished_dry=sum(record.status == UNFINISHED and record.underruns > 0 for record in records),
         mean_in_flight=sum(record.took_s for record in records) / wall_s,
         audio_s=audio_s,
         real_time_streams=audio_s / wall_s,

@@ -102,7 +102,7 @@ class Chain:
         after, clients_s = await asyncio.to_thread(self._read), _children_s() - clients_s
         use = use_between(before, after, busy.peaks(), self.gpu) | {"clients_cpu_s": clients_s}
         traces = await self._whole_traces(outcome) if outcome.is_whole else []
-        done = Done.of(phase, wish, outcome, point_of(outcome, traces), use)
+        done = Done(phase, wish, plan, point_of(outcome, traces), use)
         self.done.append(done)
         return done
 

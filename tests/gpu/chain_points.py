@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.bench.fleet import Outcome
 from gateway.bench.plan import Plan
-from gateway.bench.record import OK, UNFINISHED
 from gateway.bench.stats import Point
 
 HEARD_S = 2.0  # who hears nothing for longer waits in some queue, and is not carried
@@ -56,19 +54,18 @@ class Wish:
 
 @dataclass(frozen=True)
 class Done:
-    """A point that was measured. dry: listeners that ran dry, those that were cut off too; use: as chain_use has it."""
+    """A point that was measured. use: as chain_use has it."""
 
     phase: str
     wish: Wish
     plan: Plan
     point: Point
-    dry: int
     use: Mapping[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, phase: str, wish: Wish, outcome: Outcome, point: Point, use: Mapping[str, Any]) -> Done:
-        dry = sum(record.underruns > 0 for record in outcome.records if record.status in (OK, UNFINISHED))
-        return cls(phase, wish, outcome.plan, point, dry, use)
+    @property
+    def dry(self) -> int:
+        """Listeners that ran dry, those that were cut off too."""
+        return self.point.dry_streams + self.point.unfinished_dry
 
     @property
     def is_carried(self) -> bool:

@@ -24,7 +24,7 @@ def write(done: Sequence[Done], facts: Mapping[str, str], gpu_csv: str, out: Pat
         text += "".join(use_text(one) for one in own)
     _replace(out / "chain.md", text)
     points = [
-        {"phase": one.phase, "carried": one.is_carried, "dry_or_cut": one.dry, "plan": asdict(one.plan), **one.point.to_json(),
+        {"phase": one.phase, "carried": one.is_carried, "plan": asdict(one.plan), **one.point.to_json(),
          "use": one.use}
         for one in done
     ]  # fmt: skip

@@ -98,7 +98,7 @@ def done(streams, *, took_s=10.0, underruns=0, status=OK, first_s=0.1, is_whole=
     ]  # fmt: skip
     outcome = Outcome(wish.plan(20.0, False), 1, records, [0.01], wall_s=took_s, is_whole=is_whole)
     empty = {"wall_s": took_s, "gpus": {}, "processes": {}, "metrics": {}, "clients_cpu_s": 1.0}
-    return Done.of(phase, wish, outcome, point(outcome), empty | (use or {}))
+    return Done(phase, wish, outcome.plan, point(outcome), empty | (use or {}))
 
 
 @pytest.mark.parametrize(

@@ -42,10 +42,11 @@ def test_a_point_counts_what_went_well_and_names_what_did_not():
         record(first_s=0.1), record(first_s=0.3, underruns=2, dry_s=0.5, gaps_s=[0.2, 0.4]),
         record("UNAVAILABLE", None, problem="gone", audio_s=0.0, bytes=0, took_s=0.5),
         record("UNAVAILABLE", None, problem="gone again", audio_s=0.0, bytes=0, took_s=0.5),
-        record(ACCOUNTING, problem="1 frame is missing"), record(UNFINISHED, None, audio_s=0.4, bytes=9_600),
+        record(ACCOUNTING, problem="1 frame is missing"), record(UNFINISHED, None, audio_s=0.4, bytes=9_600, underruns=1),
     ]
     found = point(outcome(records))
-    assert (found.requests, found.ok, found.unfinished, found.miscounted) == (6, 2, 1, 1)
+    assert (found.requests, found.ok, found.unfinished, found.unfinished_dry, found.miscounted) == (6, 2, 1, 1, 1)
+    assert "1 cut off by the end, 1 of them after running dry." in report.markdown([Plan(streams=2)], [found], {})
     assert found.errors == {"UNAVAILABLE": 2, ACCOUNTING: 1}
     assert found.examples["UNAVAILABLE"] == "gone"
     assert (found.first_audio_s.p50, found.first_audio_s.p95) == (0.1, 0.3)
