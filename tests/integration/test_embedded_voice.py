@@ -22,23 +22,23 @@ from services.watermark.detector import Detector
 from services.watermark.embedder import Embedder
 from services.watermark.weights import load_nets
 
-TEXT, SPEAKER, SEED = "Yes, that would be great.", 0, 49
+TEXT, SPEAKER, SEED = "Yes, that would be great.", 0, 3
 # The first frames of this text, speaker and seed at the default temperature and top-k, in fp32. A code is where
 # logits / temperature + noise is greatest. Processors differ by about 1e-4 there, so codes can only differ where the
 # runner-up is as close as that: of some dozens of seeds this is the one whose draws are clearest, and the test holds
 # every one of them to CLEAR before it compares. New weights need new codes: `python tests/integration/test_embedded_voice.py`.
 CLEAR = 0.05
 GOLDEN = [
-    [1008, 128, 2, 577, 999, 561, 841, 1010],
-    [127, 515, 986, 408, 710, 602, 953, 824],
-    [890, 1023, 711, 355, 565, 923, 348, 355],
-    [199, 970, 417, 550, 703, 78, 371, 679],
-    [989, 980, 967, 1002, 792, 614, 691, 744],
-    [63, 82, 625, 384, 768, 615, 280, 976],
-    [140, 518, 45, 1016, 938, 917, 126, 696],
-    [762, 105, 429, 829, 447, 238, 499, 207],
-    [762, 492, 129, 437, 324, 0, 795, 586],
-    [656, 678, 100, 403, 348, 96, 876, 151],
+    [1008, 695, 58, 984, 951, 756, 937, 862],
+    [84, 170, 313, 903, 664, 434, 936, 66],
+    [58, 555, 7, 1010, 334, 153, 162, 755],
+    [270, 840, 101, 1018, 675, 407, 105, 980],
+    [163, 547, 184, 977, 408, 864, 19, 652],
+    [181, 52, 920, 437, 994, 890, 31, 191],
+    [447, 214, 458, 495, 345, 715, 56, 0],
+    [203, 618, 419, 867, 488, 612, 774, 745],
+    [974, 1017, 466, 386, 15, 351, 828, 658],
+    [365, 909, 539, 235, 789, 526, 432, 180],
 ]
 
 

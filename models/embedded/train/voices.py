@@ -36,7 +36,7 @@ class Voice:
     pace: float
 
 
-TEACHER = "hibari"  # who the shipped bundle's speakers learnt from; "kokoro" (cast.py) after recast.sh
+TEACHER = "kokoro"  # who the shipped bundle's speakers learnt from (cast.py); "hibari" before recast.sh
 VOICES = (
     Voice("heart", Fraction(1), 185.0, 1.0, 1.0),
     Voice("reed", Fraction(6, 7), 108.0, 0.9, 1.0),
