@@ -207,7 +207,7 @@ def main() -> None:
         runner.warm_up()
         gc.collect()
         gc.freeze()  # as services.runtime.server does
-        notes.append(f"\nWarm-up (kernels compiled, {len(runner._sizes)} graphs captured): {time.perf_counter() - began:.1f} s.")
+        notes.append(f"\nWarm-up (kernels compiled, {len(runner._graphs) + len(runner._prefill_graphs)} graphs captured): {time.perf_counter() - began:.1f} s.")
         if "ours" in only:
             for batch in arguments.batches:
                 print(asyncio.run(ours(runner, part, batch, context, frames)), flush=True)
