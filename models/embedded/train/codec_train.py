@@ -191,7 +191,7 @@ class Trainer:
         self.judge.requires_grad_(True)
         fool, match = fool_loss(real, fake)
         mel = self.distance(audio, made)
-        total = 15 * mel + self.weight * (fool + 4 * match)
+        total = self.args.mel * mel + self.weight * (fool + 4 * match)
         total.backward()
         nn.utils.clip_grad_norm_(self.parameters, 20.0)
         self.optimizer.step()
@@ -212,7 +212,7 @@ class Trainer:
         self.parameters += [self.mimi.quantizer.rvq_first.output_proj.weight, self.mimi.quantizer.rvq_rest.output_proj.weight]
         for p in self.parameters:
             p.requires_grad_(True)
-        self.judge = Discriminator(tuple(args.windows), args.width).to(self.device).to(memory_format=torch.channels_last)
+        self.judge = Discriminator(args.windows, args.periods, args.width).to(self.device).to(memory_format=torch.channels_last)
         spent_s = 0.0
         self.average = [p.detach().clone() for p in self.parameters]
         capturable = self.device.startswith("cuda")
@@ -276,8 +276,10 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=40)
     parser.add_argument("--least-hours", type=float, default=0.4)
     parser.add_argument("--plain-steps", type=int, default=PLAIN_STEPS)
-    parser.add_argument("--windows", type=int, nargs="+", default=(2048, 1024, 512), help="of the discriminator's spectra")
-    parser.add_argument("--width", type=int, default=16, help="channels of the discriminator")
+    parser.add_argument("--windows", type=int, nargs="+", default=(2048, 1024, 512, 256), help="discriminators' spectra")
+    parser.add_argument("--periods", type=int, nargs="*", default=(2, 3, 5, 7, 11), help="discriminators' foldings")
+    parser.add_argument("--width", type=int, default=32, help="channels of a spectrum's discriminator")
+    parser.add_argument("--mel", type=float, default=15, help="decoder: weight of the mel distance")
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--keep", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)

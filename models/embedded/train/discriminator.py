@@ -1,4 +1,5 @@
-"""Multi-scale STFT discriminator after EnCodec (Défossez et al. 2022), small."""
+"""Discriminators: spectra at several scales after EnCodec (Défossez et al. 2022), and the wave folded at several
+periods after HiFi-GAN (Kong et al. 2020), which hears whether harmonics are in order. Both small."""
 
 from __future__ import annotations
 
@@ -32,13 +33,34 @@ class Scale(nn.Module):
         return self.layers[-1](x), features
 
 
-class Discriminator(nn.Module):
-    def __init__(self, sizes: tuple[int, ...] = (2048, 1024, 512, 256), width: int = 24):
+class Period(nn.Module):
+    def __init__(self, period: int, width: int):
         super().__init__()
-        self.scales = nn.ModuleList(Scale(size, width) for size in sizes)
+        self.period = period
+        sizes = (1, width, 4 * width, 8 * width, 8 * width)
+        layers = [nn.Conv2d(a, b, (5, 1), (3, 1), (2, 0)) for a, b in zip(sizes, sizes[1:], strict=False)]
+        layers += [nn.Conv2d(sizes[-1], sizes[-1], (5, 1), padding=(2, 0)), nn.Conv2d(sizes[-1], 1, (3, 1), padding=(1, 0))]
+        self.layers = nn.ModuleList(weight_norm(layer) for layer in layers)
+
+    def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """audio [B, S] -> judgement, feature maps."""
+        x = nn.functional.pad(audio, (0, -audio.shape[1] % self.period), mode="reflect")
+        x = x.unflatten(1, (-1, self.period))[:, None].contiguous(memory_format=torch.channels_last)
+        features = []
+        for layer in self.layers[:-1]:
+            x = leaky_relu(layer(x), 0.1)
+            features.append(x)
+        return self.layers[-1](x), features
+
+
+class Discriminator(nn.Module):
+    def __init__(self, sizes: tuple[int, ...], periods: tuple[int, ...], width: int):
+        super().__init__()
+        self.parts = nn.ModuleList([*(Scale(size, width) for size in sizes), *(Period(n, 16) for n in periods)])
 
     def forward(self, audio: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
-        return [scale(audio[:, 0]) for scale in self.scales]
+        """audio [B, 1, S]."""
+        return [part(audio[:, 0]) for part in self.parts]
 
 
 def judge_loss(real: list, fake: list) -> Tensor:
