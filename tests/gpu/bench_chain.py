@@ -50,6 +50,7 @@ from chain_use import Busy, Gpu, Reading, children, use_between
 
 from gateway import state
 from gateway.bench import fleet
+from gateway.bench.plan import Plan
 from gateway.bench.record import OK
 from gateway.bench.stats import point as point_of
 from gateway.collector import Collector
@@ -101,19 +102,21 @@ class Chain:
             outcome = await self._load(address, plan, processes, min(wish.longest_s(self._audio_s), max(left_s(), 5.0)))
         after, clients_s = await asyncio.to_thread(self._read), _children_s() - clients_s
         use = use_between(before, after, busy.peaks(), self.gpu) | {"clients_cpu_s": clients_s}
-        traces = await self._whole_traces(outcome) if outcome.is_whole else []
+        traces = await self._whole_traces(outcome) if left_s() > 2 else []
         done = Done(phase, wish, plan, point_of(outcome, traces), use)
         self.done.append(done)
         return done
 
     @staticmethod
-    async def _load(address: str, plan, processes: int, most_s: float) -> fleet.Outcome:
+    async def _load(address: str, plan: Plan, processes: int, most_s: float) -> fleet.Outcome:
         options = argparse.Namespace(address=address, timeout=plan.timeout_s, tls_ca="", tls_cert="", tls_key="", token_file=None)
         load = asyncio.ensure_future(fleet.run(options, plan, processes, lambda _: None))
         await asyncio.wait({load}, timeout=most_s)
         if not load.done():
             load.cancel()  # it then tells what there is
-        return await load
+            await asyncio.wait({load})
+        # Nothing when its processes had not even begun.
+        return fleet.Outcome(plan, processes, is_whole=False) if load.cancelled() else load.result()
 
     async def _whole_traces(self, outcome: fleet.Outcome) -> list[list[Span]]:
         await asyncio.sleep(1)  # the services' own delay before they export
