@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from dataclasses import dataclass
 
 import grpc
@@ -22,7 +23,7 @@ from services.runtime.settings import SettingError
 from services.runtime.watched import BadFile, WatchedFiles
 
 log = logging.getLogger(__name__)
-_ASK_S = 1.0  # between two rounds of questions
+_ASK_S = 1.0  # between two rounds of questions, on average
 _NAMES = ("tokenizer", "backbone", "codec", "watermark")
 
 
@@ -77,7 +78,9 @@ class Stages:
     async def _watch(self) -> None:
         while True:
             await self.check()
-            await asyncio.sleep(_ASK_S)
+            # Questions take their turns among a stage's replicas with everything else. Put at a steady beat they would
+            # send callers of the same beat all to one replica.
+            await asyncio.sleep(_ASK_S * random.uniform(0.5, 1.5))
 
     async def check(self) -> None:
         """Ask all four what they serve.

@@ -35,6 +35,7 @@ from services.runtime.settings import ServerSettings, SettingError, StartError, 
 
 log = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+_PENDING_CALLS = 65_536
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _WATCH_S = 0.1
 _LIFELESS_LOOKS = 10
@@ -85,6 +86,10 @@ class StageServer:
                 ("grpc.max_send_message_length", settings.max_message_mib * MIB),
                 ("grpc.max_connection_age_ms", settings.max_connection_age_s * 1000),
                 ("grpc.max_connection_age_grace_ms", settings.connection_grace_s * 1000),
+                # Calls that no handler has taken up yet: gRPC cancels some from 1,000 on, and all from 3,000. Who is
+                # refused is the service's own affair, which says so with a status and when to come again.
+                ("grpc.server.max_pending_requests", _PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", _PENDING_CALLS),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_time_ms", 20_000),
                 ("grpc.keepalive_timeout_ms", 5_000),

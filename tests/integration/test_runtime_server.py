@@ -205,6 +205,16 @@ async def test_health_knows_names_and_nothing_else(served):
     assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_a_crowd_that_comes_at_once_is_answered_to_the_last(served):
+    codec, _, address = served
+    async with grpc.aio.insecure_channel(address) as channel:
+        ask = codec_pb2_grpc.CodecServiceStub(channel).GetModelInfo
+        calls = [ask(codec_pb2.GetModelInfoRequest(), timeout=60) for _ in range(2500)]
+        codes = [await call.code() for call in calls]
+    assert set(codes) == {grpc.StatusCode.OK}
+    assert codec.asked == len(codes)
+
+
 async def test_two_servers_never_share_a_port_unasked(served):
     codec, _, address = served
     twin = StageServer(
