@@ -5,7 +5,8 @@
 # made, then the decoder stage and the generator are trained: one after the other on one GPU; on two (GPUS=2) speech,
 # tokens and decoder stage have the second one, and the generator, which compiles meanwhile, begins when the codec is
 # done. Run again with the same folder, it goes on where it stopped. The last line of the log is "done".
-# Seconds: FULL, DECODER, GENERATOR. HOURS of speech, SEED: another one each sitting. TINY=1: seconds of everything on a CPU.
+# Seconds: FULL, DECODER, GENERATOR. FULL=0 keeps the bundle's encoder and codebooks, and the codes their meaning.
+# HOURS of speech, SEED: another one each sitting. JUDGES: more options of the decoder stage. TINY=1: seconds of everything on a CPU.
 set -u
 cd "$(dirname "$0")"
 work=$1 text=$2 kokoro=$3 bundle=${4:-..}
@@ -35,13 +36,13 @@ decode() {
     say decoder
     on "$second" python3 codec_train.py decoder --speech "$work/speech" --full "$work/full" --out "$work/decoder" \
         --seconds "${DECODER:-240}" --batch 24 --peak 4e-4 --hours 30 --least-hours $hours_first --keep 500 $batch \
-        >"$work/logs/decoder.log" 2>&1 || say "decoder failed, see its log"
+        ${JUDGES:-} >"$work/logs/decoder.log" 2>&1 || say "decoder failed, see its log"
 }
 generate() {
     [ -e "$work/generator/done" ] && return
     say generator
     on "$first" python3 generator_train.py --tokens "$work/tokens" --out "$work/generator" --start "$work/from/generator" \
-        --seconds "${GENERATOR:-700}" --peak 1.2e-3 --dropout 0.05 --capacity 120000000 --keep 500 \
+        --seconds "${GENERATOR:-700}" --peak 1.2e-3 --dropout "${DROPOUT:-0.05}" --capacity 120000000 --keep 500 \
         --least-rows $rows ${TINY:+--batch 2 --report 1 --capacity 200000} >"$work/logs/generator.log" 2>&1 || say "generator failed, see its log"
 }
 if [ -n "$second" ]; then
@@ -49,6 +50,9 @@ if [ -n "$second" ]; then
     generating=$!
 fi
 
+if [ "${FULL:-360}" = 0 ]; then
+    mkdir -p "$work/full" && cp -r "$work/from/codec/mimi" "$work/full/" && touch "$work/full/done"
+fi
 if ! [ -e "$work/full/done" ]; then
     say codec
     on "$first" python3 codec_train.py full --speech "$work/speech" --start "$work/from/codec" --out "$work/full" \
