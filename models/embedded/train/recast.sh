@@ -4,7 +4,7 @@
 # Speech is made on the GPU; the codec learns the new voices as soon as there is half an hour of it, then the tokens are
 # made, then the decoder stage and the generator are trained: one after the other on one GPU; on two (GPUS=2) speech,
 # tokens and decoder stage have the second one, and the generator, which compiles meanwhile, begins when the codec is
-# done. Run again with the same folder, it goes on where it stopped. The last line of the log is "done".
+# done (without a codec stage, speech and tokens share the first one with the generator). Run again with the same folder, it goes on where it stopped. The last line of the log is "done".
 # Seconds: FULL, DECODER, GENERATOR. FULL=0 keeps the bundle's encoder and codebooks, and the codes their meaning.
 # HOURS of speech, SEED: another one each sitting. JUDGES: more options of the decoder stage. TINY=1: seconds of everything on a CPU.
 set -u
@@ -15,6 +15,8 @@ export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 NO_TORCH_COMPILE=1
 say() { echo "$(date +%T) $*"; }
 first=${GPUS:+0} second=${GPUS:+1}
 [ "${GPUS:-1}" = 2 ] || { first='' second=''; }
+making=$second # where speech and tokens are made
+[ "${FULL:-360}" = 0 ] && making=$first
 on() { # on GPU COMMAND…: all of them when no GPU is named
     gpu=$1
     shift
@@ -28,7 +30,7 @@ fi
 say speech
 [ -e "$work/from/codec/mimi/model.safetensors" ] || python3 unpack.py --bundle "$bundle" --out "$work/from" || exit 1
 rm -f "$work/speech/stop" "$work/tokens/stop"
-on "$second" nice -n 5 python3 recorder.py --text "$text" --kokoro "$kokoro" --out "$work/speech" --seed "${SEED:-9000000}" \
+on "$making" nice -n 5 python3 recorder.py --text "$text" --kokoro "$kokoro" --out "$work/speech" --seed "${SEED:-9000000}" \
     --hours "${HOURS:-100}" $few >>"$work/logs/speech.log" 2>&1 &
 
 decode() {
@@ -60,7 +62,7 @@ if ! [ -e "$work/full/done" ]; then
         { say "codec failed, see its log"; touch "$work/speech/stop"; kill $(jobs -p); exit 1; }
 fi
 say tokens
-on "$second" nice -n 5 python3 tokens.py --speech "$work/speech" --codec "$work/full" --out "$work/tokens" --keep-hours 60 \
+on "$making" nice -n 5 python3 tokens.py --speech "$work/speech" --codec "$work/full" --out "$work/tokens" --keep-hours 60 \
     >>"$work/logs/tokens.log" 2>&1 &
 
 if [ -n "$second" ]; then
