@@ -7,6 +7,7 @@
 #   profile    time of each kernel in a frame, batch 1, 64 and 512
 #   codec      the codec's passes beside stock moshi's
 #   watermark  seconds of audio marked a second, by streams, beside the generator's time
+#   prompts    clips of context audio encoded a second, beside stock moshi's
 #   peers      what others do: a torchtune loop, transformers (minutes; not among the parts run by default)
 #
 # Each part's output goes to the screen and to $OUT (default out/gpu); a part that fails or takes too long
@@ -64,7 +65,7 @@ import platform, torch, triton
 print(torch.cuda.get_device_name(), "| torch", torch.__version__, "| triton", triton.__version__, "| Python", platform.python_version())
 PY
 
-for name in "${@:-tests variants bench profile codec watermark}"; do
+for name in "${@:-tests variants bench profile codec watermark prompts}"; do
     for each in $name; do
         case $each in
         tests)
@@ -79,6 +80,7 @@ for name in "${@:-tests variants bench profile codec watermark}"; do
         profile) part profile 90 "$PYTHON" tests/gpu/profile_frame.py ;;
         codec) part codec 120 "$PYTHON" tests/gpu/bench_codec.py ;;
         watermark) part watermark 90 "$PYTHON" tests/gpu/bench_watermark.py ;;
+        prompts) part prompts 90 "$PYTHON" tests/gpu/bench_prompts.py ;;
         peers) part peers 480 "$PYTHON" tests/gpu/bench_generator.py --only torchtune transformers ;;
         *) echo "no part $each" >&2; exit 2 ;;
         esac
