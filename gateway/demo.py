@@ -14,7 +14,7 @@ from models.bundle import load_bundle
 
 TEXT = "Hello there. These words went through five small services on their way to you."
 _NOISE_S = 4.0  # random weights never stop by themselves
-_SEED = 6  # a take without a slip; of the first sixteen seeds, a recogniser reads four so
+_SEED = 6  # any does: of the first sixteen, a recogniser reads every one word for word
 
 
 async def demo(model: str, out: Path, console: Console, progress: Console) -> int:
