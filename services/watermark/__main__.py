@@ -39,6 +39,7 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
         message_sdr_db=sdr_db,
         level=FixedLevel() if settings.level == "fixed" else RunningLevel(),
         slots=settings.streams,
+        precision=settings.precision,
     )
     await asyncio.to_thread(embedder.warm_up)
     detector = Detector(nets, max_seconds=settings.max_detect_s, offsets=options.get("search_offsets", OFFSETS))

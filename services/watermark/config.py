@@ -23,6 +23,12 @@ class WatermarkSettings(ServerSettings):
     )
     key_file: str | None = setting("CSM_WATERMARK_KEY_FILE", None, "a file that holds the key, instead")
     device: str = setting("CSM_WATERMARK_DEVICE", "cpu", "where the nets run: cpu, cuda or cuda:N")
+    precision: str | None = setting(
+        "CSM_WATERMARK_PRECISION", None,
+        "of the nets' products: fp32, tf32, or fp16, which a GPU is fastest at; default: tf32 on a GPU, fp32 on the CPU, "
+        "where the others are slower; marks then differ by -65 dB",
+        choices=("fp32", "tf32", "fp16"),
+    )
     threads: int = setting("CSM_WATERMARK_THREADS", 1, "CPU threads of one pass", least=1, most=256)
     workers: int = setting("CSM_WATERMARK_WORKERS", 1, "streams worked on at one moment", least=1, most=256)
     batch: int | None = setting(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.watermark.hparams import TRAINING_POWER
+from services.watermark.kernels import PRECISIONS
 from services.watermark.key import check_key, key_symbols
 from services.watermark.level import FixedLevel, Level
 from services.watermark.marker import Marker
@@ -55,6 +56,7 @@ class Embedder:
         level: Level | None = None,
         slots: int = 1,
         fill: bool | None = None,
+        precision: str | None = None,
     ):
         """
         key: what to write, exactly `nets.hparams.key_bytes` bytes.
@@ -64,8 +66,10 @@ class Embedder:
         level: default FixedLevel().
         slots: how many streams to have room for from the start.
         fill: whether passes are filled up to few sizes; None: on CUDA.
+        precision: of the nets' products, one of kernels.PRECISIONS; default: fp32 on the CPU, tf32 on CUDA, whose
+            cuDNN has one switch between these two for the whole process, which this sets.
 
-        Raises: ValueError when key or SDR is out of bounds.
+        Raises: ValueError when key, SDR or precision is out of bounds.
         """
         shape = nets.hparams
         sdr_db = shape.message_sdr_db if message_sdr_db is None else message_sdr_db
@@ -74,6 +78,11 @@ class Embedder:
         self.hparams = shape
         self.sample_rate_hz = sample_rate_hz
         self.device = next(nets.enc_c.parameters()).device
+        self.precision = precision or ("tf32" if self.device.type == "cuda" else "fp32")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}, must be one of {', '.join(PRECISIONS)}")
+        if self.device.type == "cuda" and self.precision != "fp16":
+            torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
         self._fill = self.device.type == "cuda" if fill is None else fill
         self._level = level or FixedLevel()
         self._framing = Framing(shape.n_fft, shape.hop_length, self.device)
@@ -85,7 +94,7 @@ class Embedder:
         with torch.inference_mode():
             self.slots = Slots(slots + 1, self.device)
             self._spare = self.slots.take(1)[0]  # of rows that fill up a pass
-            self._marker = Marker(nets, self.slots)
+            self._marker = Marker(nets, self.slots, self.precision)
             self._synthesis = Synthesis(self._framing, self.slots)
             self._power = self.slots.add(dtype=torch.float64)  # of all columns so far
             # Columns whose mark is not known yet: their spectrum in the band, and the mark's scale.
@@ -217,7 +226,7 @@ class Embedder:
         index = first[:, None] + torch.arange(count, device=device)  # [B, k]
         total = framing.columns(end)[:, None]
 
-        def valid(behind: int) -> Tensor:
+        def valid(behind: Tensor) -> Tensor:  # [n, 1, 1] → [n, B, k]
             return (index >= behind) & (index < total + behind)
 
         begin = self.reach.first_block(first) * self._inward.up

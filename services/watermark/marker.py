@@ -19,90 +19,107 @@ Two savings that change nothing:
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from services.watermark.kernels import PAST, Ending, Kept, Layer, operations_for, rounded
 from services.watermark.slots import Slots
-from services.watermark.weights import Layer, Nets
+from services.watermark.weights import Layer as Stock
+from services.watermark.weights import Nets
 
 _FEATURES = 32
-_FILLED = 2  # channels of zeros, to 36: cuDNN's TF32 wants rows of channels in multiples of 16 bytes
-
-
-class _GatedConv:
-    """BatchNorm(conv(x) * sigmoid(gate(x))) in eval mode, both convolutions as one."""
-
-    def __init__(self, layer: Layer, weights: tuple[Tensor, Tensor] | None = None):
-        conv, gate = weights or (layer.conv.weight, layer.gate.weight)
-        weight = torch.cat([conv, gate]).transpose(2, 3)  # [2 * C_out, C_in, columns, bins]
-        self.weight = weight.contiguous(memory_format=torch.channels_last)
-        self.bias = torch.cat([layer.conv.bias, layer.gate.bias])
-        self.pad = layer.conv.padding[0]
-        norm = layer.bn
-        self.scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        self.shift = norm.bias - norm.running_mean * self.scale
-
-    def step(self, x: Tensor) -> Tensor:
-        """x [B, k + 2 * pad, rows, C_in] → [B, k, rows, C_out]; bins are padded, columns are not."""
-        both = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, padding=(0, self.pad))
-        return torch.addcmul(self.shift, torch.nn.functional.glu(both.permute(0, 2, 3, 1), dim=3), self.scale)
 
 
 class Marker:
     """The nets of one model, folded, and the state of all streams in them."""
 
-    def __init__(self, nets: Nets, slots: Slots):
+    def __init__(self, nets: Nets, slots: Slots, precision: str = "fp32", operations: ModuleType | None = None):
+        """
+        precision: of what 3x3 layers but the first one multiply, one of PRECISIONS; sums are in fp32.
+        operations: default: those for the device the nets lie on.
+        """
         shape = nets.hparams
         self.rows, self.band, self.bins = shape.rows, shape.message_band_size, shape.bins
         self._slots = slots
-        self._encoder = [_GatedConv(layer) for layer in nets.enc_c.main]
-        first, *rest = nets.dec_c.main
-        folded = (_fold(first.conv.weight), _fold(first.gate.weight))
-        self._decoder = [_GatedConv(first, folded), *(_GatedConv(layer) for layer in rest)]
+        self._operations = operations or operations_for(nets.enc_c.linear.weight.device)
+        half, rounds = precision == "fp16", precision == "tf32"
+        dtype = torch.float16 if half else torch.float32
+        # Channels of zeros, to 36 or 40: cuDNN wants rows of channels in multiples of 16 bytes on tensor cores.
+        filled = 6 if half else 2
+        opening, *encoder = nets.enc_c.main
+        first, *middle, last = nets.dec_c.main
+        folded = (_fold(first.conv.weight, filled), _fold(first.gate.weight, filled))
+        self._layers = [
+            _layer(opening, torch.float32, rounds),
+            *(_layer(layer, dtype, rounds) for layer in encoder),
+            _layer(first, dtype, rounds, folded),
+            *(_layer(layer, dtype, rounds) for layer in middle),
+        ]
+        weight, bias, shift = _joined(last)
+        self._ending = Ending(weight.flatten(1).contiguous(), torch.cat([bias, shift]))
+        self._encoders = len(nets.enc_c.main)
         linear = nets.enc_c.linear
         spelled = (linear.weight + linear.bias[:, None]).T  # [symbols, band]
         self._spelled = torch.nn.functional.pad(spelled, (0, self.rows - self.band))
         # What is kept of each stream: the last columns of each 3x3 layer's input, and those columns of
         # carrier and message whose features are not known yet.
-        layers = [*self._encoder, *self._decoder]
-        self._tails = [slots.add(2, self.rows, layer.weight.shape[1]) if layer.pad else None for layer in layers]
-        self._waiting = slots.add(len(self._encoder), self.rows, 2)
+        self._tails = [
+            slots.add(PAST, self.rows, layer.weight.shape[1], dtype=layer.weight.dtype) for layer in self._layers
+        ]
+        self._waiting = slots.add(self._encoders, self.rows, 2)
+        self._behind = torch.arange(len(self._layers) + 1, device=linear.weight.device)[:, None, None]
 
     @torch.inference_mode()
-    def step(self, rows: Tensor, carrier: Tensor, symbols: Tensor, valid: Callable[[int], Tensor] | None) -> Tensor:
+    def step(self, rows: Tensor, carrier: Tensor, symbols: Tensor, valid: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Advance streams by some columns each.
 
         rows: their slots [B]. carrier: magnitudes of bins 0 to rows - 1 [B, k, rows]. symbols: what
         each column says [B, k].
-        valid: which of the columns so many before these lie within their streams, [B, k]; None: all do.
+        valid: given [n, 1, 1] numbers of columns, which of the columns so many before these lie within
+            their streams, [n, B, k]; None: all do.
         Returns: the mark's magnitude in the band [B, k, band] of columns `reach` before these, each
         column with the mean square 1 over all bins.
         """
-        tails, count, behind = iter(self._tails), carrier.shape[1], 0
+        count, slots = carrier.shape[1], self._slots
 
-        def cut(x: Tensor) -> Tensor:
-            return x if valid is None else torch.where(valid(behind)[:, :, None, None], x, 0.0)
-
-        both = cut(torch.stack([carrier, self._spelled[symbols]], dim=3))  # [B, k, rows, 2]
-        h = both[..., :1]
-        waiting = self._slots.behind(self._waiting, rows, both)[:, :count]
-        for layer in self._encoder:
-            h, behind = layer.step(self._slots.behind(next(tails), rows, h)), behind + 1
-            h = cut(h)
-        h = torch.cat([h, torch.nn.functional.pad(waiting, (0, _FILLED))], dim=3)
-        for layer in self._decoder:
-            tail = next(tails)
-            if tail is not None:
-                h, behind = self._slots.behind(tail, rows, h), behind + 1
-            h = cut(layer.step(h))
-        mark = h[:, :, : self.band, 0].abs()
+        inside = [None] * len(self._behind) if valid is None else valid(self._behind)
+        both = torch.stack([carrier, self._spelled[symbols]], dim=3)  # [B, k, rows, 2]
+        if valid is not None:
+            both = torch.where(inside[0][:, :, None, None], both, 0.0)
+        waiting = slots.behind(self._waiting, rows, both)[:, :count]
+        window = slots.behind(self._tails[0], rows, both[..., :1])
+        for number, layer in enumerate(self._layers[:-1], start=1):
+            kept = Kept(slots.pool(self._tails[number]), rows)
+            extra = waiting if number == self._encoders else None  # the decoder's first layer sees them too
+            window = self._operations.gated(window, layer, kept, inside[number], extra)
+        mark = self._operations.ended(window, self._layers[-1], self._ending, inside[-1])
+        mark = mark[:, :, : self.band]
         mean_square = mark.square().sum(dim=2, keepdim=True) / self.bins
         return mark * torch.rsqrt(mean_square.clamp_min(1e-30))
 
 
-def _fold(weight: Tensor) -> Tensor:
-    """[C, 96, 3, 3] over features, 32 carriers, 32 messages → [C, 34, 3, 3], and zeros to 36."""
+def _joined(layer: Stock, weights: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight [2 * C, C_in, columns, bins], bias [2 * C] and shift [C] of both convolutions as one."""
+    conv, gate = weights or (layer.conv.weight, layer.gate.weight)
+    norm = layer.bn
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    weight = torch.cat([conv * scale[:, None, None, None], gate]).transpose(2, 3)
+    bias = torch.cat([layer.conv.bias * scale, layer.gate.bias])
+    return weight, bias, norm.bias - norm.running_mean * scale
+
+
+def _layer(layer: Stock, dtype: torch.dtype, rounds: bool, weights: tuple[Tensor, Tensor] | None = None) -> Layer:
+    weight, bias, shift = _joined(layer, weights)
+    if rounds and weight.shape[1] > 1:
+        weight = rounded(weight)
+    weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+    return Layer(weight, bias, shift, rounds)
+
+
+def _fold(weight: Tensor, filled: int) -> Tensor:
+    """[C, 96, 3, 3] over features, 32 carriers, 32 messages → [C, 34, 3, 3], and so many channels of zeros."""
     features, carrier, message = weight.split(_FEATURES, dim=1)
     summed = [part.sum(1, keepdim=True) for part in (carrier, message)]
-    return torch.cat([features, *summed, torch.zeros_like(features[:, :_FILLED])], dim=1)
+    return torch.cat([features, *summed, weight.new_zeros(len(weight), filled, *weight.shape[2:])], dim=1)

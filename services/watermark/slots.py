@@ -62,6 +62,10 @@ class Slots:
         for pool in self._pools:
             pool.index_fill_(0, rows, 0)
 
+    def pool(self, number: int) -> Tensor:
+        """The tensor itself, [slots, …], for what reads and writes rows of it by kernels of its own."""
+        return self._pools[number]
+
     def read(self, number: int, rows: Tensor) -> Tensor:
         """rows: slots [B]; a copy of theirs [B, …]."""
         return self._pools[number].index_select(0, rows)

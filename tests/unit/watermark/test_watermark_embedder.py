@@ -98,7 +98,7 @@ def test_folded_nets_equal_the_stock_modules(untrained):
     expected = untrained.dec_c(merged, 0.0)[0, 0]
     marker = Marker(untrained, Slots(1, torch.device("cpu")))
     [got] = marks_of(marker, untrained.hparams.reach, [carrier[0, 0, : shape.rows].T], symbols, [columns + shape.reach])
-    assert not marker._decoder[0].weight[:, 34:].any()
+    assert not marker._layers[shape.enc_n_layers].weight[:, 34:].any()
     assert torch.all(expected[shape.message_band_size :] == 0)
     assert (got.T - expected[: shape.message_band_size]).abs().max() < 1e-4
 

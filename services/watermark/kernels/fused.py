@@ -1,0 +1,208 @@
+"""The operations of plain.py, which says what each computes, for CUDA devices: a convolution by cuDNN, which
+adds nothing, and one Triton kernel for all that follows. The first layer, which has one channel to read, is
+one kernel altogether; the last layer, which has one to write, is part of the kernel before it.
+
+A program writes some of one column's cells, in the window and in the pool, and no other program touches those.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from services.watermark.kernels import MOST_HALF, PAST, Ending, Kept, Layer
+
+_BLOCK = 1024  # cells of a program
+_MOST_HALF = tl.constexpr(MOST_HALF)
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _held(x):
+    """Within what fp16 can say; NaN stays NaN."""
+    return tl.where(x > _MOST_HALF, _MOST_HALF, tl.where(x < -_MOST_HALF, -_MOST_HALF, x))
+
+
+@triton.jit
+def _rounded(x):
+    """As kernels.rounded. The tensor cores would cut the low bits off, which errs to one side."""
+    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _turn(new, out, pool, rows, stream, column, steps, size, index, mask):
+    """Write cells of a pass's column to the window; what was kept goes before it, and its last columns are kept.
+
+    A column that is to be kept takes the place of one that is read here before; of one column's pass the second
+    one kept moves up.
+    """
+    window = out + stream * (2 + steps) * size + index
+    kept = pool + tl.load(rows + stream) * 2 * size + index
+    tl.store(window + (2 + column) * size, new, mask=mask)
+    if steps == 1:
+        first = tl.load(kept, mask=mask)
+        second = tl.load(kept + size, mask=mask)
+        tl.store(window, first, mask=mask)
+        tl.store(window + size, second, mask=mask)
+        tl.debug_barrier()  # all is read before anything is written over
+        tl.store(kept, second, mask=mask)
+        tl.store(kept + size, new, mask=mask)
+    elif column >= steps - 2:
+        past = column - (steps - 2)
+        old = tl.load(kept + past * size, mask=mask)
+        tl.store(window + past * size, old, mask=mask)
+        tl.debug_barrier()
+        tl.store(kept + past * size, new, mask=mask)
+
+
+# What changes with the pass is not specialised: one variant serves every size, and a size of 1 stays a tensor.
+@triton.jit(do_not_specialize=["steps"])
+def _gated(
+    both, bias, shift, extra, inside, pool, rows, out, steps, bins,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, EXTRA: tl.constexpr, CUT: tl.constexpr, HALF: tl.constexpr,
+    ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64)
+    stream = at // steps
+    column = at % steps
+    index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < bins * WIDTH
+    row, channel = index // WIDTH, index % WIDTH
+    own = mask & (channel < CHANNELS)
+    place = both + at * (bins * 2 * CHANNELS) + row * (2 * CHANNELS) + channel
+    value = tl.load(place, mask=own, other=0.0).to(tl.float32)
+    gate = tl.load(place + CHANNELS, mask=own, other=0.0).to(tl.float32)
+    if HALF:
+        value, gate = _held(value), _held(gate)
+    value += tl.load(bias + channel, mask=own, other=0.0)
+    gate += tl.load(bias + CHANNELS + channel, mask=own, other=0.0)
+    new = value * _sigmoid(gate) + tl.load(shift + channel, mask=own, other=0.0)
+    if EXTRA:
+        given = mask & (channel >= CHANNELS) & (channel < CHANNELS + EXTRA)
+        more = tl.load(extra + (at * bins + row) * EXTRA + channel - CHANNELS, mask=given, other=0.0)
+        new = tl.where(own, new, more)
+    if CUT:
+        new = tl.where(tl.load(inside + at) != 0, new, 0.0)
+    if HALF:
+        new = _held(new)
+    if ROUNDS:
+        new = _rounded(new)
+    _turn(new.to(out.dtype.element_ty), out, pool, rows, stream, column, steps, bins * WIDTH, index, mask)
+
+
+@triton.jit(do_not_specialize=["steps"])
+def _first(
+    x, weight, bias, shift, inside, pool, rows, out, steps, bins,
+    CHANNELS: tl.constexpr, PADDED: tl.constexpr, CUT: tl.constexpr, HALF: tl.constexpr, ROUNDS: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64)
+    stream = at // steps
+    column = at % steps
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, PADDED)
+    own = channel < CHANNELS
+    value = tl.zeros((ROWS, PADDED), dtype=tl.float32) + tl.load(bias + channel, mask=own, other=0.0)[None, :]
+    gate = tl.zeros((ROWS, PADDED), dtype=tl.float32) + tl.load(bias + CHANNELS + channel, mask=own, other=0.0)[None, :]
+    for tap in tl.static_range(9):
+        near = row + tap % 3 - 1
+        source = x + (stream * (2 + steps) + column + tap // 3) * bins + near
+        cells = tl.load(source, mask=(near >= 0) & (near < bins), other=0.0)[:, None]
+        taps = weight + channel * 9 + tap
+        value += cells * tl.load(taps, mask=own, other=0.0)[None, :]
+        gate += cells * tl.load(taps + CHANNELS * 9, mask=own, other=0.0)[None, :]
+    new = value * _sigmoid(gate) + tl.load(shift + channel, mask=own, other=0.0)[None, :]
+    if CUT:
+        new = tl.where(tl.load(inside + at) != 0, new, 0.0)
+    if HALF:
+        new = _held(new)
+    if ROUNDS:
+        new = _rounded(new)
+    index = row[:, None] * CHANNELS + channel[None, :]
+    mask = (row < bins)[:, None] & own[None, :]
+    _turn(new.to(out.dtype.element_ty), out, pool, rows, stream, column, steps, bins * CHANNELS, index, mask)
+
+
+@triton.jit
+def _ended(
+    both, bias, shift, weight, ending, inside, out, bins,
+    CHANNELS: tl.constexpr, PADDED: tl.constexpr, CUT: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, PADDED)
+    own = channel < CHANNELS
+    mask = (row < bins)[:, None] & own[None, :]
+    place = both + at * (bins * 2 * CHANNELS) + row[:, None] * (2 * CHANNELS) + channel[None, :]
+    value = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    gate = tl.load(place + CHANNELS, mask=mask, other=0.0).to(tl.float32)
+    if HALF:
+        value, gate = _held(value), _held(gate)
+    value += tl.load(bias + channel, mask=own, other=0.0)[None, :]
+    gate += tl.load(bias + CHANNELS + channel, mask=own, other=0.0)[None, :]
+    hidden = value * _sigmoid(gate) + tl.load(shift + channel, mask=own, other=0.0)[None, :]
+    # Beyond the last channel the weights are zero.
+    last = tl.sum(hidden * tl.load(weight + channel, mask=own, other=0.0)[None, :], axis=1) + tl.load(ending)
+    opens = tl.load(weight + CHANNELS + channel, mask=own, other=0.0)[None, :]
+    opened = _sigmoid(tl.sum(hidden * opens, axis=1) + tl.load(ending + 1))
+    mark = tl.abs(last * opened + tl.load(ending + 2))
+    if CUT:
+        mark = tl.where(tl.load(inside + at) != 0, mark, 0.0)
+    tl.store(out + at * bins + row, mark, mask=row < bins)
+
+
+def gated(window: Tensor, layer: Layer, kept: Kept, inside: Tensor | None, extra: Tensor | None = None) -> Tensor:
+    count, columns, bins, _ = window.shape
+    columns -= PAST
+    channels, width = len(layer.shift), kept.pool.shape[3]
+    out = kept.pool.new_empty(count, PAST + columns, bins, width)
+    cut = out if inside is None else inside.contiguous().view(torch.int8)
+    half = kept.pool.dtype != layer.bias.dtype
+    assert kept.pool.is_contiguous() and kept.rows.is_contiguous()
+    if window.shape[3] == 1:
+        assert width == channels and window.is_contiguous() and layer.weight.is_contiguous()
+        _first[(count * columns, triton.cdiv(bins, 32))](
+            window, layer.weight, layer.bias, layer.shift, cut, kept.pool, kept.rows, out, columns, bins,
+            CHANNELS=channels, PADDED=triton.next_power_of_2(channels), CUT=inside is not None, HALF=half,
+            ROUNDS=layer.rounds, ROWS=32, num_warps=4,
+        )  # fmt: skip
+        return out
+    both = _convolved(window, layer)
+    more = out if extra is None else extra.contiguous()
+    _gated[(count * columns, triton.cdiv(bins * width, _BLOCK))](
+        both, layer.bias, layer.shift, more, cut, kept.pool, kept.rows, out, columns, bins,
+        CHANNELS=channels, WIDTH=width, EXTRA=0 if extra is None else extra.shape[3], CUT=inside is not None,
+        HALF=half, ROUNDS=layer.rounds, BLOCK=_BLOCK, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def ended(window: Tensor, layer: Layer, ending: Ending, inside: Tensor | None) -> Tensor:
+    both = _convolved(window, layer)
+    count, columns, bins, channels = both.shape
+    channels //= 2
+    out = layer.bias.new_empty(count, columns, bins)
+    cut = out if inside is None else inside.contiguous().view(torch.int8)
+    _ended[(count * columns, triton.cdiv(bins, 16))](
+        both, layer.bias, layer.shift, ending.weight, ending.bias, cut, out, bins,
+        CHANNELS=channels, PADDED=triton.next_power_of_2(channels), CUT=inside is not None,
+        HALF=both.dtype != layer.bias.dtype, ROWS=16, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def _convolved(window: Tensor, layer: Layer) -> Tensor:
+    """[B, PAST + k, rows, C_in] → both halves, without their bias [B, k, rows, 2 * C]."""
+    x = window.permute(0, 3, 1, 2)
+    if layer.weight.dtype == torch.float16 and window.device.type == "cpu":  # interpreted: for tests
+        both = F.conv2d(x.float(), layer.weight.float(), padding=(0, 1)).half()
+    else:
+        both = F.conv2d(x, layer.weight, padding=(0, 1))
+    return both.permute(0, 2, 3, 1).contiguous()

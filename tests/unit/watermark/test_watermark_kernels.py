@@ -1,0 +1,134 @@
+"""The marker's Triton kernels against their plain twins on fresh random inputs.
+
+On a CUDA device they are compiled (`-m gpu`); elsewhere Triton's interpreter runs them, where Triton is
+installed at all, which the CPU needs for nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from services.watermark.hparams import Hparams
+from services.watermark.kernels import PRECISIONS, Ending, Kept, Layer, fused, plain, rounded
+from services.watermark.marker import Marker
+from services.watermark.slots import Slots
+from services.watermark.weights import load_nets, write_random
+
+BINS = 21
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # or convolutions of fp32 round
+    if request.param == "cpu" and torch.cuda.is_available():
+        pytest.skip("the kernels are compiled here, not interpreted")
+    torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
+    return torch.device(request.param)
+
+
+def layer_of(device, precision, given, channels) -> Layer:
+    weight = torch.randn(2 * channels, given, 3, 3, device=device) / (9 * given) ** 0.5
+    if precision == "tf32" and given > 1:
+        weight = rounded(weight)
+    weight = weight.to(dtype_of(precision, given)).contiguous(memory_format=torch.channels_last)
+    bias, shift = torch.randn(2 * channels, device=device), torch.randn(channels, device=device)
+    return Layer(weight, bias, shift, precision == "tf32")
+
+
+def dtype_of(precision, given) -> torch.dtype:
+    return torch.float16 if precision == "fp16" and given > 1 else torch.float32
+
+
+def inputs(device, precision, count, columns, given) -> torch.Tensor:
+    window = torch.randn(count, 2 + columns, BINS, given, device=device).to(dtype_of(precision, given))
+    return rounded(window) if precision == "tf32" and given > 1 else window
+
+
+def near(got, wanted, precision) -> None:
+    """Two ways to sum up differ in fp32's last bits; where a result is then rounded, now and then by a step of that."""
+    got, wanted = got.double(), wanted.double()
+    step = 1e-5 if precision == "fp32" else 2e-3
+    assert torch.isfinite(got).all()
+    assert ((got - wanted).abs() <= step * (1 + wanted.abs())).all()
+    assert (got - wanted).norm() <= (1e-6 if precision == "fp32" else 3e-4) * wanted.norm()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("given", "channels", "width", "extra"), [(1, 32, 32, 0), (32, 32, 32, 0), (32, 32, 36, 2), (36, 96, 96, 0), (1, 8, 8, 0)]
+)
+@pytest.mark.parametrize(("count", "columns", "cut"), [(3, 1, True), (2, 2, False), (2, 5, True)])
+def test_gated(device, precision, given, channels, width, extra, count, columns, cut):
+    """Streams in slots that lie anywhere; a pass shorter than what is kept, too; and of others nothing changes."""
+    layer, window = layer_of(device, precision, given, channels), inputs(device, precision, count, columns, given)
+    ours = torch.randn(5, 2, BINS, width, device=device).to(dtype_of(precision, width))
+    theirs, before = ours.clone(), ours.clone()
+    rows = torch.tensor([3, 0, 2][:count], device=device)
+    inside = torch.rand(count, columns, device=device) < 0.5 if cut else None
+    more = 100 * torch.randn(count, columns, BINS, extra, device=device) if extra else None
+    got = fused.gated(window, layer, Kept(ours, rows), inside, more)
+    wanted = plain.gated(window, layer, Kept(theirs, rows), inside, more)
+    assert got.dtype == wanted.dtype == theirs.dtype and got.shape == wanted.shape == (count, 2 + columns, BINS, width)
+    assert torch.equal(got[:, :2], before[rows]) and torch.equal(wanted[:, :2], before[rows])
+    near(got, wanted, precision)
+    near(ours, theirs, precision)
+    others = [slot for slot in range(5) if slot not in rows.tolist()]
+    assert torch.equal(ours[others], before[others])
+    assert torch.equal(ours[rows], got[:, columns:])
+    if cut:
+        assert not got[:, 2:][~inside].any()
+    if extra:
+        assert not got[:, 2:, :, channels + extra :].any()
+    if precision == "tf32":
+        assert torch.equal(rounded(got[:, 2:]), got[:, 2:])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("count", "columns", "channels", "cut"), [(2, 1, 96, True), (1, 3, 96, False), (2, 2, 40, True)])
+def test_ended(device, precision, count, columns, channels, cut):
+    layer, window = layer_of(device, precision, 32, channels), inputs(device, precision, count, columns, 32)
+    ending = Ending(torch.randn(2, channels, device=device) / channels**0.5, torch.randn(3, device=device))
+    inside = torch.rand(count, columns, device=device) < 0.5 if cut else None
+    got, wanted = (each.ended(window, layer, ending, inside) for each in (fused, plain))
+    assert got.dtype == wanted.dtype == torch.float32 and got.shape == wanted.shape == (count, columns, BINS)
+    near(got, wanted, precision)
+    assert not cut or not got[~inside].any()
+
+
+@pytest.mark.parametrize("each", [fused, plain], ids=["fused", "plain"])
+def test_half_precision_holds_what_is_too_large_and_shows_what_is_no_number(device, each):
+    layer, window = layer_of(device, "fp16", 32, 32), inputs(device, "fp16", 1, 2, 32)
+    layer.bias[32:] = 30.0  # gates wide open
+    layer.weight[32:] = 0.0
+    pool = torch.zeros(1, 2, BINS, 32, device=device, dtype=torch.float16)
+    kept = Kept(pool, torch.zeros(1, dtype=torch.int64, device=device))
+    loud = each.gated((window * 30000).clamp(-65504, 65504), layer, kept, None)
+    assert torch.isfinite(loud).all() and loud.abs().max() == 65504
+    window[0, 2, 3, 4] = torch.nan
+    assert torch.isnan(each.gated(window, layer, kept, None)).any()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_marks_of_streams_at_different_points(device, precision, tmp_path):
+    """The nets as a whole, streams that begin and end in the middle of passes included."""
+    shape = Hparams(sample_rate_hz=24000, n_fft=64, hop_length=32, message_band_size=20, message_sdr_db=20.0)
+    nets = load_nets(write_random(tmp_path, shape, 3), device)
+    makers = [Marker(nets, Slots(3, device), precision, operations) for operations in (fused, plain)]
+    lengths, first, at = torch.tensor([5, 3], device=device), torch.tensor([0, -1], device=device), 0
+    rows = torch.tensor([2, 0], device=device)
+    for columns in (1, 2, 1, 8):
+        index = first[:, None] + at + torch.arange(columns, device=device)
+        carrier, symbols = 300 * torch.rand(2, columns, shape.rows, device=device), index % 5
+
+        def valid(behind, index=index):
+            return (index >= behind) & (index < lengths[:, None] + behind)
+
+        got, wanted = (maker.step(rows, carrier, symbols, valid) for maker in makers)
+        assert (got - wanted).norm() <= (1e-5 if precision == "fp32" else 3e-3) * wanted.norm()
+        at += columns
+    assert at > 5 + shape.reach
