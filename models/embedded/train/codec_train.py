@@ -2,7 +2,8 @@
 
 full     encoder, codebooks and decoder on multi-resolution log-mel distance; a linear classifier
          reads phonemes off codebook 0, which makes it the semantic one. The first steps run
-         without quantisation, then k-means seeds the codebooks.
+         without quantisation, then k-means seeds the codebooks. With --judged, against a
+         discriminator too.
 decoder  encoder and codebooks frozen (tokens can be made meanwhile); the decoder alone against a
          discriminator, with an exponential average of its weights kept as the result.
 
@@ -84,6 +85,18 @@ class Trainer:
     def autocast(self):
         return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bf16)
 
+    def optimizer_of(self, parameters) -> torch.optim.AdamW:
+        on_gpu = self.device.startswith("cuda")
+        options = {"betas": (0.8, 0.99), "weight_decay": 1e-3, "capturable": on_gpu, "foreach": on_gpu}
+        return torch.optim.AdamW(parameters, lr=self.rate, **options)
+
+    def call_judge(self) -> None:
+        args = self.args
+        judge = Discriminator(args.windows, args.periods, args.width)
+        self.judge = judge.to(self.device).to(memory_format=torch.channels_last)
+        self.judge_optimizer = self.optimizer_of(self.judge.parameters())
+        self.weight = torch.zeros((), device=self.device)  # of what it says
+
     # full -------------------------------------------------------------------------------------
 
     def full_step(self, quantise: bool) -> Tensor:
@@ -106,28 +119,33 @@ class Trainer:
         phone_loss = F.cross_entropy(logits.flatten(0, 2), phones.flatten())
         mel = self.distance(audio, made)
         l1 = (audio - made).abs().mean()
-        loss = 15 * mel + l1 + 0.25 * commitment + 0.5 * phone_loss
+        loss = self.args.mel * mel + self.args.wave * l1 + 0.25 * commitment + 0.5 * phone_loss
+        said = [mel.new_zeros(())] * 3
+        if quantise and self.args.judged:
+            said = self.against(audio, made)
+            loss = loss + self.weight * (said[1] + 4 * said[2])
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 20.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         hit = (logits.flatten(0, 2).argmax(-1) == phones.flatten()).float().mean()
-        return torch.stack([mel, l1, commitment, phone_loss, hit]).detach()
+        return torch.stack([mel, l1, commitment, phone_loss, hit, *said]).detach()
 
     def full(self) -> None:
         args = self.args
         self.parameters = [*self.mimi.parameters(), *self.heads.parameters()]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=self.rate, betas=(0.8, 0.99), weight_decay=1e-3,
-            capturable=self.device.startswith("cuda"), foreach=self.device.startswith("cuda"),
-        )
+        self.optimizer = self.optimizer_of(self.parameters)
+        if args.judged:
+            self.call_judge()
         self.bank.wait_for(args.least_hours)
         self.bank.watch()
-        log = Log(args.out / "codec_full.jsonl", ["mel", "l1", "commit", "phone", "phone_hit"])
+        log = Log(args.out / "codec_full.jsonl", ["mel", "l1", "commit", "phone", "phone_hit", "judge", "fool", "match"])
         clock = Clock(args.seconds, self.resume_full())
         quantised = Replayed(lambda: self.full_step(quantise=True), capture=args.graph)
         while clock.done < 1:
             self.rate.fill_(clock.rate(self.step, args.peak, 100))
+            if args.judged:
+                self.weight.fill_(min(1.0, max(0, self.step - args.plain_steps) / 500))  # let the judge learn first
             if self.step == args.plain_steps:
                 with torch.no_grad():
                     crops = [latent(self.mimi, self.bank.crops(args.batch, LABELS)[0]) for _ in range(24)]
@@ -153,9 +171,10 @@ class Trainer:
             state = torch.load(self.path, map_location=self.device)
             self.mimi.load_state_dict(state["mimi"])
             self.heads.load_state_dict(state["heads"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate
+            self.load_optimizer(self.optimizer, state["optimizer"])
+            if args.judged:
+                self.judge.load_state_dict(state["judge"])
+                self.load_optimizer(self.judge_optimizer, state["judge_optimizer"])
             self.step = state["step"]
             return state["spent_s"]
         if args.start:
@@ -165,7 +184,15 @@ class Trainer:
 
     def store_full(self, clock: Clock) -> None:
         state = {"mimi": self.mimi.state_dict(), "heads": self.heads.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.args.judged:
+            state |= {"judge": self.judge.state_dict(), "judge_optimizer": self.judge_optimizer.state_dict()}
+            save(self.mimi, self.args.out / "mimi")
         replace(self.path, state | {"step": self.step, "spent_s": clock.spent_s})
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, state: dict) -> None:
+        optimizer.load_state_dict(state)
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate
 
     # decoder ----------------------------------------------------------------------------------
 
@@ -178,6 +205,18 @@ class Trainer:
         with self.autocast():
             made = waveform(self.mimi, x)
         made = made.float()
+        loss, fool, match = self.against(audio, made)
+        mel = self.distance(audio, made)
+        total = self.args.mel * mel + self.weight * (fool + 4 * match)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 20.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch._foreach_lerp_(self.average, self.parameters, 0.002)
+        return torch.stack([mel, loss, fool, match]).detach()
+
+    def against(self, audio: Tensor, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of the discriminators; their loss, and what they then say of `made`: fooled, features apart."""
         judged = self.judged(torch.cat([audio, made.detach()]))
         real, fake = [(v[: len(audio)], None) for v, _ in judged], [(v[len(audio) :], None) for v, _ in judged]
         loss = judge_loss(real, fake)
@@ -190,14 +229,7 @@ class Trainer:
         fake = self.judged(made)
         self.judge.requires_grad_(True)
         fool, match = fool_loss(real, fake)
-        mel = self.distance(audio, made)
-        total = self.args.mel * mel + self.weight * (fool + 4 * match)
-        total.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 20.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        torch._foreach_lerp_(self.average, self.parameters, 0.002)
-        return torch.stack([mel, loss, fool, match]).detach()
+        return loss.detach(), fool, match
 
     def judged(self, audio: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
         with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.device.startswith("cuda")):
@@ -212,14 +244,10 @@ class Trainer:
         self.parameters += [self.mimi.quantizer.rvq_first.output_proj.weight, self.mimi.quantizer.rvq_rest.output_proj.weight]
         for p in self.parameters:
             p.requires_grad_(True)
-        self.judge = Discriminator(args.windows, args.periods, args.width).to(self.device).to(memory_format=torch.channels_last)
         spent_s = 0.0
         self.average = [p.detach().clone() for p in self.parameters]
-        capturable = self.device.startswith("cuda")
-        options = {"lr": self.rate, "betas": (0.8, 0.99), "capturable": capturable, "foreach": capturable}
-        self.optimizer = torch.optim.AdamW(self.parameters, weight_decay=1e-3, **options)
-        self.judge_optimizer = torch.optim.AdamW(self.judge.parameters(), weight_decay=1e-3, **options)
-        self.weight = torch.zeros((), device=self.device)
+        self.optimizer = self.optimizer_of(self.parameters)
+        self.call_judge()
         if self.path.exists():
             state = torch.load(self.path, map_location=self.device)
             with torch.no_grad():
@@ -228,9 +256,7 @@ class Trainer:
                     kept.copy_(average)
             self.judge.load_state_dict(state["judge"])
             for optimizer, kept in zip((self.optimizer, self.judge_optimizer), state["optimizers"], strict=True):
-                optimizer.load_state_dict(kept)
-                for group in optimizer.param_groups:
-                    group["lr"] = self.rate
+                self.load_optimizer(optimizer, kept)
             self.step, spent_s = state["step"], state["spent_s"]
         self.bank.wait_for(args.least_hours)
         self.bank.watch()
@@ -279,7 +305,9 @@ def main() -> None:
     parser.add_argument("--windows", type=int, nargs="+", default=(2048, 1024, 512, 256), help="discriminators' spectra")
     parser.add_argument("--periods", type=int, nargs="*", default=(2, 3, 5, 7, 11), help="discriminators' foldings")
     parser.add_argument("--width", type=int, default=32, help="channels of a spectrum's discriminator")
-    parser.add_argument("--mel", type=float, default=15, help="decoder: weight of the mel distance")
+    parser.add_argument("--judged", action="store_true", help="full: against a discriminator too")
+    parser.add_argument("--mel", type=float, default=15, help="weight of the mel distance")
+    parser.add_argument("--wave", type=float, default=1, help="full: weight of the distance of waves")
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--keep", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)

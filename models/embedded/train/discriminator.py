@@ -3,6 +3,8 @@ periods after HiFi-GAN (Kong et al. 2020), which hears whether harmonics are in 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
@@ -38,7 +40,7 @@ class Period(nn.Module):
         super().__init__()
         self.period = period
         sizes = (1, width, 4 * width, 8 * width, 8 * width)
-        layers = [nn.Conv2d(a, b, (5, 1), (3, 1), (2, 0)) for a, b in zip(sizes, sizes[1:], strict=False)]
+        layers = [nn.Conv2d(a, b, (5, 1), (3, 1), (2, 0)) for a, b in pairwise(sizes)]
         layers += [nn.Conv2d(sizes[-1], sizes[-1], (5, 1), padding=(2, 0)), nn.Conv2d(sizes[-1], 1, (3, 1), padding=(1, 0))]
         self.layers = nn.ModuleList(weight_norm(layer) for layer in layers)
 

@@ -6,7 +6,8 @@
 # tokens and decoder stage have the second one, and the generator, which compiles meanwhile, begins when the codec is
 # done (without a codec stage, speech and tokens share the first one with the generator). Run again with the same folder, it goes on where it stopped. The last line of the log is "done".
 # Seconds: FULL, DECODER, GENERATOR. FULL=0 keeps the bundle's encoder and codebooks, and the codes their meaning.
-# HOURS of speech, SEED: another one each sitting. JUDGES: more options of the decoder stage. TINY=1: seconds of everything on a CPU.
+# HOURS of speech, SEED: another one each sitting. CODEC, JUDGES: more options of the
+# codec and of its decoder stage. TINY=1: seconds of everything on a CPU.
 set -u
 cd "$(dirname "$0")"
 work=$1 text=$2 kokoro=$3 bundle=${4:-..}
@@ -58,7 +59,8 @@ fi
 if ! [ -e "$work/full/done" ]; then
     say codec
     on "$first" python3 codec_train.py full --speech "$work/speech" --start "$work/from/codec" --out "$work/full" \
-        --seconds "${FULL:-360}" --batch 48 --peak 5e-4 --hours 60 --least-hours $hours_first --keep 500 $batch >"$work/logs/full.log" 2>&1 ||
+        --seconds "${FULL:-360}" --batch 48 --peak 5e-4 --hours 60 --least-hours $hours_first --keep 500 $batch \
+        ${CODEC:-} >"$work/logs/full.log" 2>&1 ||
         { say "codec failed, see its log"; touch "$work/speech/stop"; kill $(jobs -p); exit 1; }
 fi
 say tokens
