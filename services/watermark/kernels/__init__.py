@@ -63,10 +63,25 @@ def rounded(x: Tensor) -> Tensor:
 
 
 def operations_for(device: torch.device) -> ModuleType:
-    """The module of operations for a device."""
+    """The module of operations for a device: on CUDA the kernels, if a first launch of one succeeds.
+
+    Triton builds its launchers where they run, and an image without a C compiler is enough for it to fail.
+    """
     if device.type == "cuda":
         try:
-            return importlib.import_module("services.watermark.kernels.fused")
-        except ImportError as error:
-            log.warning("marking on %s without kernels, at half the speed: %s", device, error)
+            fused = importlib.import_module("services.watermark.kernels.fused")
+            _try(fused, device)
+            return fused
+        except Exception as error:  # whatever Triton raises: marking goes on without it
+            log.warning("marking on %s without kernels, which takes twice as long: %s: %s", device, type(error).__name__, error)
     return importlib.import_module("services.watermark.kernels.plain")
+
+
+def _try(operations: ModuleType, device: torch.device) -> None:
+    """One layer from one channel to 32. Raises: whatever building or launching raises."""
+    window = torch.zeros(1, PAST + 1, 8, 1, device=device)
+    layer = Layer(torch.zeros(64, 1, 3, 3, device=device), *(torch.zeros(size, device=device) for size in (64, 32)))
+    kept = Kept(torch.zeros(1, PAST, 8, 32, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+    with torch.cuda.device(device):
+        operations.gated(window, layer, kept, None)
+        torch.cuda.synchronize()
