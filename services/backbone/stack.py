@@ -76,7 +76,7 @@ class Stack:
     def paged(
         self, slots: Tensor, positions: Tensor, tables: Tensor, splits: int = 1, launches: Launches | None = None
     ) -> Attend:
-        """Attention of rows of any slots and positions: [N] int64 each; no two rows have both in common.
+        """Attention of rows of any slots and positions: [N] int64 each; no two rows that count have both in common.
 
         tables: [S, W] int32. splits: see kernels.plain.attend.
         launches: for rows that all lie in different slots; None where several are of one slot.

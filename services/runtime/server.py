@@ -14,6 +14,7 @@ import asyncio
 import gc
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -194,7 +195,10 @@ def main(
         code = asyncio.run(_serve(name, settings, open_stage))
     finally:
         telemetry.shutdown()
-    sys.exit(code)
+    logging.shutdown()
+    # At an ordinary end Python waits for every thread, and one that is stuck in a device's call would keep the process,
+    # and with it whoever is to start it anew, waiting for ever.
+    os._exit(code)
 
 
 async def _serve(

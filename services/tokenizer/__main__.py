@@ -32,7 +32,7 @@ async def open_stage(settings: TokenizerSettings) -> AsyncIterator[Stage]:
     text = await asyncio.to_thread(load_text_tokenizer, bundle, settings.max_text_chars)
     encoder = ClipEncoder(await asyncio.to_thread(load_mimi, bundle, device))
     await asyncio.to_thread(encoder.warm_up)
-    pool = Pool("tokenizer-encoder", settings.encoders)
+    pool = Pool("tokenizer-encoder", settings.encoders, stall_s=settings.stall_s)
     most = settings.batch or (1 if device.type == "cpu" else 32)
     most_samples = int(settings.batch_audio_s * encoder.sample_rate_hz)
     batches = Batches(encoder.encode_all, pool, most, partial(company, most_samples=most_samples))
@@ -43,6 +43,7 @@ async def open_stage(settings: TokenizerSettings) -> AsyncIterator[Stage]:
             register=lambda server: tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(
                 servicer, server
             ),
+            is_live=pool.is_live,
         )
     finally:
         pool.close()

@@ -38,10 +38,12 @@ class TokenizerSettings(ServerSettings):
     batch_audio_s: float = setting(
         "CSM_TOKENIZER_BATCH_AUDIO_S",
         160.0,
-        "clips in one pass times the longest of them, seconds, each of which takes 60 MB; a longer clip goes alone",
+        "clips of one pass times the longest of them, seconds, each of which takes 60 MB (on a GPU up to a quarter more); "
+        "a longer clip goes alone",
         least=1,
         most=3600,
     )
+    stall_s: float = setting("CSM_TOKENIZER_STALL_S", 120.0, "a pass longer than this means a stuck device", least=1)
     max_encodings: int = setting(
         "CSM_TOKENIZER_MAX_ENCODINGS",
         16,

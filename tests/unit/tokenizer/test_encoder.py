@@ -1,5 +1,7 @@
 """Clips to frames, against moshi's own MimiModel.encode."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -128,6 +130,22 @@ def test_a_pass_that_is_too_large_is_made_in_parts(tiny_mimi, monkeypatch):
     for clip, own in zip(clips, codes, strict=True):
         np.testing.assert_array_equal(own, stock(tiny_mimi, clip))
     assert passes == [7, 3, 1, 2, 4, 2, 2]
+
+
+def test_what_a_failed_pass_held_is_free_for_the_next(tiny_mimi, monkeypatch):
+    """Errors are kept for those who wait for them: they must not keep a device's memory with them."""
+    held, free = [], []
+
+    def fails(encoder, audio):
+        free.append(all(activations() is None for activations in held))
+        activations = torch.zeros(10)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(ClipEncoder, "_convolve", fails)
+    errors = ClipEncoder(tiny_mimi).encode_all([noise(9600), noise(9600), noise(9600)])
+    assert all(isinstance(error, torch.OutOfMemoryError) for error in errors)
+    assert free == [True] * 5
 
 
 @pytest.mark.gpu
