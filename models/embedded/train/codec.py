@@ -22,7 +22,7 @@ from moshi.quantization.core_vq import EuclideanCodebook, _run_kmeans
 from torch import Tensor, nn
 
 FRAME_SAMPLES, CODEBOOKS, BINS = 1920, 8, 1024
-CONTEXT = 32  # transformer steps of 40 ms: as far back as a training crop reaches
+CONTEXT = 64  # transformer steps of 20 ms: as far back as a training crop reaches
 CONFIG = {
     "sample_rate": 24000,
     "channels": 1,
@@ -30,14 +30,14 @@ CONFIG = {
     "seanet": {
         "channels": 1, "dimension": 192, "causal": True, "n_filters": 24, "n_residual_layers": 1,
         "activation": "ELU", "compress": 2, "dilation_base": 2, "disable_norm_outer_blocks": 0,
-        "kernel_size": 7, "residual_kernel_size": 3, "last_kernel_size": 3, "norm": "none",
-        "pad_mode": "constant", "ratios": [8, 6, 5, 4], "true_skip": True,
+        "kernel_size": 7, "residual_kernel_size": 7, "last_kernel_size": 3, "norm": "none",
+        "pad_mode": "constant", "ratios": [6, 5, 4, 4], "true_skip": True,
     },
     "quantizer": {
-        "dimension": 128, "n_q": CODEBOOKS, "bins": BINS, "input_dimension": 192, "output_dimension": 192,
+        "dimension": 64, "n_q": CODEBOOKS, "bins": BINS, "input_dimension": 192, "output_dimension": 192,
     },
     "transformer": {
-        "d_model": 192, "num_heads": 6, "num_layers": 2, "causal": True, "layer_scale": 0.1,
+        "d_model": 192, "num_heads": 6, "num_layers": 3, "causal": True, "layer_scale": 0.1,
         "context": CONTEXT, "conv_layout": True, "max_period": 10000, "gating": "none",
         "norm": "layer_norm", "positional_embedding": "rope", "dim_feedforward": 768,
         "input_dimension": 192, "output_dimensions": [192],
@@ -78,6 +78,13 @@ def save(mimi: MimiModel, folder: Path, dtype: torch.dtype = torch.float16) -> N
         state[usage] = torch.ones_like(state[usage])
     state = {name: tensor.detach().to(dtype).cpu().contiguous() for name, tensor in state.items()}
     save_file(state, folder / "model.safetensors")
+
+
+def restored(folder: Path) -> MimiModel:
+    """The codec of any shape that `save` wrote."""
+    mimi = build(json.loads((folder / "config.json").read_text()))
+    restore(mimi, folder)
+    return mimi
 
 
 def restore(mimi: MimiModel, folder: Path) -> None:
@@ -178,17 +185,17 @@ def _seanet(layers: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def _transformer(projected: nn.Module, x: Tensor) -> Tensor:
-    """[B, C, T] -> [B, C, T]; causal, `CONTEXT` steps back."""
+    """[B, C, T] -> [B, C, T]; causal, so many steps back as its context says."""
     stack = projected.transformer
     x = x.transpose(1, 2)
     b, t, c = x.shape
-    heads = stack.layers[0].self_attn.num_heads
+    heads, context = stack.layers[0].self_attn.num_heads, stack.layers[0].self_attn.context
     half = c // heads // 2
     steps = torch.arange(t, device=x.device)
     rates = torch.exp(torch.arange(half, device=x.device) * (-math.log(stack.max_period) / half))
     cos, sin = torch.cos(rates * steps[:, None]), torch.sin(rates * steps[:, None])
     delta = steps[:, None] - steps
-    mask = (delta >= 0) & (delta < CONTEXT)
+    mask = (delta >= 0) & (delta < context)
 
     def turn(q: Tensor) -> Tensor:
         real, imaginary = q.unflatten(-1, (half, 2)).float().unbind(-1)
@@ -319,7 +326,7 @@ def check() -> None:
     with torch.no_grad():
         books = Codebooks(mimi)
         x = latent(mimi, audio)
-        books.seed(torch.randn(1, 192, 4096) * x.std())
+        books.seed(torch.randn(1, x.shape[1], 4096) * x.std())
         for book in [layer._codebook for rvq in (books.first, books.rest) for layer in rvq.vq.layers]:
             book._embedding = None
         quantised, _, _, codes = books(x, None, update=False)

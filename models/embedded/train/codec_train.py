@@ -1,9 +1,9 @@
 """Train the codec in two stages.
 
-full     encoder, codebooks and decoder on multi-resolution log-mel distance; a linear classifier
+full     encoder, codebooks and decoder on distances of log-mel spectra and of phases; a linear classifier
          reads phonemes off codebook 0, which makes it the semantic one. The first steps run
-         without quantisation, then k-means seeds the codebooks. With --judged, against a
-         discriminator too.
+         without quantisation, then k-means seeds the codebooks. After --judged seconds,
+         against a discriminator too.
 decoder  encoder and codebooks frozen (tokens can be made meanwhile); the decoder alone against a
          discriminator, with an exponential average of its weights kept as the result.
 
@@ -13,6 +13,8 @@ decoder  encoder and codebooks frozen (tokens can be made meanwhile); the decode
 from __future__ import annotations
 
 import argparse
+import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,49 +22,13 @@ import torch.nn.functional as F
 from bank import Bank
 from codec import CONFIG, Codebooks, build, initialise, latent, restore, save, tune, waveform
 from discriminator import Discriminator, fool_loss, judge_loss
+from distances import MelDistance, PhaseDistance
 from stepper import Clock, Log, Replayed, replace
 from torch import Tensor, nn
 
 PHONES = 178
 LABELS = 32  # a crop: 32 labels of 40 ms = 16 frames = 1.28 s
-PLAIN_STEPS = 400
-
-
-class MelDistance(nn.Module):
-    """Mean L1 distance of natural-log mel spectra over four resolutions."""
-
-    SCALES = ((256, 32), (512, 64), (1024, 80), (2048, 128))
-
-    def __init__(self):
-        super().__init__()
-        for n_fft, mels in self.SCALES:
-            self.register_buffer(f"window{n_fft}", torch.hann_window(n_fft))
-            self.register_buffer(f"bank{n_fft}", mel_bank(n_fft, mels))
-
-    def mel(self, audio: Tensor, n_fft: int, window: Tensor, bank: Tensor) -> Tensor:
-        z = torch.stft(audio, n_fft, n_fft // 4, window=window, return_complex=True)
-        power = z.real**2 + z.imag**2 + 1e-9
-        return (bank @ power.sqrt()).clamp(min=2e-3).log()
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """a, b [B, 1, S]."""
-        total = []
-        for n_fft, _ in self.SCALES:
-            window, bank = getattr(self, f"window{n_fft}"), getattr(self, f"bank{n_fft}")
-            x, y = (self.mel(audio[:, 0], n_fft, window, bank) for audio in (a, b))
-            total.append((x - y).abs().mean())
-        return torch.stack(total).mean()
-
-
-def mel_bank(n_fft: int, mels: int, rate_hz: int = 24000) -> Tensor:
-    """Triangular filters [mels, n_fft / 2 + 1], HTK scale."""
-    top = 2595 * torch.log10(torch.tensor(1 + rate_hz / 2 / 700))
-    edges = 700 * (10 ** (torch.linspace(0, float(top), mels + 2) / 2595) - 1)
-    bins = torch.linspace(0, rate_hz / 2, n_fft // 2 + 1)
-    rise = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
-    bank = torch.minimum(rise, fall).clamp(min=0)
-    return bank / bank.sum(1, keepdim=True).clamp(min=0.25)
+PLAIN_STEPS = 1500
 
 
 class Trainer:
@@ -76,7 +42,7 @@ class Trainer:
         initialise(self.mimi)
         self.bf16 = tune(self.mimi, args.batch, LABELS // 2)
         self.heads = nn.Linear(CONFIG["seanet"]["dimension"], 2 * PHONES).to(self.device)
-        self.distance = MelDistance().to(self.device)
+        self.distance, self.phases = MelDistance().to(self.device), PhaseDistance().to(self.device)
         self.books = Codebooks(self.mimi)
         self.bank = Bank(args.speech, args.hours, self.device)
         self.path = args.out / "codec.pt"
@@ -99,7 +65,7 @@ class Trainer:
 
     # full -------------------------------------------------------------------------------------
 
-    def full_step(self, quantise: bool) -> Tensor:
+    def full_step(self, quantise: bool, judged: bool = False) -> Tensor:
         audio, phones = self.bank.crops(self.args.batch, LABELS)
         with self.autocast():
             x = latent(self.mimi, audio)
@@ -118,40 +84,45 @@ class Trainer:
         logits = self.heads(semantic.transpose(1, 2)).unflatten(-1, (2, PHONES))  # [B, T, 2, PHONES]
         phone_loss = F.cross_entropy(logits.flatten(0, 2), phones.flatten())
         mel = self.distance(audio, made)
-        l1 = (audio - made).abs().mean()
-        loss = self.args.mel * mel + self.args.wave * l1 + 0.25 * commitment + 0.5 * phone_loss
+        phase = self.phases(audio, made)
+        loss = self.args.phase * phase + 0.25 * commitment + 0.5 * phone_loss
         said = [mel.new_zeros(())] * 3
-        if quantise and self.args.judged:
+        if not judged:
+            loss = loss + self.args.mel * mel
+        else:
             said = self.against(audio, made)
-            loss = loss + self.weight * (said[1] + 4 * said[2])
+            loss = loss + self.args.judged_mel * mel + self.weight * (said[1] + 4 * said[2])
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 20.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         hit = (logits.flatten(0, 2).argmax(-1) == phones.flatten()).float().mean()
-        return torch.stack([mel, l1, commitment, phone_loss, hit, *said]).detach()
+        return torch.stack([mel, phase, commitment, phone_loss, hit, *said]).detach()
 
     def full(self) -> None:
         args = self.args
         self.parameters = [*self.mimi.parameters(), *self.heads.parameters()]
         self.optimizer = self.optimizer_of(self.parameters)
-        if args.judged:
-            self.call_judge()
+        self.call_judge()
         self.bank.wait_for(args.least_hours)
         self.bank.watch()
-        log = Log(args.out / "codec_full.jsonl", ["mel", "l1", "commit", "phone", "phone_hit", "judge", "fool", "match"])
+        log = Log(args.out / "codec_full.jsonl", ["mel", "phase", "commit", "phone", "phone_hit", "judge", "fool", "match"])
         clock = Clock(args.seconds, self.resume_full())
-        quantised = Replayed(lambda: self.full_step(quantise=True), capture=args.graph)
+        stage, since = "", 0
         while clock.done < 1:
             self.rate.fill_(clock.rate(self.step, args.peak, 100))
-            if args.judged:
-                self.weight.fill_(min(1.0, max(0, self.step - args.plain_steps) / 500))  # let the judge learn first
+            now = "plain" if self.step < args.plain_steps else "quantised" if clock.spent_s < args.judged else "judged"
+            if now != stage:
+                stage, since = now, self.step
+                step = Replayed(partial(self.full_step, stage != "plain", stage == "judged"), capture=args.graph)
+            if stage == "judged":
+                self.weight.fill_(min(1.0, (self.step - since) / 500))  # let the judge learn first
             if self.step == args.plain_steps:
                 with torch.no_grad():
                     crops = [latent(self.mimi, self.bank.crops(args.batch, LABELS)[0]) for _ in range(24)]
                 self.books.seed(torch.cat(crops).transpose(0, 1).reshape(1, crops[0].shape[1], -1))
                 self.books.level(args.batch * LABELS / 2)
-            figures = quantised() if self.step >= args.plain_steps else self.full_step(quantise=False)
+            figures = step()
             self.step += 1
             if self.step % args.report == 0:
                 log(self.step, figures, spent_s=round(clock.spent_s, 1), hours=round(self.bank.labels / 90000, 2))
@@ -172,9 +143,8 @@ class Trainer:
             self.mimi.load_state_dict(state["mimi"])
             self.heads.load_state_dict(state["heads"])
             self.load_optimizer(self.optimizer, state["optimizer"])
-            if args.judged:
-                self.judge.load_state_dict(state["judge"])
-                self.load_optimizer(self.judge_optimizer, state["judge_optimizer"])
+            self.judge.load_state_dict(state["judge"])
+            self.load_optimizer(self.judge_optimizer, state["judge_optimizer"])
             self.step = state["step"]
             return state["spent_s"]
         if args.start:
@@ -184,9 +154,8 @@ class Trainer:
 
     def store_full(self, clock: Clock) -> None:
         state = {"mimi": self.mimi.state_dict(), "heads": self.heads.state_dict(), "optimizer": self.optimizer.state_dict()}
-        if self.args.judged:
-            state |= {"judge": self.judge.state_dict(), "judge_optimizer": self.judge_optimizer.state_dict()}
-            save(self.mimi, self.args.out / "mimi")
+        state |= {"judge": self.judge.state_dict(), "judge_optimizer": self.judge_optimizer.state_dict()}
+        save(self.mimi, self.args.out / "mimi")
         replace(self.path, state | {"step": self.step, "spent_s": clock.spent_s})
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, state: dict) -> None:
@@ -206,26 +175,28 @@ class Trainer:
             made = waveform(self.mimi, x)
         made = made.float()
         loss, fool, match = self.against(audio, made)
-        mel = self.distance(audio, made)
-        total = self.args.mel * mel + self.weight * (fool + 4 * match)
+        mel, phase = self.distance(audio, made), self.phases(audio, made)
+        total = self.args.judged_mel * mel + self.args.phase * phase + self.weight * (fool + 4 * match)
         total.backward()
         nn.utils.clip_grad_norm_(self.parameters, 20.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         torch._foreach_lerp_(self.average, self.parameters, 0.002)
-        return torch.stack([mel, loss, fool, match]).detach()
+        return torch.stack([mel, phase, loss, fool, match]).detach()
 
     def against(self, audio: Tensor, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of the discriminators; their loss, and what they then say of `made`: fooled, features apart."""
+        """One step of the discriminators; their loss, and what they then say of `made`: fooled, features apart.
+
+        They hear the later half of each crop: what the codec makes knowing what came before.
+        """
+        audio, made = (x[..., x.shape[-1] // 2 :] for x in (audio, made))
         judged = self.judged(torch.cat([audio, made.detach()]))
-        real, fake = [(v[: len(audio)], None) for v, _ in judged], [(v[len(audio) :], None) for v, _ in judged]
-        loss = judge_loss(real, fake)
+        real = [(said[: len(audio)], [f[: len(audio)].detach() for f in features]) for said, features in judged]
+        loss = judge_loss(real, [(said[len(audio) :], None) for said, _ in judged])
         loss.backward()
         self.judge_optimizer.step()
         self.judge_optimizer.zero_grad(set_to_none=True)
         self.judge.requires_grad_(False)
-        with torch.no_grad():
-            real = self.judged(audio)
         fake = self.judged(made)
         self.judge.requires_grad_(True)
         fool, match = fool_loss(real, fake)
@@ -261,7 +232,7 @@ class Trainer:
         self.bank.wait_for(args.least_hours)
         self.bank.watch()
         clock = Clock(args.seconds, spent_s)
-        log = Log(args.out / "codec_decoder.jsonl", ["mel", "judge", "fool", "match"])
+        log = Log(args.out / "codec_decoder.jsonl", ["mel", "phase", "judge", "fool", "match"])
         step = Replayed(self.decoder_step, capture=args.graph)
         while clock.done < 1:
             self.rate.fill_(clock.rate(self.step, args.peak, 200))
@@ -305,9 +276,10 @@ def main() -> None:
     parser.add_argument("--windows", type=int, nargs="+", default=(2048, 1024, 512, 256), help="discriminators' spectra")
     parser.add_argument("--periods", type=int, nargs="*", default=(2, 3, 5, 7, 11), help="discriminators' foldings")
     parser.add_argument("--width", type=int, default=32, help="channels of a spectrum's discriminator")
-    parser.add_argument("--judged", action="store_true", help="full: against a discriminator too")
+    parser.add_argument("--judged", type=float, default=math.inf, help="full: against a discriminator too, from that second on")
     parser.add_argument("--mel", type=float, default=15, help="weight of the mel distance")
-    parser.add_argument("--wave", type=float, default=1, help="full: weight of the distance of waves")
+    parser.add_argument("--judged-mel", type=float, default=5, help="the same beside a discriminator")
+    parser.add_argument("--phase", type=float, default=5, help="weight of the distance of phases")
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--keep", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)

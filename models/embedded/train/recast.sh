@@ -6,7 +6,7 @@
 # tokens and decoder stage have the second one, and the generator, which compiles meanwhile, begins when the codec is
 # done (without a codec stage, speech and tokens share the first one with the generator). Run again with the same folder, it goes on where it stopped. The last line of the log is "done", or "failed".
 # Seconds: FULL, DECODER, GENERATOR. FULL=0 keeps the bundle's encoder and codebooks, and the codes their meaning.
-# HOURS of speech, SEED: another one each sitting. CODEC, JUDGES: more options of the
+# FRESH=1: a codec from nothing, when its shape is another. HOURS of speech, SEED: another one each sitting. CODEC, JUDGES: more options of the
 # codec and of its decoder stage. TINY=1: seconds of everything on a CPU.
 set -u
 cd "$(dirname "$0")"
@@ -27,7 +27,9 @@ on() { # on GPU COMMAND…: all of them when no GPU is named
     shift
     if [ -n "$gpu" ]; then CUDA_VISIBLE_DEVICES=$gpu "$@"; else "$@"; fi
 }
-batch='' few='' rows=150000 hours_first=0.5
+start="--start $work/from/codec"
+[ -n "${FRESH:-}" ] && start=''
+batch='' few='''' rows=150000 hours_first=0.5
 if [ -n "${TINY:-}" ]; then
     FULL=${FULL:-8} DECODER=${DECODER:-8} GENERATOR=${GENERATOR:-12} HOURS=${HOURS:-0.01}
     batch='--batch 2 --report 1 --hours 1' few='--at-once 32 --area-s 4 --shard-s 8 --readers 1' rows=200 hours_first=0.002
@@ -43,7 +45,7 @@ decode() {
     [ -e "$work/decoder/done" ] && return
     say decoder
     on "$second" python3 codec_train.py decoder --speech "$work/speech" --full "$work/full" --out "$work/decoder" \
-        --seconds "${DECODER:-240}" --batch 24 --peak 4e-4 --hours 30 --least-hours $hours_first --keep 500 $batch \
+        --seconds "${DECODER:-240}" --batch 16 --peak 3e-4 --hours 30 --least-hours $hours_first --keep 500 $batch \
         ${JUDGES:-} >"$work/logs/decoder.log" 2>&1 || fail decoder
 }
 generate() {
@@ -63,8 +65,8 @@ if [ "${FULL:-360}" = 0 ]; then
 fi
 if ! [ -e "$work/full/done" ]; then
     say codec
-    on "$first" python3 codec_train.py full --speech "$work/speech" --start "$work/from/codec" --out "$work/full" \
-        --seconds "${FULL:-360}" --batch 48 --peak 5e-4 --hours 60 --least-hours $hours_first --keep 500 $batch \
+    on "$first" python3 codec_train.py full --speech "$work/speech" $start --out "$work/full" \
+        --seconds "${FULL:-360}" --batch 16 --peak 6e-4 --hours 60 --least-hours $hours_first --keep 500 $batch \
         ${CODEC:-} >"$work/logs/full.log" 2>&1 || fail codec
     [ -e "$work/full/done" ] || { wait; say failed; exit 1; }
 fi

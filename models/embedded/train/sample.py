@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
-from codec import Codebooks, build, waveform
+from codec import Codebooks, restored, waveform
 from generator import Generator, Settings, turn
 from safetensors.torch import load_file
 from text import HELD_OUT
@@ -88,7 +88,7 @@ def load(folder: Path) -> Generator:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--generator", type=Path, required=True)
-    parser.add_argument("--mimi", type=Path, required=True, help="model.safetensors of the codec")
+    parser.add_argument("--mimi", type=Path, required=True, help="the codec: config.json, model.safetensors")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--speakers", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--every", type=int, default=1)
@@ -96,8 +96,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=50)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    model, tokenizer, mimi = load(args.generator), make(), build()
-    mimi.load_state_dict(load_file(args.mimi))
+    model, tokenizer, mimi = load(args.generator), make(), restored(args.mimi)
     books = Codebooks(mimi)
     tables = [
         [layer._codebook.embedding for layer in rvq.vq.layers] for rvq in (books.first, books.rest)

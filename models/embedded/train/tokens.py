@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from codec import CODEBOOKS, FRAME_SAMPLES, Codebooks, build, latent, restore
+from codec import CODEBOOKS, FRAME_SAMPLES, Codebooks, latent, restored
 from tokenizer import make, segment
 from torch import Tensor
 
@@ -73,8 +73,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = False
-    mimi = build().to(args.device)
-    restore(mimi, args.codec / "mimi")
+    mimi = restored(args.codec / "mimi").to(args.device)
     tokenizer, began, hours = make(), time.monotonic(), 0.0
     while time.monotonic() - began < args.seconds and not (args.out / "stop").exists():
         fresh = [p for p in sorted(args.speech.glob("shard-*.npz")) if not (args.out / p.name).exists()]
