@@ -187,9 +187,12 @@ class Trainer:
     def against(self, audio: Tensor, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step of the discriminators; their loss, and what they then say of `made`: fooled, features apart.
 
-        They hear the later half of each crop: what the codec makes knowing what came before.
+        They hear half of each crop, somewhere in it.
         """
-        audio, made = (x[..., x.shape[-1] // 2 :] for x in (audio, made))
+        half = audio.shape[-1] // 2
+        starts = torch.randint(0, half + 1, (len(audio), 1, 1), device=audio.device)
+        heard = starts + torch.arange(half, device=audio.device)
+        audio, made = audio.gather(2, heard), made.gather(2, heard)
         judged = self.judged(torch.cat([audio, made.detach()]))
         real = [(said[: len(audio)], [f[: len(audio)].detach() for f in features]) for said, features in judged]
         loss = judge_loss(real, [(said[len(audio) :], None) for said, _ in judged])
