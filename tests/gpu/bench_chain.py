@@ -1,19 +1,20 @@
 """The chain as processes on this machine, the callers of `csm bench` against its gateways, and what gives out first.
 
-`tests/gpu/bench_chain.sh` runs it. All from the environment:
+`tests/gpu/bench_chain.sh` runs it. All from the environment; what cannot be used is refused before anything begins, and
+chain_setup.py has the limits:
 
     POINTS      streams:seconds[:ramp] of each point (see DEFAULT_POINTS in chain_setup.py): callers at once, how long
-                new utterances begin, over what time the callers come (half of it, four seconds at most)
+                new utterances begin, over what time the callers come (half of it, four seconds at most; never longer than it)
     LISTEN      1: a caller hears an utterance out before the next, as people do; 0: the next when the last is received
     AUDIO_S     length of every utterance (20)
     REPLICAS    backbones, each on a GPU of its own, in turn (1); CODECS (1), WATERMARKS (1) and GATEWAYS (2 a backbone) likewise.
                 CODEC_GPU (0) and WATERMARK_GPU (the last) say where their first ones are
-    COMPARE     1: first with gateways that call one backbone, then with those that call all (REPLICAS is then 2), half of
+    COMPARE     0; 1: first with gateways that call one backbone, then with those that call all (REPLICAS is then 2), half of
                 the time each. `all`: with one backbone, codec and watermark, then with as many of each as backbones
     POINTS_ALL  of a comparison's second half (the streams of POINTS times REPLICAS)
-    SEARCH      1: with the time that is left, points in between, until it is known how many streams are carried (as COMPARE)
-    LIMIT_S     for all of it (240): points that cannot end in time are not begun; what takes much longer than real time
-                is cut off, and then no larger point is tried
+    SEARCH      0 or 1: with the time that is left, points in between, until it is known how many streams are carried (as COMPARE)
+    LIMIT_S     for all of it, whole seconds (240): points that cannot end in time are not begun; what takes much longer than
+                real time is cut off, and then no larger point is tried
     READY_S     for the services to start (90)
     BUNDLE      a bundle's name or folder; unset: CSM-1B's shapes with random weights, made first (SHAPES_FOLDER
                 keeps them there for the next run)
@@ -24,6 +25,7 @@
     OUT         where its files go (out/chain): chain.md, chain.json, chain.png, gpu.csv; logs.txt when something failed
 
 Any CSM_… setting of the services that is set already stays as it is. What is measured is written after every point.
+Exit code: 0; 1 when a setting cannot be used, something failed, or no utterance of a point was spoken to its end.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from pathlib import Path
 from chain_layout import Layout, read_layout
 from chain_points import Done, Wish, next_streams
 from chain_report import write, write_logs, write_plot
-from chain_setup import DEFAULT_POINTS, configure, facts, make_bundle, mps, setting
+from chain_setup import check_settings, configure, facts, make_bundle, mps, out_folder, setting
 from chain_text import brief
 from chain_use import Busy, Gpu, Reading, children, use_between
 
@@ -59,7 +61,7 @@ from gateway.supervisor import ChildDied, Supervisor
 from gateway.traces import Span, TraceStore, is_whole
 from services.runtime.settings import StartError
 
-_BEGAN = time.monotonic() - max(0.0, time.time() - float(os.environ.get("BEGAN_S") or time.time()))
+_BEGAN = time.monotonic() - max(0.0, time.time() - (setting("BEGAN_S") or time.time()))
 _RESERVE_S = 12.0  # to stop and to write
 _STREAMS_A_PROCESS = 200  # of callers, as csm bench has it
 _TRACES = 1000  # utterances looked up, of which TRACED are there
@@ -70,7 +72,7 @@ def elapsed_s() -> float:
 
 
 def left_s() -> float:
-    return float(setting("LIMIT_S", "240")) - elapsed_s() - _RESERVE_S
+    return setting("LIMIT_S") - elapsed_s() - _RESERVE_S
 
 
 def say(text: str) -> None:
@@ -82,7 +84,7 @@ class Chain:
 
     def __init__(self, layout: Layout, gpu: Gpu, traces: TraceStore):
         self.layout, self.gpu, self._traces = layout, gpu, traces
-        self._audio_s, self._listens = float(setting("AUDIO_S", "20")), setting("LISTEN", "0") == "1"
+        self._audio_s, self._listens = setting("AUDIO_S"), setting("LISTEN") == "1"
         self.done: list[Done] = []
 
     async def warm(self, address: str) -> None:
@@ -143,7 +145,7 @@ async def measure(
     chain: Chain, backbones: int, address: str, wishes: Sequence[Wish], ends_s: float, out: Path
 ) -> None:
     """Points, then those between them, until `ends_s` (as elapsed_s counts)."""
-    audio_s, phase = float(setting("AUDIO_S", "20")), "1 backbone" if backbones == 1 else f"{backbones} backbones"
+    audio_s, phase = setting("AUDIO_S"), "1 backbone" if backbones == 1 else f"{backbones} backbones"
     await chain.warm(address)
 
     async def one(wish: Wish) -> bool:
@@ -164,21 +166,19 @@ async def measure(
         else:
             await one(wish)
     most = int(os.environ["CSM_BACKBONE_SLOTS"]) * backbones  # more would wait for a slot
-    while setting("SEARCH", setting("COMPARE", "0")) != "0" and (streams := next_streams(chain.done, phase, most)):
+    while (setting("SEARCH") or setting("COMPARE")) != "0" and (streams := next_streams(chain.done, phase, most)):
         if not await one(wishes[-1].of(streams)):
             break
 
 
 async def measure_all(chain: Chain, out: Path) -> None:
     """One backbone first when they are compared, then all."""
-    wishes = [Wish.read(item) for item in setting("POINTS", DEFAULT_POINTS).split()]
+    wishes = setting("POINTS")
     counts, gateways = chain.layout.counts, chain.layout.gateways
     every = counts.of["backbone"]
     if counts.one:
         await measure(chain, 1, gateways(one=True), wishes, elapsed_s() + left_s() / 2, out)
-        wishes = [wish.of(wish.streams * every) for wish in wishes]
-        if said := setting("POINTS_ALL", ""):
-            wishes = [Wish.read(item) for item in said.split()]
+        wishes = setting("POINTS_ALL") or [wish.of(wish.streams * every) for wish in wishes]
     await measure(chain, every, gateways(), wishes, elapsed_s() + left_s(), out)
 
 
@@ -206,19 +206,22 @@ async def run(work: Path, out: Path) -> int:
         say(failure)
     say("all stopped")
     done = chain.done if chain else []
-    if failure or not done or any(one.point.errors for one in done):
+    spoken = sum(one.point.ok for one in done)
+    if not spoken:
+        say("no utterance of a point was spoken to its end")
+    if failure or not spoken or any(one.point.errors for one in done):
         write_logs(work / "logs", out)
     if done:
         print((out / "chain.md").read_text().partition("\n## ")[0], flush=True)  # the table; the rest is in the file
         write_plot(done, out)
-    return 0 if done and not failure else 1
+    return 0 if spoken and not failure else 1
 
 
 async def start(layout: Layout, work: Path, stack: contextlib.AsyncExitStack) -> list[Supervisor]:
     """All processes, ready; the backbones begin when their weights are made. Raises: StartError, ChildDied, SpeechError."""
-    model, generator = os.environ.get("BUNDLE"), None
+    model, generator = setting("BUNDLE"), None
     if not model:
-        model, generator = await make_bundle(work / "bundle", setting("DEVICE", "cuda"))
+        model, generator = await make_bundle(work / "bundle", setting("DEVICE"))
     say(f"bundle: {model}" + (" but the generator" if generator else ""))
     configure(model, layout.counts)
     collector = await stack.enter_async_context(Collector(TraceStore(work / "traces")))
@@ -231,7 +234,7 @@ async def start(layout: Layout, work: Path, stack: contextlib.AsyncExitStack) ->
             await generator
             say("the generator's weights are made")
         supervisors.append(await stack.enter_async_context(Supervisor(some, work / "logs")))
-    ready_s = min(float(setting("READY_S", "90")), max(left_s(), 5.0))
+    ready_s = min(setting("READY_S"), max(left_s(), 5.0))
     ready = [asyncio.ensure_future(one.wait_ready(ready_s, lambda child, _: say(f"  {child.name:<13} ready"))) for one in supervisors]
     try:
         await asyncio.gather(*ready)
@@ -245,10 +248,8 @@ async def start(layout: Layout, work: Path, stack: contextlib.AsyncExitStack) ->
 
 
 def main() -> int:
-    out = Path(setting("OUT", "out/chain"))
-    out.mkdir(parents=True, exist_ok=True)
-    for name in ("chain.md", "chain.json", "chain.png", "gpu.csv", "logs.txt"):  # of an earlier run
-        (out / name).unlink(missing_ok=True)
+    check_settings()
+    out = out_folder("chain.md", "chain.json", "chain.png", "gpu.csv", "logs.txt")
     shm = Path("/dev/shm")  # 4 GB are written and read at once
     place = shm if shm.is_dir() and shutil.disk_usage(shm).free > 6e9 else None
     with tempfile.TemporaryDirectory(prefix="chain-", dir=place) as folder:

@@ -9,9 +9,12 @@
 # says what else can be set. Its table goes to the screen and to $OUT (default out/chain).
 set -uo pipefail
 cd "$(dirname "$0")/../.."
-export BEGAN_S=${BEGAN_S:-$(date +%s)} OUT=${OUT:-out/chain} PYTHONUNBUFFERED=1
+export BEGAN_S=${BEGAN_S:-$(date +%s)} LIMIT_S=${LIMIT_S:-240} OUT=${OUT:-out/chain} PYTHONUNBUFFERED=1
 PYTHON=${PYTHON:-python3} WHEELS=${WHEELS:-.whl}
 export PYTHONPATH=.:protos:tests:tests/gpu${PYTHONPATH:+:$PYTHONPATH}
+for name in BEGAN_S LIMIT_S; do # counted with below; bench_chain.py checks the others
+    [[ ${!name} =~ ^[0-9]{1,10}$ ]] || { printf '%s=%q: must be whole seconds\n' "$name" "${!name}" >&2; exit 1; }
+done
 site=""
 if compgen -G "$WHEELS/*.whl" >/dev/null; then
     site=$(mktemp -d)
@@ -19,7 +22,7 @@ if compgen -G "$WHEELS/*.whl" >/dev/null; then
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$WHEELS"/*.whl 2>&1 | tail -3
     export PYTHONPATH=$PYTHONPATH:$site
 fi
-echo "[ $(($(date +%s) - BEGAN_S)) s] wheels installed"
+echo "[ $(($(date +%s) - 10#$BEGAN_S)) s] wheels installed"
 ulimit -n "$(ulimit -Hn)" || true
 # It keeps the limit itself; this is for the case that it hangs.
-timeout --foreground -k 15 $((${LIMIT_S:-240} + 20)) "$PYTHON" tests/gpu/bench_chain.py
+timeout --foreground -k 15 $((10#$LIMIT_S + 20)) "$PYTHON" tests/gpu/bench_chain.py

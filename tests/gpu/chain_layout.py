@@ -42,14 +42,14 @@ class Counts:
     @classmethod
     def read(cls) -> Counts:
         """REPLICAS, CODECS, WATERMARKS, GATEWAYS and COMPARE."""
-        compare = setting("COMPARE", "0")
-        replicas = int(setting("REPLICAS", "1" if compare == "0" else "2"))
-        beside = str(replicas if compare == "all" else 1)
+        compare = setting("COMPARE")
+        replicas = setting("REPLICAS") or (1 if compare == "0" else 2)
+        beside = replicas if compare == "all" else 1
         of = {
-            "tokenizer": 1, "backbone": replicas, "codec": int(setting("CODECS", beside)),
-            "watermark": int(setting("WATERMARKS", beside)), "gateway": int(setting("GATEWAYS", str(2 * replicas))),
+            "tokenizer": 1, "backbone": replicas, "codec": setting("CODECS") or beside,
+            "watermark": setting("WATERMARKS") or beside, "gateway": setting("GATEWAYS") or 2 * replicas,
         }  # fmt: skip
-        return cls(of, frozenset({"0": (), "all": _ON_GPU}.get(compare, ("backbone",))))
+        return cls(of, frozenset({"0": (), "1": ("backbone",), "all": _ON_GPU}[compare]))
 
     def slots(self, stage: str, each: int) -> int:
         """Streams that one process of `stage` must have room for, so that all backbones' `each` fit in."""
@@ -111,9 +111,10 @@ def layout(counts: Counts, gpus: Sequence[str], first_gpu: Mapping[str, int]) ->
 def read_layout() -> Layout:
     """By the environment: see bench_chain.py."""
     counts = Counts.read()
-    gpus = visible_gpus() if setting("DEVICE", "cuda").startswith("cuda") else []
-    away = 0 if setting("COMPARE", "0") == "all" else max(0, len(gpus) - 1)
-    first = {"codec": int(setting("CODEC_GPU", "0")), "watermark": int(setting("WATERMARK_GPU", str(away)))}
+    gpus = visible_gpus() if setting("DEVICE").startswith("cuda") else []
+    away = 0 if setting("COMPARE") == "all" else max(0, len(gpus) - 1)
+    said = setting("WATERMARK_GPU")
+    first = {"codec": setting("CODEC_GPU"), "watermark": away if said is None else said}
     return layout(counts, gpus, first)
 
 

@@ -11,6 +11,7 @@ from gateway.bench.plan import Plan
 from gateway.bench.stats import Point
 
 HEARD_S = 2.0  # who hears nothing for longer waits in some queue, and is not carried
+MOST_STREAMS, MOST_S = 100_000, 3600  # of a wish
 _CLIENTS_S = 4.0  # the callers' processes start, the last traces come in
 _SLOWER = 1.1  # a point that takes so much longer than real time is cut off: its listeners have run dry
 
@@ -25,9 +26,14 @@ class Wish:
 
     @classmethod
     def read(cls, text: str) -> Wish:
+        """Raises: ValueError."""
         streams, *times = text.split(":")
         seconds = float(times[0]) if times else 5.0
-        return cls(int(streams), seconds, float(times[1]) if times[1:] else min(4.0, seconds / 2))
+        wish = cls(int(streams), seconds, float(times[1]) if times[1:] else min(4.0, seconds / 2))
+        # Who would come after the last new utterance never speaks. Written so that NaN fails too.
+        if len(times) > 2 or not (1 <= wish.streams <= MOST_STREAMS and 0 < seconds <= MOST_S and 0 <= wish.ramp_s <= seconds):
+            raise ValueError(f"{text}: no point of load")
+        return wish
 
     def of(self, streams: int) -> Wish:
         """The same with another number of callers."""

@@ -6,14 +6,20 @@ import asyncio
 import contextlib
 import math
 import os
+import re
 import secrets
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from chain_points import MOST_S, MOST_STREAMS, Wish
+
+from models.bundle import known_bundles, load_bundle
+from models.files import PartError
 from services.runtime.settings import StartError
 
 if TYPE_CHECKING:
@@ -25,8 +31,101 @@ _FRAME_RATE_HZ = 12.5
 _HERE = Path(__file__).parent
 
 
-def setting(name: str, default: str) -> str:
-    return os.environ.get(name) or default
+_Reader = tuple[Callable[[str], Any], str]  # a text → its value, or a ValueError; what is allowed
+
+
+def _number(kind: type, least: float, most: float) -> _Reader:
+    def read(text: str) -> float:
+        if not least <= (value := kind(text)) <= most:  # NaN fails too
+            raise ValueError
+        return value
+
+    return read, f"a {'whole ' if kind is int else ''}number from {least} to {most}"
+
+
+def _like(pattern: str, allowed: str) -> _Reader:
+    def read(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError
+        return text
+
+    return read, allowed
+
+
+def _points(text: str) -> tuple[Wish, ...]:
+    if not (wishes := tuple(Wish.read(item) for item in text.split())):
+        raise ValueError
+    return wishes
+
+
+def _bundle(text: str) -> str:
+    try:
+        load_bundle(text)
+    except PartError as error:
+        raise ValueError from error
+    return text
+
+
+def _folder(text: str) -> Path:
+    if (path := Path(text)).exists() and not path.is_dir():
+        raise ValueError
+    return path
+
+
+_POINTS = _points, (
+    f"streams:seconds[:ramp], once or more: 1 to {MOST_STREAMS} streams, over 0 to {MOST_S} seconds, a ramp no longer than they"
+)
+_COUNT, _GPU = _number(int, 1, 64), _number(int, 0, 63)
+_SWITCH, _COMPARE = _like("[01]", "0 or 1"), _like("0|1|all", "0, 1 or all")
+_DEVICE = _like("cuda|cpu", "cuda or cpu")
+_FOLDER = _folder, "a folder, one that is there or that can be made"
+# Those without a default stand for something else where they are read.
+_SETTINGS: dict[str, tuple[str | None, _Reader]] = {
+    "POINTS": (DEFAULT_POINTS, _POINTS), "POINTS_ALL": (None, _POINTS),
+    "LISTEN": ("0", _SWITCH), "AUDIO_S": ("20", _number(float, 0.08, 600)),
+    "COMPARE": ("0", _COMPARE), "SEARCH": (None, _SWITCH), "MPS": ("0", _SWITCH),
+    "REPLICAS": (None, _COUNT), "CODECS": (None, _COUNT), "WATERMARKS": (None, _COUNT), "GATEWAYS": (None, _COUNT),
+    "CODEC_GPU": ("0", _GPU), "WATERMARK_GPU": (None, _GPU),
+    "LIMIT_S": ("240", _number(int, 1, 86400)), "READY_S": ("90", _number(float, 1, 3600)),
+    "BEGAN_S": (None, _number(int, 0, 10**12)),  # of bench_chain.sh
+    "BUNDLE": (None, (_bundle, f"{', '.join(known_bundles())} or a folder with a bundle.toml")), "SHAPES_FOLDER": (None, _FOLDER),
+    "DEVICE": ("cuda", _DEVICE), "WATERMARK_DEVICE": (None, _DEVICE), "SLOTS": ("1024", _number(int, 1, 4096)),
+    "TRACED": ("0.2", _number(float, 0, 1)), "OUT": ("out/chain", _FOLDER),
+}  # fmt: skip
+
+
+def setting(name: str) -> Any:
+    """A setting's value by the environment, else its default, if it has one, else None. Raises: SystemExit."""
+    default, (read, allowed) = _SETTINGS[name]
+    text = os.environ.get(name) or default
+    if text is None:
+        return None
+    try:
+        return read(text)
+    except (ValueError, OSError):
+        raise SystemExit(f"{name}={text!r}: must be {allowed}") from None
+
+
+def check_settings() -> None:
+    """Raises: SystemExit, which names the first that cannot be used, and what is allowed."""
+    for name in _SETTINGS:
+        setting(name)
+    if setting("COMPARE") != "0" and setting("REPLICAS") == 1:
+        raise SystemExit("REPLICAS='1': must be 2 or more with COMPARE")
+
+
+def out_folder(*names: str) -> Path:
+    """OUT, made where it is missing, without the files `names` of an earlier run. Raises: SystemExit."""
+    out = setting("OUT")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (out / name).unlink(missing_ok=True)
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise PermissionError("it cannot be written to")
+    except OSError as why:
+        raise SystemExit(f"OUT={str(out)!r}: must be a folder to write files to: {why}") from None
+    return out
 
 
 async def make_bundle(folder: Path, device: str) -> tuple[str, asyncio.Task[None]]:
@@ -34,7 +133,7 @@ async def make_bundle(folder: Path, device: str) -> tuple[str, asyncio.Task[None
 
     The generator takes longest, on the device: everything but the backbones can start meanwhile.
     """
-    folder = Path(setting("SHAPES_FOLDER", str(folder)))
+    folder = setting("SHAPES_FOLDER") or folder
 
     async def make(*part: str) -> None:
         maker = await asyncio.create_subprocess_exec(sys.executable, _HERE / "bundle_csm_1b.py", folder, *part)
@@ -54,12 +153,12 @@ async def make_bundle(folder: Path, device: str) -> tuple[str, asyncio.Task[None
 
 def configure(model: str, counts: Counts) -> None:
     """Settings of the services, in our own environment, which theirs begins with."""
-    device, slots = setting("DEVICE", "cuda"), int(setting("SLOTS", "1024"))
+    device, slots = setting("DEVICE"), setting("SLOTS")
     on_gpu = device.startswith("cuda")
-    rows = _PROMPT_ROWS + math.ceil(float(setting("AUDIO_S", "20")) * _FRAME_RATE_HZ)
+    rows = _PROMPT_ROWS + math.ceil(setting("AUDIO_S") * _FRAME_RATE_HZ)
     wanted = {
         "CSM_BACKBONE_DEVICE": device, "CSM_CODEC_DEVICE": device,
-        "CSM_WATERMARK_DEVICE": setting("WATERMARK_DEVICE", device),
+        "CSM_WATERMARK_DEVICE": setting("WATERMARK_DEVICE") or device,
         "CSM_BACKBONE_RUNNER": "graph" if on_gpu else "eager",
         "CSM_BACKBONE_DTYPE": "bfloat16" if on_gpu else "auto",
         "CSM_BACKBONE_SLOTS": slots, "CSM_BACKBONE_QUEUE": slots,
@@ -70,7 +169,7 @@ def configure(model: str, counts: Counts) -> None:
         "CSM_BACKBONE_BLOCKS": max(128, math.ceil(rows / 16) * slots),
         "CSM_BACKBONE_PREFILL_ROWS": 512 if on_gpu else 64,
         "CSM_WATERMARK_KEY": secrets.token_hex(5),
-        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": setting("TRACED", "0.2"),
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": setting("TRACED"),
     }  # fmt: skip
     if model == "embedded":
         del wanted["CSM_WATERMARK_KEY"]
@@ -84,7 +183,7 @@ async def mps(folder: Path):
 
     Where it cannot be had, MPS becomes 0.
     """
-    if setting("MPS", "0") != "1":
+    if setting("MPS") != "1":
         yield
         return
     places = {"CUDA_MPS_PIPE_DIRECTORY": str(folder / "mps"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "mps-log")}
@@ -116,7 +215,7 @@ async def mps(folder: Path):
 def facts(layout: Layout) -> dict[str, str]:
     """What a reader of the table must know."""
     names = ("CSM_BACKBONE_RUNNER", "CSM_BACKBONE_SLOTS", "CSM_CODEC_SLOTS", "CSM_CODEC_PRECISION", "CSM_WATERMARK_STREAMS")
-    bundle = setting("BUNDLE", "CSM-1B's shapes, random weights")
+    bundle = setting("BUNDLE") or "CSM-1B's shapes, random weights"
     return {
         "address": "the whole chain, by its gateways on loopback",
         "machine": f"{', '.join(_gpu_names()) or 'no GPU'}, {os.cpu_count()} processors, torch {version('torch')}, "
@@ -124,8 +223,8 @@ def facts(layout: Layout) -> dict[str, str]:
         "bundle": bundle if "/" not in bundle else Path(bundle).name,
         "processes": ", ".join(p.name + (f" (GPU {p.gpu})" if p.gpu else "") for p in layout.processes),
         "services": ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
-        + (", MPS" if setting("MPS", "0") == "1" else ", no MPS"),
-        "points": f"{setting('POINTS', DEFAULT_POINTS)} (streams:seconds:ramp)",
+        + (", MPS" if setting("MPS") == "1" else ", no MPS"),
+        "points": f"{os.environ.get('POINTS') or DEFAULT_POINTS} (streams:seconds:ramp)",
     }
 
 

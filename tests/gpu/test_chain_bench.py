@@ -1,16 +1,21 @@
 """The parts of bench_chain.py, without a chain; `slow`: all of it, two of each stage, on the embedded bundle."""
 
+import asyncio
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import bench_chain
 import chain_layout
+import chain_setup
 import pytest
 from chain_layout import Counts, layout
 from chain_points import Done, Wish, carried, next_streams
 from chain_report import write, write_logs
+from chain_setup import check_settings, out_folder
 from chain_text import brief, limits, ratio_text, spread
 from chain_use import Gpu, Reading, children, use_between
 
@@ -18,6 +23,14 @@ from gateway.bench.fleet import Outcome
 from gateway.bench.record import OK, UNFINISHED, Record
 from gateway.bench.stats import point
 from services.runtime import tls
+
+SCRIPT = Path(__file__).parent / "bench_chain.sh"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_set(monkeypatch):
+    for name in chain_setup._SETTINGS:
+        monkeypatch.delenv(name, raising=False)
 
 
 def counts(one=(), **of):
@@ -61,8 +74,6 @@ def test_gateways_of_a_comparison_call_one_backbone_or_all():
 
 
 def test_counts_come_from_the_environment(monkeypatch):
-    for name in ("REPLICAS", "CODECS", "WATERMARKS", "GATEWAYS", "COMPARE"):
-        monkeypatch.delenv(name, raising=False)
     assert Counts.read().of == counts().of and not Counts.read().one
     monkeypatch.setenv("COMPARE", "all")
     assert Counts.read().of == counts(backbone=2, codec=2, watermark=2, gateway=4).of
@@ -72,6 +83,90 @@ def test_counts_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("GATEWAYS", "3")
     assert Counts.read().of == counts(backbone=2, watermark=3, gateway=3).of and Counts.read().one == {"backbone"}
     assert Counts.read().slots("codec", 1024) == 2048 and Counts.read().slots("watermark", 1024) == 683
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "allowed"),
+    [
+        *(("POINTS", text, "streams:seconds[:ramp]") for text in ("a:b", "0:2", "-1:2", "2:0", "2:nan", "2:4:5", "2:4:1:1", " ")),
+        ("POINTS_ALL", "1:2 x", "streams:seconds[:ramp]"),
+        *((name, text, "a whole number from 1 to 64") for name in ("REPLICAS", "CODECS", "GATEWAYS") for text in ("0", "-1", "x")),
+        ("CODEC_GPU", "-1", "a whole number from 0 to 63"),
+        ("COMPARE", "2", "0, 1 or all"),
+        ("LIMIT_S", "abc", "a whole number from 1 to 86400"),
+        ("AUDIO_S", "inf", "a number from 0.08 to 600"),
+        ("TRACED", "nan", "a number from 0 to 1"),
+        ("DEVICE", "gpu", "cuda or cpu"),
+        ("BUNDLE", "nothing/there", "embedded, noise or a folder with a bundle.toml"),
+        ("SHAPES_FOLDER", __file__, "a folder"),
+        ("OUT", __file__, "a folder"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(monkeypatch, name, text, allowed):
+    monkeypatch.setenv(name, text)
+    with pytest.raises(SystemExit) as refused:
+        check_settings()
+    assert refused.value.code.startswith(f"{name}={text!r}: must be ") and allowed in refused.value.code
+    assert "\n" not in refused.value.code
+
+
+def test_settings_that_can_be_used_are_taken(monkeypatch, tmp_path):
+    check_settings()
+    can = {"POINTS": "1 2:4:4", "COMPARE": "all", "WATERMARK_GPU": "0", "DEVICE": "cpu", "BUNDLE": "noise", "OUT": str(tmp_path / "a")}
+    for name, text in can.items():
+        monkeypatch.setenv(name, text)
+    check_settings()
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setenv("REPLICAS", "1")  # one with one
+    with pytest.raises(SystemExit, match="REPLICAS='1': must be 2 or more with COMPARE"):
+        check_settings()
+
+
+def test_where_files_go_must_be_a_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("OUT", str(tmp_path / "new/one"))
+    (out_folder() / "old").touch()
+    assert list(out_folder("old").iterdir()) == []
+    monkeypatch.setenv("OUT", f"{__file__}/below")
+    with pytest.raises(SystemExit, match=r"^OUT='.*/below': must be a folder to write files to: .*Not a directory"):
+        out_folder()
+
+
+@contextlib.contextmanager
+def script(tmp_path, **settings):
+    """The whole of it, in the background."""
+    env = {"OUT": str(tmp_path / "out"), "PYTHON": sys.executable, "WHEELS": str(tmp_path), "DEVICE": "cpu", "LIMIT_S": "20"}
+    with subprocess.Popen(
+        [SCRIPT], env=os.environ | env | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as ran:
+        try:
+            yield ran
+        finally:
+            ran.terminate()
+
+
+@pytest.mark.parametrize(("name", "text"), [("POINTS", "0:2"), ("LIMIT_S", "out[$(touch ${OUT}_ran)]"), ("BEGAN_S", "x")])
+def test_nothing_begins_with_settings_that_cannot_be_used(tmp_path, name, text):
+    with script(tmp_path, **{name: text}) as ran:
+        _, said = ran.communicate(timeout=60)
+    assert ran.returncode == 1 and said.startswith(f"{name}=") and said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("status", "code"), [(OK, 0), ("UNAVAILABLE", 1), (UNFINISHED, 1), (None, 1)])
+def test_a_run_in_which_nobody_spoke_has_failed(monkeypatch, tmp_path, capsys, status, code):
+    async def start(*_):
+        return []
+
+    async def measure_all(chain, out):
+        if status is not None:
+            chain.done.append(done(2, status=status))
+            write(chain.done, {"address": "a chain"}, "s\n", out)
+
+    monkeypatch.setenv("DEVICE", "cpu")
+    monkeypatch.setattr(bench_chain, "start", start)
+    monkeypatch.setattr(bench_chain, "measure_all", measure_all)
+    assert asyncio.run(bench_chain.run(tmp_path, tmp_path)) == code
+    assert ("no utterance of a point was spoken to its end" in capsys.readouterr().out) == bool(code)
 
 
 def test_gpus_are_those_that_we_may_use(monkeypatch):
@@ -211,8 +306,10 @@ def test_logs_are_cut(tmp_path):
 
 def test_children_are_known_by_where_they_listen():
     with subprocess.Popen(
-        [sys.executable, "-c", "input()"], env=os.environ | {"CSM_LISTEN": "127.0.0.1:9"}, stdin=subprocess.PIPE
-    ) as child:
+        [sys.executable, "-c", "print(flush=True); input()"], env=os.environ | {"CSM_LISTEN": "127.0.0.1:9"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        child.stdout.readline()  # before, the kernel may not yet show its environment
         assert children()[child.pid] == "127.0.0.1:9"
         child.stdin.close()
     assert child.pid not in children()
@@ -224,7 +321,7 @@ def test_all_of_it_with_two_of_each_stage(tmp_path):
         "BUNDLE": "embedded", "DEVICE": "cpu", "SLOTS": "4", "COMPARE": "all", "SEARCH": "0", "POINTS": "1:1", "AUDIO_S": "2",
         "OUT": str(tmp_path), "PYTHON": sys.executable, "WHEELS": str(tmp_path), "LIMIT_S": "200", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    ran = subprocess.run([Path(__file__).parent / "bench_chain.sh"], env=env, capture_output=True, text=True, timeout=250)
+    ran = subprocess.run([SCRIPT], env=env, capture_output=True, text=True, timeout=250)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     told = json.loads((tmp_path / "chain.json").read_text())
     assert [(one["phase"], one["load"]) for one in told["points"]] == [("1 backbone", 1), ("2 backbones", 2)]
