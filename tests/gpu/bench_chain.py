@@ -25,7 +25,8 @@ chain_setup.py has the limits:
     OUT         where its files go (out/chain): chain.md, chain.json, chain.png, gpu.csv; logs.txt when something failed
 
 Any CSM_… setting of the services that is set already stays as it is. What is measured is written after every point.
-Exit code: 0; 1 when a setting cannot be used, something failed, or no utterance of a point was spoken to its end.
+Exit code: 0; 1 when a setting cannot be used, something failed, or no utterance of a point was spoken to its end; 130 or 143
+after SIGINT or SIGTERM, which stop all processes and leave nothing behind but what was written.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ import contextlib
 import os
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -64,6 +66,7 @@ from services.runtime.settings import StartError
 _BEGAN = time.monotonic() - max(0.0, time.time() - (setting("BEGAN_S") or time.time()))
 _RESERVE_S = 12.0  # to stop and to write
 _STREAMS_A_PROCESS = 200  # of callers, as csm bench has it
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TRACES = 1000  # utterances looked up, of which TRACED are there
 
 
@@ -113,10 +116,12 @@ class Chain:
     async def _load(address: str, plan: Plan, processes: int, most_s: float) -> fleet.Outcome:
         options = argparse.Namespace(address=address, timeout=plan.timeout_s, tls_ca="", tls_cert="", tls_key="", token_file=None)
         load = asyncio.ensure_future(fleet.run(options, plan, processes, lambda _: None))
-        await asyncio.wait({load}, timeout=most_s)
-        if not load.done():
-            load.cancel()  # it then tells what there is
-            await asyncio.wait({load})
+        try:
+            await asyncio.wait({load}, timeout=most_s)
+        finally:  # in time, too late or cancelled ourselves: its processes have ended
+            if not load.done():
+                load.cancel()  # it then tells what there is
+                await asyncio.wait({load})
         # Nothing when its processes had not even begun.
         return fleet.Outcome(plan, processes, is_whole=False) if load.cancelled() else load.result()
 
@@ -180,6 +185,27 @@ async def measure_all(chain: Chain, out: Path) -> None:
         await measure(chain, 1, gateways(one=True), wishes, elapsed_s() + left_s() / 2, out)
         wishes = setting("POINTS_ALL") or [wish.of(wish.streams * every) for wish in wishes]
     await measure(chain, every, gateways(), wishes, elapsed_s() + left_s(), out)
+
+
+async def run_until_signal(work: Path, out: Path) -> int:
+    """`run`, which SIGINT and SIGTERM cancel, so that it stops all that it started; then 128 + the signal, as shells have it."""
+    loop, task, told = asyncio.get_running_loop(), asyncio.current_task(), []
+
+    def stop(number: int) -> None:
+        told.append(number)
+        if len(told) == 1:  # Ctrl-C in a terminal comes several times, from `timeout` too
+            task.cancel()
+            loop.set_exception_handler(lambda *_: None)  # what is cancelled on the way has nothing to tell
+            say(f"{signal.Signals(number).name}: stopping")
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        code = await run(work, out)
+    except BaseException:  # that we are cancelled, or what came of it
+        if not told:
+            raise
+    return 128 + told[0] if told else code
 
 
 async def run(work: Path, out: Path) -> int:
@@ -250,11 +276,17 @@ async def start(layout: Layout, work: Path, stack: contextlib.AsyncExitStack) ->
 def main() -> int:
     check_settings()
     out = out_folder("chain.md", "chain.json", "chain.png", "gpu.csv", "logs.txt")
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     shm = Path("/dev/shm")  # 4 GB are written and read at once
     place = shm if shm.is_dir() and shutil.disk_usage(shm).free > 6e9 else None
     with tempfile.TemporaryDirectory(prefix="chain-", dir=place) as folder:
         os.environ["CSM_STATE_DIR"] = folder
-        return asyncio.run(run(Path(folder), out))
+        try:
+            return asyncio.run(run_until_signal(Path(folder), out))
+        finally:
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)  # what is left to do is to remove the folder
 
 
 if __name__ == "__main__":

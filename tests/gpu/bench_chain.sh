@@ -15,14 +15,20 @@ export PYTHONPATH=.:protos:tests:tests/gpu${PYTHONPATH:+:$PYTHONPATH}
 for name in BEGAN_S LIMIT_S; do # counted with below; bench_chain.py checks the others
     [[ ${!name} =~ ^[0-9]{1,10}$ ]] || { printf '%s=%q: must be whole seconds\n' "$name" "${!name}" >&2; exit 1; }
 done
-site=""
+site="" bench=""
+# Only `timeout` knows the bench's process; what else runs is heard out.
+trap 'kill -TERM $bench 2>/dev/null || exit 143' TERM
+trap 'kill -INT $bench 2>/dev/null || exit 130' INT
 if compgen -G "$WHEELS/*.whl" >/dev/null; then
-    site=$(mktemp -d)
     trap 'rm -rf "$site"' EXIT
+    site=$(mktemp -d)
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$WHEELS"/*.whl 2>&1 | tail -3
     export PYTHONPATH=$PYTHONPATH:$site
 fi
 echo "[ $(($(date +%s) - 10#$BEGAN_S)) s] wheels installed"
 ulimit -n "$(ulimit -Hn)" || true
-# It keeps the limit itself; this is for the case that it hangs.
-timeout --foreground -k 15 $((10#$LIMIT_S + 20)) "$PYTHON" tests/gpu/bench_chain.py
+# It keeps the limit itself; this is for the case that it hangs, with time to stop what it started.
+timeout --foreground -k 45 $((10#$LIMIT_S + 20)) "$PYTHON" tests/gpu/bench_chain.py &
+bench=$!
+until wait $bench; code=$?; ! kill -0 $bench 2>/dev/null; do :; done # a signal ends the wait before the bench
+exit $code

@@ -136,13 +136,15 @@ async def make_bundle(folder: Path, device: str) -> tuple[str, asyncio.Task[None
     folder = setting("SHAPES_FOLDER") or folder
 
     async def make(*part: str) -> None:
-        maker = await asyncio.create_subprocess_exec(sys.executable, _HERE / "bundle_csm_1b.py", folder, *part)
+        program = (sys.executable, _HERE / "bundle_csm_1b.py")
+        maker = await asyncio.create_subprocess_exec(*program, folder, *part, start_new_session=True)  # Ctrl-C is ours
         try:
             if await maker.wait():
                 raise StartError(f"the bundle's {part[0]} could not be made")
         finally:
             with contextlib.suppress(ProcessLookupError):  # it has ended, unless we are to
                 maker.kill()
+            await maker.wait()  # nothing is written any more
 
     if (folder / "generator/model.safetensors").is_file():
         return str(folder), asyncio.create_task(asyncio.sleep(0))
@@ -192,24 +194,29 @@ async def mps(folder: Path):
     daemon = None
     with contextlib.suppress(OSError):
         command = ("nvidia-cuda-mps-control", "-f")
-        daemon = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, env=os.environ | places)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(daemon.wait(), 1)  # one that cannot work leaves at once
-    if daemon is None or daemon.returncode is not None:
-        print("no MPS here: nvidia-cuda-mps-control is missing or has ended; the processes take turns", flush=True)
-        os.environ["MPS"] = "0"
-        yield
-        return
-    os.environ |= places
+        daemon = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, env=os.environ | places, start_new_session=True
+        )
     try:
+        if daemon is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(daemon.wait(), 1)  # one that cannot work leaves at once
+        if daemon is None or daemon.returncode is not None:
+            print("no MPS here: nvidia-cuda-mps-control is missing or has ended; the processes take turns", flush=True)
+            os.environ["MPS"] = "0"
+        else:
+            os.environ |= places
         yield
     finally:
-        quitting = await asyncio.create_subprocess_exec("nvidia-cuda-mps-control", stdin=asyncio.subprocess.PIPE)
-        await quitting.communicate(b"quit\n")
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(daemon.wait(), 5)
-        with contextlib.suppress(ProcessLookupError):
-            daemon.kill()
+        if daemon is not None and daemon.returncode is None:
+            quitting = await asyncio.create_subprocess_exec(
+                "nvidia-cuda-mps-control", stdin=asyncio.subprocess.PIPE, env=os.environ | places
+            )
+            await quitting.communicate(b"quit\n")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(daemon.wait(), 5)
+            with contextlib.suppress(ProcessLookupError):
+                daemon.kill()
 
 
 def facts(layout: Layout) -> dict[str, str]:

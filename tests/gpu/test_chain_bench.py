@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,66 @@ def test_nothing_begins_with_settings_that_cannot_be_used(tmp_path, name, text):
         _, said = ran.communicate(timeout=60)
     assert ran.returncode == 1 and said.startswith(f"{name}=") and said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+# The bench with another process in place of the services, and with points that never end.
+ENDLESS = """
+import asyncio, sys
+import bench_chain
+from gateway.supervisor import Child, Supervisor
+
+async def start(layout, work, stack):
+    child = Child("codec", (sys.executable, "-c", "import signal; signal.pause()"), "")
+    supervisor = await stack.enter_async_context(Supervisor([child], work / "logs"))
+    print("ready", supervisor._processes["codec"].pid, work, flush=True)
+    return [supervisor]
+
+async def measure_all(chain, out):
+    await asyncio.Event().wait()
+
+bench_chain.start, bench_chain.measure_all = start, measure_all
+sys.exit(bench_chain.main())
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_nothing_behind(tmp_path, number, code):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    python = tmp_path / "python"  # what is asked to run bench_chain.py
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path}/endless.py\n")
+    python.chmod(0o755)
+    with script(tmp_path, PYTHON=str(python)) as ran:
+        told = next((line for line in ran.stdout if line.startswith("ready")), None)
+        assert told is not None, ran.stderr.read()
+        _, pid, folder = told.split()
+        assert Path(folder, "logs/codec.log").exists() and Path(f"/proc/{pid}").exists()
+        ran.send_signal(number)
+        ran.send_signal(number)  # as Ctrl-C comes
+        _, said = ran.communicate(timeout=60)
+    assert ran.returncode == code and said == ""
+    assert not Path(folder).exists() and not Path(f"/proc/{pid}").exists()
+
+
+def test_callers_end_with_the_load_that_is_cancelled(monkeypatch):
+    ended = []
+
+    async def load(*_):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    async def cancelled():
+        task = asyncio.ensure_future(bench_chain.Chain._load("", Wish(1, 1.0, 0.0).plan(1.0, False), 1, 60.0))
+        while len(asyncio.all_tasks()) < 3:  # this one, _load and what it waits for
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled() and ended
+
+    monkeypatch.setattr(bench_chain.fleet, "run", load)
+    asyncio.run(cancelled())
 
 
 @pytest.mark.parametrize(("status", "code"), [(OK, 0), ("UNAVAILABLE", 1), (UNFINISHED, 1), (None, 1)])
