@@ -25,6 +25,7 @@ KERNELS, DILATIONS = (3, 7, 11), (1, 3, 5)
 UPSAMPLING = ((10, 20), (6, 12))  # rate, kernel
 N_FFT, HOP = 20, 5
 HARMONICS = 9
+FRAME_SAMPLES, STEPS_A_CYCLE = 1920, 2  # see in_step
 
 
 @dataclass
@@ -64,6 +65,23 @@ def snake(x: Tensor, scale: Tensor, shift: Tensor, alpha: Tensor, mask: Tensor) 
 
 def leaky(x: Tensor, scale: Tensor, shift: Tensor, mask: Tensor) -> Tensor:
     return (F.leaky_relu(x.float() * scale + shift, 0.2) * mask).to(x.dtype)
+
+
+def in_step(cycles: Tensor) -> Tensor:
+    """Phases in cycles, double [B, S], bent so that a multiple of 1 / STEPS_A_CYCLE is reached where frames of the codec begin.
+
+    The bend grows evenly from frame to frame, by half a step at most: 3 Hz with two steps a cycle. What a frame
+    sounds like then follows from its pitch and one bit, not from all that was said before: a small codec learns
+    phases, and a small generator to predict them. Returns: float [B, S].
+    """
+    starts = cycles[:, ::FRAME_SAMPLES]
+    ahead = (starts * STEPS_A_CYCLE).remainder(1)  # of the step before
+    turn = ahead.diff(dim=1)
+    bend = torch.cat([ahead[:, :1], ahead[:, :1] + (turn - turn.round()).cumsum(1)], 1) / STEPS_A_CYCLE
+    bend = torch.cat([bend, bend[:, -1:]], 1)
+    along = torch.arange(FRAME_SAMPLES, device=cycles.device) / FRAME_SAMPLES
+    bend = torch.lerp(bend[:, :-1, None], bend[:, 1:, None], along.to(bend.dtype)).flatten(1)
+    return (cycles - bend[:, : cycles.shape[1]]).remainder(1).float()
 
 
 class Kokoro:
@@ -287,8 +305,8 @@ class Kokoro:
         cycles = torch.cumsum(f0.double() / SAMPLE_RATE_HZ * hop, 1)
         cycles = torch.cat([cycles[:, :1], cycles, cycles[:, -1:]], 1)
         along = (torch.arange(hop, device=f0.device) + 0.5) / hop
-        phase = cycles[:, :-1, None].remainder(1).float() + cycles.diff(dim=1)[..., None].float() * along
-        phase = phase.flatten(1)[:, hop // 2 : hop // 2 + p * hop, None]
+        phase = cycles[:, :-1, None] + cycles.diff(dim=1)[..., None] * along
+        phase = in_step(phase.flatten(1)[:, hop // 2 : hop // 2 + p * hop])[..., None]
         voiced = (f0 > 10).float().repeat_interleave(hop, 1)[..., None]
         waves = 0.1 * torch.sin(2 * math.pi * phase * torch.arange(1, HARMONICS + 1, device=f0.device)) * voiced
         waves = waves + torch.randn_like(waves) * (voiced * 0.003 + (1 - voiced) * 0.1 / 3)
