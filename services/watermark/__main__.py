@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import torch
 from csm.watermark.v1 import watermark_pb2_grpc
@@ -14,6 +15,7 @@ from models.device import usable_device
 from services.runtime.batches import Batches
 from services.runtime.pool import Pool
 from services.runtime.server import Stage, main
+from services.watermark.company import company
 from services.watermark.config import WatermarkSettings, deployment_key
 from services.watermark.detector import OFFSETS, Detector
 from services.watermark.embedder import Embedder
@@ -43,10 +45,11 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
     )
     await asyncio.to_thread(embedder.warm_up)
     detector = Detector(nets, max_seconds=settings.max_detect_s, offsets=options.get("search_offsets", OFFSETS))
-    marking = Pool("watermark-marking", settings.workers, stall_s=settings.stall_s)
+    is_cpu = device.type == "cpu"
+    marking = Pool("watermark-marking", settings.workers or (1 if is_cpu else 2), stall_s=settings.stall_s)
     searching = Pool("watermark-searching", settings.detections)
-    most = settings.batch or (1 if device.type == "cpu" else 256)
-    batches = Batches(embedder.advance, marking, most)
+    most, most_samples = settings.batch or (1 if is_cpu else 256), embedder.pass_samples
+    batches = Batches(embedder.advance, marking, most, partial(company, most_samples=most_samples))
     servicer = WatermarkServicer(settings, bundle, key, embedder, detector, batches, searching)
     try:
         yield Stage(

@@ -30,7 +30,11 @@ class WatermarkSettings(ServerSettings):
         choices=("fp32", "tf32", "fp16"),
     )
     threads: int = setting("CSM_WATERMARK_THREADS", 1, "CPU threads of one pass", least=1, most=256)
-    workers: int = setting("CSM_WATERMARK_WORKERS", 1, "streams worked on at one moment", least=1, most=256)
+    workers: int | None = setting(
+        "CSM_WATERMARK_WORKERS", None,
+        "passes worked on at one moment; default: 2 on an accelerator, where one gathers while one computes, 1 on the CPU",
+        least=1, most=256,
+    )
     batch: int | None = setting(
         "CSM_WATERMARK_BATCH", None,
         "streams marked in one pass; default: 256 on an accelerator, 1 on the CPU, which more does not help",

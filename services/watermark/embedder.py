@@ -5,42 +5,52 @@ magnitude to take away, bin by bin) is computed from the columns around it. The 
 transformed back, resampled to the stream's rate and added to the untouched input, so that the
 audio itself never goes through a resampler. What a stream gives does not depend on how it was cut,
 nor on which streams it was marked with. All of it is done for many streams in one pass, where the
-nets lie, on state in pools (slots.py); the host copies samples in and marks out (stream.py).
+nets lie, on state in pools (passes.py, slots.py); on the host a stream is a few whole numbers, reckoned
+for all streams of a pass at once (plan.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
+import threading
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.watermark.hparams import TRAINING_POWER
+from services.watermark.graphs import PassGraphs, Recorder
 from services.watermark.kernels import PRECISIONS
 from services.watermark.key import check_key, key_symbols
 from services.watermark.level import FixedLevel, Level
 from services.watermark.marker import Marker
+from services.watermark.passes import Given, Passes
+from services.watermark.plan import FAR, MOST_COLUMNS, Numbers, Places, Plan
 from services.watermark.reach import Reach
 from services.watermark.resampler import Bank, Kernel
 from services.watermark.slots import Slots
-from services.watermark.spectrum import Framing, Synthesis
-from services.watermark.stream import FAR, EmbedStream, Span
+from services.watermark.spectrum import Framing
+from services.watermark.stream import EmbedStream
 from services.watermark.weights import Nets
 
-# Columns so far below the level are left as they are. A mark there would take all that is in its
-# bins, whatever the strength, and holes in the faint noise of pauses are most of what DNSMOS hears
-# of a mark. Embedded bundle, 40 clips each, loss of OVRL / clips in which the stock decoder, which
-# forgives no symbol, spells the key: marked everywhere 0.061 / 40; down to 35 dB below the level
-# 0.045 / 39; to 30 dB 0.024 / 38. (130 clips: 0.033 at 35 dB, 0.022 at 30 dB.)
-_SILENCE_DB = 35.0
-_SIZES = (32, 16, 8, 4, 2, 1)  # columns that each stream of a pass brings
-_MOST_COLUMNS = 512  # of one pass, all streams together: what the nets hold at once is bounded
-# Streams that passes on a GPU are filled up to, since its libraries plan each new shape anew.
-_STREAMS = sorted({1, *(base << bit for bit in range(9) for base in (2, 3) if base << bit <= _MOST_COLUMNS)})
+log = logging.getLogger(__name__)
+
+_MOST_OF_ONE = 32  # columns that a stream brings to a pass that is not filled up
+_CHUNKS_S = (0.08, 0.16, 0.32, 0.64)  # what streams mostly bring; a pass on a GPU is for one of these lengths
+# Streams that passes on a GPU are filled up to.
+_STREAMS = sorted({1, *(base << bit for bit in range(9) for base in (2, 3) if base << bit <= MOST_COLUMNS)})
+
+
+class _Begun(NamedTuple):
+    """A pass that is not waited for."""
+
+    streams: list[EmbedStream]
+    given: list[int]  # samples of each
+    marked: Tensor  # on the host, [streams, m + 1]
 
 
 class Embedder:
@@ -56,6 +66,7 @@ class Embedder:
         level: Level | None = None,
         slots: int = 1,
         fill: bool | None = None,
+        graphs: bool = True,
         precision: str | None = None,
     ):
         """
@@ -66,6 +77,7 @@ class Embedder:
         level: default FixedLevel().
         slots: how many streams to have room for from the start.
         fill: whether passes are filled up to few sizes; None: on CUDA.
+        graphs: whether warm_up() captures those on CUDA.
         precision: of the nets' products, one of kernels.PRECISIONS; default: fp32 on the CPU, tf32 on CUDA, whose
             cuDNN has one switch between these two for the whole process, which this sets.
 
@@ -78,30 +90,36 @@ class Embedder:
         self.hparams = shape
         self.sample_rate_hz = sample_rate_hz
         self.device = next(nets.enc_c.parameters()).device
-        self.precision = precision or ("tf32" if self.device.type == "cuda" else "fp32")
+        is_cuda = self.device.type == "cuda"
+        self.precision = precision or ("tf32" if is_cuda else "fp32")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}, must be one of {', '.join(PRECISIONS)}")
-        if self.device.type == "cuda" and self.precision != "fp16":
+        if is_cuda and self.precision != "fp16":
             torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
-        self._fill = self.device.type == "cuda" if fill is None else fill
-        self._level = level or FixedLevel()
         self._framing = Framing(shape.n_fft, shape.hop_length, self.device)
         kernels = (Kernel(sample_rate_hz, shape.sample_rate_hz), Kernel(shape.sample_rate_hz, sample_rate_hz))
         self._inward, self._outward = banks = tuple(Bank(kernel, self.device) for kernel in kernels)
         self.reach = Reach(shape, self._framing, kernels, banks)
-        self._symbols = torch.tensor(key_symbols(check_key(key, shape.key_bytes)), device=self.device)
-        self._strength = 10 ** (-sdr_db / 20)
+        columns_per_second = shape.sample_rate_hz / shape.hop_length
+        self._fill = is_cuda if fill is None else fill
+        columns = sorted({math.ceil(chunk * columns_per_second) for chunk in _CHUNKS_S}) if self._fill else []
+        self._sizes = {each: _sizes(each, slots) for each in columns}
+        self._plan = Plan(self.reach, self._framing, columns, _MOST_OF_ONE)
         with torch.inference_mode():
-            self.slots = Slots(slots + 1, self.device)
-            self._spare = self.slots.take(1)[0]  # of rows that fill up a pass
-            self._marker = Marker(nets, self.slots, self.precision)
-            self._synthesis = Synthesis(self._framing, self.slots)
-            self._power = self.slots.add(dtype=torch.float64)  # of all columns so far
-            # Columns whose mark is not known yet: their spectrum in the band, and the mark's scale.
-            self._spectra = self.slots.add(shape.reach, shape.message_band_size, dtype=torch.complex64)
-            self._scales = self.slots.add(shape.reach)
-            # The mark at the model's rate, as far back as the next output's block may reach.
-            self._marks = self.slots.add(2 * self._outward.half + self._outward.down)
+            self.slots = Slots(slots + 1, self.device, numbers=len(Places._fields))
+            with self.slots.in_use(1) as spare:  # of rows that fill up a pass
+                self._spare = spare[0]
+            self._passes = Passes(
+                shape, self._framing, self.reach, banks, Marker(nets, self.slots, self.precision), self.slots,
+                symbols=torch.tensor(key_symbols(check_key(key, shape.key_bytes)), device=self.device),
+                strength=10 ** (-sdr_db / 20),
+                level=level or FixedLevel(),
+                columns_per_second=columns_per_second,
+                kept_samples=self.reach.kept(self.lookahead_samples, self._plan.most_columns),
+            )  # fmt: skip
+        self._turn = threading.Lock()  # passes that are filled up share what they are given, and their memory
+        self._graphs = PassGraphs(self._run, self.device, self._sizes) if graphs and self._fill else None
+        self._moved = 0  # times that the slots had when passes were captured
 
     @property
     def lookahead_samples(self) -> int:
@@ -115,19 +133,40 @@ class Embedder:
         ahead = (columns + self._outward.half) * self.sample_rate_hz / shape.sample_rate_hz + self._inward.half
         return math.ceil(ahead)
 
+    @property
+    def pass_samples(self) -> int:
+        """Samples of as many columns as one pass has at most."""
+        return MOST_COLUMNS * self.hparams.hop_length * self.sample_rate_hz // self.hparams.sample_rate_hz
+
+    @property
+    def captured(self) -> int:
+        """How many passes are captured."""
+        return 0 if self._graphs is None else self._graphs.captured
+
     def open(self) -> EmbedStream:
         """A new stream."""
         return EmbedStream(self)
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
-        """Have the device plan every size of pass, for which the first streams would otherwise wait."""
+    def warm_up(self, recorder: Recorder | None = None) -> None:
+        """Have every pass ready that the first streams would otherwise wait for.
+
+        recorder: what captures passes, on a device that is not CUDA's.
+        """
         if not self._fill:
             return
-        with self.slots.in_use(), _on(self.device):
-            for size in _SIZES:
-                for count in (count for count in _STREAMS if count * size <= _MOST_COLUMNS):
-                    self._begin([], size, count)
+        with self.slots.in_use(), on_device(self.device), self._turn:
+            if self._graphs is not None and (recorder is not None or self.device.type == "cuda"):
+                try:
+                    self._graphs.capture(self._idle, recorder)
+                    self._moved = self.slots.moved
+                    return
+                except RuntimeError as error:  # marking goes on without them
+                    self._graphs.drop()
+                    log.warning("marking on %s without graphs, which takes several times as long: %s", self.device, error)
+            for columns, sizes in self._sizes.items():
+                for streams in sizes:
+                    self._run(self._idle(columns, streams).to(self.device), columns)
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
 
@@ -150,19 +189,10 @@ class Embedder:
         for index, (stream, samples) in enumerate(pieces):
             try:
                 stream.take(samples)
+                taken.append(index)
             except ValueError as error:
                 results[index] = error
-                continue
-            if stream.due:
-                taken.append(index)
-        streams = [pieces[index][0] for index in taken]
-        fresh = [stream for stream in streams if stream.slot is None]
-        for stream, slot in zip(fresh, self.slots.take(len(fresh)), strict=True):
-            stream.slot = slot
-        with self.slots.in_use(), _on(self.device):
-            if fresh:
-                self.slots.clear([stream.slot for stream in fresh])
-            self._mark(streams)
+        self._mark([pieces[index][0] for index in taken])
         for index in taken:
             try:
                 results[index] = pieces[index][0].give()
@@ -171,106 +201,89 @@ class Embedder:
         return results
 
     def _mark(self, streams: list[EmbedStream]) -> None:
-        """Compute all columns that are due: those of several streams together, then wait for them once."""
-        begun: list[tuple[list[EmbedStream], list[Span], Tensor]] = []
-        for size in _SIZES:
-            most = _MOST_COLUMNS // size
-            while due := [stream for stream in streams if stream.due >= size]:
-                for start in range(0, len(due), most):
-                    begun.append(self._begin(due[start : start + most], size))
-        if self.device.type == "cuda":
-            done = torch.cuda.Event(blocking=True)  # the thread sleeps until then, and others of Python's run
-            done.record()
-            done.synchronize()
-        for members, spans, marks in begun:
-            for stream, span, row in zip(members, spans, marks.numpy(), strict=False):  # what fills up comes last
-                if span.stop > span.start:
-                    stream.add(row[span.start : span.stop])
+        """Begin all that is due, those of several streams together, and wait for it once."""
+        fresh = [stream for stream in streams if stream.slot is None and stream.waiting]
+        with self.slots.in_use(len(fresh)) as slots, on_device(self.device):
+            try:
+                for stream, slot in zip(fresh, slots, strict=True):
+                    stream.slot = slot
+                with self._turn if self._fill else contextlib.nullcontext():
+                    if self._graphs is not None and self.slots.moved != self._moved and self._graphs.captured:
+                        log.warning("more streams than there was room for: marking goes on without graphs")
+                        self._graphs.drop()
+                    self.slots.clear(slots)
+                    Places(*self.slots.places).end[slots] = FAR
+                    begun = self._due([stream for stream in streams if stream.slot is not None])
+                if begun and self.device.type == "cuda":
+                    done = torch.cuda.Event(blocking=True)  # the thread sleeps until then, and others of Python's run
+                    done.record()
+                    done.synchronize()
+            finally:
+                for stream in streams:  # now who has left gives its slot back
+                    stream.rest()
+        for each in begun:
+            marked = each.marked.numpy()
+            sound = (marked[:, -1] != 0).tolist()
+            for stream, row, given, is_sound in zip(each.streams, marked, each.given, sound, strict=True):
+                if given:  # a copy: else a reader that lags keeps the memory of all that shared its pass
+                    stream.add(row[:given].copy(), is_sound)
 
-    def _begin(
-        self, streams: list[EmbedStream], columns: int, count: int | None = None
-    ) -> tuple[list[EmbedStream], list[Span], Tensor]:
-        """One pass of `count` rows, not waited for: who takes part, where in its row each one's mark
-        lies, and the rows [count, n]."""
-        reach, is_cuda = self.hparams.reach, self.device.type == "cuda"
-        if count is None:
-            count = next(size for size in _STREAMS if size >= len(streams)) if self._fill else len(streams)
-        numbers = torch.empty(3, count, dtype=torch.int64, pin_memory=is_cuda)
-        samples = torch.empty(count, self.reach.window(columns), pin_memory=is_cuda)
-        host, rows = numbers.numpy(), samples.numpy()
-        host[:, len(streams) :] = [[self._spare], [reach + 1], [FAR]]
-        rows[len(streams) :] = 0
-        for row, stream in enumerate(streams):
-            host[:, row] = stream.slot, stream.column, stream.end
-            stream.window(rows[row])
-        inside = bool(streams) and all(  # warm_up's passes do all there is to do
-            stream.column > reach and stream.column + columns <= self._framing.columns(stream.end) for stream in streams
-        )
-        spans = [stream.advance(columns) for stream in streams]
-        marks = self._pass(
-            numbers.to(self.device, non_blocking=True), samples.to(self.device, non_blocking=True), columns, inside
-        )
-        if is_cuda:
-            marks = torch.empty(marks.shape, pin_memory=True).copy_(marks, non_blocking=True)
-        return streams, spans, marks
+    def _due(self, streams: list[EmbedStream]) -> list[_Begun]:
+        """Passes of all columns that are due."""
+        if not streams:
+            return []
+        slots, waiting, finished = np.array([(each.slot, each.waiting, each.finished) for each in streams]).T
+        places = Places(*self.slots.places[:, slots])
+        begun = [
+            self._begin([streams[member] for member in due.members], due.numbers, due.columns)
+            for due in self._plan.due(slots, places, waiting, finished.astype(bool))
+        ]
+        self.slots.places[:, slots] = places
+        return begun
 
-    def _pass(self, numbers: Tensor, samples: Tensor, count: int, inside: bool) -> Tensor:
-        """Advance streams by `count` columns each, without waiting for the device.
-
-        numbers: slot, next column and end of each [3, B]. samples: their windows [B, reach.window(count)].
-        inside: no column, with those that the nets are behind, lies before or after its stream.
-        Returns: the mark of samples from the block on in which the first unknown one lies [B, n].
-        """
-        shape, framing, slots, device = self.hparams, self._framing, self.slots, self.device
-        rows, first, end = numbers.unbind(0)
-        index = first[:, None] + torch.arange(count, device=device)  # [B, k]
-        total = framing.columns(end)[:, None]
-
-        def valid(behind: Tensor) -> Tensor:  # [n, 1, 1] → [n, B, k]
-            return (index >= behind) & (index < total + behind)
-
-        begin = self.reach.first_block(first) * self._inward.up
-        columns = framing.analyse(self._inward(samples), begin, first, end, count)  # [B, k, F]
-        energy = columns.abs().square().mean(dim=2)  # [B, k]
-        power = energy / framing.window_energy
-        before = slots.read(self._power, rows)
-        level = self._level.step(power, before, first, shape.sample_rate_hz / shape.hop_length)
-        slots.write(self._power, rows, before + power.double().sum(dim=1))
-        gain = torch.sqrt(TRAINING_POWER / level)  # what brings the stream to the training level
-        if shape.frame_level_normalization:
-            carrier_rms = torch.sqrt(energy)
-        elif shape.utterance_level_normalization:
-            # Carrier cells of audio of power P have the mean square P * sum(window ** 2) (Parseval).
-            carrier_rms = torch.sqrt(level * framing.window_energy)
+    def _begin(self, streams: list[EmbedStream], numbers: Numbers, columns: int) -> _Begun:
+        """One pass of `columns` columns, of which each stream brings some, or all if passes are not filled up."""
+        count, is_cuda = len(streams), self.device.type == "cuda"
+        brought = numbers.received - numbers.heard
+        size, most = count, int(brought.max())
+        if self._fill:
+            size, most = next((size for size in self._sizes[columns] if size >= count), count), self.reach.most_samples(columns)
+        host = Given.of(size, most, pinned=is_cuda)
+        told = host.numbers.numpy()
+        for row, each in zip(told, numbers, strict=True):
+            row[:count] = each
+        if size > count:
+            told[:, count:] = self._plan.idle(self._spare, columns)[:, None]
+        for row, stream, samples in zip(host.samples.numpy(), streams, brought.tolist(), strict=False):
+            stream.feed(row[:samples])
+        if not self._fill:
+            given, inside = host.to(self.device), self._plan.within(numbers)
+            marked = self._passes.run(given.numbers, given.samples, columns, mixed=False, inside=inside)
         else:
-            carrier_rms = 1 / gain
-        audible = power > level * 10 ** (-_SILENCE_DB / 10)
-        scale = slots.behind(self._scales, rows, carrier_rms * self._strength * audible)[:, :count, None]
-        spectrum = slots.behind(self._spectra, rows, columns[..., : shape.message_band_size])[:, :count]
-        carrier = columns[..., : shape.rows].abs() * gain[..., None]
-        symbols = self._symbols[index % shape.message_len]
-        mark = self._marker.step(rows, carrier, symbols, None if inside else valid)  # of columns `reach` before
-        # The stock leaves relu(magnitude - mark) at the old phase: a cell loses at most all it has.
-        magnitude = spectrum.abs()
-        loss = torch.minimum(mark * scale, magnitude)
-        taken = -spectrum * (loss / magnitude.clamp_min(1e-30))
-        wave = self._synthesis.step(rows, taken)  # [B, k, hop]
-        if not inside:  # what lies before the first column's centre, and behind the last one's, is not the stream's
-            kept = (index > shape.reach) & (index < total + shape.reach)
-            wave = torch.where(kept[..., None], wave, 0.0)
-        wave = slots.behind(self._marks, rows, wave.flatten(1))
-        return self._outward(self._outward_window(wave, first, count))
+            marked = self._run(host, columns) if self._graphs is None else self._graphs.run(host, columns, size)
+        if self._fill or is_cuda:  # the next pass may write over it
+            heard = torch.empty(count, marked.shape[1], pin_memory=is_cuda)
+            marked = heard.copy_(marked[:count], non_blocking=True)
+        return _Begun(streams, numbers.given.tolist(), marked)
 
-    def _outward_window(self, wave: Tensor, first: Tensor, count: int) -> Tensor:
-        """Of wave [B, n], which ends `reach` columns behind, what the outputs not known yet are made of."""
-        bank, hop = self._outward, self.hparams.hop_length
-        ended = (first - self.hparams.reach - 1) * hop  # where this pass's part of it begins, at the model's rate
-        known = self.reach.outward.outputs((ended - bank.half).clamp_min(0))
-        start = known // bank.up * bank.down - bank.lead - (ended - (wave.shape[1] - count * hop))
-        place = start[:, None] + torch.arange(bank.window(self.reach.blocks_out(count)), device=wave.device)
-        return wave.gather(1, place.clamp(0, wave.shape[1] - 1))
+    def _run(self, given: Given, columns: int) -> Tensor:
+        given = given.to(self.device)
+        return self._passes.run(given.numbers, given.samples, columns)
+
+    def _idle(self, columns: int, streams: int) -> Given:
+        """A pass of nobody's."""
+        given = Given.of(streams, self.reach.most_samples(columns))
+        given.numbers.numpy()[:] = self._plan.idle(self._spare, columns)[:, None]
+        given.samples.zero_()
+        return given
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager:
+def _sizes(columns: int, slots: int) -> list[int]:
+    """Streams that passes of so many columns are filled up to, with room for `slots` streams in all."""
+    most = max(1, MOST_COLUMNS // columns)
+    return [size for size in _STREAMS if size < min(most, slots)] + [min(most, slots)]
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager:
     """A thread of the pool may have another device current, on whose stream kernels would be launched."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -72,7 +72,14 @@ class Marker:
         self._behind = torch.arange(len(self._layers) + 1, device=linear.weight.device)[:, None, None]
 
     @torch.inference_mode()
-    def step(self, rows: Tensor, carrier: Tensor, symbols: Tensor, valid: Callable[[Tensor], Tensor] | None) -> Tensor:
+    def step(
+        self,
+        rows: Tensor,
+        carrier: Tensor,
+        symbols: Tensor,
+        valid: Callable[[Tensor], Tensor] | None,
+        counts: Tensor | None = None,
+    ) -> Tensor:
         """Advance streams by some columns each.
 
         rows: their slots [B]. carrier: magnitudes of bins 0 to rows - 1 [B, k, rows]. symbols: what
@@ -87,11 +94,11 @@ class Marker:
         inside = [None] * len(self._behind) if valid is None else valid(self._behind)
         both = torch.stack([carrier, self._spelled[symbols]], dim=3)  # [B, k, rows, 2]
         if valid is not None:
-            both = torch.where(inside[0][:, :, None, None], both, 0.0)
-        waiting = slots.behind(self._waiting, rows, both)[:, :count]
-        window = slots.behind(self._tails[0], rows, both[..., :1])
+            both.masked_fill_(~inside[0][:, :, None, None], 0)
+        waiting = slots.behind(self._waiting, rows, both, counts)[:, :count]
+        window = slots.behind(self._tails[0], rows, both[..., :1], counts)
         for number, layer in enumerate(self._layers[:-1], start=1):
-            kept = Kept(slots.pool(self._tails[number]), rows)
+            kept = Kept(slots.pool(self._tails[number]), rows, counts)
             extra = waiting if number == self._encoders else None  # the decoder's first layer sees them too
             window = self._operations.gated(window, layer, kept, inside[number], extra)
         mark = self._operations.ended(window, self._layers[-1], self._ending, inside[-1])

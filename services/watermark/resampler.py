@@ -7,10 +7,14 @@ plain polyphase filter needs 1.5 ms, which is what a stream that waits for its l
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Whole = TypeVar("Whole", int, NDArray[np.int64])
 
 # Share of the lower rate's Nyquist frequency that the transition takes on each side of it. The
 # public model marks up to 11.03 kHz; with 24 kHz audio the filter is flat up to 11.1 kHz.
@@ -42,14 +46,13 @@ class Kernel:
         taps = cutoff * np.sinc(cutoff * offset) * window
         self.taps = (taps / taps.sum(axis=1, keepdims=True)).astype(np.float32)
 
-    def outputs(self, samples: int | Tensor) -> int | Tensor:
+    def outputs(self, samples: Whole) -> Whole:
         """Output positions that lie within `samples` input samples."""
         return -(-samples * self.up // self.down)
 
-    def known(self, samples: int) -> int:
+    def known(self, samples: Whole) -> Whole:
         """Output positions whose taps lie within `samples` input samples."""
-        return self.outputs(max(0, samples - self.half))
-
+        return self.outputs(np.maximum(samples - self.half, 0))
 
 
 class Bank:

@@ -82,22 +82,23 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         encoding = self._stream_encoding(first.start.format)
         with self._streams.enter():
             yield self._started(first.start.format.encoding)
-            stream = self._embedder.open()
-            received = sent = 0
-            compute_s = 0.0
-            async with aclosing(self._pieces(request_iterator, encoding)) as pieces:
-                async for samples in pieces:
-                    marked, seconds = await self._advance(stream, samples)
-                    received += len(samples) if samples is not None else 0
-                    compute_s += seconds
-                    if not len(marked):
-                        continue
-                    if not sent:
-                        instruments.stage_first_output.record(time.perf_counter() - began, _EMBED)
-                        trace.get_current_span().add_event("first_frame")
-                    sent += len(marked)
-                    data = to_bytes(marked, encoding)
-                    yield watermark_pb2.EmbedResponse(audio=watermark_pb2.MarkedAudio(data=data))
+            stream, received, sent, compute_s = self._embedder.open(), 0, 0, 0.0
+            try:
+                async with aclosing(self._pieces(request_iterator, encoding)) as pieces:
+                    async for samples in pieces:
+                        marked, seconds = await self._advance(stream, samples)
+                        received += len(samples) if samples is not None else 0
+                        compute_s += seconds
+                        if not len(marked):
+                            continue
+                        if not sent:
+                            instruments.stage_first_output.record(time.perf_counter() - began, _EMBED)
+                            trace.get_current_span().add_event("first_frame")
+                        sent += len(marked)
+                        data = to_bytes(marked, encoding)
+                        yield watermark_pb2.EmbedResponse(audio=watermark_pb2.MarkedAudio(data=data))
+            finally:
+                stream.close()
             if sent != received:
                 raise Broken(f"the embedder gave {sent} samples for {received}")
             trace.get_current_span().set_attribute("csm.samples", sent)

@@ -1,7 +1,7 @@
 """Where the state of all streams lies: tensors with a row for each stream, by slot. Knows no formula.
 
 A pass reads the rows of its streams and writes them back, all streams at once. Slots are given to
-streams as they come and the tensors double when none is free.
+streams as they come and everything doubles when none is free.
 """
 
 from __future__ import annotations
@@ -10,20 +10,32 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Condition
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 class Slots:
-    """Give `add` all the tensors first; then passes of different streams may run in several threads."""
+    """Give `add` all the tensors first; then passes of different streams may run in several threads.
 
-    def __init__(self, count: int, device: torch.device):
-        """count: how many streams there is room for before it must be enlarged."""
+    places: where each stream is, for the host: [numbers, slots] int64. What a number means, its user says.
+    moved: how often the tensors had to move to larger places.
+    """
+
+    def __init__(self, count: int, device: torch.device, numbers: int = 0):
+        """count: how many streams there is room for before it must be enlarged. numbers: of each, for the host."""
         self._device, self._count = device, max(1, count)
         self._free = list(range(self._count - 1, -1, -1))
         self._pools: list[Tensor] = []
         self._passes = 0
         self._changed = Condition()
+        self.places = np.zeros((numbers, self._count), np.int64)
+        self.moved = 0
+
+    @property
+    def free(self) -> int:
+        """Slots that no stream has."""
+        return len(self._free)
 
     def add(self, *shape: int, dtype: torch.dtype = torch.float32) -> int:
         """One more tensor for each stream, of this shape, zero at first; returns its number."""
@@ -31,26 +43,28 @@ class Slots:
         return len(self._pools) - 1
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """While this holds, no tensor is moved to a larger place."""
+    def in_use(self, new: int = 0) -> Iterator[list[int]]:
+        """Slots of so many new streams. While it holds, no tensor is moved to a larger place."""
         with self._changed:
+            if len(self._free) < new:  # streams that are closed may keep theirs until a pass is over
+                self._changed.wait_for(lambda: not self._passes)
+                while len(self._free) < new:
+                    self._enlarge()
+            slots = [self._free.pop() for _ in range(new)]
             self._passes += 1
         try:
-            yield
+            yield slots
         finally:
             with self._changed:
                 self._passes -= 1
                 self._changed.notify_all()
 
-    def take(self, count: int) -> list[int]:
-        """Slots of `count` new streams; not while the caller itself is `in_use`."""
-        with self._changed:
-            while len(self._free) < count:
-                self._changed.wait_for(lambda: not self._passes)
-                self._pools = [torch.cat([pool, torch.zeros_like(pool)]) for pool in self._pools]
-                self._free[:0] = range(2 * self._count - 1, self._count - 1, -1)
-                self._count *= 2
-            return [self._free.pop() for _ in range(count)]
+    def _enlarge(self) -> None:
+        self._pools = [torch.cat([pool, torch.zeros_like(pool)]) for pool in self._pools]
+        self.places = np.concatenate([self.places, np.zeros_like(self.places)], axis=1)
+        self._free[:0] = range(2 * self._count - 1, self._count - 1, -1)
+        self._count *= 2
+        self.moved += 1
 
     def give_back(self, slot: int) -> None:
         """May be called anywhere, a destructor too."""
@@ -58,12 +72,15 @@ class Slots:
 
     def clear(self, slots: Sequence[int]) -> None:
         """Make their rows zero."""
-        rows = torch.tensor(slots).to(self._device, non_blocking=True)
+        if not slots:
+            return
+        rows = torch.tensor(slots, pin_memory=self._device.type == "cuda").to(self._device, non_blocking=True)
         for pool in self._pools:
             pool.index_fill_(0, rows, 0)
+        self.places[:, slots] = 0
 
     def pool(self, number: int) -> Tensor:
-        """The tensor itself, [slots, …], for what reads and writes rows of it by kernels of its own."""
+        """The tensor itself, [slots, …], for what reads and writes rows of it by operations of its own."""
         return self._pools[number]
 
     def read(self, number: int, rows: Tensor) -> Tensor:
@@ -73,10 +90,24 @@ class Slots:
     def write(self, number: int, rows: Tensor, values: Tensor) -> None:
         self._pools[number].index_copy_(0, rows, values)
 
-    def behind(self, number: int, rows: Tensor, new: Tensor) -> Tensor:
-        """What is kept of each stream, then `new` [B, k, …]: [B, kept + k, …]; its end is kept henceforth."""
+    def behind(self, number: int, rows: Tensor, new: Tensor, counts: Tensor | None = None) -> Tensor:
+        """What is kept of each stream, then `new` [B, k, …]: [B, kept + k, …]; its end is kept henceforth.
+
+        counts: how many of the k each stream brings [B], 1 at least; what comes after them is as if it were not
+            there. None: all k.
+        """
         kept = self._pools[number].shape[1]
         whole = torch.cat([self.read(number, rows), new], dim=1)
         if kept:
-            self.write(number, rows, whole[:, whole.shape[1] - kept :])
+            self.write(number, rows, last(whole, kept, counts))
         return whole
+
+
+def last(whole: Tensor, kept: int, counts: Tensor | None) -> Tensor:
+    """The last `kept` of whole [B, kept + k, …], of which each stream has brought `counts` [B] of the k; None: all."""
+    streams, length = whole.shape[:2]
+    if counts is None:
+        return whole[:, length - kept :]
+    first = torch.arange(0, streams * length, length, device=whole.device) + counts
+    index = first[:, None] + torch.arange(kept, device=whole.device)
+    return whole.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, (streams, kept))

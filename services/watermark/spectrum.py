@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from services.watermark.resampler import Whole
 from services.watermark.slots import Slots
 
 
@@ -24,30 +25,36 @@ class Framing:
         squared = self.window.square()
         self._weight = squared[:hop_length] + squared[hop_length:]
 
-    def padded(self, samples: int | Tensor) -> int | Tensor:
+    def padded(self, samples: Whole) -> Whole:
         """Length of a clip of so many samples with its zeros."""
         return (samples // self.n_fft + 1) * self.n_fft
 
-    def columns(self, samples: int | Tensor) -> int | Tensor:
+    def columns(self, samples: Whole) -> Whole:
         """All columns of a clip of so many samples."""
         return self.padded(samples) // self.hop + 1
 
-    def known(self, samples: int) -> int:
+    def known(self, samples: Whole) -> Whole:
         """Columns that `samples` samples complete when more follow; the first one needs its mirror image."""
-        return samples // self.hop if samples > self.half else 0
+        return samples // self.hop * (samples > self.half)
 
-    def analyse(self, samples: Tensor, begin: Tensor, first: Tensor, end: Tensor, count: int) -> Tensor:
-        """Columns `first` and the next ones, `count` in all, complex [B, count, F].
+    def begin(self, column: Whole) -> Whole:
+        """The first position under a column's window."""
+        return column * self.hop - self.half
 
-        samples: [B, n], from position `begin` on, as far as the columns reach and one more before.
-        begin, first, end: [B]. end: the clip's length, far off while it is not known.
+    def mirror(self, samples: Whole) -> Whole:
+        """A clip's position p behind its zeros is as position mirror - p."""
+        return 2 * self.padded(samples) - 2
+
+    def analyse(self, samples: Tensor, start: Tensor, begin: Tensor, end: Tensor, mirror: Tensor, count: int) -> Tensor:
+        """Neighbouring columns, `count` of each clip, the first one of which begins at `begin`: complex [B, count, F].
+
+        samples: [B, n], from position `start` on, as far as the columns reach and one more before.
+        start, begin, end, mirror: [B]. end: the clip's length, far off while it is not known, as mirror.
         """
-        place = first[:, None] * self.hop - self.half
-        place = (place + torch.arange((count - 1) * self.hop + self.n_fft, device=samples.device)).abs()
-        padded = self.padded(end)[:, None]
-        place = torch.where(place < padded, place, 2 * padded - 2 - place)
-        found = samples.gather(1, (place - begin[:, None]).clamp(0, samples.shape[1] - 1))
-        found = torch.where(place < end[:, None], found, 0.0)
+        place = (begin[:, None] + torch.arange((count - 1) * self.hop + self.n_fft, device=samples.device)).abs_()
+        place = torch.minimum(place, mirror[:, None] - place)
+        found = samples.gather(1, (place - start[:, None]).clamp_(0, samples.shape[1] - 1))
+        found.masked_fill_(place >= end[:, None], 0)
         return torch.fft.rfft(found.unfold(1, self.n_fft, self.hop) * self.window)
 
 
@@ -58,10 +65,13 @@ class Synthesis:
         self._framing, self._slots = framing, slots
         self._late = slots.add(1, framing.hop)  # the last frame's second half, over which the next one lies
 
-    def step(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """columns [B, k, bins], zero above `bins` → for each the hop of samples before its centre [B, k, hop]."""
+    def step(self, rows: Tensor, columns: Tensor, counts: Tensor | None = None) -> Tensor:
+        """columns [B, k, bins], zero above `bins` → for each the hop of samples before its centre [B, k, hop].
+
+        counts: as Slots.behind has it.
+        """
         framing = self._framing
         frames = torch.fft.irfft(columns, n=framing.n_fft) * framing.window  # [B, k, N]
         early, late = frames.split(framing.hop, dim=2)
-        before = self._slots.behind(self._late, rows, late)[:, :-1]
+        before = self._slots.behind(self._late, rows, late, counts)[:, :-1]
         return (before + early) / framing._weight

@@ -20,10 +20,11 @@ def main() -> int:
     good = True
     for precision in ("fp32", "tf32", "fp16"):
         half, data, exact = precision == "fp16", "*fp16" if precision == "fp16" else "*fp32", "*fp32"
-        place = {"inside": "*i8", "rows": "*i64", "bias": exact, "shift": exact, "steps": "i32", "bins": "i32"}
+        place = {"inside": "*i8", "rows": "*i64", "counts": "*i64", "bias": exact, "shift": exact, "steps": "i32", "bins": "i32"}
         for cut in (False, True):
-            constants = {"CUT": cut, "HALF": half, "ROUNDS": precision == "tf32"}
-            label = f"{precision}{', cut' if cut else ''}"
+            # As they come: all columns within their streams, equally many of each. Filled up: neither.
+            constants = {"CUT": cut, "COUNTED": cut, "HALF": half, "ROUNDS": precision == "tf32"}
+            label = f"{precision}{', filled up' if cut else ''}"
             for channels, width, extra in GATED:
                 if (width == 40) != half and extra:
                     continue

@@ -51,10 +51,15 @@ class Ending(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Where the last columns of a layer's input lie. pool: [slots, PAST, rows, C_in]; rows: slots [B] int64."""
+    """Where the last columns of a layer's input lie.
+
+    pool: [slots, PAST, rows, C_in]. rows: slots [B] int64. counts: how many of a pass's columns each stream brings
+    [B] int64, 1 at least; what comes after them leaves no trace. None: all.
+    """
 
     pool: Tensor
     rows: Tensor
+    counts: Tensor | None = None
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -81,7 +86,8 @@ def _try(operations: ModuleType, device: torch.device) -> None:
     """One layer from one channel to 32. Raises: whatever building or launching raises."""
     window = torch.zeros(1, PAST + 1, 8, 1, device=device)
     layer = Layer(torch.zeros(64, 1, 3, 3, device=device), *(torch.zeros(size, device=device) for size in (64, 32)))
-    kept = Kept(torch.zeros(1, PAST, 8, 32, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+    row, one = torch.zeros(1, dtype=torch.int64, device=device), torch.ones(1, dtype=torch.int64, device=device)
+    kept = Kept(torch.zeros(1, PAST, 8, 32, device=device), row, one)
     with torch.cuda.device(device):
         operations.gated(window, layer, kept, None)
         torch.cuda.synchronize()

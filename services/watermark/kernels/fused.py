@@ -37,25 +37,30 @@ def _rounded(x):
 
 
 @triton.jit
-def _turn(new, out, pool, rows, stream, column, steps, size, index, mask):
-    """Write cells of a pass's column to the window; what was kept goes before it, and its last columns are kept.
+def _turn(new, out, pool, rows, counts, stream, column, steps, size, index, mask, COUNTED: tl.constexpr):
+    """Write cells of a pass's column to the window; what was kept goes before it, and the stream's last columns are kept.
 
-    A column that is to be kept takes the place of one that is read here before; of one column's pass the second
-    one kept moves up.
+    A column that is to be kept takes the place of one that is read here before; of a stream that brings one column
+    the second one kept moves up.
     """
     window = out + stream * (2 + steps) * size + index
     kept = pool + tl.load(rows + stream) * 2 * size + index
     tl.store(window + (2 + column) * size, new, mask=mask)
-    if steps == 1:
-        first = tl.load(kept, mask=mask)
-        second = tl.load(kept + size, mask=mask)
-        tl.store(window, first, mask=mask)
-        tl.store(window + size, second, mask=mask)
-        tl.debug_barrier()  # all is read before anything is written over
-        tl.store(kept, second, mask=mask)
-        tl.store(kept + size, new, mask=mask)
-    elif column >= steps - 2:
-        past = column - (steps - 2)
+    if COUNTED:
+        brought = tl.load(counts + stream).to(tl.int32)
+    else:
+        brought = steps
+    if brought == 1:
+        if column == 0:
+            first = tl.load(kept, mask=mask)
+            second = tl.load(kept + size, mask=mask)
+            tl.store(window, first, mask=mask)
+            tl.store(window + size, second, mask=mask)
+            tl.debug_barrier()  # all is read before anything is written over
+            tl.store(kept, second, mask=mask)
+            tl.store(kept + size, new, mask=mask)
+    elif (column >= brought - 2) & (column < brought):
+        past = column - (brought - 2)
         old = tl.load(kept + past * size, mask=mask)
         tl.store(window + past * size, old, mask=mask)
         tl.debug_barrier()
@@ -63,11 +68,11 @@ def _turn(new, out, pool, rows, stream, column, steps, size, index, mask):
 
 
 # What changes with the pass is not specialised: one variant serves every size, and a size of 1 stays a tensor.
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["inside", "rows", "counts"])
 def _gated(
-    both, bias, shift, extra, inside, pool, rows, out, steps, bins,
-    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, EXTRA: tl.constexpr, CUT: tl.constexpr, HALF: tl.constexpr,
-    ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
+    both, bias, shift, extra, inside, pool, rows, counts, out, steps, bins,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, EXTRA: tl.constexpr, CUT: tl.constexpr, COUNTED: tl.constexpr,
+    HALF: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64)
     stream = at // steps
@@ -94,14 +99,14 @@ def _gated(
         new = _held(new)
     if ROUNDS:
         new = _rounded(new)
-    _turn(new.to(out.dtype.element_ty), out, pool, rows, stream, column, steps, bins * WIDTH, index, mask)
+    _turn(new.to(out.dtype.element_ty), out, pool, rows, counts, stream, column, steps, bins * WIDTH, index, mask, COUNTED)
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["inside", "rows", "counts"])
 def _first(
-    x, weight, bias, shift, inside, pool, rows, out, steps, bins,
-    CHANNELS: tl.constexpr, PADDED: tl.constexpr, CUT: tl.constexpr, HALF: tl.constexpr, ROUNDS: tl.constexpr,
-    ROWS: tl.constexpr,
+    x, weight, bias, shift, inside, pool, rows, counts, out, steps, bins,
+    CHANNELS: tl.constexpr, PADDED: tl.constexpr, CUT: tl.constexpr, COUNTED: tl.constexpr, HALF: tl.constexpr,
+    ROUNDS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64)
     stream = at // steps
@@ -127,10 +132,12 @@ def _first(
         new = _rounded(new)
     index = row[:, None] * CHANNELS + channel[None, :]
     mask = (row < bins)[:, None] & own[None, :]
-    _turn(new.to(out.dtype.element_ty), out, pool, rows, stream, column, steps, bins * CHANNELS, index, mask)
+    _turn(
+        new.to(out.dtype.element_ty), out, pool, rows, counts, stream, column, steps, bins * CHANNELS, index, mask, COUNTED
+    )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["inside"])
 def _ended(
     both, bias, shift, weight, ending, inside, out, bins,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, CUT: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr,
@@ -164,22 +171,23 @@ def gated(window: Tensor, layer: Layer, kept: Kept, inside: Tensor | None, extra
     channels, width = len(layer.shift), kept.pool.shape[3]
     out = kept.pool.new_empty(count, PAST + columns, bins, width)
     cut = out if inside is None else inside.contiguous().view(torch.int8)
-    half = kept.pool.dtype != layer.bias.dtype
-    assert kept.pool.is_contiguous() and kept.rows.is_contiguous()
+    counts = kept.rows if kept.counts is None else kept.counts
+    half, counted = kept.pool.dtype != layer.bias.dtype, kept.counts is not None
+    assert kept.pool.is_contiguous() and kept.rows.is_contiguous() and counts.is_contiguous()
     if window.shape[3] == 1:
         assert width == channels and window.is_contiguous() and layer.weight.is_contiguous()
         _first[(count * columns, triton.cdiv(bins, 32))](
-            window, layer.weight, layer.bias, layer.shift, cut, kept.pool, kept.rows, out, columns, bins,
-            CHANNELS=channels, PADDED=triton.next_power_of_2(channels), CUT=inside is not None, HALF=half,
+            window, layer.weight, layer.bias, layer.shift, cut, kept.pool, kept.rows, counts, out, columns, bins,
+            CHANNELS=channels, PADDED=triton.next_power_of_2(channels), CUT=inside is not None, COUNTED=counted, HALF=half,
             ROUNDS=layer.rounds, ROWS=32, num_warps=4,
         )  # fmt: skip
         return out
     both = _convolved(window, layer)
     more = out if extra is None else extra.contiguous()
     _gated[(count * columns, triton.cdiv(bins * width, _BLOCK))](
-        both, layer.bias, layer.shift, more, cut, kept.pool, kept.rows, out, columns, bins,
+        both, layer.bias, layer.shift, more, cut, kept.pool, kept.rows, counts, out, columns, bins,
         CHANNELS=channels, WIDTH=width, EXTRA=0 if extra is None else extra.shape[3], CUT=inside is not None,
-        HALF=half, ROUNDS=layer.rounds, BLOCK=_BLOCK, num_warps=4,
+        COUNTED=counted, HALF=half, ROUNDS=layer.rounds, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip
     return out
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.watermark.kernels import MOST_HALF, PAST, Ending, Kept, Layer, rounded
+from services.watermark.slots import last
 
 
 def gated(window: Tensor, layer: Layer, kept: Kept, inside: Tensor | None, extra: Tensor | None = None) -> Tensor:
@@ -28,13 +29,13 @@ def gated(window: Tensor, layer: Layer, kept: Kept, inside: Tensor | None, extra
     if extra is not None:
         end = channels + extra.shape[3]
         new[..., channels:end] = extra.clamp(-MOST_HALF, MOST_HALF) if out.dtype == torch.float16 else extra
-        new[..., end:] = 0
+        new[..., end:].zero_()
     if layer.rounds:
         new.copy_(rounded(new))
     if inside is not None:
         new.masked_fill_(~inside[:, :, None, None], 0)
     out[:, :PAST] = kept.pool.index_select(0, kept.rows)
-    kept.pool.index_copy_(0, kept.rows, out[:, columns:])
+    kept.pool.index_copy_(0, kept.rows, last(out, PAST, kept.counts))
     return out
 
 

@@ -62,8 +62,11 @@ def near(got, wanted, precision) -> None:
 @pytest.mark.parametrize(
     ("given", "channels", "width", "extra"), [(1, 32, 32, 0), (32, 32, 32, 0), (32, 32, 36, 2), (36, 96, 96, 0), (1, 8, 8, 0)]
 )
-@pytest.mark.parametrize(("count", "columns", "cut"), [(3, 1, True), (2, 2, False), (2, 5, True)])
-def test_gated(device, precision, given, channels, width, extra, count, columns, cut):
+@pytest.mark.parametrize(
+    ("count", "columns", "cut", "brought"),
+    [(3, 1, True, None), (2, 2, False, None), (2, 5, True, None), (3, 5, True, [1, 5, 3]), (3, 2, False, [2, 1, 2])],
+)
+def test_gated(device, precision, given, channels, width, extra, count, columns, cut, brought):
     """Streams in slots that lie anywhere; a pass shorter than what is kept, too; and of others nothing changes."""
     layer, window = layer_of(device, precision, given, channels), inputs(device, precision, count, columns, given)
     ours = torch.randn(5, 2, BINS, width, device=device).to(dtype_of(precision, width))
@@ -71,15 +74,17 @@ def test_gated(device, precision, given, channels, width, extra, count, columns,
     rows = torch.tensor([3, 0, 2][:count], device=device)
     inside = torch.rand(count, columns, device=device) < 0.5 if cut else None
     more = 100 * torch.randn(count, columns, BINS, extra, device=device) if extra else None
-    got = fused.gated(window, layer, Kept(ours, rows), inside, more)
-    wanted = plain.gated(window, layer, Kept(theirs, rows), inside, more)
+    counts = None if brought is None else torch.tensor(brought, device=device)
+    got = fused.gated(window, layer, Kept(ours, rows, counts), inside, more)
+    wanted = plain.gated(window, layer, Kept(theirs, rows, counts), inside, more)
     assert got.dtype == wanted.dtype == theirs.dtype and got.shape == wanted.shape == (count, 2 + columns, BINS, width)
     assert torch.equal(got[:, :2], before[rows]) and torch.equal(wanted[:, :2], before[rows])
     near(got, wanted, precision)
     near(ours, theirs, precision)
     others = [slot for slot in range(5) if slot not in rows.tolist()]
     assert torch.equal(ours[others], before[others])
-    assert torch.equal(ours[rows], got[:, columns:])
+    for row, end in enumerate(brought or [columns] * count):  # what comes after a stream's own leaves no trace
+        assert torch.equal(ours[rows[row]], got[row, end : end + 2])
     if cut:
         assert not got[:, 2:][~inside].any()
     if extra:
@@ -128,7 +133,8 @@ def test_marks_of_streams_at_different_points(device, precision, tmp_path):
         def valid(behind, index=index):
             return (index >= behind) & (index < lengths[:, None] + behind)
 
-        got, wanted = (maker.step(rows, carrier, symbols, valid) for maker in makers)
+        counts = torch.tensor([columns, max(1, columns - 1)], device=device)
+        got, wanted = (maker.step(rows, carrier, symbols, valid, counts) for maker in makers)
         assert (got - wanted).norm() <= (1e-5 if precision == "fp32" else 3e-3) * wanted.norm()
         at += columns
     assert at > 5 + shape.reach

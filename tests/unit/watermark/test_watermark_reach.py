@@ -1,0 +1,34 @@
+"""Whole numbers of one stream and of many, by their definitions."""
+
+import numpy as np
+import pytest
+
+from services.watermark.embedder import Embedder
+from services.watermark.key import PUBLIC_KEY
+
+
+@pytest.fixture(params=["untrained", "untrained_44k", "pair"])
+def reach(request):
+    return Embedder(request.getfixturevalue(request.param), PUBLIC_KEY).reach
+
+
+def test_the_fewest_samples_that_complete_columns(reach):
+    for columns in range(1, 60):
+        samples = int(reach.samples(columns))
+        assert reach.columns(samples) >= columns > reach.columns(samples - 1)
+
+
+def test_no_stream_can_bring_more_to_a_pass(reach):
+    """However far it is: what completes no further column than the pass has."""
+    for columns in (1, 2, 5, 14):
+        for before in range(0, 40):
+            first = int(reach.samples(before)) if before else 0  # as little as a stream at that column has
+            last = int(reach.samples(before + columns + 1)) - 1
+            assert last - first <= reach.most_samples(columns)
+
+
+def test_arrays_are_as_each_of_theirs(reach):
+    numbers = np.arange(0, 5000, 7)
+    for name in ("columns", "last_column", "known", "begin", "first_block"):
+        of_all = getattr(reach, name)(numbers)
+        assert of_all.tolist() == [int(getattr(reach, name)(number)) for number in numbers.tolist()], name
