@@ -29,7 +29,7 @@ from services.watermark.key import check_key, key_symbols
 from services.watermark.level import FixedLevel, Level
 from services.watermark.marker import Marker
 from services.watermark.passes import Given, Passes
-from services.watermark.plan import FAR, MOST_COLUMNS, Numbers, Places, Plan
+from services.watermark.plan import FAR, MOST_COLUMNS, Numbers, Places, Plan, most_streams
 from services.watermark.reach import Reach
 from services.watermark.resampler import Bank, Kernel
 from services.watermark.slots import Slots
@@ -102,9 +102,11 @@ class Embedder:
         self.reach = Reach(shape, self._framing, kernels, banks)
         columns_per_second = shape.sample_rate_hz / shape.hop_length
         self._fill = is_cuda if fill is None else fill
-        columns = sorted({math.ceil(chunk * columns_per_second) for chunk in _CHUNKS_S}) if self._fill else []
-        self._sizes = {each: _sizes(each, slots) for each in columns}
-        self._plan = Plan(self.reach, self._framing, columns, _MOST_OF_ONE)
+        chunks = {self.reach.most_columns(round(chunk * sample_rate_hz)): chunk for chunk in _CHUNKS_S}
+        # Samples of streams that together fill one pass, whatever each of them brings.
+        self.pass_samples = min(round(chunk * sample_rate_hz) * most_streams(each) for each, chunk in chunks.items())
+        self._sizes = {each: _sizes(each, slots) for each in sorted(chunks)} if self._fill else {}
+        self._plan = Plan(self.reach, self._framing, list(self._sizes), _MOST_OF_ONE)
         with torch.inference_mode():
             self.slots = Slots(slots + 1, self.device, numbers=len(Places._fields))
             with self.slots.in_use(1) as spare:  # of rows that fill up a pass
@@ -132,11 +134,6 @@ class Embedder:
         columns = shape.n_fft + shape.reach * shape.hop_length
         ahead = (columns + self._outward.half) * self.sample_rate_hz / shape.sample_rate_hz + self._inward.half
         return math.ceil(ahead)
-
-    @property
-    def pass_samples(self) -> int:
-        """Samples of as many columns as one pass has at most."""
-        return MOST_COLUMNS * self.hparams.hop_length * self.sample_rate_hz // self.hparams.sample_rate_hz
 
     @property
     def captured(self) -> int:
@@ -280,8 +277,8 @@ class Embedder:
 
 def _sizes(columns: int, slots: int) -> list[int]:
     """Streams that passes of so many columns are filled up to, with room for `slots` streams in all."""
-    most = max(1, MOST_COLUMNS // columns)
-    return [size for size in _STREAMS if size < min(most, slots)] + [min(most, slots)]
+    most = min(most_streams(columns), slots)
+    return [size for size in _STREAMS if size < most] + [most]
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager:

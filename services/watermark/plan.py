@@ -23,6 +23,11 @@ MOST_COLUMNS = 512  # of one pass, all streams together: what the nets hold at o
 Each = NDArray[np.int64]  # a number of each stream
 
 
+def most_streams(columns: int) -> int:
+    """Of a pass of so many columns."""
+    return max(1, MOST_COLUMNS // columns)
+
+
 class Places(NamedTuple):
     """Where streams are between passes."""
 
@@ -90,9 +95,9 @@ class Plan:
             if self._columns.size:
                 sizes = self._columns[np.searchsorted(self._columns, sizes)]
             for size in np.unique(sizes).tolist():  # short ones first
-                alike, most_streams = now[sizes == size], max(1, MOST_COLUMNS // size)
-                for start in range(0, len(alike), most_streams):
-                    rows = alike[start : start + most_streams]
+                alike, most = now[sizes == size], most_streams(size)
+                for start in range(0, len(alike), most):
+                    rows = alike[start : start + most]
                     here = Places(column[rows], received[rows], known[rows], end[rows])
                     yield Due(size, rows.tolist(), self._numbers(slots[rows], here, counts[rows], samples[rows]))
             column[now] += counts[now]

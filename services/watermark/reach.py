@@ -34,6 +34,10 @@ class Reach:
         ended = columns * self._framing.hop + (columns == 1)  # at the model's rate; see Framing.known
         return self.inward.half + (ended - 1) * self.inward.down // self.inward.up + 1
 
+    def most_columns(self, samples: int) -> int:
+        """Columns that so many samples more complete, at most."""
+        return -(-self.inward.outputs(samples) // self._framing.hop)
+
     def most_samples(self, columns: int) -> int:
         """No stream can bring more that complete so many columns and no further one."""
         hop, kernel = self._framing.hop, self.inward

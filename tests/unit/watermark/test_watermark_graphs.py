@@ -150,6 +150,17 @@ def test_the_stand_in_refuses_what_a_capture_refuses():
             Tape()(run)
 
 
+def test_a_pass_full_of_like_chunks_has_no_second_one(untrained_44k):
+    """Whatever the chunks, what the service sends together fits one pass."""
+    embedder, _ = captured(untrained_44k, slots=1)
+    chunks = [round(chunk * 24000) for chunk in module._CHUNKS_S]
+    together = [embedder.pass_samples // samples for samples in chunks]
+    for samples, streams in zip(chunks, together, strict=True):
+        columns = embedder.reach.most_columns(samples)
+        assert columns in embedder._sizes and streams * columns <= module.MOST_COLUMNS
+    assert max(map(int.__mul__, together, embedder._sizes)) > module.MOST_COLUMNS * 0.9
+
+
 def test_passes_are_for_what_streams_bring(untrained, monkeypatch):
     """Two columns' worth goes to a pass of three, not of one and one; twenty to one of 13 and one of 9, at once for all."""
     embedder, _ = captured(untrained, slots=4)
@@ -233,8 +244,9 @@ def test_a_new_stream_waits_for_a_slot_that_a_running_pass_gives_back(untrained,
     assert np.abs(np.concatenate([heard[0], late.finish()]) - alone(untrained, clip)).max() < 1e-5
 
 
-def test_threads_mark_side_by_side(untrained):
-    embedder, _ = captured(untrained, slots=6)
+@pytest.mark.parametrize("fill", [True, False])
+def test_threads_mark_side_by_side(untrained, fill):
+    embedder = captured(untrained, slots=6)[0] if fill else Embedder(untrained, PUBLIC_KEY, level=RunningLevel(), slots=2)
     clips = [speech_like(0.4, seed=seed) for seed in range(6)]
     heard = [None] * 6
 

@@ -27,6 +27,23 @@ def test_no_stream_can_bring_more_to_a_pass(reach):
             assert last - first <= reach.most_samples(columns)
 
 
+def test_no_samples_complete_more_columns(reach):
+    for samples in (1, 100, 1920, 15360):
+        gains = [int(reach.columns(before + samples) - reach.columns(before)) for before in range(0, 9000, 13)]
+        assert max(gains) <= reach.most_columns(samples) <= max(gains) + 1
+
+
+def test_what_is_kept_of_a_stream_is_not_written_over_too_soon(request):
+    """Wherever a stream is between two passes, the longest next one leaves what it and the listener need."""
+    embedder = Embedder(request.getfixturevalue("untrained_44k"), PUBLIC_KEY)
+    reach, most = embedder.reach, 14
+    kept = reach.kept(embedder.lookahead_samples, most)
+    for column in range(0, 90):
+        for received in (int(reach.samples(column)) if column else 0, int(reach.samples(column + 1)) - 1):
+            needed = min(int(reach.begin(column)), int(reach.known(column)))
+            assert received + reach.most_samples(most) - max(0, needed) <= kept
+
+
 def test_arrays_are_as_each_of_theirs(reach):
     numbers = np.arange(0, 5000, 7)
     for name in ("columns", "last_column", "known", "begin", "first_block"):
