@@ -183,12 +183,13 @@ class Embedder:
         """
         results: list[NDArray[np.float32] | Exception] = [np.zeros(0, np.float32)] * len(pieces)
         taken: list[int] = []
-        for index, (stream, samples) in enumerate(pieces):
-            try:
-                stream.take(samples)
-                taken.append(index)
-            except ValueError as error:
-                results[index] = error
+        with np.errstate(over="ignore", invalid="ignore"):  # where streams look whether all is finite
+            for index, (stream, samples) in enumerate(pieces):
+                try:
+                    stream.take(samples)
+                    taken.append(index)
+                except ValueError as error:
+                    results[index] = error
         self._mark([pieces[index][0] for index in taken])
         for index in taken:
             try:

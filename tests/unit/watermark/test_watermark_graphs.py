@@ -3,6 +3,7 @@
 import logging
 import shutil
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -272,3 +273,13 @@ def test_a_caller_may_write_over_what_it_gave(untrained):
         piece[:] = clip[start : start + 50]
         heard.append(stream.push(piece))
     assert np.abs(np.concatenate([*heard, stream.finish()]) - alone(untrained, clip, level=FixedLevel())).max() < 1e-6
+
+
+def test_looking_whether_samples_are_finite_is_quiet_and_exact(untrained):
+    embedder = Embedder(untrained, PUBLIC_KEY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        large, wrong = np.full(50, 3e38, np.float32), np.full(50, np.inf, np.float32)
+        wrong[1::2] = -np.inf
+        results = embedder.advance([(embedder.open(), large), (embedder.open(), wrong)])
+    assert len(results[0]) == 0 and "finite" in str(results[1])
