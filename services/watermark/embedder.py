@@ -157,13 +157,13 @@ class Embedder:
                 try:
                     self._graphs.capture(self._idle, recorder)
                     self._moved = self.slots.moved
-                    return
                 except RuntimeError as error:  # marking goes on without them
                     self._graphs.drop()
                     log.warning("marking on %s without graphs, which takes several times as long: %s", self.device, error)
             for columns, sizes in self._sizes.items():
                 for streams in sizes:
-                    self._run(self._idle(columns, streams).to(self.device), columns)
+                    for _ in range(2):  # one that is gathered while another computes: memory on the host for both
+                        self._filled(self._idle(columns, streams), columns, streams, streams)
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
 
@@ -241,12 +241,12 @@ class Embedder:
 
     def _begin(self, streams: list[EmbedStream], numbers: Numbers, columns: int) -> _Begun:
         """One pass of `columns` columns, of which each stream brings some, or all if passes are not filled up."""
-        count, is_cuda = len(streams), self.device.type == "cuda"
+        count = len(streams)
         brought = numbers.received - numbers.heard
         size, most = count, int(brought.max())
         if self._fill:
             size, most = next((size for size in self._sizes[columns] if size >= count), count), self.reach.most_samples(columns)
-        host = Given.of(size, most, pinned=is_cuda)
+        host = Given.of(size, most, pinned=self.device.type == "cuda")
         told = host.numbers.numpy()
         for row, each in zip(told, numbers, strict=True):
             row[:count] = each
@@ -254,15 +254,19 @@ class Embedder:
             told[:, count:] = self._plan.idle(self._spare, columns)[:, None]
         for row, stream, samples in zip(host.samples.numpy(), streams, brought.tolist(), strict=False):
             stream.feed(row[:samples])
-        if not self._fill:
+        if self._fill:
+            marked = self._filled(host, columns, size, count)
+        else:
             given, inside = host.to(self.device), self._plan.within(numbers)
             marked = self._passes.run(given.numbers, given.samples, columns, mixed=False, inside=inside)
-        else:
-            marked = self._run(host, columns) if self._graphs is None else self._graphs.run(host, columns, size)
-        if self._fill or is_cuda:  # the next pass may write over it
-            heard = torch.empty(count, marked.shape[1], pin_memory=is_cuda)
-            marked = heard.copy_(marked[:count], non_blocking=True)
+            marked = marked.to("cpu", non_blocking=True)
         return _Begun(streams, numbers.given.tolist(), marked)
+
+    def _filled(self, host: Given, columns: int, size: int, count: int) -> Tensor:
+        """A pass of `size` rows, and on the host, once it is over, what the first `count` of them give."""
+        marked = self._run(host, columns) if self._graphs is None else self._graphs.run(host, columns, size)
+        heard = torch.empty(count, marked.shape[1], pin_memory=self.device.type == "cuda")
+        return heard.copy_(marked[:count], non_blocking=True)  # the next pass may write over it on the device
 
     def _run(self, given: Given, columns: int) -> Tensor:
         given = given.to(self.device)
@@ -270,7 +274,7 @@ class Embedder:
 
     def _idle(self, columns: int, streams: int) -> Given:
         """A pass of nobody's."""
-        given = Given.of(streams, self.reach.most_samples(columns))
+        given = Given.of(streams, self.reach.most_samples(columns), pinned=self.device.type == "cuda")
         given.numbers.numpy()[:] = self._plan.idle(self._spare, columns)[:, None]
         given.samples.zero_()
         return given
