@@ -118,6 +118,7 @@ class Embedder:
                 level=level or FixedLevel(),
                 columns_per_second=columns_per_second,
                 kept_samples=self.reach.kept(self.lookahead_samples, self._plan.most_columns),
+                most_columns=self._plan.most_columns,
             )  # fmt: skip
         self._turn = threading.Lock()  # passes that are filled up share what they are given, and their memory
         self._graphs = PassGraphs(self._run, self.device, self._sizes) if graphs and self._fill else None

@@ -71,10 +71,11 @@ class Passes:
         level: Level,
         columns_per_second: float,
         kept_samples: int,
+        most_columns: int,
     ):
         """
         symbols: what columns say, again and again. strength: of the mark, as a share of the level.
-        kept_samples: of each stream, see Reach.kept.
+        kept_samples: of each stream, see Reach.kept. most_columns: of a pass.
         """
         self._shape, self._framing, self._reach, self._slots = shape, framing, reach, slots
         self._inward, self._outward = banks
@@ -89,6 +90,8 @@ class Passes:
         self._scales = slots.add(shape.reach)
         # The mark at the model's rate, as far back as the next output's block may reach.
         self._marks = slots.add(2 * self._outward.half + self._outward.down)
+        longest = (reach.most_samples, reach.window, framing.span, self._out_length, reach.most_known)
+        slots.reserve(max(each(most_columns) for each in longest))
 
     def run(self, numbers: Tensor, samples: Tensor, columns: int, *, mixed: bool = True, inside: bool = False) -> Tensor:
         """One pass.
@@ -101,7 +104,7 @@ class Passes:
         shape, framing, slots = self._shape, self._framing, self._slots
         n = Numbers(*numbers.unbind(0))
         rows, counts = n.slot, n.count if mixed else None
-        each = torch.arange(columns, device=numbers.device)
+        each = slots.upto(columns)
         index, total = n.first[:, None] + each, n.total[:, None]  # [B, k]
 
         def valid(behind: Tensor) -> Tensor:  # [n, 1, 1] → [n, B, k]
@@ -110,7 +113,7 @@ class Passes:
 
         self._hear(n, samples)
         window = self._heard(n, n.window, self._reach.window(columns))
-        spectra = framing.analyse(self._inward(window), n.start, framing.begin(n.first), n.end, n.mirror, columns)
+        spectra = framing.analyse(self._inward(window), n.start, framing.begin(n.first), n.end, n.mirror, slots.upto(framing.span(columns)))
         energy = torch.view_as_real(spectra).square().sum(dim=3).mean(dim=2)  # [B, k]
         power = energy / framing.window_energy
         before = slots.read(self._power, rows)
@@ -142,34 +145,41 @@ class Passes:
             wave.masked_fill_(beyond[..., None], 0)
         waves = None if counts is None else counts * framing.hop
         wave = slots.behind(self._marks, rows, wave.flatten(1), waves)
-        return self._marked(n, self._outward(self._outward_window(wave, n.out, columns)), columns)
+        return self._marked(n, self._outward(self._before_out(wave, n.out, columns)), columns)
 
     # The stream's samples.
 
+    def _cells(self, n: Numbers, place: Tensor) -> Tensor:
+        """Of the ring, by samples' positions [B, m]."""
+        return (place % self._ring).add_(n.slot[:, None] * (self._ring + 1))
+
     def _hear(self, n: Numbers, samples: Tensor) -> None:
         """Put new samples [B, n] into the ring."""
-        pool = self._slots.pool(self._audio)
-        place = n.heard[:, None] + torch.arange(samples.shape[1], device=samples.device)
-        cell = (place % self._ring).masked_fill_(place >= n.received[:, None], self._ring)
-        pool.view(-1).index_put_((cell.add_(n.slot[:, None] * (self._ring + 1)),), samples)
+        place = n.heard[:, None] + self._slots.upto(samples.shape[1])
+        nowhere = n.slot[:, None] * (self._ring + 1) + self._ring
+        cells = torch.where(place < n.received[:, None], self._cells(n, place), nowhere)
+        self._slots.pool(self._audio).view(-1).index_put_((cells,), samples)
 
     def _heard(self, n: Numbers, first: Tensor, count: int) -> Tensor:
         """Samples from `first` on [B, count]; zeros before and after the stream."""
-        pool = self._slots.pool(self._audio)
-        place = first[:, None] + torch.arange(count, device=first.device)
-        found = pool.view(-1).take((place % self._ring).add_(n.slot[:, None] * (self._ring + 1)))
+        place = first[:, None] + self._slots.upto(count)
+        found = self._slots.pool(self._audio).view(-1).take(self._cells(n, place))
         return found.masked_fill_((place < 0) | (place >= n.received[:, None]), 0)
 
     def _marked(self, n: Numbers, marks: Tensor, columns: int) -> Tensor:
         """marks: [B, blocks * up] → as `run` returns it."""
-        index = torch.arange(self._reach.most_known(columns), device=marks.device)
+        index = self._slots.upto(self._reach.most_known(columns))
         marks = marks.gather(1, n.place[:, None] + index)
         sound = (marks.isfinite() | (index >= n.given[:, None])).all(dim=1, keepdim=True)
-        return torch.cat([marks.add_(self._heard(n, n.known, len(index))), sound.to(marks.dtype)], dim=1)
+        # Beyond `given` there may be anything.
+        marks += self._slots.pool(self._audio).view(-1).take(self._cells(n, n.known[:, None] + index))
+        return torch.cat([marks, sound.to(marks.dtype)], dim=1)
 
-    def _outward_window(self, wave: Tensor, out: Tensor, columns: int) -> Tensor:
+    def _out_length(self, columns: int) -> int:
+        return self._outward.window(self._reach.blocks_out(columns))
+
+    def _before_out(self, wave: Tensor, out: Tensor, columns: int) -> Tensor:
         """Of wave [B, n], which ends with the pass's columns, what the samples not known yet are made of."""
         kept = wave.shape[1] - columns * self._framing.hop
-        length = self._outward.window(self._reach.blocks_out(columns))
-        place = (out + kept)[:, None] + torch.arange(length, device=wave.device)
+        place = (out + kept)[:, None] + self._slots.upto(self._out_length(columns))
         return wave.gather(1, place.clamp_(0, wave.shape[1] - 1))

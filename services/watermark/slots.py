@@ -27,6 +27,7 @@ class Slots:
         self._device, self._count = device, max(1, count)
         self._free = list(range(self._count - 1, -1, -1))
         self._pools: list[Tensor] = []
+        self._upto = torch.zeros(0, dtype=torch.int64, device=device)
         self._passes = 0
         self._changed = Condition()
         self.places = np.zeros((numbers, self._count), np.int64)
@@ -41,6 +42,14 @@ class Slots:
         """One more tensor for each stream, of this shape, zero at first; returns its number."""
         self._pools.append(torch.zeros(self._count, *shape, dtype=dtype, device=self._device))
         return len(self._pools) - 1
+
+    def reserve(self, count: int) -> None:
+        """For `upto`; before the first pass."""
+        self._upto = torch.arange(count, device=self._device)
+
+    def upto(self, count: int) -> Tensor:
+        """0, 1, … count - 1, on the device; made anew only beyond what is reserved."""
+        return self._upto[:count] if count <= len(self._upto) else torch.arange(count, device=self._device)
 
     @contextmanager
     def in_use(self, new: int = 0) -> Iterator[list[int]]:
@@ -99,15 +108,13 @@ class Slots:
         kept = self._pools[number].shape[1]
         whole = torch.cat([self.read(number, rows), new], dim=1)
         if kept:
-            self.write(number, rows, last(whole, kept, counts))
+            self.write(number, rows, last(whole, counts, self.upto(kept)))
         return whole
 
 
-def last(whole: Tensor, kept: int, counts: Tensor | None) -> Tensor:
-    """The last `kept` of whole [B, kept + k, …], of which each stream has brought `counts` [B] of the k; None: all."""
-    streams, length = whole.shape[:2]
+def last(whole: Tensor, counts: Tensor | None, upto: Tensor) -> Tensor:
+    """The last of whole [B, kept + k, …], of which each stream has brought `counts` [B] of the k, None: all; upto: [kept]."""
     if counts is None:
-        return whole[:, length - kept :]
-    first = torch.arange(0, streams * length, length, device=whole.device) + counts
-    index = first[:, None] + torch.arange(kept, device=whole.device)
-    return whole.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, (streams, kept))
+        return whole[:, whole.shape[1] - len(upto) :]
+    index = (counts[:, None] + upto).view(len(whole), len(upto), *(1 for _ in whole.shape[2:]))
+    return whole.gather(1, index.expand(-1, -1, *whole.shape[2:]))

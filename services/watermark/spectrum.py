@@ -45,13 +45,18 @@ class Framing:
         """A clip's position p behind its zeros is as position mirror - p."""
         return 2 * self.padded(samples) - 2
 
-    def analyse(self, samples: Tensor, start: Tensor, begin: Tensor, end: Tensor, mirror: Tensor, count: int) -> Tensor:
-        """Neighbouring columns, `count` of each clip, the first one of which begins at `begin`: complex [B, count, F].
+    def span(self, count: int) -> int:
+        """Length of neighbouring columns."""
+        return (count - 1) * self.hop + self.n_fft
+
+    def analyse(self, samples: Tensor, start: Tensor, begin: Tensor, end: Tensor, mirror: Tensor, upto: Tensor) -> Tensor:
+        """Neighbouring columns, k of each clip, the first one of which begins at `begin`: complex [B, k, F].
 
         samples: [B, n], from position `start` on, as far as the columns reach and one more before.
         start, begin, end, mirror: [B]. end: the clip's length, far off while it is not known, as mirror.
+        upto: 0, 1, … [span(k)].
         """
-        place = (begin[:, None] + torch.arange((count - 1) * self.hop + self.n_fft, device=samples.device)).abs_()
+        place = (begin[:, None] + upto).abs_()
         place = torch.minimum(place, mirror[:, None] - place)
         found = samples.gather(1, (place - start[:, None]).clamp_(0, samples.shape[1] - 1))
         found.masked_fill_(place >= end[:, None], 0)

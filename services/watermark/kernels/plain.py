@@ -35,7 +35,7 @@ def gated(window: Tensor, layer: Layer, kept: Kept, inside: Tensor | None, extra
     if inside is not None:
         new.masked_fill_(~inside[:, :, None, None], 0)
     out[:, :PAST] = kept.pool.index_select(0, kept.rows)
-    kept.pool.index_copy_(0, kept.rows, last(out, PAST, kept.counts))
+    kept.pool.index_copy_(0, kept.rows, last(out, kept.counts, torch.arange(PAST, device=out.device)))
     return out
 
 
