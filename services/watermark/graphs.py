@@ -59,7 +59,7 @@ class PassGraphs:
 
     @property
     def captured(self) -> int:
-        """How many passes there are."""
+        """How many there are."""
         return len(self._passes)
 
     def capture(self, given_of: Callable[[int, int], Given], recorder: Recorder | None = None) -> None:
@@ -77,11 +77,11 @@ class PassGraphs:
             self._passes[columns, streams] = _Pass(given, replay, marked)
 
     def drop(self) -> None:
-        """Capture nothing more: what was is no use any longer."""
+        """Forget them: passes run as they come from here on."""
         self._passes.clear()
 
     def run(self, host: Given, columns: int, streams: int) -> Tensor:
-        """host: of exactly so many rows. Returns: samples [streams, m] on the device, until the next pass."""
+        """host: of exactly so many rows. Returns: samples [streams, m] on the device, good until the next pass."""
         chosen = self._passes.get((columns, streams))
         if chosen is None:
             return self._run(host.to(self._device), columns)

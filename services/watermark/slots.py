@@ -56,7 +56,7 @@ class Slots:
         """Slots of so many new streams. While it holds, no tensor is moved to a larger place."""
         with self._changed:
             if len(self._free) < new:  # streams that are closed may keep theirs until a pass is over
-                self._changed.wait_for(lambda: not self._passes)
+                self._changed.wait_for(lambda: len(self._free) >= new or not self._passes)
                 while len(self._free) < new:
                     self._enlarge()
             slots = [self._free.pop() for _ in range(new)]
