@@ -191,11 +191,13 @@ async def mps(folder: Path):
     places = {"CUDA_MPS_PIPE_DIRECTORY": str(folder / "mps"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "mps-log")}
     for name in ("mps", "mps-log"):
         (folder / name).mkdir()
+    # The daemon counts the GPUs that it sees anew, so it has to see all, or the ids our processes are given are not its own.
+    seen = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"} | places
     daemon = None
     with contextlib.suppress(OSError):
         command = ("nvidia-cuda-mps-control", "-f")
         daemon = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, env=os.environ | places, start_new_session=True
+            *command, stdin=asyncio.subprocess.DEVNULL, env=seen, start_new_session=True
         )
     try:
         if daemon is not None:
