@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--judged", type=float, default=math.inf, help="full: against a discriminator too, from that second on")
     parser.add_argument("--mel", type=float, default=15, help="weight of the mel distance")
     parser.add_argument("--judged-mel", type=float, default=5, help="the same beside a discriminator")
-    parser.add_argument("--phase", type=float, default=5, help="weight of the distance of phases")
+    parser.add_argument("--phase", type=float, default=8, help="weight of the distance of phases")
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--keep", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
