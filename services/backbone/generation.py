@@ -53,6 +53,11 @@ class Generation:
             await self._wait()
         self._check()
 
+    @property
+    def ready(self) -> int:
+        """Frames that can be read without waiting."""
+        return len(self._frames)
+
     async def read(self, count: int) -> list[list[int]]:
         """The next `count` frames; fewer only at the end, none after it. At most `buffer_frames` at once.
 

@@ -87,7 +87,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                 waited = time.perf_counter()
                 # Counted from this call on: how far an earlier one was ahead of its listener is not known here.
                 sent = index - wanted.generated_frames
-                frames = await generation.read(chunks.size(sent, waited))
+                frames = await generation.read(chunks.size(sent, waited, generation.ready))
                 if not frames:
                     break
                 if index == wanted.generated_frames:

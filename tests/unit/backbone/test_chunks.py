@@ -67,3 +67,17 @@ def test_a_pace_that_drops_makes_chunks_smaller_again():
         sent, now = sent + size, now + size * 0.01
     sent, now = sent + 16, now + 16 * 0.15
     assert chunks.size(sent, now) < 16
+
+
+def test_what_is_made_already_goes_in_one_chunk():
+    chunks = Chunks((1, 16), FRAME_S, 4)
+    assert chunks.size(0, 0.0, ready=6) == 1  # the caller's own bound holds
+    assert chunks.size(1, 5.0, ready=6) == 6
+    assert chunks.size(7, 10.0, ready=0) == 1  # seconds behind: every frame as it comes
+    assert chunks.size(8, 10.0, ready=3) == 3
+    assert chunks.size(11, 10.0, ready=40) == 16
+
+
+def test_without_a_listener_it_does_not_matter_what_is_made():
+    chunks = Chunks((1, 1, 2), FRAME_S)
+    assert [chunks.size(sent, 0.0, ready=30) for sent in (0, 1, 2, 4)] == [1, 1, 2, 2]

@@ -24,6 +24,14 @@ async def test_frames_then_the_end():
         assert bench.engine.load().frame_step_s > 0
 
 
+async def test_ready_counts_what_can_be_read_without_waiting():
+    async with Bench(FakeRunner()) as bench:
+        generation = bench.submit(7, max_frames=5)
+        await until(lambda: generation.ready == 5)
+        assert await generation.read(2) == [[7, 1], [7, 2]]
+        assert generation.ready == 3
+
+
 @pytest.mark.parametrize("end", [0, 3])
 async def test_end_of_speech_is_not_delivered(end):
     async with Bench(FakeRunner()) as bench:

@@ -111,7 +111,8 @@ class ChunkPolicy(_message.Message):
     held_back_frames: _builtins.int
     """Frames that the stages behind hold back before anything is heard, 0 to 64. When given, chunks follow
     the listener, who plays from the first frame beyond these on: small while there is little left to
-    play, up to ramp_frames when there is much. Otherwise every chunk is as large as ramp_frames says.
+    play, up to ramp_frames when there is much or as much is made already. Otherwise every chunk is as large
+    as ramp_frames says.
     """
     @_builtins.property
     def ramp_frames(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
