@@ -28,6 +28,8 @@ LENGTH = 512
 DOCUMENTS = 20  # of a sequence, its empty rest included
 TURNS = (0.82, 0.12, 0.06)  # shares of documents of one, two and three segments
 
+OF_CODES = ("audio_embeddings.weight", "codebook0_head.weight", "audio_head")  # weights that know what codes mean
+
 
 class Library:
     """All token rows, on the device; `batches` packs documents of utterances in fresh random order."""
@@ -129,7 +131,8 @@ class Trainer:
             from safetensors.torch import load_file
 
             known, own = load_file(args.start / "model.safetensors"), self.model.state_dict()
-            kept = {name: value for name, value in known.items() if value.shape == own[name].shape}
+            new = OF_CODES if args.new_codes else ()
+            kept = {name: value for name, value in known.items() if value.shape == own[name].shape and name not in new}
             print("begins anew:", sorted(own.keys() - kept.keys()) or "nothing", flush=True)
             self.model.load_state_dict(own | kept)
         self.heads = nn.Linear(self.settings.backbone.dim, 2 * KINDS).to(self.device)
@@ -288,6 +291,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="folder of exported weights to start from")
+    parser.add_argument("--new-codes", action="store_true", help="the codec is another: what knows its codes begins anew")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--batch", type=int, default=48, help="sequences of 512 rows")
     parser.add_argument("--peak", type=float, default=1.5e-3)

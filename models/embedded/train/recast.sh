@@ -21,15 +21,15 @@ fail() { # nobody waits for what will not come: the file `stop` ends those who d
 first=${GPUS:+0} second=${GPUS:+1}
 [ "${GPUS:-1}" = 2 ] || { first='' second=''; }
 making=$second # where speech and tokens are made
-[ "${FULL:-360}" = 0 ] && making=$first
 on() { # on GPU COMMAND…: all of them when no GPU is named
     gpu=$1
     shift
     if [ -n "$gpu" ]; then CUDA_VISIBLE_DEVICES=$gpu "$@"; else "$@"; fi
 }
-start="--start $work/from/codec"
+start="--start $work/from/codec" codes=--new-codes
 [ -n "${FRESH:-}" ] && start=''
-batch='' few='''' rows=150000 hours_first=0.5
+[ "${FULL:-360}" = 0 ] && making=$first codes=''
+batch='' few='' rows=150000 hours_first=0.5
 if [ -n "${TINY:-}" ]; then
     FULL=${FULL:-8} DECODER=${DECODER:-8} GENERATOR=${GENERATOR:-12} HOURS=${HOURS:-0.01}
     batch='--batch 2 --report 1 --hours 1' few='--at-once 32 --area-s 4 --shard-s 8 --readers 1' rows=200 hours_first=0.002
@@ -51,7 +51,7 @@ decode() {
 generate() {
     [ -e "$work/generator/done" ] && return
     say generator
-    on "$first" python3 generator_train.py --tokens "$work/tokens" --out "$work/generator" --start "$work/from/generator" \
+    on "$first" python3 generator_train.py --tokens "$work/tokens" --out "$work/generator" --start "$work/from/generator" $codes \
         --seconds "${GENERATOR:-700}" --peak 1.2e-3 --dropout "${DROPOUT:-0.05}" --capacity 120000000 --keep 500 \
         --least-rows $rows ${TINY:+--batch 2 --report 1 --capacity 200000} >"$work/logs/generator.log" 2>&1 || fail generator
 }
