@@ -46,7 +46,9 @@ CONFIG = {
 
 
 def build(config: dict = CONFIG) -> MimiModel:
-    return loaders.get_mimi(None, config, num_codebooks=config["quantizer"]["n_q"])
+    mimi = loaders.get_mimi(None, config, num_codebooks=config["quantizer"]["n_q"])
+    mimi.config = config  # for `save`
+    return mimi
 
 
 @torch.no_grad()
@@ -70,7 +72,7 @@ def save(mimi: MimiModel, folder: Path, dtype: torch.dtype = torch.float16) -> N
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(mimi.config, indent=2) + "\n")
     state = mimi.state_dict()
     for name in [name for name in state if name.endswith("embedding_sum")]:
         usage = name.replace("embedding_sum", "cluster_usage")

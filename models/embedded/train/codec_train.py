@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from bank import Bank
-from codec import CONFIG, Codebooks, build, initialise, latent, restore, save, tune, waveform
+from codec import Codebooks, build, initialise, latent, restored, save, tune, waveform
 from discriminator import Discriminator, fool_loss, judge_loss
 from distances import MelDistance, PhaseDistance
 from stepper import Clock, Log, Replayed, replace
@@ -38,10 +38,13 @@ class Trainer:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = False  # on, it spends 26 s on its choice and gains nothing
         torch.backends.cuda.enable_cudnn_sdp(False)
-        self.mimi = build(CONFIG).to(self.device)
-        initialise(self.mimi)
+        if begun := args.full or args.start:
+            self.mimi = restored(begun / "mimi").to(self.device)
+        else:
+            self.mimi = build().to(self.device)
+            initialise(self.mimi)
         self.bf16 = tune(self.mimi, args.batch, LABELS // 2)
-        self.heads = nn.Linear(CONFIG["seanet"]["dimension"], 2 * PHONES).to(self.device)
+        self.heads = nn.Linear(self.mimi.config["seanet"]["dimension"], 2 * PHONES).to(self.device)
         self.distance, self.phases = MelDistance().to(self.device), PhaseDistance().to(self.device)
         self.books = Codebooks(self.mimi)
         self.bank = Bank(args.speech, args.hours, self.device)
@@ -148,7 +151,6 @@ class Trainer:
             self.step = state["step"]
             return state["spent_s"]
         if args.start:
-            restore(self.mimi, args.start / "mimi")
             self.books.level(args.batch * LABELS / 2)  # a bundle's tables carry no counts
         return 0.0
 
@@ -211,7 +213,6 @@ class Trainer:
 
     def decoder(self) -> None:
         args = self.args
-        restore(self.mimi, args.full / "mimi")
         parts = (self.mimi.decoder, self.mimi.decoder_transformer, self.mimi.upsample)
         self.mimi.requires_grad_(False)
         self.parameters = [p for part in parts for p in part.parameters()]
