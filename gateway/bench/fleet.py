@@ -66,7 +66,8 @@ async def run(
     try:
         starting = (worker.start(args, part) for worker, part in zip(workers, parts, strict=True))
         try:
-            await asyncio.wait_for(asyncio.gather(*starting), _READY_S)
+            async with asyncio.timeout(_READY_S):  # wait_for would drop what gather says when it is cancelled
+                await asyncio.gather(*starting)
         except TimeoutError:
             raise WorkerFailed(f"the bench's worker processes were not ready after {_READY_S:g} s") from None
         progress = Progress(plan, time.perf_counter(), outcome)

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import json
 import signal
 import subprocess
@@ -197,6 +198,25 @@ def bench_here(served, tmp_path, monkeypatch):
 
 def heard(intended_s=0.0):
     return Record(intended_s=intended_s, sent_s=intended_s, status=OK, first_audio_s=0.1, took_s=1.0, audio_s=1.0)
+
+
+async def test_cancelled_while_its_workers_start_it_leaves_nothing_unheard(monkeypatch):
+    started, unheard = asyncio.Event(), []
+
+    async def never(self, args, plan):
+        started.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(fleet._Worker, "start", never)
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: unheard.append(context))
+    running = asyncio.ensure_future(fleet.run(argparse.Namespace(), Plan(streams=3), 3, lambda _: None))
+    await started.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    del running
+    gc.collect()
+    assert not unheard
 
 
 async def test_a_sweep_that_breaks_off_keeps_its_finished_points(bench_here, capsys):
