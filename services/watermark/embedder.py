@@ -15,7 +15,7 @@ import contextlib
 import logging
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -181,6 +181,7 @@ class Embedder:
 
         pieces: stream and its next samples [n], None to finish it.
         Returns: for each what `push` or `finish` returns or raises; a stream that fails fails alone.
+        Raises: what a pass raises; all streams are then over.
         """
         results: list[NDArray[np.float32] | Exception] = [np.zeros(0, np.float32)] * len(pieces)
         taken: list[int] = []
@@ -190,20 +191,21 @@ class Embedder:
                     stream.take(samples)
                     taken.append(index)
                 except ValueError as error:
-                    results[index] = error
+                    results[index] = error.with_traceback(None)  # which would keep all streams of the pass
         self._mark([pieces[index][0] for index in taken])
         for index in taken:
             try:
                 results[index] = pieces[index][0].give()
             except RuntimeError as error:
-                results[index] = error
+                results[index] = error.with_traceback(None)
         return results
 
     def _mark(self, streams: list[EmbedStream]) -> None:
         """Begin all that is due, those of several streams together, and wait for it once."""
         fresh = [stream for stream in streams if stream.slot is None and stream.waiting]
-        with self.slots.in_use(len(fresh)) as slots, on_device(self.device):
-            try:
+        with _together(streams):
+            # Once more, so that who has left gives its slot back before those who wait for one are called.
+            with self.slots.in_use(len(fresh)) as slots, on_device(self.device), _together(streams):
                 for stream, slot in zip(fresh, slots, strict=True):
                     stream.slot = slot
                 with self._turn if self._fill else contextlib.nullcontext():
@@ -217,15 +219,12 @@ class Embedder:
                     done = torch.cuda.Event(blocking=True)  # the thread sleeps until then, and others of Python's run
                     done.record()
                     done.synchronize()
-            finally:
-                for stream in streams:  # now who has left gives its slot back
-                    stream.rest()
-        for each in begun:
-            marked = each.marked.numpy()
-            sound = (marked[:, -1] != 0).tolist()
-            for stream, row, given, is_sound in zip(each.streams, marked, each.given, sound, strict=True):
-                if given:  # a copy: else a reader that lags keeps the memory of all that shared its pass
-                    stream.add(row[:given].copy(), is_sound)
+            for each in begun:
+                marked = each.marked.numpy()
+                sound = (marked[:, -1] != 0).tolist()
+                for stream, row, given, is_sound in zip(each.streams, marked, each.given, sound, strict=True):
+                    if given:  # a copy: else a reader that lags keeps the memory of all that shared its pass
+                        stream.add(row[:given].copy(), is_sound)
 
     def _due(self, streams: list[EmbedStream]) -> list[_Begun]:
         """Passes of all columns that are due."""
@@ -279,6 +278,20 @@ class Embedder:
         given.numbers.numpy()[:] = self._plan.idle(self._spare, columns)[:, None]
         given.samples.zero_()
         return given
+
+
+@contextlib.contextmanager
+def _together(streams: Sequence[EmbedStream]) -> Iterator[None]:
+    """Streams in passes. Where those fail nobody knows where the streams are: they are over."""
+    try:
+        yield
+    except BaseException:
+        for stream in streams:
+            stream.close()
+        raise
+    finally:
+        for stream in streams:
+            stream.rest()
 
 
 def _sizes(columns: int, slots: int) -> list[int]:

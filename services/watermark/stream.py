@@ -110,9 +110,11 @@ class EmbedStream:
         return marked[0] if len(marked) == 1 else np.concatenate(marked)
 
     def rest(self) -> None:
-        """It takes part in no pass any more."""
-        if self._samples:  # the caller may write over what it gave
-            self._samples = deque(samples.copy() for samples in self._samples)
+        """It takes part in no pass any more; asked twice, it rests already."""
+        if not self._busy:
+            return
+        if self._samples:  # the caller may write over what it gave; in one piece, however small those of the caller
+            self._samples = deque([np.concatenate(self._samples)])
         with self._leaving:
             self._busy = False
             closed = self._closed
