@@ -40,6 +40,7 @@ say speech
 rm -f "$work/speech/stop" "$work/tokens/stop" "$work/failed"
 { on "$making" nice -n 5 python3 recorder.py --text "$text" --kokoro "$kokoro" --out "$work/speech" --seed "${SEED:-9000000}" \
     --hours "${HOURS:-100}" $few >>"$work/logs/speech.log" 2>&1 || fail speech; } &
+recording=$!
 
 decode() {
     [ -e "$work/decoder/done" ] && return
@@ -75,6 +76,7 @@ on "$making" nice -n 5 python3 tokens.py --speech "$work/speech" --codec "$work/
     >>"$work/logs/tokens.log" 2>&1 &
 
 if [ -n "$second" ]; then
+    wait $recording # beside a training the speech would be made at a fifth of its speed
     decode
     wait $generating
 else

@@ -104,7 +104,7 @@ def main() -> None:
         kokoro = Kokoro(args.kokoro, device, half)
     stage = Stage(kokoro, int(args.area_s * 40))
     shards: queue.Queue = queue.Queue(4)
-    writer = threading.Thread(target=store, args=(shards, args.out))
+    writer = threading.Thread(target=store, args=(shards, args.out), daemon=True)
     writer.start()
     serial, began, made_s, said, held_s = len(list(args.out.glob("shard-*.npz"))), time.monotonic(), 0.0, [], 0.0
     while not (args.out / "stop").exists() and made_s < args.hours * 3600:
