@@ -22,23 +22,23 @@ from services.watermark.detector import Detector
 from services.watermark.embedder import Embedder
 from services.watermark.weights import load_nets
 
-TEXT, SPEAKER, SEED = "Yes, that would be great.", 0, 3
+TEXT, SPEAKER, SEED = "Yes, that would be great.", 0, 0
 # The first frames of this text, speaker and seed at the default temperature and top-k, in fp32. A code is where
 # logits / temperature + noise is greatest. Processors differ by about 1e-4 there, so codes can only differ where the
 # runner-up is as close as that: of some dozens of seeds this is the one whose draws are clearest, and the test holds
 # every one of them to CLEAR before it compares. New weights need new codes: `python tests/integration/test_embedded_voice.py`.
 CLEAR = 0.05
 GOLDEN = [
-    [1008, 695, 58, 984, 951, 756, 937, 862],
-    [84, 170, 313, 903, 664, 434, 936, 66],
-    [58, 555, 7, 1010, 334, 153, 162, 755],
-    [270, 840, 101, 1018, 675, 407, 105, 980],
-    [163, 547, 184, 977, 408, 864, 19, 652],
-    [181, 52, 920, 437, 994, 890, 31, 191],
-    [447, 214, 458, 495, 345, 715, 56, 0],
-    [203, 618, 419, 867, 488, 612, 774, 745],
-    [974, 1017, 466, 386, 15, 351, 828, 658],
-    [365, 909, 539, 235, 789, 526, 432, 180],
+    [406, 231, 595, 966, 499, 227, 834, 551],
+    [146, 562, 351, 813, 1004, 165, 399, 370],
+    [321, 22, 705, 838, 462, 623, 141, 108],
+    [718, 810, 136, 407, 136, 29, 12, 339],
+    [449, 960, 720, 202, 67, 437, 912, 976],
+    [557, 804, 181, 247, 330, 398, 968, 586],
+    [125, 31, 542, 722, 408, 208, 687, 278],
+    [212, 452, 999, 768, 790, 757, 395, 827],
+    [640, 66, 497, 162, 380, 79, 25, 591],
+    [313, 341, 508, 904, 462, 340, 161, 178],
 ]
 
 

@@ -2,10 +2,10 @@
 
 full     encoder, codebooks and decoder on distances of log-mel spectra and of phases; a linear classifier
          reads phonemes off codebook 0, which makes it the semantic one. The first steps run
-         without quantisation, then k-means seeds the codebooks. After --judged seconds,
-         against a discriminator too.
-decoder  encoder and codebooks frozen (tokens can be made meanwhile); the decoder alone against a
-         discriminator, with an exponential average of its weights kept as the result.
+         without quantisation, then k-means seeds the codebooks. After --judged seconds, against a
+         discriminator too.
+decoder  encoder and codebooks frozen (tokens can be made meanwhile); the decoder alone goes on, with an
+         exponential average of its weights kept as the result. With --judged 0, against a discriminator.
 
     python codec_train.py full --speech /tmp/voice/speech --out /tmp/voice/codec --seconds 280
 """
@@ -167,7 +167,7 @@ class Trainer:
 
     # decoder ----------------------------------------------------------------------------------
 
-    def decoder_step(self) -> Tensor:
+    def decoder_step(self, judged: bool) -> Tensor:
         audio, _ = self.bank.crops(self.args.batch, LABELS)
         with torch.no_grad():
             with self.autocast():
@@ -176,15 +176,20 @@ class Trainer:
         with self.autocast():
             made = waveform(self.mimi, x)
         made = made.float()
-        loss, fool, match = self.against(audio, made)
         mel, phase = self.distance(audio, made), self.phases(audio, made)
-        total = self.args.judged_mel * mel + self.args.phase * phase + self.weight * (fool + 4 * match)
-        total.backward()
+        said = [mel.new_zeros(())] * 3
+        loss = self.args.phase * phase
+        if not judged:
+            loss = loss + self.args.mel * mel
+        else:
+            said = self.against(audio, made)
+            loss = loss + self.args.judged_mel * mel + self.weight * (said[1] + 4 * said[2])
+        loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 20.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         torch._foreach_lerp_(self.average, self.parameters, 0.002)
-        return torch.stack([mel, phase, loss, fool, match]).detach()
+        return torch.stack([mel, phase, *said]).detach()
 
     def against(self, audio: Tensor, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step of the discriminators; their loss, and what they then say of `made`: fooled, features apart.
@@ -237,10 +242,14 @@ class Trainer:
         self.bank.watch()
         clock = Clock(args.seconds, spent_s)
         log = Log(args.out / "codec_decoder.jsonl", ["mel", "phase", "judge", "fool", "match"])
-        step = Replayed(self.decoder_step, capture=args.graph)
+        stage, since = "", 0
         while clock.done < 1:
             self.rate.fill_(clock.rate(self.step, args.peak, 200))
-            self.weight.fill_(min(1.0, self.step / 500))  # let the judge learn first
+            now = "plain" if clock.spent_s < args.judged else "judged"
+            if now != stage:
+                stage, since = now, self.step
+                step = Replayed(partial(self.decoder_step, stage == "judged"), capture=args.graph)
+            self.weight.fill_(min(1.0, (self.step - since) / 500))  # let the judge learn first
             figures = step()
             self.step += 1
             if self.step % args.report == 0:
@@ -280,7 +289,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, nargs="+", default=(2048, 1024, 512, 256), help="discriminators' spectra")
     parser.add_argument("--periods", type=int, nargs="*", default=(2, 3, 5, 7, 11), help="discriminators' foldings")
     parser.add_argument("--width", type=int, default=32, help="channels of a spectrum's discriminator")
-    parser.add_argument("--judged", type=float, default=math.inf, help="full: against a discriminator too, from that second on")
+    parser.add_argument("--judged", type=float, default=math.inf, help="against a discriminator too, from that second on")
     parser.add_argument("--mel", type=float, default=15, help="weight of the mel distance")
     parser.add_argument("--judged-mel", type=float, default=5, help="the same beside a discriminator")
     parser.add_argument("--phase", type=float, default=8, help="weight of the distance of phases")

@@ -6,8 +6,8 @@
 # tokens and decoder stage have the second one, and the generator, which compiles meanwhile, begins when the codec is
 # done (without a codec stage, speech and tokens share the first one with the generator). Run again with the same folder, it goes on where it stopped. The last line of the log is "done", or "failed".
 # Seconds: FULL, DECODER, GENERATOR. FULL=0 keeps the bundle's encoder and codebooks, and the codes their meaning.
-# FRESH=1: a codec from nothing, when its shape is another. HOURS of speech, SEED: another one each sitting. CODEC, JUDGES: more options of the
-# codec and of its decoder stage. TINY=1: seconds of everything on a CPU.
+# FRESH=1: a codec from nothing, when its shape is another. HOURS of speech, SEED: another one each sitting. CODEC, DECODE,
+# LEARN: more options of the codec, its decoder stage and the generator. TINY=1: seconds of everything on a CPU.
 set -u
 cd "$(dirname "$0")"
 work=$1 text=$2 kokoro=$3 bundle=${4:-..}
@@ -47,14 +47,14 @@ decode() {
     say decoder
     on "$second" python3 codec_train.py decoder --speech "$work/speech" --full "$work/full" --out "$work/decoder" \
         --seconds "${DECODER:-240}" --batch 16 --peak 3e-4 --hours 30 --least-hours $hours_first --keep 500 $batch \
-        ${JUDGES:-} >"$work/logs/decoder.log" 2>&1 || fail decoder
+        ${DECODE:-} >"$work/logs/decoder.log" 2>&1 || fail decoder
 }
 generate() {
     [ -e "$work/generator/done" ] && return
     say generator
     on "$first" python3 generator_train.py --tokens "$work/tokens" --out "$work/generator" --start "$work/from/generator" $codes \
         --seconds "${GENERATOR:-700}" --peak 1.2e-3 --dropout "${DROPOUT:-0.05}" --capacity 120000000 --keep 500 \
-        --least-rows $rows ${TINY:+--batch 2 --report 1 --capacity 200000} >"$work/logs/generator.log" 2>&1 || fail generator
+        --least-rows $rows ${LEARN:-} ${TINY:+--batch 2 --report 1 --capacity 200000} >"$work/logs/generator.log" 2>&1 || fail generator
 }
 if [ -n "$second" ]; then
     generate &
