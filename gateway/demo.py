@@ -14,7 +14,7 @@ from models.bundle import load_bundle
 
 TEXT = "Hello there. These words went through five small services on their way to you."
 _NOISE_S = 4.0  # random weights never stop by themselves
-_SEED = 6  # any does: of the first sixteen, a recogniser reads every one word for word
+_SEED = 6  # of the first sixteen, a recogniser reads thirteen word for word, and three but for one word
 
 
 async def demo(model: str, out: Path, console: Console, progress: Console) -> int:

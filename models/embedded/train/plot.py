@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 SHOWN = {
-    "codec_full": ["mel", "phone", "commit"], "codec_decoder": ["mel", "judge", "match"],
+    "codec_full": ["mel", "phase", "phone"], "codec_decoder": ["mel", "judge", "match"],
     "generator": ["codebook0", "others", "phoneme"], "watermark": ["loss", "hit_frozen", "hit_clip"],
 }  # fmt: skip
 
