@@ -33,7 +33,12 @@ async def open_stage(settings: CodecSettings) -> AsyncIterator[Stage]:
         exact=settings.precision == "fp32",
     )
     await asyncio.to_thread(decoder.warm_up)
-    worker = DecodeWorker(decoder, max_backlog_frames=settings.max_backlog_frames, stall_s=settings.stall_s)
+    worker = DecodeWorker(
+        decoder,
+        frame_s=1 / bundle.frame_rate_hz,
+        max_backlog_frames=settings.max_backlog_frames,
+        stall_s=settings.stall_s,
+    )
     worker.start()
     try:
         servicer = CodecServicer(bundle, worker, settings.slots)

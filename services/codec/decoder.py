@@ -22,7 +22,7 @@ _MOST_STREAMS = 256  # of one captured pass; from there on the device has enough
 class SlotDecoder:
     """Decodes frames of up to `slots` streams. To be used from one thread at a time.
 
-    max_chunk_frames: most frames of one stream in one pass.
+    max_chunk_frames: most frames of one stream in one pass. most_streams: of one pass.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class SlotDecoder:
         exact: whether products keep fp32's bits, or TF32's.
         Raises: network.UnknownShape.
         """
-        self.slots, self.max_chunk_frames = slots, max_chunk_frames
+        self.slots, self.max_chunk_frames, self.most_streams = slots, max_chunk_frames, min(slots, _MOST_STREAMS)
         self.codebooks, self.bins = mimi.num_codebooks, mimi.cardinality
         self.samples_per_frame = mimi.frame_size
         self._device = next(mimi.parameters()).device
@@ -48,7 +48,7 @@ class SlotDecoder:
             self._network = DecoderNetwork(mimi, slots=slots + 1, max_chunk_frames=max_chunk_frames, exact=exact)
         self._graphs: PassGraphs | None = None
         if self._device.type == "cuda" if graphs is None else graphs:
-            most = min(slots, _MOST_STREAMS)
+            most = self.most_streams
             self._graphs = PassGraphs(
                 self._network.run,
                 device=self._device,

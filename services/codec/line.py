@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from services.runtime.lead import Lead
+
 
 @dataclass(frozen=True)
 class Audio:
@@ -30,6 +32,7 @@ class Line:
         self.waiting = 0  # frames that are in no pass yet
         self.owed: deque[tuple[int, float]] = deque()  # frames of each feed that is not answered yet, and when it came
         self.closed = False
+        self.lead = Lead()  # by what was taken
         self._codes: deque[np.ndarray] = deque()  # each [n, K], `waiting` frames in all
         self._audio: list[np.ndarray] = []  # decoded and not answered, `_decoded` frames in all
         self._decoded = 0
@@ -41,9 +44,17 @@ class Line:
         self._codes.append(codes)
         self.waiting += len(codes)
 
-    def take(self, most: int) -> np.ndarray:
-        """The next frames, [n, K]: the largest power of two that is waiting and no more than `most`."""
-        count = 1 << (min(self.waiting, most).bit_length() - 1)
+    @property
+    def urgency(self) -> tuple[float, float]:
+        """The least is the most urgent: the listener who runs dry first, and of those who have heard nothing yet the first."""
+        return self.lead.due_s, self.owed[0][1]
+
+    def next_frames(self, most: int) -> int:
+        """The largest power of two that is waiting and no more than `most`."""
+        return 1 << (min(self.waiting, most).bit_length() - 1)
+
+    def take(self, count: int) -> np.ndarray:
+        """The next frames, [count, K], no more than are waiting."""
         self.waiting -= count
         taken: list[np.ndarray] = []
         while count:

@@ -1,10 +1,11 @@
 """One plain thread owns the decoder; streams on the event loop hand it frames and get audio back.
 
-A tick takes whatever streams have frames waiting, a power of two of each (so that streams share
-passes), shortest first. Threads share two things: the streams' inboxes under one lock, and results
-that go to the loop by call_soon_threadsafe. A first frame waits for the passes of a tick, of which there
-is one for each length of chunk; while the device works on one, the thread hands over the audio of the
-pass before. Knows neither grpc nor torch.
+Deadline order: each pass is chosen from all that waits then. The stream whose listener will run dry first, or
+has waited longest for its first audio, decides how many frames it has (a power of two, so that streams share
+passes); others that can bring as many go along. So a first frame waits for the pass that runs, not for those
+who are seconds ahead, and nobody waits for ever, since a lead melts by itself. Threads share two things: the
+streams' inboxes under one lock, and results that go to the loop by call_soon_threadsafe. While the device works
+on a pass, the thread hands over the audio of the one before. Knows neither grpc nor torch.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
+from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
@@ -24,12 +27,18 @@ from services.codec.line import Audio, Line
 
 log = logging.getLogger(__name__)
 
+# Who has less than this left to play goes along in a pass of fewer frames than are waiting. More than the look-ahead
+# of the watermark (375 ms), until which nothing is heard yet.
+_CLOSE_S = 0.75
+_urgency = attrgetter("urgency")
+
 
 class Decoder(Protocol):
     """What the worker needs of a SlotDecoder."""
 
     slots: int
     max_chunk_frames: int
+    most_streams: int  # of a pass; more would be several, one behind the other
     overlaps: bool  # whether begin() returns before its pass is done, with time for other work
 
     def reset(self, slot: int) -> None: ...
@@ -53,12 +62,15 @@ class _Done:
 class DecodeWorker:
     """Runs `decoder` in a thread of its own from `start` to `close`. Methods are for the event loop.
 
+    frame_s: seconds of speech in a frame.
     max_backlog_frames: frames of one stream that may be inside: waiting, decoded or not yet read.
-    stall_s: a tick that lasts longer counts as stuck.
+    stall_s: a pass that lasts longer counts as stuck.
     """
 
-    def __init__(self, decoder: Decoder, *, max_backlog_frames: int = 128, stall_s: float = 30.0):
-        self._decoder = decoder
+    def __init__(
+        self, decoder: Decoder, *, frame_s: float = 0.08, max_backlog_frames: int = 128, stall_s: float = 30.0
+    ):
+        self._decoder, self._frame_s = decoder, frame_s
         self._max_backlog_frames, self._stall_s = max_backlog_frames, stall_s
         self._work = threading.Condition()
         self._streams: dict[Line, DecodeStream] = {}
@@ -76,7 +88,7 @@ class DecodeWorker:
         self._thread.start()
 
     async def close(self) -> None:
-        """End all streams and the thread; waits for the tick that is running."""
+        """End all streams and the thread; waits for the pass that is running."""
         with self._work:
             self._stopping = True
             self._work.notify()
@@ -126,9 +138,9 @@ class DecodeWorker:
     def _run(self) -> None:
         done: _Done | None = None
         try:
-            while (lines := self._wait(done is None)) is not None:
-                self._busy_since = time.monotonic()
-                for batch in self._batches(lines):
+            while (batch := self._next(done is None)) is not None:
+                if batch:
+                    self._busy_since = time.monotonic()
                     began_s = time.perf_counter()
                     result = self._decoder.begin([(line.slot, codes) for line, codes in batch])
                     if done is not None:
@@ -136,13 +148,9 @@ class DecodeWorker:
                     audio = result()
                     seconds = time.perf_counter() - began_s
                     done = _Done([line for line, _ in batch], len(batch[0][1]), audio, seconds)
-                    if not self._decoder.overlaps:
-                        self._answer(done)
-                        done = None
-                if not lines:
+                if not batch or not self._decoder.overlaps:
                     self._answer(done)
                     done = None
-                if done is None:
                     self._busy_since = None
         except Exception as error:  # whatever it was: the state in the slots is lost
             log.exception("the codec's worker died")
@@ -150,8 +158,8 @@ class DecodeWorker:
             self._failure = failure
             self._post(lambda: [stream.fail(failure) for stream in list(self._streams.values())])
 
-    def _wait(self, blocking: bool) -> list[Line] | None:
-        """The lines with frames waiting, each in a slot; none only if not `blocking`; None when it is time to stop."""
+    def _next(self, blocking: bool) -> list[tuple[Line, np.ndarray]] | None:
+        """The next pass, lines and as many frames of each; empty only if not `blocking`; None when it is time to stop."""
         with self._work:
             while True:
                 if self._stopping:
@@ -162,21 +170,28 @@ class DecodeWorker:
                 self._work.wait()
             self._free += [line.slot for line in self._closed_lines if line.slot is not None]
             self._closed_lines.clear()
-            for line in lines:
+            if not lines:
+                return []
+            chosen, frames = self._choose(lines, time.monotonic())
+            for line in chosen:
                 if line.slot is None:
                     line.slot = self._free.pop()
                     self._decoder.reset(line.slot)
-        return lines
+            return [(line, line.take(frames)) for line in chosen]
 
-    def _batches(self, lines: list[Line]) -> Iterator[list[tuple[Line, np.ndarray]]]:
-        """What waits now, by the length of the chunks, shortest first."""
-        with self._work:
-            taken = [(line, line.take(self._decoder.max_chunk_frames)) for line in lines]
-        for length in sorted({len(codes) for _, codes in taken}):
-            # Streams closed since are left out: a cancel is felt at the next pass.
-            batch = [(line, codes) for line, codes in taken if len(codes) == length and not line.closed]
-            if batch:
-                yield batch
+    def _choose(self, lines: list[Line], now_s: float) -> tuple[list[Line], int]:
+        """Of all that have frames waiting: those of the next pass, the most urgent first, and how many frames of each."""
+        most, close_s = self._decoder.max_chunk_frames, now_s + _CLOSE_S
+        frames = min(lines, key=_urgency).next_frames(most)
+        fitting = [
+            line
+            for line in lines
+            if line.waiting >= frames and (line.lead.due_s < close_s or line.next_frames(most) == frames)
+        ]
+        chosen = nsmallest(self._decoder.most_streams, fitting, key=_urgency)
+        for line in chosen:
+            line.lead.gave(frames * self._frame_s, now_s)
+        return chosen, frames
 
     def _answer(self, done: _Done) -> None:
         """Hand over the audio of a pass."""

@@ -19,7 +19,7 @@ def test_passes_take_powers_of_two_over_feeds():
         start += count
     taken = []
     while line.waiting:
-        taken.append(line.take(4)[:, 0].tolist())
+        taken.append(line.take(line.next_frames(4))[:, 0].tolist())
     assert taken == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], [10]]
 
 
@@ -44,7 +44,7 @@ def test_nothing_is_lost_or_moved(seed):
             give(line, given, sizes[-1])
             given += sizes[-1]
         if line.waiting and chance.random() < 0.6:
-            under_way.append(line.take(8)[:, 0])
+            under_way.append(line.take(line.next_frames(8))[:, 0])
         if under_way and chance.random() < 0.6:
             codes = under_way.pop(0)
             samples = np.repeat(codes, 3).astype(np.float32)  # three samples a frame

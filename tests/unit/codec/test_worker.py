@@ -14,17 +14,18 @@ from services.codec.worker import DecodeWorker, WorkerError
 class Echo:
     """A decoder whose audio of a frame is two samples: the stream's running sum and the frame's code.
 
-    `gate` holds passes back when it is cleared, their beginning or (overlapping) their end; `passes` remembers (streams, frames) of each.
+    `gate` holds passes back when it is cleared, their beginning or (overlapping) their end; `passes` remembers (streams, frames) of each,
+    `slots_of` the slots.
     """
 
-    slots, max_chunk_frames = 3, 8
+    max_chunk_frames = 8
 
-    def __init__(self, overlaps=False):
-        self.overlaps = overlaps
+    def __init__(self, overlaps=False, slots=3, most_streams=3):
+        self.overlaps, self.slots, self.most_streams = overlaps, slots, most_streams
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
-        self.passes = []
+        self.passes, self.slots_of = [], []
         self.sums = np.zeros(self.slots)
         self.error = None
 
@@ -35,6 +36,7 @@ class Echo:
         if not self.overlaps:
             self._work()
         self.passes.append((len(batch), len(batch[0][1])))
+        self.slots_of.append([slot for slot, _ in batch])
         audio = []
         for slot, codes in batch:
             running = self.sums[slot] + np.cumsum(codes[:, 0])
@@ -114,8 +116,79 @@ async def test_frames_that_wait_share_passes_by_powers_of_two(worker, echo):
         stream.finish()
     echo.gate.set()
     await asyncio.gather(*map(hear, (first, second, third)))
-    # The held one; then 11 = 8 + 2 + 1 beside 8 and 3 = 2 + 1, shortest first in each tick.
-    assert echo.passes == [(1, 1), (1, 2), (2, 8), (1, 1), (1, 2), (1, 1)]
+    # The held one; then 11 = 8 + 2 + 1 beside 8, which is all of the second, and 3 = 2 + 1.
+    assert echo.passes == [(1, 1), (2, 8), (2, 2), (2, 1)]
+
+
+async def ahead(worker, count, given):
+    """Streams that were given so many frames."""
+    streams = [worker.open() for _ in range(count)]
+    for stream in streams:
+        await stream.feed(frames(*range(given)))
+    for stream in streams:
+        await anext(stream)
+    return streams
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+async def test_a_first_frame_goes_before_all_who_are_ahead_of_their_listeners(overlaps):
+    echo = Echo(overlaps, slots=42, most_streams=16)
+    worker = DecodeWorker(echo, frame_s=100.0)
+    worker.start()
+    far = await ahead(worker, 40, 8)
+    holding = await held(echo, worker)
+    for stream in far:
+        await stream.feed(frames(*range(8)))
+    new = worker.open()
+    await new.feed(frames(1))
+    del echo.passes[:]
+    echo.gate.set()
+    for stream in (new, *far, holding):
+        stream.finish()
+        await hear(stream)
+    after_the_held_one = echo.passes if overlaps else echo.passes[1:]  # where it is noted as it begins, or later
+    assert after_the_held_one == [(1, 1), (16, 8), (16, 8), (8, 8)]
+    await worker.close()
+
+
+async def test_who_runs_dry_first_goes_first_and_nobody_waits_for_ever():
+    echo = Echo(slots=3, most_streams=1)
+    worker = DecodeWorker(echo, frame_s=100.0)
+    worker.start()
+    [far] = await ahead(worker, 1, 32)
+    [near] = await ahead(worker, 1, 4)
+    await held(echo, worker)
+    far_slot, near_slot = (slots[0] for slots in echo.slots_of[-2:])
+    del echo.slots_of[:]
+    await far.feed(frames(*range(8)))
+    for _ in range(5):
+        await near.feed(frames(*range(8)))
+    echo.gate.set()
+    for stream in (near, far):
+        stream.finish()
+        await hear(stream)
+    # 4, 12, 20 and 28 frames are less than 32, 36 are not; with 40 the other is behind again.
+    order = [slot for [slot] in echo.slots_of if slot in (far_slot, near_slot)]
+    assert order == [near_slot] * 4 + [far_slot, near_slot]
+    await worker.close()
+
+
+async def test_a_stream_that_is_short_takes_part_in_a_pass_of_fewer_frames():
+    echo = Echo(slots=3, most_streams=3)
+    worker = DecodeWorker(echo, frame_s=0.001)
+    worker.start()
+    [short] = await ahead(worker, 1, 1)
+    await held(echo, worker)
+    new = worker.open()
+    await new.feed(frames(1))
+    await short.feed(frames(*range(9)))
+    del echo.passes[:]
+    echo.gate.set()
+    for stream in (new, short):
+        stream.finish()
+        await hear(stream)
+    assert echo.passes == [(1, 1), (2, 1), (1, 8)]
+    await worker.close()
 
 
 async def test_a_slow_reader_stalls_only_itself(worker):
@@ -200,7 +273,7 @@ async def test_a_crash_ends_every_stream_and_the_worker_says_so(worker, echo):
     assert not worker.is_live()
 
 
-async def test_a_stuck_tick_is_noticed(echo):
+async def test_a_stuck_pass_is_noticed(echo):
     worker = DecodeWorker(echo, stall_s=0.0)
     worker.start()
     assert worker.is_live()  # idle is not stuck
