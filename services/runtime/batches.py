@@ -1,17 +1,20 @@
-"""Work of several callers in one pass: all that waits when a thread becomes free. Knows no torch."""
+"""Work of several callers in one pass: the most urgent of what waits when a thread becomes free. Knows no torch."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 from services.runtime.pool import Pool
 
 log = logging.getLogger(__name__)
+
+_due = attrgetter("due_s")
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -31,11 +34,12 @@ class Done(Generic[Result]):
 class _Waiting(Generic[Piece, Result]):
     piece: Piece
     load: int
+    due_s: float
     done: asyncio.Future[Done[Result]]
 
 
 class Batches(Generic[Piece, Result]):
-    """Nothing waits for company: a free thread takes the oldest piece that is there, and others along with it.
+    """Nothing waits for company: a free thread takes the most urgent piece that is there, and others along with it.
 
     Lives on one event loop, which is asked once a pass, not once a piece: with a thousand streams that counts.
     """
@@ -50,19 +54,21 @@ class Batches(Generic[Piece, Result]):
         """
         work: pieces → a result or an exception for each, in one of the threads of `pool`.
         most: pieces of one pass.
-        company: the oldest piece's load, and those of the others that wait, oldest first → places of the others
-            that may go along with it, those to take first in front. None: all of them, oldest first.
+        company: the most urgent piece's load, and those of the others that wait, most urgent first → places of the
+            others that may go along with it, those to take first in front. None: all of them, most urgent first.
         """
         self._work, self._pool, self._most, self._company = work, pool, most, company
-        self._waiting: OrderedDict[_Waiting[Piece, Result], None] = OrderedDict()
+        self._waiting: dict[_Waiting[Piece, Result], None] = {}  # oldest first
         self._turns: set[asyncio.Task[None]] = set()  # one for each thread at work
 
-    async def run(self, piece: Piece, load: int) -> Done[Result]:
-        """The piece's result, when its pass is over. load: how much it is, compared with others.
+    async def run(self, piece: Piece, load: int, due_s: float = -math.inf) -> Done[Result]:
+        """The piece's result, when its pass is over.
+
+        load: how much it is, compared with others. due_s: the least is the most urgent, and of several the oldest.
 
         Raises: what `work` gave or raised for it; RuntimeError when its pass was broken off.
         """
-        waiting = _Waiting(piece, load, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(piece, load, due_s, asyncio.get_running_loop().create_future())
         self._waiting[waiting] = None
         self._begin()
         try:
@@ -86,10 +92,10 @@ class Batches(Generic[Piece, Result]):
 
     async def _turn(self) -> None:
         """Passes until nothing waits. Each takes a piece at least and leaves none of its own unanswered."""
-        while (oldest := self._oldest()) is not None:
-            taken = [oldest]
+        while (first := self._first()) is not None:
+            taken = [first]
             try:
-                taken += self._along_with(oldest)
+                taken += self._along_with(first)
                 await self._pass(taken)
             except Exception as error:
                 self._fail(taken, error)
@@ -109,20 +115,21 @@ class Batches(Generic[Piece, Result]):
             else:
                 each.done.set_result(Done(result, seconds, seconds * each.load / total, len(taken)))
 
-    def _oldest(self) -> _Waiting[Piece, Result] | None:
-        while self._waiting:
-            waiting, _ = self._waiting.popitem(last=False)
-            if not waiting.done.done():
-                return waiting
-        return None
+    def _first(self) -> _Waiting[Piece, Result] | None:
+        """The most urgent, who waits no longer."""
+        waiting = (waiting for waiting in self._waiting if not waiting.done.done())
+        first = min(waiting, key=_due, default=None)  # the oldest of several
+        if first is not None:
+            del self._waiting[first]
+        return first
 
-    def _along_with(self, oldest: _Waiting[Piece, Result]) -> list[_Waiting[Piece, Result]]:
+    def _along_with(self, first: _Waiting[Piece, Result]) -> list[_Waiting[Piece, Result]]:
         """The others of its pass, who wait no longer."""
         if self._most == 1:
             return []
-        others = [waiting for waiting in self._waiting if not waiting.done.done()]
+        others = sorted((waiting for waiting in self._waiting if not waiting.done.done()), key=_due)
         if self._company is not None:
-            others = [others[place] for place in self._company(oldest.load, [each.load for each in others])]
+            others = [others[place] for place in self._company(first.load, [each.load for each in others])]
         others = others[: self._most - 1]
         for each in others:
             del self._waiting[each]

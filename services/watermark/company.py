@@ -1,21 +1,19 @@
-"""Which of the pieces that wait are marked together with the oldest one. Plain Python."""
+"""Which of the pieces that wait are marked together with the most urgent one. Plain Python."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-def company(oldest: int, others: Sequence[int], most_samples: int) -> list[int]:
-    """Places in `others` of pieces to mark along with the oldest, the shortest first: whoever brings little is
-    close to its listener, and the passes of few columns, which take less time, are begun first anyway.
+def company(first: int, others: Sequence[int], most_samples: int) -> list[int]:
+    """Places in `others` of pieces to mark along with the first, the most urgent ones that there is room for.
 
-    oldest, others: lengths in samples, others from the oldest to the newest.
-    most_samples: of all together, so that no pass takes long; the oldest may be longer, alone.
+    first, others: lengths in samples, others from the most urgent on.
+    most_samples: of all together, so that no pass takes long; the first may be longer, alone.
     """
-    taken, total = [], oldest
-    for place in sorted(range(len(others)), key=others.__getitem__):
-        total += others[place]
-        if total > most_samples:
-            break
-        taken.append(place)
+    taken, room = [], most_samples - first
+    for place, samples in enumerate(others):
+        if samples <= room:
+            taken.append(place)
+            room -= samples
     return taken

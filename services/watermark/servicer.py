@@ -31,6 +31,7 @@ from services.runtime.audio import (
 from services.runtime.batches import Batches
 from services.runtime.errors import Broken, InvalidRequest
 from services.runtime.identity import identity
+from services.runtime.lead import Lead
 from services.runtime.pool import Pool
 from services.watermark.config import WatermarkSettings
 from services.watermark.key import check_key
@@ -46,8 +47,8 @@ _ENCODINGS: dict[int, Encoding] = {
 }
 _EMBED = {"stage": "watermark", "rpc.method": "Embed"}
 _DETECT = {"stage": "watermark", "rpc.method": "Detect"}
-# A message may hold minutes; a stream takes its turn in the pool with a second at most.
-_PIECE_S = 1
+# A message may hold minutes; a stream takes its turn in the pool with two seconds at most.
+_PIECE_S = 2
 
 
 class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
@@ -82,11 +83,11 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         encoding = self._stream_encoding(first.start.format)
         with self._streams.enter():
             yield self._started(first.start.format.encoding)
-            stream, received, sent, compute_s = self._embedder.open(), 0, 0, 0.0
+            stream, lead, received, sent, compute_s = self._embedder.open(), Lead(), 0, 0, 0.0
             try:
                 async with aclosing(self._pieces(request_iterator, encoding)) as pieces:
                     async for samples in pieces:
-                        marked, seconds = await self._advance(stream, samples)
+                        marked, seconds = await self._advance(stream, samples, lead.due_s)
                         received += len(samples) if samples is not None else 0
                         compute_s += seconds
                         if not len(marked):
@@ -95,6 +96,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
                             instruments.stage_first_output.record(time.perf_counter() - began, _EMBED)
                             trace.get_current_span().add_event("first_frame")
                         sent += len(marked)
+                        lead.gave(len(marked) / self._bundle.sample_rate_hz, time.monotonic())
                         data = to_bytes(marked, encoding)
                         yield watermark_pb2.EmbedResponse(audio=watermark_pb2.MarkedAudio(data=data))
             finally:
@@ -184,10 +186,12 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
                 yield samples[start : start + most]
         yield None
 
-    async def _advance(self, stream: EmbedStream, samples: np.ndarray | None) -> tuple[np.ndarray, float]:
+    async def _advance(
+        self, stream: EmbedStream, samples: np.ndarray | None, due_s: float
+    ) -> tuple[np.ndarray, float]:
         asked = time.perf_counter()
         load = len(samples) if samples is not None else self._embedder.lookahead_samples
-        done = await self._marking.run((stream, samples), load)
+        done = await self._marking.run((stream, samples), load, due_s)
         instruments.stage_chunk.record(done.seconds, _EMBED)
         instruments.stage_queue.record(max(0.0, time.perf_counter() - asked - done.seconds), _EMBED)
         return done.result, done.share_s

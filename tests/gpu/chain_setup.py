@@ -223,7 +223,8 @@ async def mps(folder: Path):
 
 def facts(layout: Layout) -> dict[str, str]:
     """What a reader of the table must know."""
-    names = ("CSM_BACKBONE_RUNNER", "CSM_BACKBONE_SLOTS", "CSM_CODEC_SLOTS", "CSM_CODEC_PRECISION", "CSM_WATERMARK_STREAMS")
+    names = ("CSM_BACKBONE_RUNNER", "CSM_BACKBONE_SLOTS", "CSM_CODEC_SLOTS", "CSM_CODEC_PRECISION", "CSM_WATERMARK_STREAMS",
+             "CSM_WATERMARK_PRECISION")
     bundle = setting("BUNDLE") or "CSM-1B's shapes, random weights"
     return {
         "address": "the whole chain, by its gateways on loopback",

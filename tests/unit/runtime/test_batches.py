@@ -77,7 +77,7 @@ async def test_who_left_is_passed_over_and_nobody_else_is(pool):
     assert gate.batches == [[1], [3], [4]]
 
 
-async def test_company_says_who_goes_along_with_the_oldest(pool):
+async def test_company_says_who_goes_along_with_the_first(pool):
     asked = []
 
     def even(oldest, others):
@@ -93,7 +93,19 @@ async def test_company_says_who_goes_along_with_the_oldest(pool):
     assert asked[1] == (2, [3, 4, 6, 5, 8])
 
 
-async def test_company_that_breaks_fails_the_oldest_and_the_next_is_served(pool):
+async def test_the_most_urgent_go_first_and_of_several_the_oldest(pool):
+    gate = Gate()
+    batches = Batches(gate, pool, 2, lambda first, others: range(len(others)))
+    tasks = await gathered(batches, gate, [1])
+    for piece, due_s in ((2, 9.0), (3, 5.0), (4, 7.0), (5, 5.0), (6, float("-inf")), (7, 8.0)):
+        tasks.append(asyncio.create_task(batches.run(piece, 1, due_s)))
+    await asyncio.sleep(0)
+    gate.release.set()
+    assert [each.result for each in await asyncio.gather(*tasks)] == [10, 20, 30, 40, 50, 60, 70]
+    assert gate.batches == [[1], [6, 3], [5, 4], [7, 2]]
+
+
+async def test_company_that_breaks_fails_the_first_and_the_next_is_served(pool):
     calls = []
 
     def company(oldest, others):
