@@ -19,6 +19,7 @@ def plot(points: Sequence[Point], path: Path, *, is_rate: bool, buffer_s: float)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogFormatter
     except ImportError as error:
         raise NoPlot(MISSING) from error
     figure = Figure(figsize=(8, 7), layout="constrained")
@@ -32,6 +33,7 @@ def plot(points: Sequence[Point], path: Path, *, is_rate: bool, buffer_s: float)
     latency.set_ylabel("time to first audio (ms)")
     latency.set_yscale("log")
     latency.yaxis.set_major_formatter("{x:g}")
+    latency.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # 20, 50, … where there is room
     latency.legend()
     shares = [100 * point.dry_streams / max(1, point.measured) for point in points]
     failures = [100 * sum(point.errors.values()) / max(1, point.requests) for point in points]
