@@ -1,7 +1,9 @@
 """The watermark service as a real server on a loopback port, with a pair of nets that works."""
 
 import asyncio
+import math
 import threading
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from watermark_pair import TINY, speech_like, write_pair
 
 import models.bundle
 from services.runtime.audio import wav_bytes
+from services.runtime.batches import Batches
 from services.runtime.errors import rich_details
 from services.runtime.pool import Pool
 from services.runtime.server import StageServer
@@ -117,6 +120,31 @@ async def refusal(call):
 def field_of(error):
     [bad] = [d for d in rich_details(error) if isinstance(d, error_details_pb2.BadRequest)]
     return bad.field_violations[0].field
+
+
+async def test_a_stream_is_due_when_its_listener_runs_dry(service, monkeypatch):
+    asked, run = [], Batches.run
+
+    async def note(self, piece, load, due_s):
+        asked.append((time.monotonic(), due_s))
+        return await run(self, piece, load, due_s)
+
+    monkeypatch.setattr(Batches, "run", note)
+    call = service.Embed(timeout=30)
+    await call.write(start())
+    assert (await call.read()).HasField("started")
+    heard_s = 0.0
+    for _ in range(4):
+        await call.write(audio(speech_like(0.5)))
+        heard_s += len((await call.read()).audio.data) / 4 / 24000
+    await call.done_writing()
+    while (response := await call.read()) is not grpc.aio.EOF and response.HasField("audio"):
+        pass
+    assert asked[0][1] == -math.inf
+    due = [due_s for _, due_s in asked]
+    assert due == sorted(due) and len(set(due)) == 5  # four pieces and the end
+    assert 1.5 < heard_s < 2 and asked[0][0] + heard_s < due[-1]  # it cannot have played before the first piece came
+    assert due[1] - asked[1][0] < 0.5  # and plays what it was given since it was
 
 
 @pytest.mark.parametrize("frames", [[1], [7], [1, 1, 2, 4, 8], [40]], ids=str)
