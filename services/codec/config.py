@@ -32,5 +32,5 @@ class CodecSettings(ServerSettings):
         most=4096,
     )
     stall_s: float = setting(
-        "CSM_CODEC_STALL_S", 30.0, "a tick longer than this means a stuck device", least=1
+        "CSM_CODEC_STALL_S", 30.0, "a pass longer than this means a stuck device", least=1
     )
