@@ -44,11 +44,6 @@ class Line:
         self._codes.append(codes)
         self.waiting += len(codes)
 
-    @property
-    def urgency(self) -> tuple[float, float]:
-        """The least is the most urgent: the listener who runs dry first, and of those who have heard nothing yet the first."""
-        return self.lead.due_s, self.owed[0][1]
-
     def next_frames(self, most: int) -> int:
         """The largest power of two that is waiting and no more than `most`."""
         return 1 << (min(self.waiting, most).bit_length() - 1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 # Who has less than this left to play goes along in a pass of fewer frames than are waiting. More than the look-ahead
 # of the watermark (375 ms), until which nothing is heard yet.
 _CLOSE_S = 0.75
-_urgency = attrgetter("urgency")
+_due = attrgetter("lead.due_s")
 
 
 class Decoder(Protocol):
@@ -182,13 +183,14 @@ class DecodeWorker:
     def _choose(self, lines: list[Line], now_s: float) -> tuple[list[Line], int]:
         """Of all that have frames waiting: those of the next pass, the most urgent first, and how many frames of each."""
         most, close_s = self._decoder.max_chunk_frames, now_s + _CLOSE_S
-        frames = min(lines, key=_urgency).next_frames(most)
+        frames = min(lines, key=_due).next_frames(most)  # of several that have heard nothing yet, who came first
+        end = 2 * frames if 2 * frames <= most else math.inf  # from there on they could bring more
         fitting = [
             line
             for line in lines
-            if line.waiting >= frames and (line.lead.due_s < close_s or line.next_frames(most) == frames)
+            if frames <= (waiting := line.waiting) and (waiting < end or line.lead.due_s < close_s)
         ]
-        chosen = nsmallest(self._decoder.most_streams, fitting, key=_urgency)
+        chosen = nsmallest(self._decoder.most_streams, fitting, key=_due)
         for line in chosen:
             line.lead.gave(frames * self._frame_s, now_s)
         return chosen, frames
