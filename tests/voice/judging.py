@@ -64,7 +64,19 @@ def compare(notes: dict, prints: dict[str, np.ndarray]) -> None:
 
 
 def table(notes: dict) -> Table:
-    said, result = notes["said"], Table(f"Embedded voice, {len(notes['said'])} utterances through the gateway")
+    """Of the parts that there are notes of."""
+    result = Table(f"Embedded voice, {len(notes.get('said', ()))} utterances through the gateway")
+    if "said" in notes:
+        _speech(notes, result)
+    if "marks" in notes:
+        _marks(notes, result)
+    if "one_core" in notes:
+        _pace(notes["one_core"], result)
+    return result
+
+
+def _speech(notes: dict, result: Table) -> None:
+    said = notes["said"]
     _words(notes, result)
     stopped = sum(not note["ended"] for note in said)
     result.at_most("stopped by the cap", stopped, 0, note=f"of {len(said)}", digits=0)
@@ -81,11 +93,6 @@ def table(notes: dict) -> Table:
     _likeness(said, "", result)
     _talks(notes, result)
     _loss(notes, result)
-    if "marks" in notes:
-        _marks(notes, result)
-    if "one_core" in notes:
-        _pace(notes["one_core"], result)
-    return result
 
 
 def _pace(timed: list[dict], result: Table) -> None:

@@ -132,6 +132,8 @@ class Trainer:
             if self.step % args.keep == 0:
                 self.store_full(clock)
         self.store_full(clock)
+        if self.step <= args.plain_steps:
+            raise SystemExit(f"--seconds {args.seconds:g} were over before step {args.plain_steps}: there are no codebooks yet")
         self.books.free_zero()
         save(self.mimi, args.out / "mimi")
         (args.out / "done").touch()

@@ -5,7 +5,8 @@
 # made, then the decoder stage and the generator are trained: one after the other on one GPU; on two (GPUS=2) speech,
 # tokens and decoder stage have the second one, and the generator, which compiles meanwhile, begins when the codec is
 # done (without a codec stage, speech and tokens share the first one with the generator). Run again with the same folder, it goes on where it stopped. The last line of the log is "done", or "failed".
-# Seconds: FULL, DECODER, GENERATOR. FULL=0 keeps the bundle's encoder and codebooks, and the codes their meaning.
+# Seconds: FULL, DECODER, GENERATOR. FULL=0 keeps the bundle's encoder and codebooks, and the codes their meaning; DECODER=0 leaves
+# that stage out.
 # FRESH=1: a codec from nothing, when its shape is another. HOURS of speech, SEED: another one each sitting. CODEC, DECODE,
 # LEARN: more options of the codec, its decoder stage and the generator. TINY=1: seconds of everything on a CPU.
 set -u
@@ -32,7 +33,7 @@ start="--start $work/from/codec" codes=--new-codes
 batch='' few='' rows=150000 hours_first=0.5
 if [ -n "${TINY:-}" ]; then
     FULL=${FULL:-8} DECODER=${DECODER:-8} GENERATOR=${GENERATOR:-12} HOURS=${HOURS:-0.01}
-    batch='--batch 2 --report 1 --hours 1' few='--at-once 32 --area-s 4 --shard-s 8 --readers 1' rows=200 hours_first=0.002
+    batch='--batch 2 --report 1 --hours 1 --plain-steps 2' few='--at-once 32 --area-s 4 --shard-s 8 --readers 1' rows=200 hours_first=0.002
 fi
 
 say speech
@@ -43,7 +44,7 @@ rm -f "$work/speech/stop" "$work/tokens/stop" "$work/failed"
 recording=$!
 
 decode() {
-    [ -e "$work/decoder/done" ] && return
+    [ -e "$work/decoder/done" ] || [ "${DECODER:-240}" = 0 ] && return
     say decoder
     on "$second" python3 codec_train.py decoder --speech "$work/speech" --full "$work/full" --out "$work/decoder" \
         --seconds "${DECODER:-240}" --batch 16 --peak 3e-4 --hours 30 --least-hours $hours_first --keep 500 $batch \
