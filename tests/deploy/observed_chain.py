@@ -26,7 +26,7 @@ from gateway.up import free_ports
 # Words that nobody else says, in what every caller here says.
 MARK = "zyxomma quillbright"
 SENTENCE = f"Hello, {MARK}."
-LONG = f"The {MARK} leaves at seven in the morning and stops at every small station on the way to the city. " * 4
+LONG = f"The {MARK} leaves at seven in the morning and stops at every small station on the way to the city. " * 2
 
 TOKEN = "0-zyxommaquillbright-0"
 
@@ -122,13 +122,13 @@ async def _talk(client: SpeechClient, observed: Observed) -> None:
         with pytest.raises(SpeechError):
             await client.synthesize(SENTENCE, **bad)
     with pytest.raises(SpeechError):
-        await client.synthesize(LONG * 20)
+        await client.synthesize(LONG * 40)
     left = client.stream(LONG)
     async for _ in left:
         break
     left.cancel()
     observed.broken_off += 1
-    for timeout_s in (1, 4, 16):  # on a busy machine a second may not be enough to begin
+    for timeout_s in (0.4, 0.8, 1.6, 3.2, 6.4):  # the first that is enough to begin is not enough to end
         late = client.stream(LONG, timeout_s=timeout_s)
         with pytest.raises(SpeechError):
             async for _ in late:

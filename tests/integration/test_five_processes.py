@@ -18,7 +18,7 @@ from processes import Processes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 SAMPLES_PER_FRAME = 1920
-# Twenty seconds and more to say: seconds of work, for tests that act while it goes on.
+# Sixteen seconds to say: seconds of work, for tests that act while it goes on.
 LONG_TEXT = (
     "The train to the city leaves at seven in the morning and stops at every small station on the way. "
     "My sister told me that the garden needs water, and that the letters are on the table in the kitchen. "
@@ -195,7 +195,7 @@ async def test_it_ends_by_itself_and_its_mark_is_found_and_in_nothing_else(chain
 
 async def test_cancel_frees_every_slot(chain, speech):
     call = speech.StreamSynthesize(
-        speech_pb2.StreamSynthesizeRequest(utterance=utterance(LONG_TEXT, frames=600)), timeout=120
+        speech_pb2.StreamSynthesizeRequest(utterance=utterance(LONG_TEXT, frames=200)), timeout=120
     )
     audio = 0
     async for response in call:
@@ -260,7 +260,7 @@ async def test_one_trace_shows_every_stage_with_its_parent(chain, speech):
 
 async def test_a_cancelled_request_is_a_cancelled_trace(chain, speech):
     call = speech.StreamSynthesize(
-        speech_pb2.StreamSynthesizeRequest(utterance=utterance(LONG_TEXT, frames=600)), timeout=120
+        speech_pb2.StreamSynthesizeRequest(utterance=utterance(LONG_TEXT, frames=200)), timeout=120
     )
     started = await call.read()
     call.cancel()
@@ -286,7 +286,7 @@ async def test_a_cancelled_request_is_a_cancelled_trace(chain, speech):
 @pytest.mark.parametrize("stage", ["codec", "backbone"])
 async def test_a_killed_stage_is_told_at_once_and_the_chain_recovers(chain, speech, stage):
     call = speech.StreamSynthesize(
-        speech_pb2.StreamSynthesizeRequest(utterance=utterance(LONG_TEXT, frames=600)), timeout=120
+        speech_pb2.StreamSynthesizeRequest(utterance=utterance(LONG_TEXT, frames=200)), timeout=120
     )
     while not (await call.read()).HasField("audio"):
         pass
