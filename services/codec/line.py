@@ -31,7 +31,6 @@ class Line:
         self.slot: int | None = None
         self.waiting = 0  # frames that are in no pass yet
         self.owed: deque[tuple[int, float]] = deque()  # frames of each feed that is not answered yet, and when it came
-        self.closed = False
         self.lead = Lead()  # by what was taken
         self._codes: deque[np.ndarray] = deque()  # each [n, K], `waiting` frames in all
         self._audio: list[np.ndarray] = []  # decoded and not answered, `_decoded` frames in all

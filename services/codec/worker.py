@@ -3,7 +3,8 @@
 Deadline order: each pass is chosen from all that waits then. The stream whose listener will run dry first, or
 has waited longest for its first audio, decides how many frames it has (a power of two, so that streams share
 passes); others that can bring as many go along. So a first frame waits for the pass that runs, not for those
-who are seconds ahead, and nobody waits for ever, since a lead melts by itself. Threads share two things: the
+who are seconds ahead; among streams that were served already nobody waits for ever, since a lead melts by
+itself (newcomers go before them, however many come). Threads share two things: the
 streams' inboxes under one lock, and results that go to the loop by call_soon_threadsafe. While the device works
 on a pass, the thread hands over the audio of the one before. Knows neither grpc nor torch.
 """
@@ -131,7 +132,6 @@ class DecodeWorker:
     def _release(self, line: Line) -> None:
         with self._work:
             if self._streams.pop(line, None) is not None:
-                line.closed = True
                 self._closed_lines.append(line)
 
     # The thread.

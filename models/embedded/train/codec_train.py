@@ -66,6 +66,21 @@ class Trainer:
         self.judge_optimizer = self.optimizer_of(self.judge.parameters())
         self.weight = torch.zeros((), device=self.device)  # of what it says
 
+    def learn(self, audio: Tensor, made: Tensor, besides: Tensor | float, judged: bool) -> list[Tensor]:
+        """One step on the distances of what was made, and on the loss `besides` them: mel, phase, and what `against` says."""
+        mel, phase = self.distance(audio, made), self.phases(audio, made)
+        loss, said = self.args.phase * phase + besides, [mel.new_zeros(())] * 3
+        if not judged:
+            loss = loss + self.args.mel * mel
+        else:
+            said = self.against(audio, made)
+            loss = loss + self.args.judged_mel * mel + self.weight * (said[1] + 4 * said[2])
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 20.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return [mel, phase, *said]
+
     # full -------------------------------------------------------------------------------------
 
     def full_step(self, quantise: bool, judged: bool = False) -> Tensor:
@@ -86,19 +101,7 @@ class Trainer:
         made = made.float()
         logits = self.heads(semantic.transpose(1, 2)).unflatten(-1, (2, PHONES))  # [B, T, 2, PHONES]
         phone_loss = F.cross_entropy(logits.flatten(0, 2), phones.flatten())
-        mel = self.distance(audio, made)
-        phase = self.phases(audio, made)
-        loss = self.args.phase * phase + 0.25 * commitment + 0.5 * phone_loss
-        said = [mel.new_zeros(())] * 3
-        if not judged:
-            loss = loss + self.args.mel * mel
-        else:
-            said = self.against(audio, made)
-            loss = loss + self.args.judged_mel * mel + self.weight * (said[1] + 4 * said[2])
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 20.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        mel, phase, *said = self.learn(audio, made, 0.25 * commitment + 0.5 * phone_loss, judged)
         hit = (logits.flatten(0, 2).argmax(-1) == phones.flatten()).float().mean()
         return torch.stack([mel, phase, commitment, phone_loss, hit, *said]).detach()
 
@@ -178,20 +181,9 @@ class Trainer:
         with self.autocast():
             made = waveform(self.mimi, x)
         made = made.float()
-        mel, phase = self.distance(audio, made), self.phases(audio, made)
-        said = [mel.new_zeros(())] * 3
-        loss = self.args.phase * phase
-        if not judged:
-            loss = loss + self.args.mel * mel
-        else:
-            said = self.against(audio, made)
-            loss = loss + self.args.judged_mel * mel + self.weight * (said[1] + 4 * said[2])
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 20.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        figures = self.learn(audio, made, 0.0, judged)
         torch._foreach_lerp_(self.average, self.parameters, 0.002)
-        return torch.stack([mel, phase, *said]).detach()
+        return torch.stack(figures).detach()
 
     def against(self, audio: Tensor, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step of the discriminators; their loss, and what they then say of `made`: fooled, features apart.
