@@ -25,14 +25,20 @@ class Audio:
 
 
 class Line:
-    """Frames go in by `give`, to a pass by `take`; samples come back by `put`, in the same order."""
+    """Frames go in by `give`, to a pass by `take`; samples come back by `put`, in the same order.
 
-    def __init__(self) -> None:
+    lead: by what was taken. Feeds are answered whole, so one that is taken in parts counts when its last part is.
+    """
+
+    def __init__(self, frame_s: float, now_s: float) -> None:
+        """frame_s: seconds of speech in a frame. now_s: on the clock that `take` is told."""
         self.slot: int | None = None
         self.waiting = 0  # frames that are in no pass yet
         self.owed: deque[tuple[int, float]] = deque()  # frames of each feed that is not answered yet, and when it came
-        self.lead = Lead()  # by what was taken
-        self._codes: deque[np.ndarray] = deque()  # each [n, K], `waiting` frames in all
+        self.lead = Lead(now_s)
+        self._frame_s = frame_s
+        self._codes: deque[np.ndarray] = deque()  # what is left of each feed, [n, K], `waiting` frames in all
+        self._parted = 0  # frames that the first of them had and has no more
         self._audio: list[np.ndarray] = []  # decoded and not answered, `_decoded` frames in all
         self._decoded = 0
         self._compute_s = 0.0
@@ -47,17 +53,24 @@ class Line:
         """The largest power of two that is waiting and no more than `most`."""
         return 1 << (min(self.waiting, most).bit_length() - 1)
 
-    def take(self, count: int) -> np.ndarray:
+    def take(self, count: int, now_s: float) -> np.ndarray:
         """The next frames, [count, K], no more than are waiting."""
         self.waiting -= count
         taken: list[np.ndarray] = []
+        whole = 0  # frames of feeds that are taken whole now
         while count:
             codes = self._codes.popleft()
             if len(codes) > count:
                 self._codes.appendleft(codes[count:])
                 codes = codes[:count]
+                self._parted += count
+            else:
+                whole += self._parted + len(codes)
+                self._parted = 0
             taken.append(codes)
             count -= len(codes)
+        if whole:
+            self.lead.gave(whole * self._frame_s, now_s)
         return taken[0] if len(taken) == 1 else np.concatenate(taken)
 
     def put(self, samples: np.ndarray, frames: int, seconds: float) -> list[Audio]:

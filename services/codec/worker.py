@@ -1,12 +1,11 @@
 """One plain thread owns the decoder; streams on the event loop hand it frames and get audio back.
 
 Deadline order: each pass is chosen from all that waits then. The stream whose listener will run dry first, or
-has waited longest for its first audio, decides how many frames it has (a power of two, so that streams share
-passes); others that can bring as many go along. So a first frame waits for the pass that runs, not for those
-who are seconds ahead; among streams that were served already nobody waits for ever, since a lead melts by
-itself (newcomers go before them, however many come). Threads share two things: the
-streams' inboxes under one lock, and results that go to the loop by call_soon_threadsafe. While the device works
-on a pass, the thread hands over the audio of the one before. Knows neither grpc nor torch.
+has been waiting longest, decides how many frames it has (a power of two, so that streams share passes); others
+that can bring as many go along. So a first frame waits for the pass that runs, not for those who are seconds
+ahead, and nobody waits for ever, since a lead melts by itself. Threads share two things: the streams' inboxes
+under one lock, and results that go to the loop by call_soon_threadsafe. While the device works on a pass, the
+thread hands over the audio of the one before. Knows neither grpc nor torch.
 """
 
 from __future__ import annotations
@@ -69,9 +68,7 @@ class DecodeWorker:
     stall_s: a pass that lasts longer counts as stuck.
     """
 
-    def __init__(
-        self, decoder: Decoder, *, frame_s: float = 0.08, max_backlog_frames: int = 128, stall_s: float = 30.0
-    ):
+    def __init__(self, decoder: Decoder, *, frame_s: float, max_backlog_frames: int = 128, stall_s: float = 30.0):
         self._decoder, self._frame_s = decoder, frame_s
         self._max_backlog_frames, self._stall_s = max_backlog_frames, stall_s
         self._work = threading.Condition()
@@ -104,7 +101,7 @@ class DecodeWorker:
             raise WorkerError(str(self._failure or "the codec is shutting down"))
         if len(self._streams) >= self._decoder.slots:
             raise RuntimeError(f"more than {self._decoder.slots} streams")
-        line = Line()
+        line = Line(self._frame_s, time.monotonic())
         stream = DecodeStream(self, line, self._max_backlog_frames)
         with self._work:
             self._streams[line] = stream
@@ -173,27 +170,25 @@ class DecodeWorker:
             self._closed_lines.clear()
             if not lines:
                 return []
-            chosen, frames = self._choose(lines, time.monotonic())
+            now_s = time.monotonic()
+            chosen, frames = self._choose(lines, now_s)
             for line in chosen:
                 if line.slot is None:
                     line.slot = self._free.pop()
                     self._decoder.reset(line.slot)
-            return [(line, line.take(frames)) for line in chosen]
+            return [(line, line.take(frames, now_s)) for line in chosen]
 
     def _choose(self, lines: list[Line], now_s: float) -> tuple[list[Line], int]:
         """Of all that have frames waiting: those of the next pass, the most urgent first, and how many frames of each."""
         most, close_s = self._decoder.max_chunk_frames, now_s + _CLOSE_S
-        frames = min(lines, key=_due).next_frames(most)  # of several that have heard nothing yet, who came first
+        frames = min(lines, key=_due).next_frames(most)
         end = 2 * frames if 2 * frames <= most else math.inf  # from there on they could bring more
         fitting = [
             line
             for line in lines
             if frames <= (waiting := line.waiting) and (waiting < end or line.lead.due_s < close_s)
         ]
-        chosen = nsmallest(self._decoder.most_streams, fitting, key=_due)
-        for line in chosen:
-            line.lead.gave(frames * self._frame_s, now_s)
-        return chosen, frames
+        return nsmallest(self._decoder.most_streams, fitting, key=_due), frames
 
     def _answer(self, done: _Done) -> None:
         """Hand over the audio of a pass."""

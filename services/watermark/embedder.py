@@ -137,6 +137,13 @@ class Embedder:
         return math.ceil(ahead)
 
     @property
+    def first_samples(self) -> int:
+        """Fewest samples for which a stream's first pass is worth its turn. On a GPU, where a pass costs mostly its
+        turn: those with which the first marked sample comes out. Else 1: there a pass costs its columns, and those
+        that are computed while more audio is on its way need not be waited for later."""
+        return self.reach.first_samples if self._fill else 1
+
+    @property
     def captured(self) -> int:
         """How many passes are captured."""
         return 0 if self._graphs is None else self._graphs.captured

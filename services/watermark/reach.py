@@ -85,6 +85,14 @@ class Reach:
         bank = self._banks[1]
         return known // bank.up * bank.down - bank.lead - (column - self.settled) * self._framing.hop
 
+    @property
+    def first_samples(self) -> int:
+        """The fewest samples of a stream that settle the mark of any when more follow."""
+        column = self.settled + 1
+        while self.known(column) <= 0:
+            column += 1
+        return int(self.samples(column))
+
     def kept(self, lookahead: int, columns: int) -> int:
         """Samples to keep of each stream, so that what a pass of at most `columns` columns adds writes over none
         that is needed still. lookahead: most samples that a stream holds back."""

@@ -67,6 +67,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         self._settings, self._bundle, self._key = settings, bundle, key
         self._embedder, self._detector = embedder, detector
         self._marking, self._searching = marking, searching
+        self._first_samples = embedder.first_samples
         self._streams = Admission("watermark streams", settings.streams)
         self._openings = Openings("watermark streams", 2 * settings.streams + 64)
         self._detections = Admission("watermark detections", settings.detections, retry_after_s=2.0)
@@ -83,7 +84,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         encoding = self._stream_encoding(first.start.format)
         with self._streams.enter():
             yield self._started(first.start.format.encoding)
-            stream, lead, received, sent, compute_s = self._embedder.open(), Lead(), 0, 0, 0.0
+            stream, lead, received, sent, compute_s = self._embedder.open(), Lead(time.monotonic()), 0, 0, 0.0
             try:
                 async with aclosing(self._pieces(request_iterator, encoding)) as pieces:
                     async for samples in pieces:
@@ -168,8 +169,12 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
     async def _pieces(
         self, requests: AsyncIterator[watermark_pb2.EmbedRequest], encoding: Encoding
     ) -> AsyncIterator[np.ndarray | None]:
-        """The caller's samples in pieces [n], then None."""
-        most = self._bundle.sample_rate_hz * _PIECE_S
+        """The caller's samples in pieces [n], then None.
+
+        What is too little for any to come out marked is kept for the piece that follows, and takes no turn.
+        """
+        most, first = self._bundle.sample_rate_hz * _PIECE_S, self._first_samples
+        kept = np.zeros(0, np.float32)
         async for request in requests:
             if request.WhichOneof("event") != "audio":
                 raise InvalidRequest("event", "every message after start must be audio")
@@ -182,8 +187,15 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
                 raise InvalidRequest("audio.data", "has samples that are NaN or infinite")
             if peak > MAX_PEAK:
                 raise InvalidRequest("audio.data", f"float samples must lie in [-1, 1], found {peak:g}")
+            if first:
+                samples = kept = np.concatenate([kept, samples])
+                if len(kept) < first:
+                    continue
+                first, kept = 0, kept[:0]
             for start in range(0, len(samples), most):
                 yield samples[start : start + most]
+        if len(kept):  # a clip as short as that
+            yield kept
         yield None
 
     async def _advance(

@@ -13,18 +13,31 @@ def give(line, start, count):
 
 
 def test_passes_take_powers_of_two_over_feeds():
-    line, start = Line(), 0
+    line, start = Line(0.08, 0.0), 0
     for count in (3, 1, 7):
         give(line, start, count)
         start += count
     taken = []
     while line.waiting:
-        taken.append(line.take(line.next_frames(4))[:, 0].tolist())
+        taken.append(line.take(line.next_frames(4), 0.0)[:, 0].tolist())
     assert taken == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], [10]]
 
 
+def test_a_feed_counts_for_the_listener_when_the_last_of_it_is_taken():
+    line = Line(0.5, 7.0)
+    give(line, 0, 3)
+    give(line, 3, 2)
+    give(line, 5, 4)
+    due_s = []
+    for now_s, count in ((10.0, 2), (20.0, 1), (21.0, 4), (22.0, 1), (30.0, 1)):
+        line.take(count, now_s)
+        due_s.append(line.lead.due_s)
+    # 3 frames from 20 s on; those are out when 2 more are taken; then 4, of which 2 were taken with those.
+    assert due_s == [7.0, 21.5, 22.5, 22.5, 32.0]
+
+
 def test_the_time_of_passes_is_told_once():
-    line = Line()
+    line = Line(0.08, 0.0)
     give(line, 0, 2)
     give(line, 2, 1)
     assert line.put(np.zeros(4), 1, 0.25) == []
@@ -36,7 +49,7 @@ def test_the_time_of_passes_is_told_once():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_nothing_is_lost_or_moved(seed):
-    chance, line = random.Random(seed), Line()
+    chance, line = random.Random(seed), Line(0.08, 0.0)
     sizes, heard, given, under_way = [], [], 0, []
     while given < 300 or line.waiting or under_way:
         if given < 300 and chance.random() < 0.5:
@@ -44,7 +57,7 @@ def test_nothing_is_lost_or_moved(seed):
             give(line, given, sizes[-1])
             given += sizes[-1]
         if line.waiting and chance.random() < 0.6:
-            under_way.append(line.take(line.next_frames(8))[:, 0])
+            under_way.append(line.take(line.next_frames(8), 0.0)[:, 0])
         if under_way and chance.random() < 0.6:
             codes = under_way.pop(0)
             samples = np.repeat(codes, 3).astype(np.float32)  # three samples a frame

@@ -51,8 +51,9 @@ class Echo:
         return result
 
     def _work(self):
+        gate = self.gate
         self.entered.set()
-        assert self.gate.wait(30)
+        assert gate.wait(30)
         if self.error is not None:
             raise self.error
 
@@ -64,7 +65,7 @@ async def echo(request):
 
 @pytest.fixture
 async def worker(echo):
-    worker = DecodeWorker(echo, max_backlog_frames=16)
+    worker = DecodeWorker(echo, frame_s=0.08, max_backlog_frames=16)
     worker.start()
     yield worker
     echo.gate.set()
@@ -191,6 +192,48 @@ async def test_a_stream_that_is_short_takes_part_in_a_pass_of_fewer_frames():
     await worker.close()
 
 
+async def slots_in_turn(echo, worker, *, feeds):
+    """Streams with so many frames each, all there at once: the slots of each pass then."""
+    await held(echo, worker)
+    streams = [worker.open() for _ in feeds]
+    for stream, count in zip(streams, feeds, strict=True):
+        await stream.feed(frames(*range(count)))
+        stream.finish()
+    del echo.slots_of[:]
+    echo.gate.set()
+    for stream in streams:
+        await hear(stream)
+    return echo.slots_of[1:]
+
+
+async def test_a_message_in_several_passes_is_ended_before_others_begin():
+    echo = Echo(slots=4, most_streams=1)
+    worker = DecodeWorker(echo, frame_s=0.08)
+    worker.start()
+    turns = await slots_in_turn(echo, worker, feeds=[3, 3, 3])  # 2 + 1 each
+    assert turns[0::2] == turns[1::2] and len({slot for [slot] in turns}) == 3
+    await worker.close()
+
+
+async def test_who_ran_dry_goes_before_those_who_came_later():
+    echo = Echo(slots=3, most_streams=1)
+    worker = DecodeWorker(echo, frame_s=0.0)
+    worker.start()
+    [dry] = await ahead(worker, 1, 1)
+    await held(echo, worker)
+    new = worker.open()
+    await new.feed(frames(1))
+    await dry.feed(frames(1))
+    [dry_slot] = echo.slots_of[0]
+    del echo.slots_of[:]
+    echo.gate.set()
+    for stream in (new, dry):
+        stream.finish()
+        await hear(stream)
+    assert echo.slots_of[1] == [dry_slot]  # after the held one
+    await worker.close()
+
+
 async def test_a_slow_reader_stalls_only_itself(worker):
     slow, quick = worker.open(), worker.open()
     fed = 0
@@ -274,7 +317,7 @@ async def test_a_crash_ends_every_stream_and_the_worker_says_so(worker, echo):
 
 
 async def test_a_stuck_pass_is_noticed(echo):
-    worker = DecodeWorker(echo, stall_s=0.0)
+    worker = DecodeWorker(echo, frame_s=0.08, stall_s=0.0)
     worker.start()
     assert worker.is_live()  # idle is not stuck
     await held(echo, worker)
@@ -283,8 +326,30 @@ async def test_a_stuck_pass_is_noticed(echo):
     await worker.close()
 
 
+async def test_a_pass_after_another_is_not_stuck(monkeypatch):
+    """The time of one counts, not that of all in a row."""
+    now_s = 0.0
+    monkeypatch.setattr("services.codec.worker.time.monotonic", lambda: now_s)
+    echo = Echo(overlaps=True)
+    worker = DecodeWorker(echo, frame_s=0.08, stall_s=30.0)
+    worker.start()
+    stream = await held(echo, worker)
+    await stream.feed(frames(1))  # so that a pass follows
+    now_s = 20.0
+    echo.entered.clear()
+    first, echo.gate = echo.gate, threading.Event()
+    first.set()
+    assert await asyncio.to_thread(echo.entered.wait, 30)
+    now_s = 49.0
+    assert worker.is_live()
+    now_s = 50.0
+    assert not worker.is_live()
+    echo.gate.set()
+    await worker.close()
+
+
 async def test_close_ends_streams(echo):
-    worker = DecodeWorker(echo)
+    worker = DecodeWorker(echo, frame_s=0.08)
     worker.start()
     stream = worker.open()
     await worker.close()
@@ -297,7 +362,7 @@ async def test_close_ends_streams(echo):
 
 async def test_many_streams_through_the_real_decoder(tiny_mimi):
     """Ten streams, three at a time, fed by chunks of 1, 1, 2, 4, 8 …, each equal to one-shot."""
-    worker = DecodeWorker(SlotDecoder(tiny_mimi, slots=3), max_backlog_frames=16)
+    worker = DecodeWorker(SlotDecoder(tiny_mimi, slots=3), frame_s=0.08, max_backlog_frames=16)
     worker.start()
     places = asyncio.Semaphore(3)
 

@@ -18,6 +18,11 @@ def test_the_fewest_samples_that_complete_columns(reach):
         assert reach.columns(samples) >= columns > reach.columns(samples - 1)
 
 
+def test_the_fewest_samples_that_anything_comes_out_for(reach):
+    first = reach.first_samples
+    assert reach.known(reach.columns(first)) > 0 >= reach.known(reach.columns(first - 1))
+
+
 def test_no_stream_can_bring_more_to_a_pass(reach):
     """However far it is: what completes no further column than the pass has."""
     for columns in (1, 2, 5, 14):
