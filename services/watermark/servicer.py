@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from services.watermark.embedder import Embedder
     from services.watermark.stream import EmbedStream
 
+_tracer = trace.get_tracer("csm.watermark")
 _ENCODINGS: dict[int, Encoding] = {
     common_pb2.AUDIO_ENCODING_PCM_S16LE: "s16le",
     common_pb2.AUDIO_ENCODING_PCM_F32LE: "f32le",
@@ -88,6 +89,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
             try:
                 async with aclosing(self._pieces(request_iterator, encoding)) as pieces:
                     async for samples in pieces:
+                        asked_ns = time.time_ns()
                         marked, seconds = await self._advance(stream, samples, lead.due_s)
                         received += len(samples) if samples is not None else 0
                         compute_s += seconds
@@ -96,6 +98,8 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
                         if not sent:
                             instruments.stage_first_output.record(time.perf_counter() - began, _EMBED)
                             trace.get_current_span().add_event("first_frame")
+                            # What is heard later for this stage's sake, beside the look-ahead.
+                            _tracer.start_span("first_mark", start_time=asked_ns).end()
                         sent += len(marked)
                         lead.gave(len(marked) / self._bundle.sample_rate_hz, time.monotonic())
                         data = to_bytes(marked, encoding)

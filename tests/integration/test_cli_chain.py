@@ -81,7 +81,7 @@ def assert_waterfall(out):
     assert "(trace " in lines[start] and "incomplete" not in lines[start]
     for row in ROWS:
         assert any(row in line and line.endswith("s") for line in lines[start:]), f"{row} is missing:\n{out}"
-    for row in ("queue", "prefill"):
+    for row in ("queue", "prefill", "first_mark"):
         assert any(line.strip().startswith(row) for line in lines[start:]), f"{row} is missing:\n{out}"
     assert all(len(line) <= 80 for line in lines[start + 1 :])
 
@@ -116,7 +116,7 @@ async def test_up_serves_other_terminals_until_a_service_dies(csm, tmp_path):
     assert (code, err) == (0, "") and "incomplete" not in out, out + err
     page = (tmp_path / "page.html").read_text()
     assert "OK · done" in page and "12 characters" in page and "embedded" in page and "Hello there" not in page
-    assert all(row in page for row in (*ROWS, "queue", "prefill", "csm.speech.v1.SpeechService/StreamSynthesize"))
+    assert all(row in page for row in (*ROWS, "queue", "prefill", "first_mark", "csm.speech.v1.SpeechService/StreamSynthesize"))
     assert page.count('class="chunk') >= 3 and "Chunks of audio" in page
     await csm("say", "Hello there.", "-o", "again.wav", "--seed", "1", "--max-seconds", "0.8")
     # The same frames; in what chunks they were decoded is a matter of timing, and costs a rounding.

@@ -12,6 +12,7 @@ import pytest
 from csm.common.v1 import common_pb2
 from csm.watermark.v1 import watermark_pb2, watermark_pb2_grpc
 from google.rpc import error_details_pb2
+from opentelemetry.trace import SpanKind
 from watermark_pair import TINY, speech_like, write_pair
 
 import models.bundle
@@ -145,6 +146,26 @@ async def test_a_stream_is_due_when_its_listener_runs_dry(service, monkeypatch):
     assert due == sorted(due) and len(set(due)) == 5  # four pieces and the end
     assert 1.5 < heard_s < 2 and asked[0][0] + heard_s < due[-1]  # it cannot have played before the first piece came
     assert due[1] - asked[1][0] < 0.5  # and plays what it was given since it was
+
+
+async def test_the_span_tells_what_the_first_mark_waited_for_beside_the_look_ahead(service, spans):
+    call = service.Embed(timeout=30)
+    await call.write(start())
+    ahead = (await call.read()).started.lookahead_samples
+    clip = speech_like(ahead / 24000 + 1)
+    await call.write(audio(clip[: ahead // 4]))  # nothing comes out for these
+    completed_ns = time.time_ns()
+    await call.write(audio(clip[ahead // 4 : ahead + 4096]))
+    assert (await call.read()).HasField("audio")
+    heard_ns = time.time_ns()
+    await call.write(audio(clip[ahead + 4096 :]))
+    await call.done_writing()
+    while await call.read() is not grpc.aio.EOF:
+        pass
+    [mark] = [span for span in spans() if span.name == "first_mark"]
+    [embed] = [span for span in spans() if span.name.endswith("/Embed") and span.kind is SpanKind.SERVER]
+    assert mark.parent.span_id == embed.context.span_id
+    assert completed_ns <= mark.start_time <= mark.end_time <= heard_ns
 
 
 @pytest.mark.parametrize("frames", [[1], [7], [1, 1, 2, 4, 8], [40]], ids=str)
