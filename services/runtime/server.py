@@ -10,6 +10,7 @@ A full queue is overload, told per call, and touches neither.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import json
@@ -32,7 +33,7 @@ from services.runtime.calls import CallInterceptor
 from services.runtime.channels import FLOW_CONTROL, MIB
 from services.runtime.health import Health
 from services.runtime.open_calls import MAX_REQUEST_BYTES, OpenCalls
-from services.runtime.settings import ServerSettings, SettingError, StartError, describe, read
+from services.runtime.settings import ServerSettings, SettingError, StartError, describe, manual, read
 
 log = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -180,8 +181,15 @@ def main(
 
     open_stage loads the models (off the event loop) and closes them. Leaves with exit code 1 and one
     line when it cannot start, and with 1 when the stage died: a supervisor then starts a fresh process.
-    A service's `__main__` is this call and nothing else.
+    A service's `__main__` is this call and nothing else. The command line has nothing but --help, which says what
+    can be set; with anything else it leaves with exit code 2.
     """
+    argparse.ArgumentParser(
+        prog=name,
+        description=f"The {name} service of CSM. It reads its settings from the environment:",
+        epilog=manual(settings_type),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     try:
         settings = read(settings_type)
     except SettingError as error:

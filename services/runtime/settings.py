@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import textwrap
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,6 +122,20 @@ def describe(settings: Any) -> dict[str, Any]:
             value = "(set)" if value else "(not set)"
         shown[field.metadata.get("env", field.name)] = value
     return shown
+
+
+def manual(cls: type[Any]) -> str:
+    """What can be set, for who asks on a command line: each variable, its default and limits, what it is."""
+    lines = []
+    for field in dataclasses.fields(cls):
+        meta = field.metadata
+        told = [] if field.default is None else [f"default {field.default}"]
+        told += [", ".join(meta["choices"])] if meta["choices"] else []
+        told += [f"at least {meta['least']}"] if meta["least"] is not None else []
+        told += [f"at most {meta['most']}"] if meta["most"] is not None else []
+        lines.append(f"  {meta['env']}" + (f"  ({'; '.join(told)})" if told else ""))
+        lines += textwrap.wrap(meta["doc"], 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
 
 
 def _parse(name: str, text: str, kind: Any) -> Any:
