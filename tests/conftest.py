@@ -1,7 +1,10 @@
 """What every test's process is given, before anything is imported."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
 import pytest
 
@@ -10,6 +13,12 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+
+# Neither what this user's shell says of a deployment nor a `csm up` that runs beside is the tests'.
+for name in [name for name in os.environ if name.startswith(("CSM_", "OTEL_"))]:
+    del os.environ[name]
+os.environ["CSM_STATE_DIR"] = tempfile.mkdtemp(prefix="csm-tests-")
+atexit.register(shutil.rmtree, os.environ["CSM_STATE_DIR"], ignore_errors=True)
 
 # Without a GPU Triton's interpreter runs the kernels, and its own library must be told so as well,
 # which whatever imports it first would have compiled otherwise.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 import observed_chain
 import pytest
@@ -18,10 +17,7 @@ def observed(tmp_path_factory):
         "CSM_LOG_LEVEL": "DEBUG",
         "CSM_BACKBONE_TRACE_STEPS": "3",
     }
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("CSM_", "OTEL_"))]:
-            patch.delenv(name)
-        return asyncio.run(observed_chain.observe(tmp_path_factory.mktemp("observed"), settings))
+    return asyncio.run(observed_chain.observe(tmp_path_factory.mktemp("observed"), settings))
 
 
 @pytest.fixture(scope="session")
