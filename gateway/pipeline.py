@@ -210,7 +210,8 @@ class Synthesis:
                     if self._resumes:
                         self._request.generated.extend(frames)
                     await self._codec_window.enter(len(frames))
-                    request = codec_pb2.DecodeRequest(frames=codec_pb2.DecodeFrames(frames=frames))
+                    # A dict here and below: a message that is put into another one is copied once more.
+                    request = codec_pb2.DecodeRequest(frames={"frames": frames})
                     await _send("codec", codec, codec.write(request))
                 case "finished":
                     self.finish_reason = response.finished.finish_reason
@@ -246,8 +247,8 @@ class Synthesis:
                     samples = len(data) // 4
                     self._codec_window.leave(samples // self._samples_per_frame)
                     await self._watermark_window.enter(samples)
-                    audio = watermark_pb2.EmbedAudio(data=data)
-                    await _send("watermark", watermark, watermark.write(watermark_pb2.EmbedRequest(audio=audio)))
+                    request = watermark_pb2.EmbedRequest(audio={"data": data})
+                    await _send("watermark", watermark, watermark.write(request))
                 case "finished":
                     if not self._all_to_codec or response.finished.frames != self.frames:
                         raise Broken(f"codec: decoded {response.finished.frames} of {self.frames} frames")

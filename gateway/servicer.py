@@ -213,7 +213,7 @@ def _admit(summary: speech_pb2.SpeechSummary, event: Admitted, grant: Grant) -> 
 
 
 def _audio(data: bytes) -> speech_pb2.StreamSynthesizeResponse:
-    return speech_pb2.StreamSynthesizeResponse(audio=speech_pb2.SpeechAudio(data=data))
+    return speech_pb2.StreamSynthesizeResponse(audio={"data": data})
 
 
 def _trace_id() -> str:

@@ -94,10 +94,11 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                     instruments.stage_first_output.record(time.perf_counter() - began, _GENERATE)
                     trace.get_current_span().add_event("first_frame")
                 instruments.stage_chunk.record(time.perf_counter() - waited, _GENERATE)
-                chunk = backbone_pb2.FrameChunk(first_frame_index=index)
-                chunk.frames.extend(common_pb2.Frame(codes=frame) for frame in frames)
+                response = backbone_pb2.GenerateResponse(chunk={"first_frame_index": index})
+                for frame in frames:
+                    response.chunk.frames.add(codes=frame)
                 index += len(frames)
-                yield backbone_pb2.GenerateResponse(chunk=chunk)
+                yield response
             yield backbone_pb2.GenerateResponse(finished=_finished(generation.entry, index - wanted.generated_frames))
         except GenerationEnded as ended:
             raise _status(ended.finish) from None

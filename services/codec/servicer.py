@@ -12,7 +12,6 @@ from csm.common.v1 import common_pb2
 from opentelemetry import trace
 
 from models.bundle import Bundle
-from services.codec.answers import Answers
 from services.codec.frames import MAX_FRAMES, FramesError, codes_of
 from services.codec.worker import DecodeStream, DecodeWorker, WorkerError
 from services.runtime import instruments
@@ -49,8 +48,7 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
                         format=self._format(), samples_per_frame=self._samples_per_frame
                     )
                 )
-                answers = Answers()
-                feeder = asyncio.ensure_future(self._feed(request_iterator, stream, answers))
+                feeder = asyncio.ensure_future(self._feed(request_iterator, stream))
                 samples, compute_s = 0, 0.0
                 async for audio in stream:
                     if not samples:
@@ -60,9 +58,7 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
                     instruments.stage_queue.record(audio.wait_s, _DECODE)
                     samples += len(audio.samples)
                     compute_s += audio.compute_s
-                    data = to_bytes(audio.samples, "f32le")
-                    if data := answers.decoded(data, len(audio.samples) // self._samples_per_frame):
-                        yield codec_pb2.DecodeResponse(audio=codec_pb2.DecodeAudio(data=data))
+                    yield codec_pb2.DecodeResponse(audio={"data": to_bytes(audio.samples, "f32le")})
                 trace.get_current_span().set_attributes({"csm.frames": samples // self._samples_per_frame})
                 finished = codec_pb2.DecodeFinished(
                     frames=samples // self._samples_per_frame, samples=samples
@@ -93,9 +89,7 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
         except WorkerError as error:
             raise Unavailable(str(error)) from None
 
-    async def _feed(
-        self, requests: AsyncIterator[codec_pb2.DecodeRequest], stream: DecodeStream, answers: Answers
-    ) -> None:
+    async def _feed(self, requests: AsyncIterator[codec_pb2.DecodeRequest], stream: DecodeStream) -> None:
         """Hand the caller's frames to the worker; whatever goes wrong ends the stream's audio with it."""
         try:
             async for request in requests:
@@ -110,7 +104,6 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
                     codes = codes_of(frames, codebooks=self._bundle.codebooks, bins=self._bundle.codec_bins)
                 except FramesError as error:
                     raise InvalidRequest(f"frames.{error.field}", error.description) from None
-                answers.expect(len(frames))
                 await stream.feed(codes)
             stream.finish()
         except Exception as error:

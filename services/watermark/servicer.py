@@ -102,8 +102,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
                             _tracer.start_span("first_mark", start_time=asked_ns).end()
                         sent += len(marked)
                         lead.gave(len(marked) / self._bundle.sample_rate_hz, time.monotonic())
-                        data = to_bytes(marked, encoding)
-                        yield watermark_pb2.EmbedResponse(audio=watermark_pb2.MarkedAudio(data=data))
+                        yield watermark_pb2.EmbedResponse(audio={"data": to_bytes(marked, encoding)})
             finally:
                 stream.close()
             if sent != received:
