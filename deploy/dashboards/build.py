@@ -7,11 +7,13 @@ of deploy/telemetry.md.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 _COLUMNS = 24
 _SPEECH = 'rpc_service="csm.speech.v1.SpeechService", rpc_method=~"StreamSynthesize|Synthesize"'
+_NAMESPACE = 'namespace=~"$namespace"'
 _FAULTS = "UNKNOWN|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|DATA_LOSS"
 
 
@@ -26,6 +28,15 @@ def quantiles(metric: str, labels: str = "", by: str = "", *, of: tuple[float, .
         )
         for q in of
     ]
+
+
+def here(expr: str) -> str:
+    """A query of the chosen namespaces. Series that carry none, where no operator scrapes, are among all of them."""
+    return re.sub(
+        r"\b(csm_\w+)(?:\{([^}]*)\})?",
+        lambda found: f'{found[1]}{{{", ".join(filter(None, [found[2], _NAMESPACE]))}}}',
+        expr,
+    )
 
 
 def panel(title: str, unit: str, tells: str, queries: list, *, width: int = 12, limit: float | None = None) -> dict:
@@ -46,7 +57,7 @@ def panel(title: str, unit: str, tells: str, queries: list, *, width: int = 12, 
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi", "sort": "desc"}},
         "targets": [
-            {"refId": chr(ord("A") + n), "expr": expr, "legendFormat": legend} for n, (expr, legend) in enumerate(queries)
+            {"refId": chr(ord("A") + n), "expr": here(expr), "legendFormat": legend} for n, (expr, legend) in enumerate(queries)
         ],
     }
 
@@ -62,20 +73,9 @@ def dashboard(uid: str, title: str, panels: list[dict], *, instances_of: str | N
         each["gridPos"] |= {"x": x, "y": y}
         x += width
     variables: list[dict] = [{"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}]
+    variables.append(_choice("namespace", "label_values(csm_ready, namespace)"))
     if instances_of:
-        variables.append(
-            {
-                "name": "instance",
-                "type": "query",
-                "datasource": {"type": "prometheus", "uid": "${datasource}"},
-                "query": {"query": f"label_values({instances_of}, instance)", "refId": "instances"},
-                "refresh": 2,
-                "multi": True,
-                "includeAll": True,
-                "allValue": ".*",
-                "current": {"text": "All", "value": "$__all"},
-            }
-        )
+        variables.append(_choice("instance", f"label_values({here(instances_of)}, instance)"))
     return {
         "uid": uid,
         "title": title,
@@ -88,6 +88,21 @@ def dashboard(uid: str, title: str, panels: list[dict], *, instances_of: str | N
         "templating": {"list": variables},
         "links": [{"title": "CSM", "type": "dashboards", "tags": ["csm"], "asDropdown": True}],
         "panels": panels,
+    }
+
+
+def _choice(name: str, query: str) -> dict:
+    """A variable: one or more of what `query` finds, or all."""
+    return {
+        "name": name,
+        "type": "query",
+        "datasource": {"type": "prometheus", "uid": "${datasource}"},
+        "query": {"query": query, "refId": f"{name}s"},
+        "refresh": 2,
+        "multi": True,
+        "includeAll": True,
+        "allValue": ".*",
+        "current": {"text": "All", "value": "$__all"},
     }
 
 

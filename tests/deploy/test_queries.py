@@ -54,7 +54,7 @@ def check(expr: str) -> None:
         assert series in METRICS, f"{series} is not exported"
         known |= labels_of(series) | OF_PLACE
         for label, operator, value in matchers:
-            assert label in labels_of(series), f"{series} has no label {label}"
+            assert label in labels_of(series) | OF_PLACE, f"{series} has no label {label}"
             if label in VALUES:
                 asked = set(value.split("|")) if operator in ("=~", "!~") else {value}
                 assert asked <= VALUES[label], f"{label} is never {asked - VALUES[label]}"
@@ -63,7 +63,7 @@ def check(expr: str) -> None:
 
 def plain(expr: str) -> str:
     """A dashboard's query with its variables filled in."""
-    return expr.replace("$__rate_interval", "5m").replace("$instance", ".*")
+    return expr.replace("$__rate_interval", "5m").replace("$instance", ".*").replace("$namespace", ".*")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,22 @@ def test_dashboards_are_what_their_script_writes():
     assert {name: script[name]() for name in ("request", "stages", "generator")} == DASHBOARDS
 
 
+def test_every_panel_is_of_the_chosen_namespaces():
+    for name, panel in PANELS:
+        for target in panel["targets"]:
+            for series, matchers in promql.parse(target["expr"]).selectors:
+                assert ("namespace", "=~", "$namespace") in matchers, f"{name}: {panel['title']}: {series}"
+    assert all("namespace" in {each["name"] for each in board["templating"]["list"]} for board in DASHBOARDS.values())
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule["alert"] != "CsmServiceMissing"], ids=lambda rule: rule["alert"])
+def test_alerts_are_of_one_namespace_each(rule):
+    """Two deployments beside each other, a new bundle and the old one, must not hide each other's faults."""
+    apart = re.findall(r"\b(?:by|on) \(([^)]*)\)", rule["expr"])
+    assert all("namespace" in labels.split(", ") for labels in apart)
+    assert len(re.findall(r"\b(?:sum|min|max) by \(", rule["expr"])) == len(re.findall(r"\b(?:sum|min|max|avg|count)\b", rule["expr"]))
+
+
 def test_panels_do_not_lie_on_each_other():
     for board in DASHBOARDS.values():
         cells = [
@@ -128,7 +144,8 @@ def test_quantiles_are_held_against_edges_of_buckets(metrics):
         if isinstance(instrument, Histogram):
             instrument.record(0)
     edges = {name: points[0].explicit_bounds for name, points in metrics().items() if hasattr(points[0], "explicit_bounds")}
-    held = [(rule["expr"], float(rule["expr"].rpartition(">")[2])) for rule in RULES if "histogram_quantile" in rule["expr"]]
+    parts = [part for rule in RULES for part in re.split(r"\n\s*(?:or|and on \(namespace\))\n", rule["expr"])]
+    held = [(part, float(part.rpartition(">")[2])) for part in parts if "histogram_quantile" in part]
     for _, panel in PANELS:
         steps = panel["fieldConfig"]["defaults"].get("thresholds", {}).get("steps", ())
         expr = panel["targets"][0]["expr"]  # whose limit the panel's line is
