@@ -1,0 +1,101 @@
+"""Of streams that wait for the worker: whose frames are decoded first, and how many at once."""
+
+from contextlib import asynccontextmanager
+
+import pytest
+from echo import Echo, frames, hear, held
+
+from services.codec.worker import DecodeWorker
+
+
+@asynccontextmanager
+async def working(frame_s, *, most_streams, slots=4, overlaps=False):
+    """(echo, worker)"""
+    echo = Echo(overlaps, slots=slots, most_streams=most_streams)
+    worker = DecodeWorker(echo, frame_s=frame_s)
+    worker.start()
+    yield echo, worker
+    await worker.close()
+
+
+async def ahead(worker, count, given):
+    """Streams that were given so many frames."""
+    streams = [worker.open() for _ in range(count)]
+    for stream in streams:
+        await stream.feed(frames(*range(given)))
+    for stream in streams:
+        await anext(stream)
+    return streams
+
+
+async def turns(echo, streams):
+    """Let the held pass end and hear all that waits: the passes after it, as (slots, frames of each)."""
+    del echo.passes[:], echo.slots_of[:]
+    echo.gate.set()
+    for stream in streams:
+        stream.finish()
+        await hear(stream)
+    passes = [(slots, count) for slots, (_, count) in zip(echo.slots_of, echo.passes, strict=True)]
+    return passes if echo.overlaps else passes[1:]  # where the held one is noted as it begins, or later
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+async def test_a_first_frame_goes_before_all_who_are_ahead_of_their_listeners(overlaps):
+    async with working(100.0, slots=42, most_streams=16, overlaps=overlaps) as (echo, worker):
+        far = await ahead(worker, 40, 8)
+        holding = await held(echo, worker)
+        for stream in far:
+            await stream.feed(frames(*range(8)))
+        new = worker.open()
+        await new.feed(frames(1))
+        passes = await turns(echo, [new, *far, holding])
+        assert [(len(slots), count) for slots, count in passes] == [(1, 1), (16, 8), (16, 8), (8, 8)]
+
+
+async def test_who_runs_dry_first_goes_first_and_nobody_waits_for_ever():
+    async with working(100.0, most_streams=1) as (echo, worker):
+        [far] = await ahead(worker, 1, 32)
+        [near] = await ahead(worker, 1, 4)
+        [far_slot], [near_slot] = echo.slots_of[-2:]
+        await held(echo, worker)
+        await far.feed(frames(*range(8)))
+        for _ in range(5):
+            await near.feed(frames(*range(8)))
+        order = [slot for [slot], _ in await turns(echo, [near, far])]
+        # 4, 12, 20 and 28 frames are less than 32, 36 are not; with 40 the other is behind again.
+        assert order == [near_slot] * 4 + [far_slot, near_slot]
+
+
+async def test_a_stream_that_is_short_takes_part_in_a_pass_of_fewer_frames():
+    async with working(0.001, most_streams=3) as (echo, worker):
+        [short] = await ahead(worker, 1, 1)
+        await held(echo, worker)
+        new = worker.open()
+        await new.feed(frames(1))
+        await short.feed(frames(*range(9)))
+        passes = await turns(echo, [new, short])
+        assert [(len(slots), count) for slots, count in passes] == [(2, 1), (1, 8)]
+
+
+async def test_a_message_in_several_passes_is_ended_before_others_begin():
+    async with working(0.08, most_streams=1) as (echo, worker):
+        await held(echo, worker)
+        streams = [worker.open() for _ in range(3)]
+        for stream in streams:
+            await stream.feed(frames(1, 2, 3))
+        passes = await turns(echo, streams)
+        assert [count for _, count in passes] == [2, 1] * 3
+        assert [slots for slots, _ in passes[0::2]] == [slots for slots, _ in passes[1::2]]
+        assert len({slot for [slot], _ in passes}) == 3
+
+
+async def test_who_ran_dry_goes_before_those_who_came_later():
+    async with working(0.0, most_streams=1) as (echo, worker):
+        [dry] = await ahead(worker, 1, 1)
+        [dry_slots] = echo.slots_of
+        await held(echo, worker)
+        new = worker.open()
+        await new.feed(frames(1))
+        await dry.feed(frames(1))
+        passes = await turns(echo, [new, dry])
+        assert [slots == dry_slots for slots, _ in passes] == [True, False]
