@@ -151,21 +151,21 @@ async def test_a_stuck_pass_is_noticed(echo):
 
 async def test_a_pass_after_another_is_not_stuck(monkeypatch):
     """The time of one counts, not that of all in a row."""
-    now_s = 0.0
+    now_s = 100.0
     monkeypatch.setattr("services.codec.worker.time.monotonic", lambda: now_s)
     echo = Echo(overlaps=True)
     worker = DecodeWorker(echo, frame_s=0.08, stall_s=30.0)
     worker.start()
     stream = await held(echo, worker)
     await stream.feed(frames(1))  # so that a pass follows
-    now_s = 20.0
+    now_s = 120.0
     echo.entered.clear()
     first, echo.gate = echo.gate, threading.Event()
     first.set()
     assert await asyncio.to_thread(echo.entered.wait, 30)
-    now_s = 49.0
+    now_s = 149.0
     assert worker.is_live()
-    now_s = 50.0
+    now_s = 150.0
     assert not worker.is_live()
     echo.gate.set()
     await worker.close()
