@@ -181,8 +181,8 @@ def test_passes_are_for_what_streams_bring(untrained, monkeypatch):
 # What a stream is given back of its slot.
 
 
-def test_a_slot_that_is_left_in_the_middle_of_a_pass_is_free_when_that_is_over(untrained, monkeypatch):
-    embedder, _ = captured(untrained, slots=2)
+def held_passes(monkeypatch):
+    """From now on a pass sets the first of these and waits for the second."""
     entered, goes_on = threading.Event(), threading.Event()
     run = PassGraphs.run
 
@@ -192,6 +192,12 @@ def test_a_slot_that_is_left_in_the_middle_of_a_pass_is_free_when_that_is_over(u
         return run(self, *arguments)
 
     monkeypatch.setattr(PassGraphs, "run", slow)
+    return entered, goes_on
+
+
+def test_a_slot_that_is_left_in_the_middle_of_a_pass_is_free_when_that_is_over(untrained, monkeypatch):
+    embedder, _ = captured(untrained, slots=2)
+    entered, goes_on = held_passes(monkeypatch)
     clips = [speech_like(0.3, seed=seed) for seed in range(3)]
     streams = [embedder.open() for _ in clips]
     heard = []
@@ -221,15 +227,7 @@ def test_a_slot_that_is_left_in_the_middle_of_a_pass_is_free_when_that_is_over(u
 def test_a_new_stream_waits_for_a_slot_that_a_running_pass_gives_back(untrained, monkeypatch):
     """And what is captured stays good: no tensor is moved."""
     embedder, _ = captured(untrained, slots=1)
-    entered, goes_on = threading.Event(), threading.Event()
-    run = PassGraphs.run
-
-    def slow(self, *arguments):
-        entered.set()
-        assert goes_on.wait(30)
-        return run(self, *arguments)
-
-    monkeypatch.setattr(PassGraphs, "run", slow)
+    entered, goes_on = held_passes(monkeypatch)
     clip, gone, late = speech_like(0.2), embedder.open(), embedder.open()
     heard = []
     threads = [threading.Thread(target=lambda: embedder.advance([(gone, clip)]))]
