@@ -78,14 +78,14 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
     async def Embed(
         self, request_iterator: AsyncIterator[watermark_pb2.EmbedRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[watermark_pb2.EmbedResponse]:
-        began = time.perf_counter()
+        began, lead = time.perf_counter(), Lead(time.monotonic())
         first = await self._openings.first(request_iterator)
         if first is None or first.WhichOneof("event") != "start":
             raise InvalidRequest("event", "the first message must be start")
         encoding = self._stream_encoding(first.start.format)
         with self._streams.enter():
             yield self._started(first.start.format.encoding)
-            stream, lead, received, sent, compute_s = self._embedder.open(), Lead(time.monotonic()), 0, 0, 0.0
+            stream, received, sent, compute_s = self._embedder.open(), 0, 0, 0.0
             try:
                 async with aclosing(self._pieces(request_iterator, encoding)) as pieces:
                     async for samples in pieces:
