@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
+import tiny_mimi
 from csm.speech.v1 import speech_pb2, speech_pb2_grpc
 from fake_stages import Board, servicers
 from opentelemetry import trace
@@ -17,6 +18,7 @@ from gateway.config import GatewaySettings
 from gateway.servicer import SpeechServicer
 from gateway.stages import Stages
 from models.bundle import load_bundle
+from models.mimi import load_mimi
 from services.runtime.channels import open_channel
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
@@ -102,6 +104,18 @@ async def open_chain(board):
 
 
 _exporter = InMemorySpanExporter()
+
+
+@pytest.fixture(scope="module")
+def bundle_folder(tmp_path_factory):
+    """A bundle of which there is only a tiny Mimi."""
+    return tiny_mimi.write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def mimi(bundle_folder):
+    """Its model."""
+    return load_mimi(load_bundle(str(bundle_folder)))
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ from csm.common.v1 import common_pb2
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from models.bundle import load_bundle
-from models.mimi import load_mimi
 from services.codec.__main__ import open_stage
 from services.codec.config import CodecSettings
 from services.codec.decoder import SlotDecoder
@@ -24,16 +22,6 @@ from services.runtime.server import StageServer
 from services.runtime.settings import StartError, read
 
 SLOTS, SPF = 3, 1920
-
-
-@pytest.fixture(scope="module")
-def bundle_folder(tmp_path_factory):
-    return tiny_mimi.write_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def mimi(bundle_folder):
-    return load_mimi(load_bundle(str(bundle_folder)))
 
 
 class Served:

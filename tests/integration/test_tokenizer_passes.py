@@ -5,26 +5,12 @@ import threading
 
 import grpc
 import numpy as np
-import pytest
-import tiny_mimi
 from google.rpc import error_details_pb2
 from tokenizer_calls import FLOATS, codes_of, expected, raw, segments, serve, tone
 
-from models.bundle import load_bundle
-from models.mimi import load_mimi
 from services.runtime.batches import Batches
 from services.runtime.errors import rich_details
 from services.tokenizer.encoder import ClipEncoder
-
-
-@pytest.fixture(scope="module")
-def bundle_folder(tmp_path_factory):
-    return tiny_mimi.write_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def mimi(bundle_folder):
-    return load_mimi(load_bundle(str(bundle_folder)))
 
 
 class Gate:

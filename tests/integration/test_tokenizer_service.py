@@ -3,30 +3,17 @@
 import grpc
 import numpy as np
 import pytest
-import tiny_mimi
 from csm.common.v1 import common_pb2
 from csm.tokenizer.v1 import tokenizer_pb2
 from google.rpc import error_details_pb2
 from tokenizer_calls import FLOATS, codes_of, expected, raw, segments, serve, tone, wav
 from transformers import PreTrainedTokenizerFast
 
-from models.bundle import load_bundle
-from models.mimi import load_mimi
 from services.runtime.audio import wav_bytes
 from services.runtime.errors import rich_details
 from services.runtime.settings import StartError
 
 S16 = common_pb2.AUDIO_ENCODING_PCM_S16LE
-
-
-@pytest.fixture(scope="module")
-def bundle_folder(tmp_path_factory):
-    return tiny_mimi.write_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def mimi(bundle_folder):
-    return load_mimi(load_bundle(str(bundle_folder)))
 
 
 @pytest.fixture
