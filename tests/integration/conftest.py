@@ -13,6 +13,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from watermark_calls import write_bundle
+from watermark_pair import TINY, write_pair
 
 from gateway.config import GatewaySettings
 from gateway.servicer import SpeechServicer
@@ -116,6 +118,13 @@ def bundle_folder(tmp_path_factory):
 def mimi(bundle_folder):
     """Its model."""
     return load_mimi(load_bundle(str(bundle_folder)))
+
+
+@pytest.fixture(scope="module")
+def pair_folder(tmp_path_factory):
+    """A bundle whose tiny watermark nets work: what one writes the other finds."""
+    folder = tmp_path_factory.mktemp("bundle")
+    return write_bundle(folder, "working-pair", lambda watermark: write_pair(watermark, TINY))
 
 
 @pytest.fixture
