@@ -2,10 +2,11 @@
 
 Deadline order: each pass is chosen from all that waits then. The stream whose listener will run dry first, or
 has been waiting longest, decides how many frames it has (a power of two, so that streams share passes); others
-that can bring as many go along. So a first frame waits for the pass that runs, not for those who are seconds
-ahead, and nobody waits for ever, since a lead melts by itself. Threads share two things: the streams' inboxes
-under one lock, and results that go to the loop by call_soon_threadsafe. While the device works on a pass, the
-thread hands over the audio of the one before. Knows neither grpc nor torch.
+that can bring as many go along. So a first frame waits for the pass that runs, and for who is due before it, whose
+message is decoded whole; not for those who are seconds ahead. Nobody waits for ever, since a lead melts by itself.
+Threads share two things: the streams' inboxes under one lock, and results that go to the loop by
+call_soon_threadsafe. While the device works on a pass, the thread hands over the audio of the one before. Knows
+neither grpc nor torch.
 """
 
 from __future__ import annotations

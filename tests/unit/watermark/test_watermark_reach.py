@@ -23,6 +23,14 @@ def test_the_fewest_samples_that_anything_comes_out_for(reach):
     assert reach.known(reach.columns(first)) > 0 >= reach.known(reach.columns(first - 1))
 
 
+@pytest.mark.parametrize("fill", [True, False])
+def test_a_first_pass_is_held_back_only_where_passes_are_filled_up(untrained_44k, fill):
+    embedder = Embedder(untrained_44k, PUBLIC_KEY, fill=fill)
+    assert embedder.first_samples == (embedder.reach.first_samples if fill else 1)
+    # A caller who sends its look-ahead is given audio.
+    assert embedder.first_samples <= embedder.lookahead_samples + 1
+
+
 def test_no_stream_can_bring_more_to_a_pass(reach):
     """However far it is: what completes no further column than the pass has."""
     for columns in (1, 2, 5, 14):
