@@ -151,7 +151,8 @@ async def _voices(args: argparse.Namespace) -> int:
     bundle = answer.bundle
     out.print(
         f"Bundle `{bundle.bundle_id}`:\n{answer.description}\n"
-        f"({bundle.codebooks} codebooks, {bundle.frame_rate_hz:g} frames/s, {bundle.sample_rate_hz} Hz)"
+        f"({bundle.codebooks} codebooks, {bundle.frame_rate_hz:g} frames/s, {bundle.sample_rate_hz} Hz"
+        + (f", {answer.max_rows} rows a request)" if answer.max_rows else ")")
     )
     if not answer.trained:
         out.print(NOISE)

@@ -124,6 +124,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
                 speech_pb2.Voice(speaker=voice.speaker, name=voice.name, description=voice.description)
                 for voice in self._bundle.voices
             ],
+            max_rows=self._stages.info.max_rows if self._stages.info is not None else 0,
         )
 
     def _begin(

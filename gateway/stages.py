@@ -33,6 +33,7 @@ class StageInfo:
 
     watermark_lookahead_samples: int
     watermark_trained: bool
+    max_rows: int
 
 
 class Stages:
@@ -107,8 +108,8 @@ class Stages:
         if strangers or (silent and self.info is None):
             self._not_ready(", ".join(strangers or silent))
         elif not silent:
-            watermark = answers[3]
-            self.info = StageInfo(watermark.lookahead_samples, watermark.trained)
+            _, backbone, _, watermark = answers
+            self.info = StageInfo(watermark.lookahead_samples, watermark.trained, backbone.max_rows)
 
     def _not_ready(self, why: str) -> None:
         self.info = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from csm.speech.v1 import speech_pb2
 from rich.console import Console
 
 from gateway import connection
@@ -19,6 +20,7 @@ from gateway.bench.plot import NoPlot, plot
 from gateway.bench.progress import Line
 from gateway.bench.record import OK
 from gateway.bench.stats import Point, point
+from gateway.bench.texts import sentences
 from gateway.terminal import PlainConsole
 from gateway.traces import Span, TraceStore, is_whole
 
@@ -72,7 +74,12 @@ async def run(args: argparse.Namespace) -> int:
         args.output.mkdir(parents=True, exist_ok=True)
     async with connection.client(args) as client:
         answer = await client.voices()  # raises what is wrong, if nobody answers
-    bench = _Bench(args, _plans(args), err)
+    plans = _plans(args, answer)
+    texts = plans[0].texts  # alike in all
+    if not texts:
+        err.print(f"csm: no sentence fits: text and audio of one request may take {answer.max_rows} rows, one for each frame")
+        return 1
+    bench = _Bench(args, plans, err)
     stopped, broken = False, ""
     try:
         stopped = await bench.run()
@@ -86,6 +93,8 @@ async def run(args: argparse.Namespace) -> int:
         "bundle": answer.bundle.bundle_id + ("" if answer.trained else " (random weights)"),
         "client": f"{os.cpu_count()} processors, processes {', '.join(str(p.processes) for p in bench.points)}",
     }
+    if len(texts) < len(sentences()):
+        facts["texts"] = f"{len(texts)} of {len(sentences())} sentences: with their audio these surely fit {answer.max_rows} rows"
     if broken:
         facts["broken off"] = f"{broken}; {len(bench.plans) - len(bench.points)} of {len(bench.plans)} points are missing"
     text = report.markdown(bench.plans, bench.points, facts)
@@ -134,7 +143,7 @@ class _Bench:
         return max(1, min(wanted, os.cpu_count() or 1))
 
 
-def _plans(args: argparse.Namespace) -> list[Plan]:
+def _plans(args: argparse.Namespace, answer: speech_pb2.ListVoicesResponse) -> list[Plan]:
     loads = [{"rate_hz": rate} for rate in args.rate] if args.rate else [{"streams": n} for n in args.streams or [1]]
     return [
         Plan(
@@ -150,6 +159,8 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
             connections=args.connections[0],
             speaker=args.speaker,
             seed=args.seed + index,
+            max_rows=answer.max_rows,
+            frame_rate_hz=answer.bundle.frame_rate_hz,
         )
         for index, load in enumerate(loads)
     ]

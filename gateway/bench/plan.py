@@ -21,6 +21,7 @@ class Plan:
     audio_s: longest audio of every utterance; None: by its text, `ms_per_character`.
     listens: closed loop: a caller hears the utterance out, in real time, before the next.
     timeout_s: for one utterance. max_in_flight: open loop, utterances at once; more wait, and their wait counts.
+    max_rows: rows that text and audio of an utterance may take; 0 when that is not known. frame_rate_hz: of the audio.
     """
 
     streams: int | None = None
@@ -37,6 +38,18 @@ class Plan:
     connections: int = 4
     speaker: int = 0
     seed: int = 0
+    max_rows: int = 0
+    frame_rate_hz: float = 12.5
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The sentences that surely fit: a token of text is a byte of it at least."""
+        return tuple(text for text in sentences() if not self.max_rows or self._most_rows(text) <= self.max_rows)
+
+    def _most_rows(self, text: str) -> int:
+        """Of `[speaker]text` between begin and end, and of the longest audio."""
+        frames = math.ceil(self.max_audio_ms(text) / 1000 * self.frame_rate_hz)
+        return len(f"[{self.speaker}]{text}".encode()) + 2 + frames
 
     @property
     def load(self) -> float:
@@ -53,7 +66,7 @@ class Plan:
         """Utterances under way at once. Open loop: by Little's law, if each takes as long as its longest audio."""
         if self.rate_hz is None:
             return self.streams or 0
-        texts = sentences()
+        texts = self.texts
         return self.rate_hz * sum(self.max_audio_ms(text) for text in texts) / len(texts) / 1000
 
     @property

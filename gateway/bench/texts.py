@@ -8,6 +8,7 @@ Half of them are shorter than 80 characters, one in twenty is longer than 240.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
@@ -21,8 +22,8 @@ def sentences() -> tuple[str, ...]:
 class Texts:
     """Sentences drawn evenly; the same seed draws the same."""
 
-    def __init__(self, seed: int):
-        self._random = random.Random(seed)
+    def __init__(self, seed: int, among: Sequence[str]):
+        self._random, self._among = random.Random(seed), among
 
     def next(self) -> str:
-        return self._random.choice(sentences())
+        return self._random.choice(self._among)

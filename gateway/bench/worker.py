@@ -47,7 +47,7 @@ class Callers:
 
     def __init__(self, clients: list[SpeechClient], bundle: common_pb2.BundleIdentity, plan: Plan, emit: Emit):
         self._clients, self._bundle, self._plan, self._emit = cycle(clients), bundle, plan, emit
-        self._texts, self._random = Texts(plan.seed), random.Random(plan.seed)
+        self._texts, self._random = Texts(plan.seed, plan.texts), random.Random(plan.seed)
         self._began = time.perf_counter()
         self._active, self._lag_s = 0, 0.0
 

@@ -155,7 +155,7 @@ class FakeBackbone(backbone_pb2_grpc.BackboneServiceServicer):
             )
 
     async def GetModelInfo(self, request, context):
-        return backbone_pb2.GetModelInfoResponse(bundle=self.board.identity)
+        return backbone_pb2.GetModelInfoResponse(bundle=self.board.identity, max_rows=777)
 
 
 class FakeCodec(codec_pb2_grpc.CodecServiceServicer):

@@ -143,3 +143,4 @@ async def test_verify_and_voices(open_chain):
     assert answer.confidence == pytest.approx(0.9)
     voices = await chain.speech.ListVoices(speech_pb2.ListVoicesRequest(), timeout=5)
     assert voices.bundle.bundle_id == "embedded" and voices.voices[0].speaker == 0
+    assert voices.max_rows == 777  # as the backbone says

@@ -24,6 +24,8 @@ def tone(samples: int) -> bytes:
 class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
     """The text says what goes wrong; any other text is spoken as 5 frames of a tone."""
 
+    max_rows = 0
+
     def __init__(self):
         self.requests, self.metadata = [], []
         self.ready = True
@@ -82,7 +84,7 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
             bundle_id="fake", codebooks=8, frame_rate_hz=12.5, sample_rate_hz=RATE_HZ
         )
         return speech_pb2.ListVoicesResponse(
-            bundle=bundle, description="a tone", trained=self.trained, voices=self.voices
+            bundle=bundle, description="a tone", trained=self.trained, voices=self.voices, max_rows=self.max_rows
         )
 
     def _take(self, request, context):

@@ -112,6 +112,18 @@ async def test_what_fails_is_counted_by_its_status_and_ends_in_exit_code_1(serve
         assert "5 frames are 19200 bytes, 15360 came" in out and point["miscounted"] == point["requests"]
 
 
+async def test_sentences_that_may_not_fit_are_left_out_and_told(served, tmp_path, monkeypatch):
+    behaviour, address = served
+    monkeypatch.setattr(FakeSpeech, "max_rows", 60)
+    code, out, err, found = await bench(address, tmp_path, "--streams", "8", "--duration", "0.3", "--ramp-up", "0")
+    assert code == 0, out + err
+    assert max(len(request.utterance.text) for request in behaviour["requests"]) <= 27
+    count = sum(len(text) <= 27 for text in sentences())  # a character is a frame of 80 ms, five more are the segment's
+    assert found["texts"] == f"{count} of 400 sentences: with their audio these surely fit 60 rows" and found["texts"] in out
+    code, out, err, _ = await bench(address, tmp_path, "--audio-seconds", "5")
+    assert code == 1 and out == "" and "no sentence fits" in err and "60 rows" in err
+
+
 async def test_ctrl_c_gives_the_report_so_far(served, tmp_path):
     behaviour, address = served
     behaviour["do"] = "hang"
@@ -251,7 +263,7 @@ async def test_a_point_where_nothing_was_measured_is_no_success(bench_here, caps
 def test_more_load_takes_more_processes(monkeypatch, load, processes):
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     args = cli._parser().parse_args(["bench", *load])
-    (plan,) = command._plans(args)
+    (plan,) = command._plans(args, speech_pb2.ListVoicesResponse())
     assert command._Bench(args, [plan], None)._processes(plan) == processes
 
 

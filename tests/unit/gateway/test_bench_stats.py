@@ -1,7 +1,9 @@
 """From records to what a report says: splits, percentiles, errors, tables, JSON, the picture."""
 
 import json
+import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from gateway.bench.record import ACCOUNTING, OK, UNFINISHED, Record
 from gateway.bench.stats import Spread, point
 from gateway.bench.texts import Texts, sentences
 from gateway.traces import Span
+from models.bundle import load_bundle
+from services.tokenizer.text import load_text_tokenizer
 
 
 def record(status=OK, first_s=0.1, intended_s=0.0, **fields):
@@ -102,8 +106,20 @@ def test_lengths_are_those_of_prose():
     assert len(lengths) == 400 and lengths.min() >= 6 and lengths.max() <= 400
     assert all(text.isascii() and text == text.strip() for text in sentences())
     assert np.percentile(lengths, 95) > 4 * np.percentile(lengths, 25)
-    drawn, again = Texts(5), Texts(5)
+    drawn, again = Texts(5, sentences()), Texts(5, sentences())
     assert [drawn.next() for _ in range(20)] == [again.next() for _ in range(20)]
+
+
+@pytest.mark.parametrize("plan", [Plan(streams=1), Plan(streams=1, audio_s=20.0), Plan(streams=1, speaker=12345)], ids=repr)
+def test_sentences_that_may_not_fit_are_left_out(plan):
+    bundle = load_bundle("embedded")
+    tokenizer, most = load_text_tokenizer(bundle, max_chars=4096), bundle.generator.backbone.max_rows
+    fitting = replace(plan, max_rows=most, frame_rate_hz=bundle.frame_rate_hz).texts
+    assert plan.texts == sentences() and 300 < len(fitting) < 400
+    rows = {
+        text: len(tokenizer.encode(plan.speaker, text)) + math.ceil(plan.max_audio_ms(text) / 80) for text in sentences()
+    }
+    assert all((rows[text] <= most) == (text in fitting) for text in sentences())  # a byte is a token in this bundle
 
 
 def test_audio_is_limited_by_the_text_or_by_a_length():

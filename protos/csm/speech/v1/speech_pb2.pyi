@@ -603,10 +603,15 @@ class ListVoicesResponse(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     TRAINED_FIELD_NUMBER: _builtins.int
     VOICES_FIELD_NUMBER: _builtins.int
+    MAX_ROWS_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """What the bundle is."""
     trained: _builtins.bool
     """False for a bundle of random weights, which makes noise."""
+    max_rows: _builtins.int
+    """Rows that text, context and audio of one request may take together: one for each text token and for each frame
+    of audio, heard or to be made, and one that ends each turn's audio. 0 until the stages have told.
+    """
     @_builtins.property
     def bundle(self) -> _common_pb2.BundleIdentity:
         """The bundle."""
@@ -622,10 +627,11 @@ class ListVoicesResponse(_message.Message):
         description: _builtins.str = ...,
         trained: _builtins.bool = ...,
         voices: _abc.Iterable[Global___Voice] | None = ...,
+        max_rows: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "description", b"description", "trained", b"trained", "voices", b"voices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "description", b"description", "max_rows", b"max_rows", "trained", b"trained", "voices", b"voices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
