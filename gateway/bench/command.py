@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csm.speech.v1 import speech_pb2
 from rich.console import Console
 
 from gateway import connection
@@ -74,7 +73,7 @@ async def run(args: argparse.Namespace) -> int:
         args.output.mkdir(parents=True, exist_ok=True)
     async with connection.client(args) as client:
         answer = await client.voices()  # raises what is wrong, if nobody answers
-    plans = _plans(args, answer)
+    plans = [plan.within(answer) for plan in _plans(args)]
     texts = plans[0].texts  # alike in all
     if not texts:
         err.print(f"csm: no sentence fits: text and audio of one request may take {answer.max_rows} rows, one for each frame")
@@ -143,7 +142,7 @@ class _Bench:
         return max(1, min(wanted, os.cpu_count() or 1))
 
 
-def _plans(args: argparse.Namespace, answer: speech_pb2.ListVoicesResponse) -> list[Plan]:
+def _plans(args: argparse.Namespace) -> list[Plan]:
     loads = [{"rate_hz": rate} for rate in args.rate] if args.rate else [{"streams": n} for n in args.streams or [1]]
     return [
         Plan(
@@ -159,8 +158,6 @@ def _plans(args: argparse.Namespace, answer: speech_pb2.ListVoicesResponse) -> l
             connections=args.connections[0],
             speaker=args.speaker,
             seed=args.seed + index,
-            max_rows=answer.max_rows,
-            frame_rate_hz=answer.bundle.frame_rate_hz,
         )
         for index, load in enumerate(loads)
     ]

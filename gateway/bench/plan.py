@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from csm.speech.v1 import speech_pb2
+
 from gateway.bench.texts import sentences
 
 
@@ -50,6 +52,10 @@ class Plan:
         """Of `[speaker]text` between begin and end, and of the longest audio."""
         frames = math.ceil(self.max_audio_ms(text) / 1000 * self.frame_rate_hz)
         return len(f"[{self.speaker}]{text}".encode()) + 2 + frames
+
+    def within(self, answer: speech_pb2.ListVoicesResponse) -> Plan:
+        """This load with what the bundle's rows allow."""
+        return replace(self, max_rows=answer.max_rows, frame_rate_hz=answer.bundle.frame_rate_hz)
 
     @property
     def load(self) -> float:

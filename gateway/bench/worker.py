@@ -139,7 +139,7 @@ async def _main() -> None:
         answers = await asyncio.gather(*(client.voices() for client in clients))
         _emit({"ready": True})
         if await reader.readline() == b"go\n":  # nothing comes when the parent is gone
-            await Callers(clients, answers[0].bundle, plan, _emit).run()
+            await Callers(clients, answers[0].bundle, plan.within(answers[0]), _emit).run()
             _emit({"done": True})
 
 

@@ -57,7 +57,6 @@ from gateway.bench import fleet
 from gateway.bench.plan import Plan
 from gateway.bench.record import OK
 from gateway.bench.stats import point as point_of
-from gateway.client import SpeechClient
 from gateway.collector import Collector
 from gateway.exceptions import SpeechError
 from gateway.supervisor import ChildDied, Supervisor
@@ -90,21 +89,17 @@ class Chain:
         self.layout, self.gpu, self._traces = layout, gpu, traces
         self._audio_s, self._listens = setting("AUDIO_S"), setting("LISTEN") == "1"
         self.done: list[Done] = []
-        self._room: dict[str, float] = {}  # what a bench's Plan is to know of the bundle
 
     async def warm(self, address: str) -> None:
         """A short point that does not count."""
-        async with SpeechClient(address) as client:
-            answer = await client.voices()
-        self._room = {"max_rows": answer.max_rows, "frame_rate_hz": answer.bundle.frame_rate_hz}
-        plan = replace(Wish(16, 0.5, 0.2).plan(min(2.0, self._audio_s), False), connections=1, **self._room)
+        plan = replace(Wish(16, 0.5, 0.2).plan(min(2.0, self._audio_s), False), connections=1)
         outcome = await self._load(address, plan, 1, max(5.0, min(20.0, left_s())))
         failed = [f"{record.status}: {record.problem}" for record in outcome.records if record.status != OK]
         say(f"warm: {len(outcome.records) - len(failed)} utterances" + (f", {len(failed)} not ({failed[0]})" if failed else ""))
 
     async def point(self, phase: str, address: str, wish: Wish) -> Done:
         """Hold the load; what came of it is also the last of `done`."""
-        plan = replace(wish.plan(self._audio_s, self._listens), **self._room)
+        plan = wish.plan(self._audio_s, self._listens)
         processes = max(1, min(-(-wish.streams // _STREAMS_A_PROCESS), os.cpu_count() or 1))
         before = await asyncio.to_thread(self._read)
         clients_s = _children_s()

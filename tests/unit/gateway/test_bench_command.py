@@ -263,7 +263,7 @@ async def test_a_point_where_nothing_was_measured_is_no_success(bench_here, caps
 def test_more_load_takes_more_processes(monkeypatch, load, processes):
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     args = cli._parser().parse_args(["bench", *load])
-    (plan,) = command._plans(args, speech_pb2.ListVoicesResponse())
+    (plan,) = command._plans(args)
     assert command._Bench(args, [plan], None)._processes(plan) == processes
 
 
