@@ -4,26 +4,10 @@ from dataclasses import replace
 
 import pytest
 from csm.speech.v1 import speech_pb2
+from request_spans import MS, SPEAK, T0, call, span
 
-from gateway.traces import Event, Span
+from gateway.traces import Event
 from gateway.waterfall import Bar, bars_of_summary, bars_of_trace, draw, seconds
-
-MS = 10**6
-T0 = 1_700_000_000 * 10**9
-
-
-def span(service, name, kind, span_id, parent, start_ms, end_ms, **more):
-    return Span(service, name, kind, span_id, parent, T0 + start_ms * MS, T0 + end_ms * MS, **more)
-
-
-def call(stage, method, number, start_ms, end_ms, *, parent="root", **more):
-    """Both sides of the gateway's call to a stage."""
-    name = f"csm.{stage}.v1.{stage.title()}Service/{method}"
-    rpc = {"rpc.service": name.partition("/")[0]}
-    return [
-        span("gateway", name, "client", f"c{number}", parent, start_ms, end_ms, attributes=rpc),
-        span(stage, name, "server", f"s{number}", f"c{number}", start_ms + 1, end_ms - 1, **more),
-    ]
 
 
 def event(name, at_ms, **attributes):
@@ -39,7 +23,7 @@ def request():
         span("backbone", "prefill", "internal", "p", "s2", 40, 250),
         span("backbone", "queue", "internal", "q", "s2", 22, 40),
         *call("tokenizer", "Tokenize", 1, 1, 20),
-        span("gateway", "csm.speech.v1.SpeechService/StreamSynthesize", "server", "root", "", 0, 1000, events=told),
+        span("gateway", SPEAK, "server", "root", "", 0, 1000, events=told),
     ]
 
 
