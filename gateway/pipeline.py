@@ -13,10 +13,10 @@ Only the watermark's output enters the outlet, so unmarked audio has no way out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import numpy as np
@@ -28,18 +28,16 @@ from csm.watermark.v1 import watermark_pb2
 
 from gateway.outlet import Outlet, Window
 from gateway.prompt import build_prompt
+from gateway.stage_calls import end, place, read, send
 from gateway.stages import Stages
 from gateway.timeline import Timeline
 from services.runtime.audio import from_bytes, to_bytes
-from services.runtime.errors import Broken, CallError, Overloaded, Unavailable, from_upstream
+from services.runtime.errors import Broken, CallError, Unavailable
 
 # In flight inside a stage at most. The watermark's is on top of its look-ahead, which it holds by nature.
 CODEC_WINDOW_FRAMES = 128
 WATERMARK_WINDOW_FRAMES = 128
 OUTLET_CHUNKS = 16
-PLACE_ROUNDS = 3  # of tries at a place in a stage, five tries each
-
-T = TypeVar("T")
 
 _ENCODINGS = {common_pb2.AUDIO_ENCODING_PCM_S16LE: "s16le", common_pb2.AUDIO_ENCODING_PCM_F32LE: "f32le"}
 
@@ -98,10 +96,10 @@ class Synthesis:
         try:
             self._request.prompt.extend(await build_prompt(self._stages, self._utterance, self._timeout))
             self.timeline.output("tokenizer")
-            generation, started = await _place(self._open_backbone)
+            generation, started = await place(self._open_backbone)
             self._request.sampling.seed = started.seed
             # When one fails `finally` stops the other too: it could else open a call that nobody ends.
-            tasks = [asyncio.ensure_future(_place(one)) for one in (self._open_codec, self._open_watermark)]
+            tasks = [asyncio.ensure_future(place(one)) for one in (self._open_codec, self._open_watermark)]
             codec, watermark = await asyncio.gather(*tasks)
             self._codec_window = Window(CODEC_WINDOW_FRAMES)
             self._watermark_window = Window(
@@ -151,7 +149,7 @@ class Synthesis:
     async def _open_codec(self) -> grpc.aio.StreamStreamCall:
         call = self._stages.codec.Decode(timeout=self._timeout())
         self._calls.append(call)
-        await _send("codec", call, call.write(codec_pb2.DecodeRequest(start=codec_pb2.DecodeStart())))
+        await send("codec", call, call.write(codec_pb2.DecodeRequest(start=codec_pb2.DecodeStart())))
         started = (await self._first("codec", call, "started")).started
         self._pcm_format = started.format
         self._samples_per_frame = started.samples_per_frame
@@ -166,7 +164,7 @@ class Synthesis:
             channels=1,
         )
         start = watermark_pb2.EmbedRequest(start=watermark_pb2.EmbedStart(format=pcm))
-        await _send("watermark", call, call.write(start))
+        await send("watermark", call, call.write(start))
         started = (await self._first("watermark", call, "started")).started
         if started.format != pcm:
             raise Broken("watermark: answers in another format than it was asked for")
@@ -174,7 +172,7 @@ class Synthesis:
         return call
 
     async def _first(self, stage: str, call: Any, event: str) -> Any:
-        response = await _read(stage, call, self._rename if stage == "backbone" else None)
+        response = await read(stage, call, self._rename if stage == "backbone" else None)
         if response is None or response.WhichOneof("event") != event:
             raise Broken(f"{stage}: the stream did not begin with {event}")
         return response
@@ -195,7 +193,7 @@ class Synthesis:
     async def _frames_to_codec(self, generation: grpc.aio.UnaryStreamCall, codec: grpc.aio.StreamStreamCall) -> None:
         while True:
             try:
-                response = await _read("backbone", generation, self._rename)
+                response = await read("backbone", generation, self._rename)
             except CallError as error:
                 if error.code is not grpc.StatusCode.UNAVAILABLE or self._resumes == 0:
                     raise
@@ -212,12 +210,12 @@ class Synthesis:
                     await self._codec_window.enter(len(frames))
                     # A dict here and below: a message that is put into another one is copied once more.
                     request = codec_pb2.DecodeRequest(frames={"frames": frames})
-                    await _send("codec", codec, codec.write(request))
+                    await send("codec", codec, codec.write(request))
                 case "finished":
                     self.finish_reason = response.finished.finish_reason
-                    await _end("backbone", generation)
+                    await end("backbone", generation)
                     self._all_to_codec = True
-                    await _send("codec", codec, codec.done_writing())
+                    await send("codec", codec, codec.done_writing())
                     return
                 case _:
                     raise Broken("backbone: the stream ended without finished")
@@ -237,7 +235,7 @@ class Synthesis:
             raise Broken("codec: unknown sample encoding")
         encoding = _ENCODINGS[self._pcm_format.encoding]
         while True:
-            response = await _read("codec", codec)
+            response = await read("codec", codec)
             match response and response.WhichOneof("event"):
                 case "audio":
                     self.timeline.output("codec")
@@ -248,13 +246,13 @@ class Synthesis:
                     self._codec_window.leave(samples // self._samples_per_frame)
                     await self._watermark_window.enter(samples)
                     request = watermark_pb2.EmbedRequest(audio={"data": data})
-                    await _send("watermark", watermark, watermark.write(request))
+                    await send("watermark", watermark, watermark.write(request))
                 case "finished":
                     if not self._all_to_codec or response.finished.frames != self.frames:
                         raise Broken(f"codec: decoded {response.finished.frames} of {self.frames} frames")
-                    await _end("codec", codec)
+                    await end("codec", codec)
                     self._all_to_watermark = True
-                    await _send("watermark", watermark, watermark.done_writing())
+                    await send("watermark", watermark, watermark.done_writing())
                     return
                 case _:
                     raise Broken("codec: the stream ended without finished")
@@ -262,7 +260,7 @@ class Synthesis:
     async def _marked_to_outlet(self, watermark: grpc.aio.StreamStreamCall) -> None:
         total = 0
         while True:
-            response = await _read("watermark", watermark)
+            response = await read("watermark", watermark)
             match response and response.WhichOneof("event"):
                 case "audio":
                     self.timeline.output("watermark")
@@ -274,48 +272,8 @@ class Synthesis:
                     expected = self.frames * self._samples_per_frame
                     if not self._all_to_watermark or total != expected:
                         raise Broken(f"watermark: gave {total} of {expected} samples")
-                    await _end("watermark", watermark)
+                    await end("watermark", watermark)
                     self._outlet.close()
                     return
                 case _:
                     raise Broken("watermark: the stream ended without finished")
-
-
-async def _place(open_stage: Callable[[], Awaitable[T]]) -> T:
-    """What `open_stage` gives. Raises: Overloaded when no replica has room, and whatever else it raises.
-
-    gRPC takes a refusal to the next replica five times; while many utterances ask at once these need not
-    be five different ones, so a few full replicas could hide one that has room.
-    """
-    for _ in range(PLACE_ROUNDS - 1):
-        with suppress(Overloaded):
-            return await open_stage()
-    return await open_stage()
-
-
-async def _read(stage: str, call: Any, rename: Callable[[str], str] | None = None) -> Any:
-    """The next message, or None at the end. Raises: CallError."""
-    try:
-        message = await call.read()
-    except grpc.aio.AioRpcError as error:
-        raise from_upstream(stage, error, rename) from None
-    return None if message is grpc.aio.EOF else message
-
-
-async def _end(stage: str, call: Any) -> None:
-    """Let a stream that said `finished` end by itself: a cancel now would be its outcome. Raises: CallError."""
-    if await _read(stage, call) is not None:
-        raise Broken(f"{stage}: the stream went on after finished")
-
-
-async def _send(stage: str, call: Any, sending: Awaitable[None]) -> None:
-    """Write or half-close. Raises: CallError with the status that the stage ended the call with."""
-    try:
-        await sending
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        # A write only says that the call is over; its status says why.
-        code = await call.code()
-        if code is grpc.StatusCode.OK:
-            raise Broken(f"{stage}: the stream ended before it was told to") from None
-        metadata = await call.initial_metadata(), await call.trailing_metadata()
-        raise from_upstream(stage, grpc.aio.AioRpcError(code, *metadata, await call.details())) from None

@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind
 from gateway import exceptions
 from gateway.client import SpeechClient
 from gateway.config import GatewaySettings
-from gateway.pipeline import PLACE_ROUNDS
+from gateway.stage_calls import PLACE_ROUNDS
 from gateway.stages import Stages
 from models.bundle import load_bundle
 from services.runtime import channels, tls
