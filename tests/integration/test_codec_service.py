@@ -1,109 +1,36 @@
 """The codec service on a loopback port, with a tiny Mimi, called as the gateway calls it."""
 
 import asyncio
-from contextlib import asynccontextmanager
 
 import grpc
 import numpy as np
 import pytest
-import tiny_mimi
-import torch
-from csm.codec.v1 import codec_pb2, codec_pb2_grpc
+from codec_calls import (
+    SLOTS,
+    SPF,
+    START,
+    frames_request,
+    listen,
+    one_shot,
+    random_codes,
+    requests,
+    samples,
+    serve,
+)
+from csm.codec.v1 import codec_pb2
 from csm.common.v1 import common_pb2
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
-from services.codec.__main__ import open_stage
-from services.codec.config import CodecSettings
 from services.codec.decoder import SlotDecoder
-from services.runtime.channels import FLOW_CONTROL
 from services.runtime.errors import rich_details
-from services.runtime.server import StageServer
-from services.runtime.settings import StartError, read
-
-SLOTS, SPF = 3, 1920
-
-
-class Served:
-    def __init__(self, channel):
-        self.codec = codec_pb2_grpc.CodecServiceStub(channel)
-        self.health = health_pb2_grpc.HealthStub(channel)
-
-    async def info(self):
-        return await self.codec.GetModelInfo(codec_pb2.GetModelInfoRequest(), timeout=10)
-
-    async def until_active(self, count):
-        """Ask until so many slots are taken; the test's own timeout is the limit."""
-        async with asyncio.timeout(20):
-            while (await self.info()).slots_active != count:
-                await asyncio.sleep(0.005)
-
-    async def begin(self, timeout=60):
-        """A call that has its slot."""
-        call = self.codec.Decode(timeout=timeout)
-        await call.write(START)
-        assert (await call.read()).HasField("started")
-        return call
-
-
-@asynccontextmanager
-async def serve(bundle_folder, **overrides):
-    settings = read(
-        CodecSettings, {}, listen="127.0.0.1:0", model=str(bundle_folder), slots=SLOTS, **overrides
-    )
-    async with open_stage(settings) as stage:
-        server = StageServer(stage, settings)
-        address = await server.start()
-        try:
-            # No retries: a refusal is seen as one.
-            options = [("grpc.enable_retries", 0), *FLOW_CONTROL]
-            async with grpc.aio.insecure_channel(address, options) as channel:
-                yield Served(channel)
-        finally:
-            await server.stop(0)
+from services.runtime.settings import StartError
 
 
 @pytest.fixture
 async def served(bundle_folder):
     async with serve(bundle_folder) as served:
         yield served
-
-
-START = codec_pb2.DecodeRequest(start=codec_pb2.DecodeStart())
-
-
-def frames_request(codes):
-    frames = [common_pb2.Frame(codes=frame) for frame in np.asarray(codes).tolist()]
-    return codec_pb2.DecodeRequest(frames=codec_pb2.DecodeFrames(frames=frames))
-
-
-def random_codes(seed, frames):
-    return np.random.default_rng(seed).integers(0, tiny_mimi.BINS, (frames, tiny_mimi.CODEBOOKS))
-
-
-def one_shot(mimi, codes):
-    with torch.inference_mode():
-        return mimi.decode(torch.from_numpy(codes.T.copy())[None])[0, 0].numpy()
-
-
-async def requests(codes, sizes):
-    yield START
-    start = 0
-    for size in sizes:
-        yield frames_request(codes[start : start + size])
-        start += size
-    assert start == len(codes)
-
-
-async def listen(call):
-    """(samples of each audio message, finished) of a whole stream."""
-    started, *middle, last = [response async for response in call]
-    assert started.started.samples_per_frame == SPF
-    return [np.frombuffer(response.audio.data, "<f4") for response in middle], last.finished
-
-
-def samples(data):
-    return np.frombuffer(data, "<f4")
 
 
 @pytest.mark.parametrize("sizes", [[1] * 20, [2] * 10, [3] * 6 + [2], [7, 7, 6], [1, 1, 2, 4, 8, 4], [20]])
@@ -256,27 +183,21 @@ async def test_a_reader_who_stops_stalls_only_itself(served, mimi):
     await served.until_active(0)
 
 
-def frames_message(*frames):
-    return codec_pb2.DecodeRequest(
-        frames=codec_pb2.DecodeFrames(frames=[common_pb2.Frame(codes=codes) for codes in frames])
-    )
-
-
 @pytest.mark.parametrize(
     "messages, field, words",
     [
         ([], "event", "first message must be start"),
         ([codec_pb2.DecodeRequest()], "event", "first message must be start"),
-        ([frames_message([0, 0, 0, 0])], "event", "first message must be start"),
+        ([frames_request([[0, 0, 0, 0]])], "event", "first message must be start"),
         ([START, START], "event", "every message after start must be frames"),
         ([START, codec_pb2.DecodeRequest()], "event", "every message after start must be frames"),
-        ([START, frames_message()], "frames.frames", "1 to 64 frames, not 0"),
-        ([START, frames_message(*[[0] * 4] * 65)], "frames.frames", "1 to 64 frames, not 65"),
-        ([START, frames_message([0] * 4, [0] * 3)], "frames.frames[1].codes", "4 codes, not 3"),
-        ([START, frames_message([0] * 32)], "frames.frames[0].codes", "4 codes, not 32"),
-        ([START, frames_message([0, 0, 32, 0])], "frames.frames[0].codes[2]", "below 32, not 32"),
+        ([START, frames_request([])], "frames.frames", "1 to 64 frames, not 0"),
+        ([START, frames_request([[0] * 4] * 65)], "frames.frames", "1 to 64 frames, not 65"),
+        ([START, frames_request([[0] * 4, [0] * 3])], "frames.frames[1].codes", "4 codes, not 3"),
+        ([START, frames_request([[0] * 32])], "frames.frames[0].codes", "4 codes, not 32"),
+        ([START, frames_request([[0, 0, 32, 0]])], "frames.frames[0].codes[2]", "below 32, not 32"),
         (
-            [START, frames_message([0] * 4), frames_message([0, 0, 0, 2**32 - 1])],
+            [START, frames_request([[0] * 4]), frames_request([[0, 0, 0, 2**32 - 1]])],
             "frames.frames[0].codes[3]",
             "below 32",
         ),
