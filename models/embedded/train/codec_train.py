@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from bank import Bank
-from codec import Codebooks, build, initialise, latent, restored, save, tune, waveform
+from codebooks import Codebooks
+from codec import build, initialise, latent, restored, save, tune, waveform
 from discriminator import Discriminator, fool_loss, judge_loss
 from distances import MelDistance, PhaseDistance
 from stepper import Clock, Log, Replayed, replace

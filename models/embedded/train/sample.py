@@ -14,7 +14,8 @@ import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
-from codec import Codebooks, restored, waveform
+from codebooks import Codebooks
+from codec import restored, waveform
 from generator import Generator, Settings, turn
 from safetensors.torch import load_file
 from text import HELD_OUT

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from codec import CODEBOOKS, FRAME_SAMPLES, Codebooks, latent, restored
+from codebooks import Codebooks
+from codec import CODEBOOKS, FRAME_SAMPLES, latent, restored
 from tokenizer import make, segment
 from torch import Tensor
 
