@@ -96,7 +96,9 @@ def walk_through(manifests: list[Manifest]) -> None:
     before = container(backbone)
     killed = time.monotonic()
     os.kill(before["State"]["Pid"], signal.SIGKILL)
-    until(lambda: container(backbone)["State"]["Pid"] not in (0, before["State"]["Pid"]), "the backbone is started again")
+    until(
+        lambda: container(backbone)["State"]["Pid"] not in (0, before["State"]["Pid"]), "the backbone is started again"
+    )
     took_s = until(lambda: probes_pass(backbone), "the backbone is ready again")
     now = container(backbone)
     assert now["Id"] == before["Id"] and now["RestartCount"] == before["RestartCount"] + 1, now["RestartCount"]
@@ -112,8 +114,14 @@ def walk_through(manifests: list[Manifest]) -> None:
 
 def leave_in_the_middle(backbone: Manifest) -> None:
     """A stream that runs while its backbone is told to leave is heard to its end. Last: podman starts it no more."""
-    with subprocess.Popen(csm("say", STORY, "--seed", "3", "-o", "out/deploy/story.wav"), stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=in_plaintext()) as caller:
+    with subprocess.Popen(
+        csm("say", STORY, "--seed", "3", "-o", "out/deploy/story.wav"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env=in_plaintext(),
+    ) as caller:
         until(lambda: metric("csm-backbone", "csm_backbone_slots_active") == 1, "the backbone has the request")
         begun = time.monotonic()
         podman("stop", "--time", "120", container(backbone)["Name"])

@@ -80,7 +80,16 @@ def look(token: str) -> None:
         ("no token", {}, authority, 8),
         ("no authority", {"CSM_TOKEN": token}, (), 5),
     ):
-        command = ["csm", "say", "Signed and sealed.", "-o", "/tmp/said.wav", "--address", "csm-gateway:50050", *options]
+        command = [
+            "csm",
+            "say",
+            "Signed and sealed.",
+            "-o",
+            "/tmp/said.wav",
+            "--address",
+            "csm-gateway:50050",
+            *options,
+        ]
         done = inside(command, environ)
         said = (done.stdout + done.stderr).strip()
         if done.returncode != code:
@@ -110,7 +119,9 @@ def made_secrets(token: str) -> list[Manifest]:
         files[f"csm-{name}-tls"] = {"tls.crt": issued.cert, "tls.key": issued.key, "ca.crt": authority.pem}
     return [
         {
-            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name},
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name},
             "data": {key: base64.b64encode(value).decode() for key, value in content.items()},
         }
         for name, content in files.items()

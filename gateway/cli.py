@@ -95,7 +95,9 @@ def _readable(error: exceptions.SpeechError, args: argparse.Namespace) -> str:
         if any(word in text.lower() for word in ("handshake", "verification", "certificate")):
             return f"{connection.address(args)} and we cannot agree on TLS ({text}); see --tls-ca, --tls-cert, CSM_INSECURE"
         if "connect" in text or "DNS" in text:
-            return f"nothing answers at {connection.address(args)} ({text}); `csm up` starts the services on this machine"
+            return (
+                f"nothing answers at {connection.address(args)} ({text}); `csm up` starts the services on this machine"
+            )
         return f"{connection.address(args)} broke off ({text})"
     return text
 
@@ -212,7 +214,9 @@ def _parser() -> argparse.ArgumentParser:
     remote = connection.arguments()
     local = argparse.ArgumentParser(add_help=False)
     local.add_argument(
-        "--model", default=os.environ.get("CSM_MODEL") or "embedded", metavar="BUNDLE",
+        "--model",
+        default=os.environ.get("CSM_MODEL") or "embedded",
+        metavar="BUNDLE",
         help="embedded, noise, csm-1b, or a folder with a bundle.toml (default: CSM_MODEL, else embedded)",
     )
 
@@ -221,7 +225,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.wav")
     command.add_argument("--speaker", type=int, default=0, help="number of the voice (default 0)")
     command.add_argument(
-        "--context", type=_context, action="append", default=[], metavar="[SPEAKER@]FILE:TRANSCRIPT",
+        "--context",
+        type=_context,
+        action="append",
+        default=[],
+        metavar="[SPEAKER@]FILE:TRANSCRIPT",
         help="an earlier turn: its WAV and its words, oldest first; by --speaker unless a number stands in front",
     )
     command.add_argument("--seed", type=int, help="the same seed and request give the same speech")

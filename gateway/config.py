@@ -34,5 +34,7 @@ class GatewaySettings(ServerSettings):
     )
     log_text: bool = setting("CSM_LOG_TEXT", False, "write what callers have said into the log")
     ramp_frames: str = setting(
-        "CSM_GATEWAY_RAMP_FRAMES", "24", "most frames in the 1st, 2nd, … chunk; fewer while a stream is close to its listener"
+        "CSM_GATEWAY_RAMP_FRAMES",
+        "24",
+        "most frames in the 1st, 2nd, … chunk; fewer while a stream is close to its listener",
     )

@@ -38,8 +38,8 @@ def arguments() -> argparse.ArgumentParser:
 def address(args: argparse.Namespace) -> str:
     """The gateway to talk to."""
     running = state.find(state.state_dir())
-    return args.address or os.environ.get("CSM_ADDRESS") or (
-        running.address if running else f"127.0.0.1:{DEFAULT_PORT}"
+    return (
+        args.address or os.environ.get("CSM_ADDRESS") or (running.address if running else f"127.0.0.1:{DEFAULT_PORT}")
     )
 
 

@@ -46,9 +46,7 @@ class Output:
     def format(self) -> common_pb2.AudioFormat:
         """Layout of the samples."""
         encoding = (
-            common_pb2.AUDIO_ENCODING_PCM_S16LE
-            if self._encoding == "s16le"
-            else common_pb2.AUDIO_ENCODING_PCM_F32LE
+            common_pb2.AUDIO_ENCODING_PCM_S16LE if self._encoding == "s16le" else common_pb2.AUDIO_ENCODING_PCM_F32LE
         )
         return common_pb2.AudioFormat(encoding=encoding, sample_rate_hz=self.sample_rate_hz, channels=1)
 

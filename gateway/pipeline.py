@@ -102,9 +102,7 @@ class Synthesis:
             tasks = [asyncio.ensure_future(place(one)) for one in (self._open_codec, self._open_watermark)]
             codec, watermark = await asyncio.gather(*tasks)
             self._codec_window = Window(CODEC_WINDOW_FRAMES)
-            self._watermark_window = Window(
-                self._lookahead_samples + WATERMARK_WINDOW_FRAMES * self._samples_per_frame
-            )
+            self._watermark_window = Window(self._lookahead_samples + WATERMARK_WINDOW_FRAMES * self._samples_per_frame)
             yield Admitted(started.seed, started.prompt_rows)
             tasks = [
                 self._pump(self._frames_to_codec(generation, codec)),

@@ -53,6 +53,4 @@ async def wait_ready(
                     return
                 last = f"its health check says {_STATUS.ServingStatus.Name(answer.status)}"
             await asyncio.sleep(min(_POLL_S, max(ends - time.monotonic(), 0)))
-    raise Unavailable(
-        f"{name or address} is not ready after {timeout_s:g} s: {last}", code=grpc.StatusCode.UNAVAILABLE
-    )
+    raise Unavailable(f"{name or address} is not ready after {timeout_s:g} s: {last}", code=grpc.StatusCode.UNAVAILABLE)

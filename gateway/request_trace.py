@@ -58,10 +58,7 @@ class RequestTrace:
         """When, by the clock of whoever began."""
         first = self.attempts[0] if self.attempts else self.spans[0]
         try:
-            return (
-                datetime.fromtimestamp(first.start_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-                + " UTC"
-            )
+            return datetime.fromtimestamp(first.start_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + " UTC"
         except (ValueError, OverflowError, OSError):
             return "not known"
 
@@ -113,12 +110,7 @@ class RequestTrace:
         by_id, skews = {span.span_id: span for span in self.spans}, {}
         for span in self.spans:
             call = by_id.get(span.parent_id)
-            if (
-                span.kind == "server"
-                and span.service in STAGES
-                and call is not None
-                and call.kind == "client"
-            ):
+            if span.kind == "server" and span.service in STAGES and call is not None and call.kind == "client":
                 early, late = (call.start_ns - span.start_ns) / 1e9, (span.end_ns - call.end_ns) / 1e9
                 # A stage may go on for a moment after a call was cancelled; it never begins before it.
                 skew_s = -early if early >= 1e-3 else late if late >= 1e-3 and status(span) == "OK" else 0.0
@@ -146,9 +138,7 @@ def requests_of(spans: Iterable[Span]) -> list[RequestTrace]:
         number = _request_above(span, by_id, owner)
         if number is None and (span.linked or span.service in ("gateway", *STAGES)):
             # An orphan: what is above it has not arrived. It is the request's that ran at the time.
-            number = max(
-                (n for n, group in enumerate(attempts) if group[0].start_ns <= span.end_ns), default=0
-            )
+            number = max((n for n, group in enumerate(attempts) if group[0].start_ns <= span.end_ns), default=0)
         if number is not None:
             below[number].append(span)
     return [RequestTrace(tuple(group), tuple(below[number])) for number, group in enumerate(attempts)]

@@ -132,7 +132,9 @@ def _credentials(settings: GatewaySettings) -> WatchedFiles[grpc.ChannelCredenti
         try:
             return tls.watched_channel_credentials(files)
         except BadFile as error:
-            raise SettingError(f"CSM_UPSTREAM_CA_FILE, CSM_UPSTREAM_CERT_FILE, CSM_UPSTREAM_KEY_FILE: {error}") from error
+            raise SettingError(
+                f"CSM_UPSTREAM_CA_FILE, CSM_UPSTREAM_CERT_FILE, CSM_UPSTREAM_KEY_FILE: {error}"
+            ) from error
     beyond = []
     for name in _NAMES:
         address = getattr(settings, name)

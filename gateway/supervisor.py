@@ -55,9 +55,13 @@ class Supervisor:
             for child in self._children:
                 with self.log(child.name).open("wb") as log:
                     self._processes[child.name] = await asyncio.create_subprocess_exec(
-                        *_dies_with_us(), *child.argv, start_new_session=True,
+                        *_dies_with_us(),
+                        *child.argv,
+                        start_new_session=True,
                         env={**os.environ, "PYTHONUNBUFFERED": "1", **child.env},  # last words stay last in the log
-                        stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
                     )
         except BaseException:
             await self.stop()

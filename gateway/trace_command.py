@@ -32,9 +32,7 @@ def add_parser(commands: argparse._SubParsersAction, run: Callable) -> None:
         metavar="ID",
         help="a trace id, the beginning of one, or a traceparent (default: the last `csm say`)",
     )
-    command.add_argument(
-        "-o", "--output", type=Path, metavar="FILE.html", help="default: trace-ID.html, here"
-    )
+    command.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="default: trace-ID.html, here")
     command.add_argument(
         "--file",
         type=Path,
@@ -42,12 +40,8 @@ def add_parser(commands: argparse._SubParsersAction, run: Callable) -> None:
         help="look in this file, not in what `csm up` keeps: OTLP JSON, as a collector's file exporter writes it "
         "or as Tempo and Jaeger answer",
     )
-    command.add_argument(
-        "--text", metavar="TEXT", help="what was said, for the heading; traces do not hold it"
-    )
-    command.add_argument(
-        "--list", action="store_true", help="list the requests that are there, and draw nothing"
-    )
+    command.add_argument("--text", metavar="TEXT", help="what was said, for the heading; traces do not hold it")
+    command.add_argument("--list", action="store_true", help="list the requests that are there, and draw nothing")
     command.set_defaults(run=run)
 
 

@@ -49,9 +49,7 @@ def known(file: Path | None, folder: Path) -> list[Found]:
     try:
         if file is not None:
             return [Found(trace_id, spans) for trace_id, spans in requests_in(file).items()]
-        return [
-            Found(trace_id, _read(store, trace_id)) for store in _stores(folder) for trace_id in store.ids()
-        ]
+        return [Found(trace_id, _read(store, trace_id)) for store in _stores(folder) for trace_id in store.ids()]
     except MalformedFile as error:
         raise TraceError(str(error)) from error
 
@@ -134,9 +132,7 @@ def _read(store: TraceStore, trace_id: str) -> list[Span]:
     try:
         return store.read(trace_id)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TraceError(
-            f"{store.folder / trace_id}.jsonl: holds a line that is no span ({error!s:.100})"
-        ) from error
+        raise TraceError(f"{store.folder / trace_id}.jsonl: holds a line that is no span ({error!s:.100})") from error
 
 
 def _read_id(wanted: str | None) -> str | None:

@@ -91,9 +91,7 @@ class Picture:
     def _took(self) -> Iterator[str]:
         for number, bar in enumerate(self._bars):
             ended = outcome(bar)
-            style, mark = (
-                ("took", "") if ended == "well" else (f"took {'bad' if ended == 'broken' else 'cut'}", "✗ ")
-            )
+            style, mark = ("took", "") if ended == "well" else (f"took {'bad' if ended == 'broken' else 'cut'}", "✗ ")
             yield (
                 f'<text class="{style}" x="100%" y="{self._middle(number) + 4}" text-anchor="end">'
                 f"{mark}{seconds(bar.end_s - bar.start_s)}</text>"
@@ -168,11 +166,7 @@ class Picture:
             yield f'<g class="{style}"><title>{text(self._told(number, chunk))}</title>'
             yield self._mark(chunk.arrived_s, y, '<rect class="tick" x="-1" y="-8" width="2.5" height="16"/>')
             yield f'<circle cx="{x}" cy="{self._chart_y(chunk.end_s):.1f}" r="3"/></g>'
-            after_s = (
-                self._cadence.chunks[number + 1].arrived_s
-                if number + 1 < len(self._cadence.chunks)
-                else math.inf
-            )
+            after_s = self._cadence.chunks[number + 1].arrived_s if number + 1 < len(self._cadence.chunks) else math.inf
             if chunk.late and min(after_s, self._total_s) - chunk.arrived_s > _ALARM_SHARE * self._total_s:
                 yield f'<text class="alarm" x="{x}" dx="7" y="{y + 4}">late by {seconds(-chunk.lead_s)}</text>'
 
@@ -183,11 +177,7 @@ class Picture:
 
     def _told(self, number: int, chunk: Chunk) -> str:
         name = f"chunk {number + 1}: " if self._cadence.total == len(self._cadence.chunks) else ""
-        spare = (
-            _gap(chunk)
-            if chunk.late
-            else f"needed at {seconds(chunk.needed_s)}, {seconds(chunk.lead_s)} to spare"
-        )
+        spare = _gap(chunk) if chunk.late else f"needed at {seconds(chunk.needed_s)}, {seconds(chunk.lead_s)} to spare"
         if number == 0:
             spare = "the first: play begins"
         what = f"{name}audio {chunk.position_s:.2f} to {chunk.end_s:.2f} s"

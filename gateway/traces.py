@@ -144,7 +144,11 @@ def missing(spans: Iterable[Span]) -> list[str]:
         if span.service == "gateway" and span.kind == "client" and span.span_id not in parents and not span.error:
             lacks.append(f"the stage's side of {method}")
         if span.parent_id and span.parent_id not in ids and span.service in STAGES:
-            above = f"the gateway's side of {method}" if span.kind == "server" else f"what is above the {span.service}'s {method}"
+            above = (
+                f"the gateway's side of {method}"
+                if span.kind == "server"
+                else f"what is above the {span.service}'s {method}"
+            )
             lacks.append(above)
     return list(dict.fromkeys(lacks))
 

@@ -1,7 +1,7 @@
 """Where a request's time went, as bars on one time axis for a terminal of 80 columns.
 
-    bars = bars_of_trace(spans)        # or bars_of_summary(summary), when no trace is at hand
-    console.print(draw(bars, width=80))
+bars = bars_of_trace(spans)        # or bars_of_summary(summary), when no trace is at hand
+console.print(draw(bars, width=80))
 """
 
 from __future__ import annotations
@@ -78,8 +78,10 @@ def bars_of_trace(spans: Iterable[Span]) -> list[Bar]:
     zero = zero_ns(spans)
     told = {  # the gateway's own view of its stages, for a stage that says nothing itself
         str(event.attributes.get("stage")): (event.time_ns - zero) / 1e9
-        for span in spans if span.service == "gateway"
-        for event in span.events if event.name == "first_output"
+        for span in spans
+        if span.service == "gateway"
+        for event in span.events
+        if event.name == "first_output"
     }
 
     def rows(parent_id: str | None, depth: int) -> Iterable[Bar]:

@@ -134,7 +134,9 @@ def load_bundle(name: str | None = None) -> Bundle:
         table = tomllib.loads(path.read_text())
     except OSError as error:
         raise PartError(
-            "bundle", str(path), "no such bundle",
+            "bundle",
+            str(path),
+            "no such bundle",
             f"set CSM_MODEL to one of {', '.join(known_bundles())} or to a folder with a bundle.toml",
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

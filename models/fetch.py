@@ -26,7 +26,9 @@ def fetch(bundle: Bundle, folder: Path) -> list[Path]:
         # A branch's name means other files tomorrow; replicas started on two days would disagree.
         if "repo" in source and not re.fullmatch(r"[0-9a-f]{40}", source.get("revision", "")):
             raise PartError(
-                part, source["repo"], f"revision {source.get('revision')!r} is not a commit",
+                part,
+                source["repo"],
+                f"revision {source.get('revision')!r} is not a commit",
                 "name a commit of 40 hex digits in bundle.toml",
             )
     _, config, weights = bundle.generator.resolve()

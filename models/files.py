@@ -73,12 +73,16 @@ class FileRef:
             return Path(hf_hub_download(self.repo, self.name, revision=self.revision))
         except GatedRepoError as error:
             raise PartError(
-                self.part, str(self), "the repository is gated",
+                self.part,
+                str(self),
+                "the repository is gated",
                 f"accept its licence on the hub, then set HF_TOKEN to a token that may read {self.repo}",
             ) from error
         except RepositoryNotFoundError as error:
             raise PartError(
-                self.part, str(self), "the repository was not found or is private",
+                self.part,
+                str(self),
+                "the repository was not found or is private",
                 "check the name, and set HF_TOKEN if it needs one",
             ) from error
         except RevisionNotFoundError as error:
@@ -92,7 +96,9 @@ class FileRef:
                     self.part, str(self), "the repository has no such file", "correct bundle.toml"
                 ) from error
             raise PartError(
-                self.part, str(self), "not in the local cache and the hub cannot be reached",
+                self.part,
+                str(self),
+                "not in the local cache and the hub cannot be reached",
                 f"run 'hf download {self.repo} {self.name}' where there is a network and mount that cache, "
                 "or point CSM_MODEL at a folder that holds the file",
             ) from error
@@ -112,7 +118,8 @@ def first_available(part: str, candidates: list[list[FileRef]]) -> tuple[int, li
     if len(failures) == 1:
         raise failures[0]
     raise PartError(
-        part, " or ".join(error.file for error in failures),
+        part,
+        " or ".join(error.file for error in failures),
         "none of the places this part can come from has it: " + ", ".join(error.reason for error in failures),
         failures[0].remedy,
     )

@@ -38,9 +38,7 @@ def load_mimi(bundle: Bundle, device: torch.device | str = "cpu") -> MimiModel:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise PartError(
-            "mimi", f"device {device}", "cannot be used here", "use cpu, or cuda beside a GPU"
-        ) from error
+        raise PartError("mimi", f"device {device}", "cannot be used here", "use cpu, or cuda beside a GPU") from error
     # torch lets convolutions on a GPU round to TF32: fp32 as here promised, and streamed equal to
     # one-shot, need all the bits.
     torch.backends.cudnn.allow_tf32 = False

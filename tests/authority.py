@@ -38,8 +38,14 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name(name)
         usage = x509.KeyUsage(
-            digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False,
-            key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
+            digital_signature=True,
+            key_cert_sign=True,
+            crl_sign=True,
+            content_commitment=False,
+            key_encipherment=False,
+            data_encipherment=False,
+            key_agreement=False,
+            encipher_only=False,
             decipher_only=False,
         )
         self._cert = (
@@ -56,7 +62,9 @@ class Authority:
         path.write_bytes(self.pem + (also.pem if also else b""))
         return str(path)
 
-    def issue(self, *names: str, days: float = 1, uses: tuple[x509.ObjectIdentifier, ...] = SERVER_AND_CLIENT) -> Issued:
+    def issue(
+        self, *names: str, days: float = 1, uses: tuple[x509.ObjectIdentifier, ...] = SERVER_AND_CLIENT
+    ) -> Issued:
         """Negative days: expired so long ago. names: by default, loopback's."""
         key = ec.generate_private_key(ec.SECP256R1())
         alternatives = [_alternative(name) for name in names or LOOPBACK]

@@ -35,13 +35,35 @@ from models.bundle import known_bundles, load_bundle
 from services.runtime.settings import SettingError
 
 # Variables that libraries read, not we; and POD_NAME, which another variable's value is made of.
-OTHERS = {"HF_HOME", "HF_HUB_OFFLINE", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_INSECURE",
-          "OTEL_RESOURCE_ATTRIBUTES", "POD_NAME"}
+OTHERS = {
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_INSECURE",
+    "OTEL_RESOURCE_ATTRIBUTES",
+    "POD_NAME",
+}
 # Every kind of object there may be: a role, a binding or another way in is found out by its kind.
 KINDS = {
-    "Namespace", "ServiceAccount", "Service", "ConfigMap", "Secret", "PersistentVolumeClaim", "Deployment", "Job",
-    "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler", "Issuer", "Certificate", "ScaledObject",
-    "GRPCRoute", "BackendTLSPolicy", "BackendTrafficPolicy", "PodMonitor", "PrometheusRule",
+    "Namespace",
+    "ServiceAccount",
+    "Service",
+    "ConfigMap",
+    "Secret",
+    "PersistentVolumeClaim",
+    "Deployment",
+    "Job",
+    "PodDisruptionBudget",
+    "NetworkPolicy",
+    "HorizontalPodAutoscaler",
+    "Issuer",
+    "Certificate",
+    "ScaledObject",
+    "GRPCRoute",
+    "BackendTLSPolicy",
+    "BackendTrafficPolicy",
+    "PodMonitor",
+    "PrometheusRule",
 }
 
 
@@ -69,7 +91,8 @@ def check_ports(manifests: Manifests) -> None:
         settings = settings_of(manifests, service)
         ports = {port["name"]: port["containerPort"] for port in container(deployment(manifests, service))["ports"]}
         listened = {
-            "grpc": port_of(settings.listen), "health": port_of(settings.health_listen),
+            "grpc": port_of(settings.listen),
+            "health": port_of(settings.health_listen),
             "metrics": port_of(settings.metrics_listen),
         }
         assert ports == listened, f"{service}: {ports}, listens on {listened}"
@@ -104,10 +127,14 @@ def check_selectors(manifests: Manifests) -> None:
         assert keys == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
     for monitor in of_kind(manifests, "PodMonitor"):
         found = selected(manifests, monitor["spec"]["selector"])
-        wanted = [f"csm-{service}" for service in SERVICES] if monitor["metadata"]["name"] == "csm" else ["csm-collector"]
+        wanted = (
+            [f"csm-{service}" for service in SERVICES] if monitor["metadata"]["name"] == "csm" else ["csm-collector"]
+        )
         assert sorted(found) == sorted(set(wanted) & {m["metadata"]["name"] for m in pods(manifests)})
         # Else Prometheus' own job and instance, the collector's, take the place of those that made the span.
-        assert monitor["metadata"]["name"] == "csm" or all(e["honorLabels"] for e in monitor["spec"]["podMetricsEndpoints"])
+        assert monitor["metadata"]["name"] == "csm" or all(
+            e["honorLabels"] for e in monitor["spec"]["podMetricsEndpoints"]
+        )
         for name in found:
             ports = [port["name"] for port in container(one(manifests, "Deployment", name))["ports"]]
             assert all(endpoint["port"] in ports for endpoint in monitor["spec"]["podMetricsEndpoints"])
@@ -124,7 +151,9 @@ def check_weights(manifests: Manifests) -> None:
         assert values["HF_HUB_OFFLINE"] == "1" and values["HF_HOME"] == job["HF_HOME"]
         # models.fetch copies a bundle with weights to FOLDER/<name>; the hub's files go to HF_HOME.
         assert values["CSM_MODEL"] == (job["CSM_MODEL"] if from_hub else f"/models/{job['CSM_MODEL']}")
-        mounts = {mount["mountPath"]: mount["name"] for mount in container(deployment(manifests, service))["volumeMounts"]}
+        mounts = {
+            mount["mountPath"]: mount["name"] for mount in container(deployment(manifests, service))["volumeMounts"]
+        }
         (claim,) = (v for v in pod(deployment(manifests, service))["volumes"] if v["name"] == mounts["/models"])
         assert claim["persistentVolumeClaim"] == {"claimName": "csm-weights", "readOnly": True}
     assert "HF_HUB_OFFLINE" not in job
@@ -170,7 +199,9 @@ def check_routes(manifests: Manifests) -> None:
         targets = [t for p in of_kind(manifests, "BackendTrafficPolicy") for t in p["spec"]["targetRefs"]]
         assert [(t["kind"], t["name"]) for t in targets] == [("GRPCRoute", route["metadata"]["name"])]
         encrypted = of_kind(manifests, "BackendTLSPolicy")
-        assert bool(encrypted) == bool(settings_of(manifests, "gateway").tls_cert_file), "Envoy and gateway do not agree"
+        assert bool(encrypted) == bool(settings_of(manifests, "gateway").tls_cert_file), (
+            "Envoy and gateway do not agree"
+        )
         for policy in encrypted:
             assert [(t["kind"], t["name"]) for t in policy["spec"]["targetRefs"]] == [("Service", backend["name"])]
             validation = policy["spec"]["validation"]
@@ -207,6 +238,12 @@ def failures(manifests: Manifests, cards: frozenset[str], exported: frozenset[st
     for check, arguments in (*((check, ()) for check in CHECKS), (check_cards, (cards,)), (check_metrics, (exported,))):
         try:
             check(manifests, *arguments)
-        except (AssertionError, KeyError, TypeError, ValueError, SettingError) as error:  # what is not there is a KeyError
+        except (
+            AssertionError,
+            KeyError,
+            TypeError,
+            ValueError,
+            SettingError,
+        ) as error:  # what is not there is a KeyError
             found[check.__name__] = error
     return found

@@ -32,7 +32,11 @@ def who(manifests: Manifests, peer: Manifest) -> list[str]:
         return [name.removeprefix("csm-") for name in names]
     if peer == {"namespaceSelector": {"matchLabels": {"csm-caller": "true"}}}:
         return ["caller"]
-    if peer.keys() == {"ipBlock"} and peer["ipBlock"]["cidr"] == "0.0.0.0/0" and INSIDE <= set(peer["ipBlock"]["except"]):
+    if (
+        peer.keys() == {"ipBlock"}
+        and peer["ipBlock"]["cidr"] == "0.0.0.0/0"
+        and INSIDE <= set(peer["ipBlock"]["except"])
+    ):
         return ["hub"]
     system = {"namespaceSelector": {"matchLabels": {NAMESPACE: "kube-system"}}}
     if peer == system | {"podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}:
@@ -50,9 +54,13 @@ def edges(manifests: Manifests) -> tuple[set, set]:
         spec = policy["spec"]
         own = [name.removeprefix("csm-") for name in selected(manifests, spec["podSelector"])]
         for rule in spec.get("ingress", []):
-            into |= {(peer, mine, *port) for peer in peers(manifests, rule["from"]) for mine in own for port in ports(rule)}
+            into |= {
+                (peer, mine, *port) for peer in peers(manifests, rule["from"]) for mine in own for port in ports(rule)
+            }
         for rule in spec.get("egress", []):
-            out |= {(mine, peer, *port) for peer in peers(manifests, rule["to"]) for mine in own for port in ports(rule)}
+            out |= {
+                (mine, peer, *port) for peer in peers(manifests, rule["to"]) for mine in own for port in ports(rule)
+            }
     return into, out
 
 

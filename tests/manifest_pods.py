@@ -101,7 +101,9 @@ def check_hardening(manifests: Manifests) -> None:
         assert context["runAsNonRoot"] is True and context["runAsUser"] > 0
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
         assert container(manifest)["securityContext"] == {
-            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
         }
         assert not {"initContainers", "ephemeralContainers"} & pod(manifest).keys(), f"{name}: who is that beside it?"
         limits, requests = (container(manifest)["resources"][key] for key in ("limits", "requests"))

@@ -73,7 +73,9 @@ def check_autoscaling(manifests: Manifests) -> None:
     most += [m["spec"]["maxReplicaCount"] for m in of_kind(manifests, "ScaledObject")]
     for replicas in most:
         for service, places in (("codec", "slots"), ("watermark", "streams")):
-            behind = deployment(manifests, service)["spec"]["replicas"] * getattr(settings_of(manifests, service), places)
+            behind = deployment(manifests, service)["spec"]["replicas"] * getattr(
+                settings_of(manifests, service), places
+            )
             assert replicas * slots <= behind, f"{service} has {behind} places for {replicas * slots} streams"
     for service in SERVICES:
         fixed = "replicas" in deployment(manifests, service)["spec"]

@@ -68,7 +68,11 @@ def check_references(manifests: Manifests) -> None:
             assert service in SECRETS[spec["secretName"]]
         else:  # the authority: with another key, it would not be trusted by who was renewed before it
             assert spec["isCA"] is True and spec["privateKey"]["rotationPolicy"] == "Never"
-            assert not any(spec["secretName"] == v.get("secret", {}).get("secretName") for p in pods(manifests) for v in pod(p)["volumes"])
+            assert not any(
+                spec["secretName"] == v.get("secret", {}).get("secretName")
+                for p in pods(manifests)
+                for v in pod(p)["volumes"]
+            )
 
 
 def check_files_lie_where_settings_say(manifests: Manifests) -> None:

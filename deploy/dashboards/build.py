@@ -34,7 +34,7 @@ def here(expr: str) -> str:
     """A query of the chosen namespaces. Series that carry none, where no operator scrapes, are among all of them."""
     return re.sub(
         r"\b(csm_\w+)(?:\{([^}]*)\})?",
-        lambda found: f'{found[1]}{{{", ".join(filter(None, [found[2], _NAMESPACE]))}}}',
+        lambda found: f"{found[1]}{{{', '.join(filter(None, [found[2], _NAMESPACE]))}}}",
         expr,
     )
 
@@ -55,9 +55,13 @@ def panel(title: str, unit: str, tells: str, queries: list, *, width: int = 12, 
         "datasource": {"type": "prometheus", "uid": "${datasource}"},
         "gridPos": {"w": width, "h": 8},
         "fieldConfig": {"defaults": defaults, "overrides": []},
-        "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi", "sort": "desc"}},
+        "options": {
+            "legend": {"displayMode": "list", "placement": "bottom"},
+            "tooltip": {"mode": "multi", "sort": "desc"},
+        },
         "targets": [
-            {"refId": chr(ord("A") + n), "expr": here(expr), "legendFormat": legend} for n, (expr, legend) in enumerate(queries)
+            {"refId": chr(ord("A") + n), "expr": here(expr), "legendFormat": legend}
+            for n, (expr, legend) in enumerate(queries)
         ],
     }
 

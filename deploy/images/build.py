@@ -41,7 +41,9 @@ def local_folders(configuration: dict[str, str]) -> list[str]:
     return sorted({word for word in words if word.startswith("/") and Path(word).exists()})
 
 
-def command(tool: str, name: str, tag: str, base: str, args: Sequence[str], pip: str, mounts: Sequence[str]) -> list[str]:
+def command(
+    tool: str, name: str, tag: str, base: str, args: Sequence[str], pip: str, mounts: Sequence[str]
+) -> list[str]:
     """The command that builds image `csm-<name>:<tag>`. docker sees no mounts: it has no such option."""
     build = [tool, "bud", "--layers"] if tool == "buildah" else [tool, "build"]
     if tool != "docker":
@@ -51,8 +53,13 @@ def command(tool: str, name: str, tag: str, base: str, args: Sequence[str], pip:
     takes = re.findall(r"^ARG (\w+)", (ROOT / f"deploy/images/{name}.Dockerfile").read_text(), re.MULTILINE)
     build += [f"--build-arg={arg}" for arg in args if arg.partition("=")[0] in takes]
     return [
-        *build, f"--secret=id=pip,src={pip}", "--tag", f"csm-{name}:{tag}",
-        "--file", f"deploy/images/{name}.Dockerfile", ".",
+        *build,
+        f"--secret=id=pip,src={pip}",
+        "--tag",
+        f"csm-{name}:{tag}",
+        "--file",
+        f"deploy/images/{name}.Dockerfile",
+        ".",
     ]
 
 
@@ -72,9 +79,7 @@ def main() -> None:
         file.flush()
         for name in options.names or IMAGES:
             begun = time.monotonic()
-            argv = command(
-                options.tool, name, options.tag, options.base, options.arg, file.name, local_folders(pip)
-            )
+            argv = command(options.tool, name, options.tag, options.base, options.arg, file.name, local_folders(pip))
             subprocess.run(argv, cwd=ROOT, check=True, env={**os.environ, "DOCKER_BUILDKIT": "1"})
             print(f"csm-{name}:{options.tag} built in {time.monotonic() - begun:.0f} s", flush=True)
 

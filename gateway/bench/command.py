@@ -31,7 +31,9 @@ _SETTLE_S = 1.0  # the services' own delay before they export
 def add_parser(commands: Any, remote: argparse.ArgumentParser) -> None:
     """Add `bench` to the subparsers of `csm`; remote: the options of commands that call a gateway."""
     command = commands.add_parser(
-        "bench", parents=[remote], help="put load on a gateway and tell what its callers heard",
+        "bench",
+        parents=[remote],
+        help="put load on a gateway and tell what its callers heard",
         description="Load on a gateway: one point, or a sweep (--streams 1,16,64). Ctrl-C ends it with what there is.",
     )
     load = command.add_mutually_exclusive_group()
@@ -39,27 +41,66 @@ def add_parser(commands: Any, remote: argparse.ArgumentParser) -> None:
         "--streams", type=_counts, metavar="N[,N…]", help="closed loop: callers with one utterance at a time each (1)"
     )
     load.add_argument("--rate", type=_rates, metavar="R[,R…]", help="open loop: utterances begun in a second, Poisson")
-    command.add_argument("--duration", type=connection.seconds, default=30.0, metavar="SECONDS",
-                         help="new utterances begin for so long; those under way are heard to their end (30)")
-    command.add_argument("--warmup", type=_not_negative, default=0.0, metavar="SECONDS",
-                         help="what begins earlier counts in no latency (0)")
-    command.add_argument("--ramp-up", type=_not_negative, default=1.0, metavar="SECONDS",
-                         help="closed loop: the callers come spread over this time (1)")
-    command.add_argument("--buffer-ms", type=_not_negative, default=200.0, metavar="MS",
-                         help="how long after the first audio a listener begins to play (200)")
-    command.add_argument("--listen", action="store_true",
-                         help="closed loop: callers hear an utterance out before the next")
+    command.add_argument(
+        "--duration",
+        type=connection.seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="new utterances begin for so long; those under way are heard to their end (30)",
+    )
+    command.add_argument(
+        "--warmup",
+        type=_not_negative,
+        default=0.0,
+        metavar="SECONDS",
+        help="what begins earlier counts in no latency (0)",
+    )
+    command.add_argument(
+        "--ramp-up",
+        type=_not_negative,
+        default=1.0,
+        metavar="SECONDS",
+        help="closed loop: the callers come spread over this time (1)",
+    )
+    command.add_argument(
+        "--buffer-ms",
+        type=_not_negative,
+        default=200.0,
+        metavar="MS",
+        help="how long after the first audio a listener begins to play (200)",
+    )
+    command.add_argument(
+        "--listen", action="store_true", help="closed loop: callers hear an utterance out before the next"
+    )
     length = command.add_mutually_exclusive_group()
-    length.add_argument("--audio-seconds", type=connection.seconds, metavar="SECONDS", help="longest audio of each utterance")
-    length.add_argument("--ms-per-character", type=connection.seconds, default=80.0, metavar="MS",
-                        help="longest audio of each utterance by its text (80)")
+    length.add_argument(
+        "--audio-seconds", type=connection.seconds, metavar="SECONDS", help="longest audio of each utterance"
+    )
+    length.add_argument(
+        "--ms-per-character",
+        type=connection.seconds,
+        default=80.0,
+        metavar="MS",
+        help="longest audio of each utterance by its text (80)",
+    )
     command.add_argument("--speaker", type=int, default=0, help="number of the voice (0)")
-    command.add_argument("--processes", type=_counts, metavar="P",
-                         help=f"client processes (default: one for {_STREAMS_A_PROCESS} streams, as processors allow)")
-    command.add_argument("--connections", type=_counts, default=[4], metavar="C", help="connections of each process (4)")
+    command.add_argument(
+        "--processes",
+        type=_counts,
+        metavar="P",
+        help=f"client processes (default: one for {_STREAMS_A_PROCESS} streams, as processors allow)",
+    )
+    command.add_argument(
+        "--connections", type=_counts, default=[4], metavar="C", help="connections of each process (4)"
+    )
     command.add_argument("--seed", type=int, default=0, help="of texts and arrivals (0)")
-    command.add_argument("-o", "--output", type=Path, metavar="FOLDER",
-                         help="write bench.md and bench.json there, and bench.png for a sweep")
+    command.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="write bench.md and bench.json there, and bench.png for a sweep",
+    )
     command.set_defaults(run=run)
 
 
@@ -76,7 +117,9 @@ async def run(args: argparse.Namespace) -> int:
     plans = [plan.within(answer) for plan in _plans(args)]
     texts = plans[0].texts  # alike in all
     if not texts:
-        err.print(f"csm: no sentence fits: text and audio of one request may take {answer.max_rows} rows, one for each frame")
+        err.print(
+            f"csm: no sentence fits: text and audio of one request may take {answer.max_rows} rows, one for each frame"
+        )
         return 1
     bench = _Bench(args, plans, err)
     stopped, broken = False, ""
@@ -93,9 +136,13 @@ async def run(args: argparse.Namespace) -> int:
         "client": f"{os.cpu_count()} processors, processes {', '.join(str(p.processes) for p in bench.points)}",
     }
     if len(texts) < len(sentences()):
-        facts["texts"] = f"{len(texts)} of {len(sentences())} sentences: with their audio these surely fit {answer.max_rows} rows"
+        facts["texts"] = (
+            f"{len(texts)} of {len(sentences())} sentences: with their audio these surely fit {answer.max_rows} rows"
+        )
     if broken:
-        facts["broken off"] = f"{broken}; {len(bench.plans) - len(bench.points)} of {len(bench.plans)} points are missing"
+        facts["broken off"] = (
+            f"{broken}; {len(bench.plans) - len(bench.points)} of {len(bench.plans)} points are missing"
+        )
     text = report.markdown(bench.plans, bench.points, facts)
     print(text, end="", flush=True)
     if args.output is not None:
@@ -104,7 +151,9 @@ async def run(args: argparse.Namespace) -> int:
         return 130
     silent = [point.label for point in bench.points if not point.measured and not point.errors]
     if silent:
-        err.print(f"csm: no utterance was measured at {', '.join(silent)}: --duration is too short, or --warmup too long")
+        err.print(
+            f"csm: no utterance was measured at {', '.join(silent)}: --duration is too short, or --warmup too long"
+        )
     return 1 if broken or silent or any(point.errors for point in bench.points) else 0
 
 

@@ -53,9 +53,7 @@ class Progress:
         return time.perf_counter() - self.began
 
 
-async def run(
-    args: argparse.Namespace, plan: Plan, processes: int, show: Callable[[Progress], None]
-) -> Outcome:
+async def run(args: argparse.Namespace, plan: Plan, processes: int, show: Callable[[Progress], None]) -> Outcome:
     """Hold the load of `plan`; `show` is called with every news. Cancelled, it returns what there is so far.
 
     Raises: WorkerFailed.
@@ -71,7 +69,9 @@ async def run(
         except TimeoutError:
             raise WorkerFailed(f"the bench's worker processes were not ready after {_READY_S:g} s") from None
         progress = Progress(plan, time.perf_counter(), outcome)
-        listening = asyncio.gather(*(worker.listen(lambda: _sum(workers, progress, show), outcome) for worker in workers))
+        listening = asyncio.gather(
+            *(worker.listen(lambda: _sum(workers, progress, show), outcome) for worker in workers)
+        )
         try:
             async with asyncio.timeout(plan.longest_s):
                 await asyncio.shield(listening)
@@ -104,8 +104,14 @@ class _Worker:
     async def start(self, args: argparse.Namespace, plan: Plan) -> None:
         """Return when the worker is ready to go."""
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gateway.bench.worker", start_new_session=True, limit=_LINE_BYTES,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+            sys.executable,
+            "-m",
+            "gateway.bench.worker",
+            start_new_session=True,
+            limit=_LINE_BYTES,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
         )
         self._process.stdin.write(orders(args, plan))
         event = await self._next()

@@ -95,4 +95,6 @@ class Plan:
             ]
         assert self.streams is not None
         counts = [len(range(index, self.streams, processes)) for index in range(processes)]
-        return [replace(self, streams=count, seed=self.seed * 1000 + index) for index, count in enumerate(counts) if count]
+        return [
+            replace(self, streams=count, seed=self.seed * 1000 + index) for index, count in enumerate(counts) if count
+        ]

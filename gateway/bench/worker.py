@@ -99,9 +99,7 @@ class Callers:
         record = Record(intended_s=intended_s, sent_s=self._now())
         self._active += 1
         try:
-            listener = await speak(
-                next(self._clients), self._bundle, self._plan, self._texts.next(), record, self._now
-            )
+            listener = await speak(next(self._clients), self._bundle, self._plan, self._texts.next(), record, self._now)
             return record, listener.done_s
         finally:
             self._active -= 1

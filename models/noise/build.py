@@ -97,9 +97,7 @@ def _remove(place: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m models.noise.build", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m models.noise.build", description=__doc__.splitlines()[0])
     parser.add_argument("--force", action="store_true", help="make every part again, whatever was there")
     arguments = parser.parse_args()
     made = build(load_bundle(str(FOLDER)), force=arguments.force)

@@ -60,9 +60,7 @@ def make(bundle: Bundle, path: Path) -> None:
     tokenizer.train_from_iterator([_SAMPLE], trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _CONTROL])
     if tokenizer.get_vocab_size() != size:
-        raise ValueError(
-            f"text_vocab_size {size}: the sample text gives {tokenizer.get_vocab_size()} entries"
-        )
+        raise ValueError(f"text_vocab_size {size}: the sample text gives {tokenizer.get_vocab_size()} entries")
     bos = (BOS, tokenizer.token_to_id(BOS))
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[bos])
     path.parent.mkdir(parents=True, exist_ok=True)

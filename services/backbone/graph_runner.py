@@ -98,7 +98,9 @@ class GraphRunner:
             self._batch = torch.full((slots,), slots, device=self.device)  # the slots that a step serves
             self._codes = torch.zeros(slots, part.codebooks, dtype=torch.int64, device=self.device)
             self._rows = torch.zeros(prefill_rows, part.backbone.dim, device=self.device)  # that a prefill reads
-            self._rows_at = torch.zeros(2, prefill_rows, dtype=torch.int64, device=self.device)  # their slots, positions
+            self._rows_at = torch.zeros(
+                2, prefill_rows, dtype=torch.int64, device=self.device
+            )  # their slots, positions
         self._passes = sorted({prefill_rows, *(1 << bit for bit in range(5, prefill_rows.bit_length()))} - {0})
         # One for the step whose frames are waited for, one for the step after it.
         self._landings = [torch.zeros(slots, part.codebooks, dtype=torch.int64, pin_memory=self._is_cuda) for _ in "ab"]
@@ -265,7 +267,9 @@ class GraphRunner:
     def _send_state(self, slots: Sequence[int]) -> None:
         """Slots whose prompts have been read: what their first step reads."""
         state, held = self._state, [self._held[slot] for slot in slots]
-        last = [(slot, len(each.prompt.rows) - 1, len(each.prompt.rows)) for slot, each in zip(slots, held, strict=True)]
+        last = [
+            (slot, len(each.prompt.rows) - 1, len(each.prompt.rows)) for slot, each in zip(slots, held, strict=True)
+        ]
         index = self._send(list(slots))
         numbers = self._send([
             [

@@ -35,9 +35,7 @@ def gumbel(seeds: Sequence[int], frames: Sequence[int], codebooks: int, tokens: 
     Returns: [B, codebooks, tokens] fp32.
     """
     bits = [seed - (seed >> 63 << 64) for seed in seeds]  # the same 64 bits as a signed number
-    return gumbel_of(
-        torch.tensor(bits, device=device), torch.tensor(list(frames), device=device), 0, codebooks, tokens
-    )
+    return gumbel_of(torch.tensor(bits, device=device), torch.tensor(list(frames), device=device), 0, codebooks, tokens)
 
 
 def gumbel_of(seeds: Tensor, frames: Tensor, first: int, codebooks: int, tokens: int) -> Tensor:

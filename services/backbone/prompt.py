@@ -111,9 +111,7 @@ class PromptLimits:
     def _fit(self, prompt_rows: int, generated: int, max_frames: int | None, frame_limit: int | None) -> int:
         room = self.max_rows - prompt_rows
         if room < 1:
-            raise PromptError(
-                "prompt", f"takes {prompt_rows} rows, at most {self.max_rows - 1} of {self.max_rows} fit"
-            )
+            raise PromptError("prompt", f"takes {prompt_rows} rows, at most {self.max_rows - 1} of {self.max_rows} fit")
         if max_frames is None:
             frames = room if frame_limit is None else min(room, frame_limit)
         else:
@@ -147,9 +145,7 @@ class PromptLimits:
             raise PromptError(field, "is empty")
         for index, frame in enumerate(frames):
             if len(frame) != self.codebooks:
-                raise PromptError(
-                    f"{field}[{index}].codes", f"has {len(frame)} codes, must have {self.codebooks}"
-                )
+                raise PromptError(f"{field}[{index}].codes", f"has {len(frame)} codes, must have {self.codebooks}")
         array = np.asarray(frames, dtype=np.int64)
         bad = (array < 0) | (array >= self.codec_bins)
         if bad.any():

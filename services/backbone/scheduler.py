@@ -164,9 +164,7 @@ class Scheduler:
         if self.waiting >= can_start + self.queue_capacity:
             wait_s = self._service_s * (self.waiting + 1) / max(self.active, 1)
             taken = "all blocks of the cache" if self._lacks_blocks else f"all {self.slots} slots"
-            raise Busy(
-                f"{taken} and {self.queue_capacity} places in the queue are taken", min(max(wait_s, 0.05), 60.0)
-            )
+            raise Busy(f"{taken} and {self.queue_capacity} places in the queue are taken", min(max(wait_s, 0.05), 60.0))
         entry = Entry(request, now, stream, next_frame=request.generated_frames)
         self._waiting.append(entry)
         return entry

@@ -137,16 +137,16 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         response.frame_step_duration.FromNanoseconds(_ns(load.frame_step_s))
         return response
 
-    def _read(
-        self, request: backbone_pb2.GenerateRequest, sampling: Sampling, remaining_s: float | None
-    ) -> Request:
+    def _read(self, request: backbone_pb2.GenerateRequest, sampling: Sampling, remaining_s: float | None) -> Request:
         """The request as the engine takes it. Raises: InvalidRequest."""
         # Before any list is built: an empty frame is two bytes, and millions fit a message. What is only
         # a little too long gets the exact answer below.
         rows = len(request.prompt) + len(request.generated)
         rows += sum(len(part.text.ids) + len(part.audio.frames) for part in request.prompt)
         if rows > 4 * self._limits.max_rows:
-            raise InvalidRequest("prompt", f"takes more than {4 * self._limits.max_rows} rows, {self._limits.max_rows} fit")
+            raise InvalidRequest(
+                "prompt", f"takes more than {4 * self._limits.max_rows} rows, {self._limits.max_rows} fit"
+            )
         parts: list[Text | Audio] = []
         for index, part in enumerate(request.prompt):
             match part.WhichOneof("part"):
@@ -221,9 +221,7 @@ def _chunks(policy: backbone_pb2.ChunkPolicy, frame_s: float) -> Chunks:
     """Raises: InvalidRequest."""
     for index, size in enumerate(policy.ramp_frames):
         if not 1 <= size <= _MAX_CHUNK_FRAMES:
-            raise InvalidRequest(
-                f"chunk_policy.ramp_frames[{index}]", f"is {size}, must be 1 to {_MAX_CHUNK_FRAMES}"
-            )
+            raise InvalidRequest(f"chunk_policy.ramp_frames[{index}]", f"is {size}, must be 1 to {_MAX_CHUNK_FRAMES}")
     held_back = policy.held_back_frames if policy.HasField("held_back_frames") else None
     if held_back is not None and not 0 <= held_back <= _MAX_CHUNK_FRAMES:
         raise InvalidRequest("chunk_policy.held_back_frames", f"is {held_back}, must be 0 to {_MAX_CHUNK_FRAMES}")
@@ -246,9 +244,7 @@ def _status(finish: Finish) -> CallError:
         case Finish.DEADLINE:
             return CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline exceeded", reason="DEADLINE")
         case Finish.STALLED:
-            return CallError(
-                grpc.StatusCode.ABORTED, "frames were not read for too long", reason="READER_STALLED"
-            )
+            return CallError(grpc.StatusCode.ABORTED, "frames were not read for too long", reason="READER_STALLED")
         case Finish.FAILED:
             return Unavailable("the engine broke", "ENGINE_BROKEN")
         case _:

@@ -125,7 +125,9 @@ class Stack:
             attended = attend(F.linear(normed, layer.qkv), keys, values)
             normed = do.add_norm(x, F.linear(attended, layer.out), layer.mlp_norm, eps)
             gated = (
-                do.linear_gated(normed, layer.gate_up) if launches.gated else do.silu_mul(F.linear(normed, layer.gate_up))
+                do.linear_gated(normed, layer.gate_up)
+                if launches.gated
+                else do.silu_mul(F.linear(normed, layer.gate_up))
             )
             next_norm = self._norm if is_last else self._layers[index + 1].attention_norm
             normed = do.add_norm(x, F.linear(gated, layer.down), next_norm, eps)

@@ -30,9 +30,7 @@ _FLAVORS = {
 _OTHER_FLAVOR = "custom"
 
 
-def load_model(
-    part: GeneratorPart, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> CsmModel:
+def load_model(part: GeneratorPart, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> CsmModel:
     """The bundle's generator with its weights on `device` in `dtype`.
 
     Raises: PartError when files are missing, damaged, or of another model than the bundle says.
@@ -117,9 +115,7 @@ def _size(shape: LlamaShape | None) -> dict[str, int] | None:
     return {name: getattr(shape, name) for name in ("layers", "heads", "kv_heads", "dim", "intermediate_dim")}
 
 
-def _renamed(
-    tensors: Iterator[tuple[str, Tensor]], model: CsmModel, source: str
-) -> Iterator[tuple[str, Tensor]]:
+def _renamed(tensors: Iterator[tuple[str, Tensor]], model: CsmModel, source: str) -> Iterator[tuple[str, Tensor]]:
     """Tensors of the transformers layout under Sesame's names; the codec's are left out.
 
     fill() puts each tensor in place before it asks for the next, so a tied tensor that comes
@@ -139,7 +135,9 @@ def _renamed(
             placed = model.get_parameter(renamed[0])
             if placed.shape != tensor.shape or not torch.equal(placed, tensor.to(placed.dtype)):
                 raise PartError(
-                    _PART, source, f"{TIED} differs from the backbone's audio embeddings",
+                    _PART,
+                    source,
+                    f"{TIED} differs from the backbone's audio embeddings",
                     "CSM ties the two; use a checkpoint that does",
                 )
             continue

@@ -31,6 +31,4 @@ class CodecSettings(ServerSettings):
         least=1,
         most=4096,
     )
-    stall_s: float = setting(
-        "CSM_CODEC_STALL_S", 30.0, "a pass longer than this means a stuck device", least=1
-    )
+    stall_s: float = setting("CSM_CODEC_STALL_S", 30.0, "a pass longer than this means a stuck device", least=1)

@@ -179,7 +179,9 @@ class DecoderNetwork:
         if conv.groups != conv.in_channels or conv.kernel_size != (2 * stride,) or conv.bias is not None:
             raise UnknownShape("upsample", "not one kernel of twice its stride for each channel")
         # [I, 1, 2, stride] → each [stride, I]
-        self._now, self._before = conv.weight.detach().float().unflatten(2, (2, stride))[:, 0].permute(1, 2, 0).contiguous()
+        self._now, self._before = (
+            conv.weight.detach().float().unflatten(2, (2, stride))[:, 0].permute(1, 2, 0).contiguous()
+        )
         self._steps_a_frame, self._steps_past = stride, self._past(1, conv.in_channels)
 
     def _read_transformer(self, mimi: MimiModel, slots: int, max_chunk_frames: int) -> None:
@@ -208,7 +210,10 @@ class DecoderNetwork:
             # One steps of a pass must not write over what an earlier one still looks at.
             ring = attention.context + max_chunk_frames * self._steps_a_frame - 1
             keys, values = torch.zeros(2, slots, attention.num_heads, ring, dim, device=self._device)
-            scales = [each.scale if isinstance(each, LayerScale) else 1.0 for each in (module.layer_scale_1, module.layer_scale_2)]
+            scales = [
+                each.scale if isinstance(each, LayerScale) else 1.0
+                for each in (module.layer_scale_1, module.layer_scale_2)
+            ]
             self._layers.append(_Attention(
                 _of(module.norm1, nn.LayerNorm, where), self._layer(attention.in_projs[0].weight), keys, values,
                 self._layer((attention.out_projs[0].weight.T * scales[0]).T),

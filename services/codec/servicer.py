@@ -44,9 +44,7 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
             stream, feeder = self._open(), None
             try:
                 yield codec_pb2.DecodeResponse(
-                    started=codec_pb2.DecodeStarted(
-                        format=self._format(), samples_per_frame=self._samples_per_frame
-                    )
+                    started=codec_pb2.DecodeStarted(format=self._format(), samples_per_frame=self._samples_per_frame)
                 )
                 feeder = asyncio.ensure_future(self._feed(request_iterator, stream))
                 samples, compute_s = 0, 0.0
@@ -60,9 +58,7 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
                     compute_s += audio.compute_s
                     yield codec_pb2.DecodeResponse(audio={"data": to_bytes(audio.samples, "f32le")})
                 trace.get_current_span().set_attributes({"csm.frames": samples // self._samples_per_frame})
-                finished = codec_pb2.DecodeFinished(
-                    frames=samples // self._samples_per_frame, samples=samples
-                )
+                finished = codec_pb2.DecodeFinished(frames=samples // self._samples_per_frame, samples=samples)
                 finished.compute_duration.FromNanoseconds(int(compute_s * 1e9))
                 yield codec_pb2.DecodeResponse(finished=finished)
             except WorkerError as error:

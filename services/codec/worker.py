@@ -233,9 +233,7 @@ class DecodeStream:
 
     async def feed(self, codes: np.ndarray) -> None:
         """Hand over frames [n, K], n ≥ 1; waits while too many are inside. Raises: WorkerError."""
-        while (
-            self._error is None and self._sizes and sum(self._sizes) + len(codes) > self._max_backlog_frames
-        ):
+        while self._error is None and self._sizes and sum(self._sizes) + len(codes) > self._max_backlog_frames:
             self._changed.clear()
             await self._changed.wait()
         if self._error is not None:

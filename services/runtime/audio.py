@@ -49,9 +49,7 @@ class Clip:
         return len(self.samples) / self.sample_rate_hz
 
 
-def read_raw(
-    data: bytes, *, encoding: Encoding, sample_rate_hz: int, channels: int = 1, max_duration_s: float
-) -> Clip:
+def read_raw(data: bytes, *, encoding: Encoding, sample_rate_hz: int, channels: int = 1, max_duration_s: float) -> Clip:
     """Interleaved samples without a container. Stereo is averaged.
 
     Raises: AudioError.
@@ -78,9 +76,7 @@ def read_wav(data: bytes, *, max_duration_s: float) -> Clip:
             if size >= _UNKNOWN_SIZE:
                 size = len(data) - start
             if start + size > len(data):
-                raise AudioError(
-                    "wav", f"truncated: {size} bytes of samples announced, {len(data) - start} there"
-                )
+                raise AudioError("wav", f"truncated: {size} bytes of samples announced, {len(data) - start} there")
             encoding, sample_rate_hz, channels = layout
             samples = data[start : start + size]
             return _clip(samples, encoding, sample_rate_hz, channels, max_duration_s, ("wav", "wav", "wav"))
@@ -117,15 +113,11 @@ def from_bytes(data: bytes, encoding: Encoding) -> np.ndarray:
     return np.frombuffer(data, "<i2").astype(np.float32) / 32768.0
 
 
-def wav_header(
-    encoding: Encoding, sample_rate_hz: int, channels: int = 1, data_bytes: int | None = None
-) -> bytes:
+def wav_header(encoding: Encoding, sample_rate_hz: int, channels: int = 1, data_bytes: int | None = None) -> bytes:
     """What stands before the samples of a WAV file. data_bytes: None when it is not known yet (a stream)."""
     tag, width = (_PCM if encoding == "s16le" else _FLOAT), _BYTES[encoding]
     block_bytes = channels * width
-    fmt = struct.pack(
-        "<HHIIHH", tag, channels, sample_rate_hz, sample_rate_hz * block_bytes, block_bytes, 8 * width
-    )
+    fmt = struct.pack("<HHIIHH", tag, channels, sample_rate_hz, sample_rate_hz * block_bytes, block_bytes, 8 * width)
     fact = b""
     if tag != _PCM:  # other formats state the size of their extension, and how many samples there are
         fmt += struct.pack("<H", 0)
@@ -156,9 +148,7 @@ def _fmt_chunk(fmt: bytes) -> tuple[Encoding, int, int]:
     if encoding is None:
         raise AudioError("wav", f"must be PCM 16 bit or float 32 bit, not format {tag} with {bits} bit")
     if block_bytes != channels * _BYTES[encoding]:
-        raise AudioError(
-            "wav", f"its fmt chunk contradicts itself: {channels} channels in {block_bytes} bytes"
-        )
+        raise AudioError("wav", f"its fmt chunk contradicts itself: {channels} channels in {block_bytes} bytes")
     return encoding, sample_rate_hz, channels
 
 
@@ -180,9 +170,7 @@ def _clip(
         raise AudioError(data_field, "holds no samples")
     block_bytes = _BYTES[encoding] * channels
     if len(data) % block_bytes:
-        raise AudioError(
-            data_field, f"{len(data)} bytes is no whole number of {block_bytes}-byte sample groups"
-        )
+        raise AudioError(data_field, f"{len(data)} bytes is no whole number of {block_bytes}-byte sample groups")
     duration_s = len(data) / block_bytes / sample_rate_hz
     if duration_s > max_duration_s:
         raise AudioError(data_field, f"lasts {duration_s:.2f} s, at most {max_duration_s:g} s are taken")

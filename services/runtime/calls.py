@@ -55,9 +55,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(_unary(method, handler.unary_unary), *serializers)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(_stream(method, handler.unary_stream, self._reader_stall_s), *serializers)
+            return grpc.unary_stream_rpc_method_handler(
+                _stream(method, handler.unary_stream, self._reader_stall_s), *serializers
+            )
         if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(_stream(method, handler.stream_stream, self._reader_stall_s), *serializers)
+            return grpc.stream_stream_rpc_method_handler(
+                _stream(method, handler.stream_stream, self._reader_stall_s), *serializers
+            )
         return handler  # CSM has no client-streaming method
 
 

@@ -1,11 +1,11 @@
 """Errors that travel as a gRPC status with google.rpc details. Servicers raise them, `calls` sends them.
 
-    CallError                 any status
-     ├─ InvalidRequest        INVALID_ARGUMENT + BadRequest: which field, which limit
-     ├─ Overloaded            RESOURCE_EXHAUSTED + RetryInfo: come back in so many seconds
-     ├─ Unavailable           UNAVAILABLE: this server or a stage behind it went away
-     ├─ ReaderStalled         ABORTED: the caller stopped reading
-     └─ Broken                INTERNAL: our fault
+CallError                 any status
+ ├─ InvalidRequest        INVALID_ARGUMENT + BadRequest: which field, which limit
+ ├─ Overloaded            RESOURCE_EXHAUSTED + RetryInfo: come back in so many seconds
+ ├─ Unavailable           UNAVAILABLE: this server or a stage behind it went away
+ ├─ ReaderStalled         ABORTED: the caller stopped reading
+ └─ Broken                INTERNAL: our fault
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ class CallError(Exception):
             box = any_pb2.Any()
             box.Pack(detail)
             packed.append(box)
-        status = rpc_status.to_status(
-            status_pb2.Status(code=self.code.value[0], message=self.text, details=packed)
-        )
+        status = rpc_status.to_status(status_pb2.Status(code=self.code.value[0], message=self.text, details=packed))
         if self.final:
             status = status._replace(trailing_metadata=(*status.trailing_metadata, _NO_RETRY))
         return status
@@ -126,9 +124,7 @@ def rich_details(error: grpc.RpcError) -> list[message.Message]:
     return found
 
 
-def from_upstream(
-    stage: str, error: grpc.aio.AioRpcError, rename: Callable[[str], str] | None = None
-) -> CallError:
+def from_upstream(stage: str, error: grpc.aio.AioRpcError, rename: Callable[[str], str] | None = None) -> CallError:
     """What the caller is told when `stage` ended our call with `error`.
 
     A refusal keeps its code and details; `rename` turns the stage's field paths into the caller's.
@@ -141,9 +137,7 @@ def from_upstream(
     return told
 
 
-def _from_upstream(
-    stage: str, error: grpc.aio.AioRpcError, rename: Callable[[str], str] | None
-) -> CallError:
+def _from_upstream(stage: str, error: grpc.aio.AioRpcError, rename: Callable[[str], str] | None) -> CallError:
     details = rich_details(error)
     text = f"{stage}: {error.details() or error.code().name}"
     for detail in details:
@@ -156,9 +150,7 @@ def _from_upstream(
             return Overloaded(text, detail.retry_delay.ToNanoseconds() / 1e9)
     match error.code():
         case (
-            grpc.StatusCode.INVALID_ARGUMENT
-            | grpc.StatusCode.RESOURCE_EXHAUSTED
-            | grpc.StatusCode.DEADLINE_EXCEEDED
+            grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.RESOURCE_EXHAUSTED | grpc.StatusCode.DEADLINE_EXCEEDED
         ) as code:
             return CallError(code, text, reason=code.name)
         # gRPC's own words when a write meets the end of the call: the stage's real status is lost then.

@@ -51,9 +51,7 @@ request_first_output = _histogram(
 time_to_first_audio = _histogram(
     "csm.request.time_to_first_audio", "s", "the request's start to the first marked audio", _WORK_S
 )
-real_time_factor = _histogram(
-    "csm.request.real_time_factor", "1", "time taken over length of the audio", _FACTORS
-)
+real_time_factor = _histogram("csm.request.real_time_factor", "1", "time taken over length of the audio", _FACTORS)
 finished = _meter.create_counter("csm.request.finished", "{request}", "utterances made to their end")
 audio = _meter.create_counter("csm.request.audio", "s", "length of the audio given to callers")
 underruns = _meter.create_counter(
@@ -110,7 +108,10 @@ _ZEROS = {
         (audio, {}),
         (underruns, {}),
         *((finished, {"finish_reason": reason}) for reason in ("END_OF_SPEECH", "MAX_LENGTH")),
-        *((refusals, {"reason": reason}) for reason in ("NO_TOKEN", "WRONG_TOKEN", "TOKEN_STREAMS", "TOKEN_CHARACTERS")),
+        *(
+            (refusals, {"reason": reason})
+            for reason in ("NO_TOKEN", "WRONG_TOKEN", "TOKEN_STREAMS", "TOKEN_CHARACTERS")
+        ),
     ],
     "tokenizer": [(cache_lookups, {"result": result}) for result in ("hit", "miss")],
 }

@@ -59,7 +59,9 @@ class RenewedChannel(grpc.aio.Channel):
             while (state := fresh.get_state(try_to_connect=True)) is not _READY:
                 if state is _FAILED and not told:
                     told = True
-                    log.warning("%s cannot be reached with the new certificates; the old ones stay in use", self._target)
+                    log.warning(
+                        "%s cannot be reached with the new certificates; the old ones stay in use", self._target
+                    )
                 await fresh.wait_for_state_change(state)
         except BaseException:
             await fresh.close()

@@ -101,9 +101,7 @@ class StageServer:
         )
         stage.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (stage.service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
-        )
+        reflection.enable_server_reflection((stage.service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     async def start(self) -> str:
         """Listen; returns `host:port`. Raises: SettingError when the address or its TLS cannot be had."""
@@ -209,9 +207,7 @@ def main(
     os._exit(code)
 
 
-async def _serve(
-    name: str, settings: S, open_stage: Callable[[S], AbstractAsyncContextManager[Stage]]
-) -> int:
+async def _serve(name: str, settings: S, open_stage: Callable[[S], AbstractAsyncContextManager[Stage]]) -> int:
     log.info("settings %s", json.dumps(describe(settings), default=str))
     stopping = asyncio.Event()
     signals = 0

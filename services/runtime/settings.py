@@ -87,7 +87,9 @@ class ServerSettings:
         "CSM_HEALTH_LISTEN", None, "host:port of a second, plaintext server of health checks alone"
     )
     insecure: str | None = setting(
-        "CSM_INSECURE", None, "what may be open beyond this machine: `plaintext`, `no-tokens`, or both with a comma between"
+        "CSM_INSECURE",
+        None,
+        "what may be open beyond this machine: `plaintext`, `no-tokens`, or both with a comma between",
     )
     log_format: str = setting("CSM_LOG_FORMAT", "json", "json or text", choices=("json", "text"))
     log_level: str = setting(

@@ -41,7 +41,9 @@ def is_out_of_time(remaining_s: float | None, timeout_s: float | None) -> bool:
     if remaining_s is None:
         return False
     timeout_s = timeout_s or 0.0
-    return remaining_s <= min(0.1, timeout_s / 4) + 0.01 * timeout_s  # of a short timeout, a part: it too may be cancelled
+    return (
+        remaining_s <= min(0.1, timeout_s / 4) + 0.01 * timeout_s
+    )  # of a short timeout, a part: it too may be cancelled
 
 
 def record_code(span: Span, code: grpc.StatusCode, text: str, *, is_error: bool) -> None:

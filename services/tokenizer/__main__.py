@@ -40,9 +40,7 @@ async def open_stage(settings: TokenizerSettings) -> AsyncIterator[Stage]:
     try:
         yield Stage(
             service="csm.tokenizer.v1.TokenizerService",
-            register=lambda server: tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(
-                servicer, server
-            ),
+            register=lambda server: tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(servicer, server),
             is_live=pool.is_live,
         )
     finally:

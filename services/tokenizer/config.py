@@ -21,12 +21,8 @@ class TokenizerSettings(ServerSettings):
         least=1,
         most=100_000,
     )
-    max_segments: int = setting(
-        "CSM_TOKENIZER_MAX_SEGMENTS", 64, "segments of one request", least=1, most=1024
-    )
-    max_audio_s: float = setting(
-        "CSM_TOKENIZER_MAX_AUDIO_S", 120.0, "longest clip, seconds", least=0.08, most=600
-    )
+    max_segments: int = setting("CSM_TOKENIZER_MAX_SEGMENTS", 64, "segments of one request", least=1, most=1024)
+    max_audio_s: float = setting("CSM_TOKENIZER_MAX_AUDIO_S", 120.0, "longest clip, seconds", least=0.08, most=600)
     encoders: int = setting("CSM_TOKENIZER_ENCODERS", 1, "passes of the encoder at once", least=1, most=64)
     batch: int | None = setting(
         "CSM_TOKENIZER_BATCH",
@@ -51,6 +47,4 @@ class TokenizerSettings(ServerSettings):
         least=1,
         most=1024,
     )
-    cache_mib: int = setting(
-        "CSM_TOKENIZER_CACHE_MIB", 64, "frames of clips seen before, MiB; 0 keeps none", least=0
-    )
+    cache_mib: int = setting("CSM_TOKENIZER_CACHE_MIB", 64, "frames of clips seen before, MiB; 0 keeps none", least=0)

@@ -86,7 +86,9 @@ class ClipEncoder:
         rest = frames % _CHUNK_FRAMES
         if not self._fill or not rest:
             return frames
-        return frames - rest + min(next((size for size in _FILLED_FRAMES if size >= rest), _CHUNK_FRAMES), _CHUNK_FRAMES)
+        return (
+            frames - rest + min(next((size for size in _FILLED_FRAMES if size >= rest), _CHUNK_FRAMES), _CHUNK_FRAMES)
+        )
 
     def _convolve(self, audio: Tensor) -> Tensor:
         """mimi.encoder(audio), chunk by chunk: [B, 1, N] → [B, D, steps].

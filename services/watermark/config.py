@@ -24,21 +24,26 @@ class WatermarkSettings(ServerSettings):
     key_file: str | None = setting("CSM_WATERMARK_KEY_FILE", None, "a file that holds the key, instead")
     device: str = setting("CSM_WATERMARK_DEVICE", "cpu", "where the nets run: cpu, cuda or cuda:N")
     precision: str | None = setting(
-        "CSM_WATERMARK_PRECISION", None,
+        "CSM_WATERMARK_PRECISION",
+        None,
         "of the nets' products: fp32, tf32, or fp16, which a GPU is fastest at; default: tf32 on a GPU, fp32 on the CPU, "
         "where the others are slower; marks then differ by -65 dB",
         choices=("fp32", "tf32", "fp16"),
     )
     threads: int = setting("CSM_WATERMARK_THREADS", 1, "CPU threads of one pass", least=1, most=256)
     workers: int | None = setting(
-        "CSM_WATERMARK_WORKERS", None,
+        "CSM_WATERMARK_WORKERS",
+        None,
         "passes worked on at one moment; default: 2 on an accelerator, where one gathers while one computes, 1 on the CPU",
-        least=1, most=256,
+        least=1,
+        most=256,
     )
     batch: int | None = setting(
-        "CSM_WATERMARK_BATCH", None,
+        "CSM_WATERMARK_BATCH",
+        None,
         "streams marked in one pass; default: 256 on an accelerator, 1 on the CPU, which more does not help",
-        least=1, most=4096,
+        least=1,
+        most=4096,
     )
     streams: int = setting("CSM_WATERMARK_STREAMS", 16, "streams open at once", least=1, most=4096)
     detections: int = setting("CSM_WATERMARK_DETECTIONS", 2, "Detect calls at once", least=1, most=256)
@@ -49,7 +54,9 @@ class WatermarkSettings(ServerSettings):
         "CSM_WATERMARK_SDR_DB", None, "how far the mark lies below the speech; default: the bundle's", least=0, most=60
     )
     level: str = setting(
-        "CSM_WATERMARK_LEVEL", "running", "what speech level the mark follows: the stream's own, or a fixed one",
+        "CSM_WATERMARK_LEVEL",
+        "running",
+        "what speech level the mark follows: the stream's own, or a fixed one",
         choices=("running", "fixed"),
     )
     stall_s: float = setting("CSM_WATERMARK_STALL_S", 30.0, "a chunk longer than this means a stuck device", least=1)

@@ -167,7 +167,9 @@ class Embedder:
                     self._moved = self.slots.moved
                 except RuntimeError as error:  # marking goes on without them
                     self._graphs.drop()
-                    log.warning("marking on %s without graphs, which takes several times as long: %s", self.device, error)
+                    log.warning(
+                        "marking on %s without graphs, which takes several times as long: %s", self.device, error
+                    )
             for columns, sizes in self._sizes.items():
                 for streams in sizes:
                     for _ in range(2):  # one that is gathered while another computes: memory on the host for both
@@ -252,7 +254,10 @@ class Embedder:
         brought = numbers.received - numbers.heard
         size, most = count, int(brought.max())
         if self._fill:
-            size, most = next((size for size in self._sizes[columns] if size >= count), count), self.reach.most_samples(columns)
+            size, most = (
+                next((size for size in self._sizes[columns] if size >= count), count),
+                self.reach.most_samples(columns),
+            )
         host = Given.of(size, most, pinned=self.device.type == "cuda")
         told = host.numbers.numpy()
         for row, each in zip(told, numbers, strict=True):

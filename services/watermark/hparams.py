@@ -55,7 +55,8 @@ class Hparams:
         _require(self.message_dim == 5, "message_dim", "5: four symbols of two bits and the terminator")
         _require(
             self.message_len >= 5 and (self.message_len - 1) % 4 == 0,
-            "message_len", "four symbols a byte and one for the end",
+            "message_len",
+            "four symbols a byte and one for the end",
         )
         _require(self.enc_n_layers >= 2, "enc_n_layers", "at least 2")
         _require(self.dec_c_n_layers >= 2, "dec_c_n_layers", "at least 2")

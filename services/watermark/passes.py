@@ -93,7 +93,9 @@ class Passes:
         longest = (reach.most_samples, reach.window, framing.span, self._out_length, reach.most_known)
         slots.reserve(max(each(most_columns) for each in longest))
 
-    def run(self, numbers: Tensor, samples: Tensor, columns: int, *, mixed: bool = True, inside: bool = False) -> Tensor:
+    def run(
+        self, numbers: Tensor, samples: Tensor, columns: int, *, mixed: bool = True, inside: bool = False
+    ) -> Tensor:
         """One pass.
 
         numbers: [fields of Numbers, B]. samples: the streams' next ones [B, n], of which each brings received - heard.
@@ -113,7 +115,9 @@ class Passes:
 
         self._hear(n, samples)
         window = self._heard(n, n.window, self._reach.window(columns))
-        spectra = framing.analyse(self._inward(window), n.start, framing.begin(n.first), n.end, n.mirror, slots.upto(framing.span(columns)))
+        spectra = framing.analyse(
+            self._inward(window), n.start, framing.begin(n.first), n.end, n.mirror, slots.upto(framing.span(columns))
+        )
         energy = torch.view_as_real(spectra).square().sum(dim=3).mean(dim=2)  # [B, k]
         power = energy / framing.window_energy
         before = slots.read(self._power, rows)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from services.watermark.resampler import Bank, Kernel, Whole
     from services.watermark.spectrum import Framing
 
+
 class Reach:
     """Of one model at one rate; shared by all streams, never changed."""
 

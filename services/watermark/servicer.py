@@ -184,7 +184,9 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
             try:
                 samples = from_bytes(request.audio.data, encoding)
             except ValueError:
-                raise InvalidRequest("audio.data", f"{len(request.audio.data)} bytes is no whole number of samples") from None
+                raise InvalidRequest(
+                    "audio.data", f"{len(request.audio.data)} bytes is no whole number of samples"
+                ) from None
             peak = float(np.max(np.abs(samples), initial=0.0))  # NaN when any sample is
             if not np.isfinite(peak):
                 raise InvalidRequest("audio.data", "has samples that are NaN or infinite")
@@ -201,9 +203,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
             yield kept
         yield None
 
-    async def _advance(
-        self, stream: EmbedStream, samples: np.ndarray | None, due_s: float
-    ) -> tuple[np.ndarray, float]:
+    async def _advance(self, stream: EmbedStream, samples: np.ndarray | None, due_s: float) -> tuple[np.ndarray, float]:
         asked = time.perf_counter()
         load = len(samples) if samples is not None else self._embedder.lookahead_samples
         done = await self._marking.run((stream, samples), load, due_s)

@@ -49,7 +49,9 @@ class Framing:
         """Length of neighbouring columns."""
         return (count - 1) * self.hop + self.n_fft
 
-    def analyse(self, samples: Tensor, start: Tensor, begin: Tensor, end: Tensor, mirror: Tensor, upto: Tensor) -> Tensor:
+    def analyse(
+        self, samples: Tensor, start: Tensor, begin: Tensor, end: Tensor, mirror: Tensor, upto: Tensor
+    ) -> Tensor:
         """Neighbouring columns, k of each clip, the first one of which begins at `begin`: complex [B, k, F].
 
         samples: [B, n], from position `start` on, as far as the columns reach and one more before.

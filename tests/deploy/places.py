@@ -8,9 +8,10 @@ DEPLOYED: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {
     ("overlays/cpu-dev", ()): frozenset(),
     ("overlays/cpu-dev", ("gateway-api",)): frozenset(),
     ("overlays/gpu", ()): frozenset({"backbone", "codec"}),
-    ("overlays/gpu", (*WATCHED, "hpa", "gateway-api-tls", "gpu-tokenizer", "gpu-watermark", "nvidia-runtime")): frozenset(
-        {"tokenizer", "backbone", "codec", "watermark"}
-    ),
+    (
+        "overlays/gpu",
+        (*WATCHED, "hpa", "gateway-api-tls", "gpu-tokenizer", "gpu-watermark", "nvidia-runtime"),
+    ): frozenset({"tokenizer", "backbone", "codec", "watermark"}),
     ("overlays/gpu", (*WATCHED, "keda")): frozenset({"backbone", "codec"}),
     ("overlays/gpu", ("prometheus-operator",)): frozenset({"backbone", "codec"}),
 }

@@ -5,7 +5,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-_WORDS = {"and", "or", "unless", "bool", "offset", "on", "by", "without", "ignoring", "group_left", "group_right", "inf", "nan"}
+_WORDS = {
+    "and",
+    "or",
+    "unless",
+    "bool",
+    "offset",
+    "on",
+    "by",
+    "without",
+    "ignoring",
+    "group_left",
+    "group_right",
+    "inf",
+    "nan",
+}
 _TOKEN = re.compile(
     r"""(?P<matchers>\{(?:[^{}"]|"(?:[^"\\]|\\.)*")*\})
       | (?P<string>"(?:[^"\\]|\\.)*")

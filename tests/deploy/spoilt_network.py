@@ -54,16 +54,18 @@ NETWORK: dict[str, Spoil] = {
     "timeouts of another route": lambda m: one(m, "BackendTrafficPolicy", "csm-speech")["spec"]["targetRefs"][0].update(
         name="csm"
     ),
-    "edge of another protocol": lambda m: policy(m, "gateway-to-codec")["ingress"][0]["ports"][0].update(protocol="UDP"),
+    "edge of another protocol": lambda m: policy(m, "gateway-to-codec")["ingress"][0]["ports"][0].update(
+        protocol="UDP"
+    ),
     "names by TCP alone": lambda m: [
         policy(m, name)["egress"][-1]["ports"].pop(0) for name in ("gateway-dns", "services-otlp")
     ],
     "ports from there on": lambda m: policy(m, "gateway-to-codec")["ingress"][0]["ports"][0].update(endPort=65535),
     "rules of a direction that is not named": lambda m: policy(m, "gateway-to-codec").update(policyTypes=["Egress"]),
     "a direction too many": lambda m: policy(m, "gateway-to-codec").update(policyTypes=["Ingress", "Egress"]),
-    "callers who are none": lambda m: policy(m, "callers-to-gateway")["ingress"][0]["from"][0]["namespaceSelector"].update(
-        matchLabels={"csm-caller": "false"}
-    ),
+    "callers who are none": lambda m: policy(m, "callers-to-gateway")["ingress"][0]["from"][0][
+        "namespaceSelector"
+    ].update(matchLabels={"csm-caller": "false"}),
     "callers by another label": lambda m: policy(m, "callers-to-gateway")["ingress"][0]["from"][0][
         "namespaceSelector"
     ].update(matchLabels={"anything": "true"}),
@@ -74,16 +76,26 @@ NETWORK: dict[str, Spoil] = {
         {"podSelector": {"matchLabels": {"app": "stranger"}}}
     ),
     "names from anybody": lambda m: policy(m, "gateway-dns")["egress"][0]["to"][0].pop("podSelector"),
-    "policy of another namespace": lambda m: one(m, "NetworkPolicy", "deny-all")["metadata"].update(namespace="default"),
-    "the hub inside": lambda m: policy(m, "weights-to-hub")["egress"][1]["to"][0]["ipBlock"].pop("except"),
-    "the cloud's own addresses": lambda m: policy(m, "weights-to-hub")["egress"][1]["to"][0]["ipBlock"]["except"].remove(
-        "169.254.0.0/16"
+    "policy of another namespace": lambda m: one(m, "NetworkPolicy", "deny-all")["metadata"].update(
+        namespace="default"
     ),
+    "the hub inside": lambda m: policy(m, "weights-to-hub")["egress"][1]["to"][0]["ipBlock"].pop("except"),
+    "the cloud's own addresses": lambda m: policy(m, "weights-to-hub")["egress"][1]["to"][0]["ipBlock"][
+        "except"
+    ].remove("169.254.0.0/16"),
     "a stage for the world": lambda m: service(m, "watermark").update(type="LoadBalancer"),
     "a stage at the node": lambda m: service(m, "watermark").update(externalIPs=["192.0.2.1"]),
     "another way to a stage": lambda m: m.append(
-        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "public", "namespace": "csm"},
-         "spec": {"type": "NodePort", "selector": {"app.kubernetes.io/component": "watermark"}, "ports": [{"port": 1}]}}
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "public", "namespace": "csm"},
+            "spec": {
+                "type": "NodePort",
+                "selector": {"app.kubernetes.io/component": "watermark"},
+                "ports": [{"port": 1}],
+            },
+        }
     ),
     "the collector for the world": lambda m: service(m, "collector").update(type="LoadBalancer"),
     "the collector in place of who made the span": lambda m: one(m, "PodMonitor", "csm-collector")["spec"][

@@ -24,9 +24,13 @@ PODS: dict[str, Spoil] = {
     "no toleration": lambda m: pod(deployment(m, "backbone")).pop("tolerations"),
     "any node": lambda m: pod(deployment(m, "backbone")).pop("affinity"),
     "card but not used": lambda m: variable(m, "codec", "CSM_CODEC_DEVICE").update(value="cpu"),
-    "no shared memory": lambda m: container(deployment(m, "backbone"))["volumeMounts"].remove(mount(m, "backbone", "shm")),
+    "no shared memory": lambda m: container(deployment(m, "backbone"))["volumeMounts"].remove(
+        mount(m, "backbone", "shm")
+    ),
     "root": lambda m: pod(deployment(m, "codec"))["securityContext"].update(runAsUser=0),
-    "writable root": lambda m: container(deployment(m, "codec"))["securityContext"].update(readOnlyRootFilesystem=False),
+    "writable root": lambda m: container(deployment(m, "codec"))["securityContext"].update(
+        readOnlyRootFilesystem=False
+    ),
     "capabilities": lambda m: container(one(m, "Job", "csm-weights"))["securityContext"].pop("capabilities"),
     "token of the API": lambda m: one(m, "ServiceAccount", "csm-codec").update(automountServiceAccountToken=True),
     "the namespace's own account": lambda m: pod(deployment(m, "codec")).update(serviceAccountName="default"),
@@ -39,7 +43,9 @@ PODS: dict[str, Spoil] = {
     "latest": lambda m: container(deployment(m, "codec")).update(image="csm-codec:latest"),
     "another command": lambda m: container(deployment(m, "codec")).update(command=["python", "-m", "services.codecs"]),
     "startup that may fail once": lambda m: probe(m, "backbone", "startup").update(failureThreshold=1),
-    "startup that is asked too fast": lambda m: probe(m, "codec", "startup").update(periodSeconds=1, failureThreshold=60),
+    "startup that is asked too fast": lambda m: probe(m, "codec", "startup").update(
+        periodSeconds=1, failureThreshold=60
+    ),
     "liveness that may fail once": lambda m: probe(m, "codec", "liveness").update(failureThreshold=1),
     "liveness that waits a second": lambda m: probe(m, "codec", "liveness").update(timeoutSeconds=1),
     "liveness that is never off": lambda m: probe(m, "codec", "liveness").update(failureThreshold=1000),
@@ -58,11 +64,17 @@ PODS: dict[str, Spoil] = {
         {"matchExpressions": [{"key": "kubernetes.io/os", "operator": "In", "values": ["linux"]}]}
     ),
     "preferred nodes": lambda m: pod(deployment(m, "backbone")).update(
-        affinity={"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
-            {"weight": 1, "preference": node_terms(m, "backbone")[0]}
-        ]}}
+        affinity={
+            "nodeAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [
+                    {"weight": 1, "preference": node_terms(m, "backbone")[0]}
+                ]
+            }
+        }
     ),
-    "toleration of another effect": lambda m: pod(deployment(m, "backbone"))["tolerations"][0].update(effect="NoExecute"),
+    "toleration of another effect": lambda m: pod(deployment(m, "backbone"))["tolerations"][0].update(
+        effect="NoExecute"
+    ),
     "toleration of everything": lambda m: pod(deployment(m, "backbone"))["tolerations"].append({"operator": "Exists"}),
     "toleration in the collector": lambda m: pod(one(m, "Deployment", "csm-collector")).update(
         tolerations=[{"operator": "Exists"}]

@@ -38,9 +38,9 @@ KEDA: dict[str, Spoil] = {
     "fallback below the least": lambda m: scaled(m)["fallback"].update(replicas=1),
     "no series is no load": lambda m: scaled(m)["triggers"][1]["metadata"].pop("ignoreNullValues"),
     "fallback that does not work": lambda m: scaled(m)["triggers"][1].update(metricType="Value"),
-    "fast scale-down": lambda m: scaled(m)["advanced"]["horizontalPodAutoscalerConfig"]["behavior"][
-        "scaleDown"
-    ].update(stabilizationWindowSeconds=60),
+    "fast scale-down": lambda m: scaled(m)["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"].update(
+        stabilizationWindowSeconds=60
+    ),
     "another Prometheus": lambda m: scaled(m)["triggers"][0]["metadata"].update(serverAddress="http://prometheus:9090"),
     "Prometheus by no URL": lambda m: scaled(m)["triggers"][1]["metadata"].update(
         serverAddress="prometheus-operated.monitoring:9090"
@@ -48,5 +48,7 @@ KEDA: dict[str, Spoil] = {
     "another namespace's queue": lambda m: scaled(m)["triggers"][0]["metadata"].update(
         query='sum(csm_backbone_queue_depth{namespace="nope"})'
     ),
-    "all namespaces' slots": lambda m: scaled(m)["triggers"][1]["metadata"].update(query="sum(csm_backbone_slots_active)"),
+    "all namespaces' slots": lambda m: scaled(m)["triggers"][1]["metadata"].update(
+        query="sum(csm_backbone_slots_active)"
+    ),
 }

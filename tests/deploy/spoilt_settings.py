@@ -18,7 +18,9 @@ SETTINGS: dict[str, Spoil] = {
     ),
     "certificate for another name": lambda m: one(m, "Certificate", "csm-codec")["spec"].update(dnsNames=["codec"]),
     "key elsewhere": lambda m: variable(m, "watermark", "CSM_WATERMARK_KEY_FILE").update(value="/etc/csm/key"),
-    "no such file in the Secret": lambda m: variable(m, "codec", "CSM_TLS_KEY_FILE").update(value="/etc/csm/tls/key.pem"),
+    "no such file in the Secret": lambda m: variable(m, "codec", "CSM_TLS_KEY_FILE").update(
+        value="/etc/csm/tls/key.pem"
+    ),
     "one stage in plaintext": lambda m: [
         variable(m, "codec", name).update(value="") for name in ("CSM_TLS_CERT_FILE", "CSM_TLS_KEY_FILE")
     ],
@@ -43,9 +45,13 @@ SETTINGS: dict[str, Spoil] = {
         {"name": "CSM_WATERMARK_KEY", "value": "7a1c94e35b"}
     ),
     "a pod that rules the cluster": lambda m: m.append(
-        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "csm"},
-         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-         "subjects": [{"kind": "ServiceAccount", "name": "csm-gateway", "namespace": "csm"}]}
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": "csm"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+            "subjects": [{"kind": "ServiceAccount", "name": "csm-gateway", "namespace": "csm"}],
+        }
     ),
     "an authority with a new key": lambda m: one(m, "Certificate", "csm-authority")["spec"]["privateKey"].update(
         rotationPolicy="Always"

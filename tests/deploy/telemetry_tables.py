@@ -45,7 +45,9 @@ def metrics() -> list[Metric]:
     found = []
     for name, exposed, kind, unit, labels, services, _ in rows("Metric"):
         who = SERVICES if services == "all" else services.split(", ")
-        found.append(Metric(*quoted(name), *quoted(exposed), kind, *quoted(unit), frozenset(quoted(labels)), frozenset(who)))
+        found.append(
+            Metric(*quoted(name), *quoted(exposed), kind, *quoted(unit), frozenset(quoted(labels)), frozenset(who))
+        )
     return found
 
 

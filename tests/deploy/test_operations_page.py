@@ -15,7 +15,9 @@ OPERATIONS = PAGE.split("## Alerts")[0]
 
 def test_every_component_has_a_row_and_every_row_a_component():
     table = OPERATIONS.split("### Components")[1].split("## ")[0]
-    rows = {name for line in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for name in re.findall(r"`([\w-]+)`", line)}
+    rows = {
+        name for line in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for name in re.findall(r"`([\w-]+)`", line)
+    }
     assert rows == {path.name for path in (DEPLOY / "components").iterdir()}
 
 

@@ -83,7 +83,9 @@ def test_the_check_finds_what_is_wrong(expr, complaint):
         check(expr)
 
 
-@pytest.mark.parametrize(("board", "panel"), PANELS, ids=lambda value: value if isinstance(value, str) else value["title"])
+@pytest.mark.parametrize(
+    ("board", "panel"), PANELS, ids=lambda value: value if isinstance(value, str) else value["title"]
+)
 def test_panels_ask_for_what_is_exported(board, panel):
     for target in panel["targets"]:
         check(plain(target["expr"]))
@@ -106,12 +108,16 @@ def test_every_panel_is_of_the_chosen_namespaces():
     assert all("namespace" in {each["name"] for each in board["templating"]["list"]} for board in DASHBOARDS.values())
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule["alert"] != "CsmServiceMissing"], ids=lambda rule: rule["alert"])
+@pytest.mark.parametrize(
+    "rule", [rule for rule in RULES if rule["alert"] != "CsmServiceMissing"], ids=lambda rule: rule["alert"]
+)
 def test_alerts_are_of_one_namespace_each(rule):
     """Two deployments beside each other, a new bundle and the old one, must not hide each other's faults."""
     apart = re.findall(r"\b(?:by|on) \(([^)]*)\)", rule["expr"])
     assert all("namespace" in labels.split(", ") for labels in apart)
-    assert len(re.findall(r"\b(?:sum|min|max) by \(", rule["expr"])) == len(re.findall(r"\b(?:sum|min|max|avg|count)\b", rule["expr"]))
+    assert len(re.findall(r"\b(?:sum|min|max) by \(", rule["expr"])) == len(
+        re.findall(r"\b(?:sum|min|max|avg|count)\b", rule["expr"])
+    )
 
 
 def test_panels_do_not_lie_on_each_other():
@@ -143,7 +149,9 @@ def test_quantiles_are_held_against_edges_of_buckets(metrics):
     for instrument in vars(instruments).values():
         if isinstance(instrument, Histogram):
             instrument.record(0)
-    edges = {name: points[0].explicit_bounds for name, points in metrics().items() if hasattr(points[0], "explicit_bounds")}
+    edges = {
+        name: points[0].explicit_bounds for name, points in metrics().items() if hasattr(points[0], "explicit_bounds")
+    }
     parts = [part for rule in RULES for part in re.split(r"\n\s*(?:or|and on \(namespace\))\n", rule["expr"])]
     held = [(part, float(part.rpartition(">")[2])) for part in parts if "histogram_quantile" in part]
     for _, panel in PANELS:

@@ -20,7 +20,9 @@ ALL = [
 ]
 
 
-@pytest.mark.parametrize(("deployed", "spoil"), [pytest.param(deployed, spoil, id=name) for deployed, name, spoil in ALL])
+@pytest.mark.parametrize(
+    ("deployed", "spoil"), [pytest.param(deployed, spoil, id=name) for deployed, name, spoil in ALL]
+)
 def test_a_spoilt_manifest_is_found_out(deployed, spoil, exported):
     manifests = render(*deployed)
     spoil(manifests)

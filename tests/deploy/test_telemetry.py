@@ -100,9 +100,13 @@ def test_numbers_are_those_of_the_talk(observed):
             elif sample.name.endswith("_active"):
                 assert sample.value == 0, sample
     # Which of the two a deadline is depends on whose clock is first, by a little.
-    broken_off = calls.pop(("StreamSynthesize", "CANCELLED"), 0) + calls.pop(("StreamSynthesize", "DEADLINE_EXCEEDED"), 0)
+    broken_off = calls.pop(("StreamSynthesize", "CANCELLED"), 0) + calls.pop(
+        ("StreamSynthesize", "DEADLINE_EXCEEDED"), 0
+    )
     assert broken_off == observed.broken_off
-    told = {key: count for key, count in calls.items() if key[0] in ("StreamSynthesize", "Synthesize", "VerifyWatermark")}
+    told = {
+        key: count for key, count in calls.items() if key[0] in ("StreamSynthesize", "Synthesize", "VerifyWatermark")
+    }
     assert told == {
         ("StreamSynthesize", "OK"): 1,
         ("Synthesize", "OK"): 2,
@@ -155,4 +159,3 @@ def test_logs_are_json_and_know_their_trace(observed):
         assert ended and all(record["trace_id"] and record["span_id"] and record["rpc"] for record in ended)
     late = [record for record in records(observed.logs["gateway"]) if record.get("trace_id") == observed.late_trace_id]
     assert [record["rpc"] for record in late if "rpc" in record] == ["/csm.speech.v1.SpeechService/StreamSynthesize"]
-

@@ -95,7 +95,10 @@ class Chain:
         plan = replace(Wish(16, 0.5, 0.2).plan(min(2.0, self._audio_s), False), connections=1)
         outcome = await self._load(address, plan, 1, max(5.0, min(20.0, left_s())))
         failed = [f"{record.status}: {record.problem}" for record in outcome.records if record.status != OK]
-        say(f"warm: {len(outcome.records) - len(failed)} utterances" + (f", {len(failed)} not ({failed[0]})" if failed else ""))
+        say(
+            f"warm: {len(outcome.records) - len(failed)} utterances"
+            + (f", {len(failed)} not ({failed[0]})" if failed else "")
+        )
 
     async def point(self, phase: str, address: str, wish: Wish) -> Done:
         """Hold the load; what came of it is also the last of `done`."""
@@ -114,7 +117,9 @@ class Chain:
 
     @staticmethod
     async def _load(address: str, plan: Plan, processes: int, most_s: float) -> fleet.Outcome:
-        options = argparse.Namespace(address=address, timeout=plan.timeout_s, tls_ca="", tls_cert="", tls_key="", token_file=None)
+        options = argparse.Namespace(
+            address=address, timeout=plan.timeout_s, tls_ca="", tls_cert="", tls_key="", token_file=None
+        )
         load = asyncio.ensure_future(fleet.run(options, plan, processes, lambda _: None))
         try:
             await asyncio.wait({load}, timeout=most_s)
@@ -146,9 +151,7 @@ def _children_s() -> float:
     return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
-async def measure(
-    chain: Chain, backbones: int, address: str, wishes: Sequence[Wish], ends_s: float, out: Path
-) -> None:
+async def measure(chain: Chain, backbones: int, address: str, wishes: Sequence[Wish], ends_s: float, out: Path) -> None:
     """Points, then those between them, until `ends_s` (as elapsed_s counts)."""
     audio_s, phase = setting("AUDIO_S"), "1 backbone" if backbones == 1 else f"{backbones} backbones"
     await chain.warm(address)
@@ -261,7 +264,10 @@ async def start(layout: Layout, work: Path, stack: contextlib.AsyncExitStack) ->
             say("the generator's weights are made")
         supervisors.append(await stack.enter_async_context(Supervisor(some, work / "logs")))
     ready_s = min(setting("READY_S"), max(left_s(), 5.0))
-    ready = [asyncio.ensure_future(one.wait_ready(ready_s, lambda child, _: say(f"  {child.name:<13} ready"))) for one in supervisors]
+    ready = [
+        asyncio.ensure_future(one.wait_ready(ready_s, lambda child, _: say(f"  {child.name:<13} ready")))
+        for one in supervisors
+    ]
     try:
         await asyncio.gather(*ready)
     finally:

@@ -118,7 +118,13 @@ def stock(arguments: argparse.Namespace, device: torch.device) -> None:
         for frames in arguments.frames:
             codes = torch.randint(0, mimi.cardinality, (streams, mimi.num_codebooks, frames), device=device)
             with torch.inference_mode(), mimi.streaming(streams):
-                row("stock moshi", streams, frames, "TF32", times_ms(partial(mimi.decode, codes), device, arguments.count))
+                row(
+                    "stock moshi",
+                    streams,
+                    frames,
+                    "TF32",
+                    times_ms(partial(mimi.decode, codes), device, arguments.count),
+                )
 
 
 def kernels(arguments: argparse.Namespace, device: torch.device) -> None:
@@ -136,7 +142,9 @@ def kernels(arguments: argparse.Namespace, device: torch.device) -> None:
         call = partial(decoder.decode, batch) if chosen.graph is None else chosen.graph.replay
         wall_ms = statistics.median(times_ms(call, device, 20))
         seen = KernelTimes(call, device, 5)
-        print(f"\n{most} streams, {frames} frames: {wall_ms:.2f} ms; {seen.launches:.0f} launches, {seen.busy_ms:.2f} ms in kernels")
+        print(
+            f"\n{most} streams, {frames} frames: {wall_ms:.2f} ms; {seen.launches:.0f} launches, {seen.busy_ms:.2f} ms in kernels"
+        )
         print(f"\n{seen.table('pass', KERNELS_SHOWN)}\n", flush=True)
 
 
@@ -148,7 +156,10 @@ def tiles(arguments: argparse.Namespace, device: torch.device) -> None:
     mimi, most = build(device, arguments.tiny), max(arguments.streams)
     decoder = SlotDecoder(mimi, slots=most, graphs=False, exact=not arguments.tf32)
     real, tile_of, bad = fused.product, fused.tile_of, set()
-    print("| streams | frames | rows | outputs | length | kind | now | best: ms, rows × outputs × length, warps, stages |\n|" + "---|" * 8)
+    print(
+        "| streams | frames | rows | outputs | length | kind | now | best: ms, rows × outputs × length, warps, stages |\n|"
+        + "---|" * 8
+    )
     for streams in arguments.streams:
         for frames in arguments.frames:
             calls = {}
@@ -160,7 +171,10 @@ def tiles(arguments: argparse.Namespace, device: torch.device) -> None:
                 return real(x, layer, **options)
 
             fused.product = seen
-            decoder._network.run(torch.arange(streams, device=device), torch.zeros(streams, frames, decoder.codebooks, dtype=torch.int64, device=device))
+            decoder._network.run(
+                torch.arange(streams, device=device),
+                torch.zeros(streams, frames, decoder.codebooks, dtype=torch.int64, device=device),
+            )
             fused.product = real
             for (count, outputs, length, kind), call in calls.items():
                 found = []
@@ -181,7 +195,10 @@ def tiles(arguments: argparse.Namespace, device: torch.device) -> None:
                         print(f"| ({tile} {kind}: {type(error).__name__} {str(error)[:80]!r}) |", flush=True)
                 fused.tile_of = tile_of
                 best = ", ".join(f"{ms:.4f} {tile}" for ms, tile in sorted(found[1:])[:5])
-                print(f"| {streams} | {frames} | {count} | {outputs} | {length} | {kind} | {found[0][0]:.4f} {found[0][1]} | {best} |", flush=True)
+                print(
+                    f"| {streams} | {frames} | {count} | {outputs} | {length} | {kind} | {found[0][0]:.4f} {found[0][1]} | {best} |",
+                    flush=True,
+                )
 
 
 def main() -> None:

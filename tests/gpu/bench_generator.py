@@ -182,7 +182,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--library", action="store_true", help="frames of the library's products and the first kernels alone")
+    parser.add_argument(
+        "--library", action="store_true", help="frames of the library's products and the first kernels alone"
+    )
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try this script without a GPU")
     arguments = parser.parse_args()
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
@@ -191,8 +193,12 @@ def main() -> None:
     is_cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if is_cuda else platform.processor() or "CPU"
     triton = __import__("triton").__version__ if is_cuda else "none"
-    print(f"{name}; torch {torch.__version__}, CUDA {torch.version.cuda}, triton {triton}, Python {platform.python_version()}")
-    print(f"{'tiny' if arguments.tiny else 'CSM-1B'} shapes, {arguments.dtype}, about {context} rows of context, {frames} frames\n")
+    print(
+        f"{name}; torch {torch.__version__}, CUDA {torch.version.cuda}, triton {triton}, Python {platform.python_version()}"
+    )
+    print(
+        f"{'tiny' if arguments.tiny else 'CSM-1B'} shapes, {arguments.dtype}, about {context} rows of context, {frames} frames\n"
+    )
     print("| ms a frame | batch | min | median | max |\n|---|---|---|---|---|", flush=True)
     notes = []
     if set(only) & {"ours", "first", "joins", "memory"}:
@@ -207,7 +213,9 @@ def main() -> None:
         runner.warm_up()
         gc.collect()
         gc.freeze()  # as services.runtime.server does
-        notes.append(f"\nWarm-up (kernels compiled, {len(runner._graphs) + len(runner._prefill_graphs)} graphs captured): {time.perf_counter() - began:.1f} s.")
+        notes.append(
+            f"\nWarm-up (kernels compiled, {len(runner._graphs) + len(runner._prefill_graphs)} graphs captured): {time.perf_counter() - began:.1f} s."
+        )
         if "ours" in only:
             for batch in arguments.batches:
                 print(asyncio.run(ours(runner, part, batch, context, frames)), flush=True)
@@ -230,7 +238,9 @@ def main() -> None:
             torch.cuda.empty_cache()
     if "transformers" in only:
         for batch in (1, 16):
-            times = transformers_generate(device, dtype, batch=batch, context=context, frames=frames, tiny=arguments.tiny)
+            times = transformers_generate(
+                device, dtype, batch=batch, context=context, frames=frames, tiny=arguments.tiny
+            )
             print(row("transformers, static cache, compiled", batch, times), flush=True)
             gc.collect()
             torch.cuda.empty_cache()

@@ -113,7 +113,11 @@ def timed(call: Callable[[], Clips], device: torch.device, count: int) -> tuple[
 
 def table(arguments: argparse.Namespace, mimi: MimiModel, device: torch.device, together: Ours, alone: Ours) -> None:
     rate_hz = mimi.sample_rate
-    print("\n| | precision | clips | seconds each | ms: min | median | max | clips/s | audio s/s | GiB |\n" + "|---" * 10 + "|")
+    print(
+        "\n| | precision | clips | seconds each | ms: min | median | max | clips/s | audio s/s | GiB |\n"
+        + "|---" * 10
+        + "|"
+    )
     loads = [(count, arguments.seconds, arguments.seconds) for count in arguments.clips]
     loads.append((max(arguments.clips), 0.4 * arguments.seconds, 2 * arguments.seconds))
     for number, shortest_s, longest_s in loads:
@@ -147,7 +151,10 @@ def codes(arguments: argparse.Namespace, mimi: MimiModel, device: torch.device, 
     print("\n| codes in fp32 | as those of | equal |\n|---|---|---|")
     print(f"| ours in passes of {arguments.batch} | ours alone | {equal(together(clips), own)} |")
     print(f"| ours alone | stock moshi's, clip by clip | {equal(own, stock)} |")
-    print(f"| stock moshi's in one batch | stock moshi's, clip by clip | {equal(stock_together(mimi, device, clips), stock)} |", flush=True)
+    print(
+        f"| stock moshi's in one batch | stock moshi's, clip by clip | {equal(stock_together(mimi, device, clips), stock)} |",
+        flush=True,
+    )
 
 
 def first_times(arguments: argparse.Namespace, encoder: ClipEncoder) -> None:

@@ -169,7 +169,9 @@ def kernels(arguments: argparse.Namespace, embedder: Embedder) -> None:
         for _ in range(3):
             load.step()
         seen = KernelTimes(load.step, embedder.device, 4)
-        print(f"\n{streams} streams, {frames} frames: {seen.busy_ms:.2f} ms in kernels\n\n{seen.table('step', KERNELS_SHOWN)}")
+        print(
+            f"\n{streams} streams, {frames} frames: {seen.busy_ms:.2f} ms in kernels\n\n{seen.table('step', KERNELS_SHOWN)}"
+        )
         load.close()
 
 

@@ -35,9 +35,7 @@ def write_toml(folder: Path) -> Bundle:
     shapes = (home / "csm-1b/bundle.toml").read_text().split(_SOURCES)[0]
     options = f"[watermark]\nmessage_sdr_db = {load_bundle('csm-1b').watermark.options['message_sdr_db']}\n"
     shapes = shapes[shapes.index("sample_rate_hz") :]
-    identity = (
-        'id = "csm-1b-random"\ndescription = "CSM-1B\'s shapes with random weights: noise, for load runs"\ntrained = false\n'
-    )
+    identity = 'id = "csm-1b-random"\ndescription = "CSM-1B\'s shapes with random weights: noise, for load runs"\ntrained = false\n'
     sources, voices = (home / "noise/bundle.toml").read_text().split(_SOURCES)[1].split("\n[[voice]]", 1)
     sources = sources.replace('config = "mimi/config.json"\n', "")  # moshi's default, as for the public file
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,10 +48,12 @@ def write_toml(folder: Path) -> Bundle:
 def write_tokenizer(bundle: Bundle, device: torch.device) -> None:
     """A byte-level BPE that cuts text as Llama 3's does, with control tokens at its end."""
     tokenizer = Tokenizer(BPE(ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(text_tokenizer._PATTERN), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(text_tokenizer._PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=_VOCABULARY, initial_alphabet=alphabet, show_progress=False)

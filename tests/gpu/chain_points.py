@@ -31,7 +31,9 @@ class Wish:
         seconds = float(times[0]) if times else 5.0
         wish = cls(int(streams), seconds, float(times[1]) if times[1:] else min(4.0, seconds / 2))
         # Who would come after the last new utterance never speaks. Written so that NaN fails too.
-        if len(times) > 2 or not (1 <= wish.streams <= MOST_STREAMS and 0 < seconds <= MOST_S and 0 <= wish.ramp_s <= seconds):
+        if len(times) > 2 or not (
+            1 <= wish.streams <= MOST_STREAMS and 0 < seconds <= MOST_S and 0 <= wish.ramp_s <= seconds
+        ):
             raise ValueError(f"{text}: no point of load")
         return wish
 

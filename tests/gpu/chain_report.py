@@ -16,7 +16,11 @@ from gateway.bench.plot import NoPlot, plot
 
 def write(done: Sequence[Done], facts: Mapping[str, str], gpu_csv: str, out: Path) -> None:
     """All that was measured so far: one table, then each phase in csm bench's own form, then what points used."""
-    lines = [f"# Load on {facts['address']}", "", *(f"- {name}: {told}" for name, told in facts.items() if name != "address")]
+    lines = [
+        f"# Load on {facts['address']}",
+        "",
+        *(f"- {name}: {told}" for name, told in facts.items() if name != "address"),
+    ]
     text = "\n".join([*lines, "", *table(done), "", ratio_text(done), ""])
     for phase in _phases(done):
         own = [one for one in done if one.phase == phase]

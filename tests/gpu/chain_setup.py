@@ -72,8 +72,11 @@ def _folder(text: str) -> Path:
     return path
 
 
-_POINTS = _points, (
-    f"streams:seconds[:ramp], once or more: 1 to {MOST_STREAMS} streams, over 0 to {MOST_S} seconds, a ramp no longer than they"
+_POINTS = (
+    _points,
+    (
+        f"streams:seconds[:ramp], once or more: 1 to {MOST_STREAMS} streams, over 0 to {MOST_S} seconds, a ramp no longer than they"
+    ),
 )
 _COUNT, _GPU = _number(int, 1, 64), _number(int, 0, 63)
 _SWITCH, _COMPARE = _like("[01]", "0 or 1"), _like("0|1|all", "0, 1 or all")
@@ -223,8 +226,14 @@ async def mps(folder: Path):
 
 def facts(layout: Layout) -> dict[str, str]:
     """What a reader of the table must know."""
-    names = ("CSM_BACKBONE_RUNNER", "CSM_BACKBONE_SLOTS", "CSM_CODEC_SLOTS", "CSM_CODEC_PRECISION", "CSM_WATERMARK_STREAMS",
-             "CSM_WATERMARK_PRECISION")
+    names = (
+        "CSM_BACKBONE_RUNNER",
+        "CSM_BACKBONE_SLOTS",
+        "CSM_CODEC_SLOTS",
+        "CSM_CODEC_PRECISION",
+        "CSM_WATERMARK_STREAMS",
+        "CSM_WATERMARK_PRECISION",
+    )
     bundle = setting("BUNDLE") or "CSM-1B's shapes, random weights"
     return {
         "address": "the whole chain, by its gateways on loopback",
@@ -241,7 +250,9 @@ def facts(layout: Layout) -> dict[str, str]:
 @cache
 def _gpu_names() -> list[str]:
     try:
-        told = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+        told = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
+        )
     except OSError:
         return []
     return told.stdout.split("\n")[:-1] if told.returncode == 0 else []

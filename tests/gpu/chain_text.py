@@ -24,7 +24,10 @@ def table(done: Sequence[Done]) -> list[str]:
     ]  # fmt: skip
     rows = [_row(one) for one in done]
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in [head, *rows]]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in [head, *rows]
+    ]
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
@@ -65,7 +68,9 @@ def limits(done: Done) -> list[str]:
     for name, took in use["processes"].items():
         thread, cores = next(iter(took["peak_threads"].items()), ("", 0.0))
         if cores >= _THREAD_CORES:
-            found.append(f"{name}: thread {thread} had {cores:.2f} of a core in its busiest second ({took['threads'].get(thread, 0):.2f} on average)")
+            found.append(
+                f"{name}: thread {thread} had {cores:.2f} of a core in its busiest second ({took['threads'].get(thread, 0):.2f} on average)"
+            )
     for index, told in use["gpus"].items():
         if told["utilization.gpu"] >= _GPU_PERCENT:
             found.append(f"GPU {index}: busy {told['utilization.gpu']:.0f} % of the time")
@@ -88,7 +93,9 @@ def ratio_text(done: Sequence[Done]) -> str:
         for phase, count, most in zip(phases, streams, audio, strict=True)
     ]
     if len(phases) == 2 and streams[0]:
-        lines.append(f"{phases[1]} : {phases[0]} = {streams[1] / streams[0]:.2f} by streams carried, {audio[1] / audio[0]:.2f} by audio a second.")
+        lines.append(
+            f"{phases[1]} : {phases[0]} = {streams[1] / streams[0]:.2f} by streams carried, {audio[1] / audio[0]:.2f} by audio a second."
+        )
     return "\n".join(lines)
 
 
@@ -102,12 +109,21 @@ def use_text(done: Done) -> str:
         for index, told in use["gpus"].items()
     ]
     lines += [f"- load tool: {use['clients_cpu_s'] / use['wall_s']:.2f} cores in {done.point.processes} processes", ""]
-    lines += ["| process | cores | in its busiest second | GPU % | MB | threads, each in its busiest second |", "|---|---|---|---|---|---|"]
+    lines += [
+        "| process | cores | in its busiest second | GPU % | MB | threads, each in its busiest second |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, took in use["processes"].items():
         gpu = "" if took["gpu_percent"] is None else f"{took['gpu_percent']:.0f}"
         threads = ", ".join(f"{thread} {cores:.2f}" for thread, cores in took["peak_threads"].items() if cores >= 0.02)
-        lines.append(f"| {name} | {took['cores']:.2f} | {took['peak_cores']:.2f} | {gpu} | {took['memory_mb']:.0f} | {threads} |")
-    lines += ["", "| process | histogram (ms; p95 by bucket) | count | mean | p50 ≤ | p95 ≤ | p99 ≤ |", "|---|---|---|---|---|---|---|"]
+        lines.append(
+            f"| {name} | {took['cores']:.2f} | {took['peak_cores']:.2f} | {gpu} | {took['memory_mb']:.0f} | {threads} |"
+        )
+    lines += [
+        "",
+        "| process | histogram (ms; p95 by bucket) | count | mean | p50 ≤ | p95 ≤ | p99 ≤ |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for process, page in use["metrics"].items():
         if not any("rpc_duration" in name for name in page["histograms"]):
             continue  # it had nothing to do
@@ -158,4 +174,6 @@ def _cores(use: Mapping[str, Any]) -> float:
 def _shares(done: Done) -> str:
     parts = done.point.stage_s
     total = sum(part.p50 for part in parts.values()) or 1.0
-    return ", ".join(f"{name} {part.p50 * 1000:.0f} / {part.p95 * 1000:.0f} ({part.p50 / total:.0%})" for name, part in parts.items())
+    return ", ".join(
+        f"{name} {part.p50 * 1000:.0f} / {part.p95 * 1000:.0f} ({part.p50 / total:.0%})" for name, part in parts.items()
+    )

@@ -40,7 +40,10 @@ def children() -> dict[int, str]:
 def cpu_s(pid: int) -> dict[str, float]:
     """Processor seconds of a process, `all` of it and of each of its threads (`name/id`)."""
     found = {}
-    for name, stat in [("all", Path(f"/proc/{pid}/stat")), *((None, p / "stat") for p in Path(f"/proc/{pid}/task").iterdir())]:
+    for name, stat in [
+        ("all", Path(f"/proc/{pid}/stat")),
+        *((None, p / "stat") for p in Path(f"/proc/{pid}/task").iterdir()),
+    ]:
         with contextlib.suppress(OSError):  # a thread may have ended since
             before, _, after = stat.read_text().rpartition(")")
             fields = after.split()
@@ -211,7 +214,10 @@ class Gpu:
 
     async def _start(self, command: tuple[str, ...], take) -> None:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
         )
         self._running.append(process)
         self._readers.append(asyncio.create_task(self._read(process, take)))

@@ -27,7 +27,9 @@ PTXAS = next(Path(triton.__file__).parent.rglob("bin/ptxas"))
 SIZES = {"width", "bins", "codebooks", "outputs"}  # multiples of 16 here, which Triton sees when it is called
 
 
-def report(label: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, **options: Any) -> bool:
+def report(
+    label: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, **options: Any
+) -> bool:
     """One row of the table. types: of the arguments that are no constants. Returns: whether nothing spilled."""
     names = kernel.arg_names
     aligned = [name for name, kind in types.items() if kind.startswith("*") or name in SIZES]
@@ -44,7 +46,9 @@ def report(label: str, kernel: Any, types: dict[str, str], constants: dict[str, 
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        said = subprocess.run([PTXAS, "-arch=sm_90a", "-v", file.name, "-o", "/dev/null"], capture_output=True, text=True)
+        said = subprocess.run(
+            [PTXAS, "-arch=sm_90a", "-v", file.name, "-o", "/dev/null"], capture_output=True, text=True
+        )
     registers, spilled = (
         int(re.search(pattern, said.stderr)[1]) for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores")
     )
@@ -57,7 +61,9 @@ def report(label: str, kernel: Any, types: dict[str, str], constants: dict[str, 
 
 def main() -> int:
     print(f"triton {triton.__version__}, sm_90\n")
-    columns = "kernel | warps | registers | bytes spilled | shared bytes | 16-byte loads | asynchronous copies | tensor cores"
+    columns = (
+        "kernel | warps | registers | bytes spilled | shared bytes | 16-byte loads | asynchronous copies | tensor cores"
+    )
     print(f"| {columns} |\n|{'---|' * 8}")
     good = True
     for kind in ("bf16", "fp32"):
@@ -69,7 +75,9 @@ def main() -> int:
         types = {"gate_up": data, "out": data, "width": "i32"}
         good &= report(f"silu_mul {kind}", rows._silu_mul, types, {"BLOCK": 1024}, 4)
         types = {"codes": "*i64", "embeddings": data, "out": "*fp32", "vocab": "i32", "width": "i32"}
-        good &= report(f"embed_frames {kind}", rows._embed_frames, types, {"CODEBOOKS": 32, "PADDED": 32, "BLOCK": 64}, 4)
+        good &= report(
+            f"embed_frames {kind}", rows._embed_frames, types, {"CODEBOOKS": 32, "PADDED": 32, "BLOCK": 64}, 4
+        )
         types = {"logits": data, "temperatures": "*fp32", "top_ks": "*i64", "seeds": "*i64", "frames": "*i64",
                  "codes": "*i64", "embeddings": data, "rows": "*fp32", "codebook": "i32", "bins": "i32",
                  "codebooks": "i32", "vocab": "i32", "width": "i32"}  # fmt: skip
@@ -93,10 +101,20 @@ def main() -> int:
             good &= report(f"combine {width} {kind}", attention._combine, types, constants, 1)
         types = {"qkv": data, "rope": "*fp32", "keys": data, "values": data, "out": data, "position": "i32",
                  "rows_all": "i32", "rows_each": "i32", "scale": "fp32"}  # fmt: skip
-        constants = {"HEADS": 8, "KV_HEADS": 2, "HEAD_DIM": 128, "WIDTH": 128, "GROUP": 4, "PADDED": 16, "OVERLAP": True}
+        constants = {
+            "HEADS": 8,
+            "KV_HEADS": 2,
+            "HEAD_DIM": 128,
+            "WIDTH": 128,
+            "GROUP": 4,
+            "PADDED": 16,
+            "OVERLAP": True,
+        }
         for tile in (16, 32):
             label = f"aligned_attend {tile} {kind}"
-            good &= report(label, aligned._aligned, types, {**constants, "TILE": tile}, 1 if kind == "bf16" else 4, launch_pdl=True)
+            good &= report(
+                label, aligned._aligned, types, {**constants, "TILE": tile}, 1 if kind == "bf16" else 4, launch_pdl=True
+            )
         good &= report_products(kind)
     return 0 if good else 1
 
@@ -116,7 +134,11 @@ def report_products(kind: str) -> bool:
                 nonlocal good
                 launch_options = {name: options.pop(name) for name in ("num_stages", "launch_pdl") if name in options}
                 types = {
-                    name: names[value.dtype] if isinstance(value, torch.Tensor) else "i32" if isinstance(value, int) else "fp32"
+                    name: names[value.dtype]
+                    if isinstance(value, torch.Tensor)
+                    else "i32"
+                    if isinstance(value, int)
+                    else "fp32"
                     for name, value in zip(self.kernel.arg_names, given, strict=False)
                 }
                 named = f"{label} {kind}, {'x'.join(map(str, grid))} programs"

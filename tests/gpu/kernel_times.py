@@ -40,6 +40,8 @@ class KernelTimes:
         """Markdown, the costliest `rows` kernels. what: the name of a call."""
         lines = [f"| a {what} | us each | ms a {what} | kernel |", "|---|---|---|---|"]
         for name, each in sorted(self._times_us.items(), key=lambda item: -sum(item[1]))[:rows]:
-            a_call = f"{len(each) / self._count:.0f} | {statistics.median(each):.2f} | {sum(each) / 1e3 / self._count:.3f}"
+            a_call = (
+                f"{len(each) / self._count:.0f} | {statistics.median(each):.2f} | {sum(each) / 1e3 / self._count:.3f}"
+            )
             lines.append(f"| {a_call} | {name[:90]} |")
         return "\n".join(lines)

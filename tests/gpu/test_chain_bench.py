@@ -86,9 +86,16 @@ def test_counts_come_from_the_environment(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "allowed"),
     [
-        *(("POINTS", text, "streams:seconds[:ramp]") for text in ("a:b", "0:2", "-1:2", "2:0", "2:nan", "2:4:5", "2:4:1:1", " ")),
+        *(
+            ("POINTS", text, "streams:seconds[:ramp]")
+            for text in ("a:b", "0:2", "-1:2", "2:0", "2:nan", "2:4:5", "2:4:1:1", " ")
+        ),
         ("POINTS_ALL", "1:2 x", "streams:seconds[:ramp]"),
-        *((name, text, "a whole number from 1 to 64") for name in ("REPLICAS", "CODECS", "GATEWAYS") for text in ("0", "-1", "x")),
+        *(
+            (name, text, "a whole number from 1 to 64")
+            for name in ("REPLICAS", "CODECS", "GATEWAYS")
+            for text in ("0", "-1", "x")
+        ),
         ("CODEC_GPU", "-1", "a whole number from 0 to 63"),
         ("COMPARE", "2", "0, 1 or all"),
         ("LIMIT_S", "abc", "a whole number from 1 to 86400"),
@@ -110,7 +117,14 @@ def test_a_setting_that_cannot_be_used_is_named(monkeypatch, name, text, allowed
 
 def test_settings_that_can_be_used_are_taken(monkeypatch, tmp_path):
     check_settings()
-    can = {"POINTS": "1 2:4:4", "COMPARE": "all", "WATERMARK_GPU": "0", "DEVICE": "cpu", "BUNDLE": "noise", "OUT": str(tmp_path / "a")}
+    can = {
+        "POINTS": "1 2:4:4",
+        "COMPARE": "all",
+        "WATERMARK_GPU": "0",
+        "DEVICE": "cpu",
+        "BUNDLE": "noise",
+        "OUT": str(tmp_path / "a"),
+    }
     for name, text in can.items():
         monkeypatch.setenv(name, text)
     check_settings()
@@ -132,7 +146,13 @@ def test_where_files_go_must_be_a_folder(monkeypatch, tmp_path):
 @contextlib.contextmanager
 def script(tmp_path, **settings):
     """The whole of it, in the background."""
-    env = {"OUT": str(tmp_path / "out"), "PYTHON": sys.executable, "WHEELS": str(tmp_path), "DEVICE": "cpu", "LIMIT_S": "20"}
+    env = {
+        "OUT": str(tmp_path / "out"),
+        "PYTHON": sys.executable,
+        "WHEELS": str(tmp_path),
+        "DEVICE": "cpu",
+        "LIMIT_S": "20",
+    }
     with subprocess.Popen(
         [SCRIPT], env=os.environ | env | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as ran:
@@ -142,7 +162,9 @@ def script(tmp_path, **settings):
             ran.terminate()
 
 
-@pytest.mark.parametrize(("name", "text"), [("POINTS", "0:2"), ("LIMIT_S", "out[$(touch ${OUT}_ran)]"), ("BEGAN_S", "x")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("POINTS", "0:2"), ("LIMIT_S", "out[$(touch ${OUT}_ran)]"), ("BEGAN_S", "x")]
+)
 def test_nothing_begins_with_settings_that_cannot_be_used(tmp_path, name, text):
     with script(tmp_path, **{name: text}) as ran:
         _, said = ran.communicate(timeout=60)

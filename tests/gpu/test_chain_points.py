@@ -68,7 +68,12 @@ def test_the_search_goes_up_to_the_slots_and_down_from_failure():
 
 
 def test_two_phases_are_compared():
-    both = [done(500), done(1000, underruns=1), done(900, phase="2 backbones"), done(1000, took_s=5.0, phase="2 backbones")]
+    both = [
+        done(500),
+        done(1000, underruns=1),
+        done(900, phase="2 backbones"),
+        done(1000, took_s=5.0, phase="2 backbones"),
+    ]
     text = ratio_text(both)
     assert "1 backbone: 500 streams carried" in text and "2 backbones: 1000 streams carried" in text
     assert "2 backbones : 1 backbone = 2.00 by streams carried, 2.00 by audio a second" in text
@@ -92,10 +97,19 @@ def page(**calls):
 
 
 def test_use_is_what_came_between_two_readings():
-    first = Reading(10.0, {"backbone": (7, {"all": 1.0, "main": 0.5}, 100.0)}, {"backbone": page(OK=3), "backbone-2": page(OK=1)})
-    last = Reading(14.0, {"backbone": (7, {"all": 5.0, "main": 4.1}, 120.0)}, {"backbone": page(OK=10), "backbone-2": page(OK=1)})
+    first = Reading(
+        10.0, {"backbone": (7, {"all": 1.0, "main": 0.5}, 100.0)}, {"backbone": page(OK=3), "backbone-2": page(OK=1)}
+    )
+    last = Reading(
+        14.0, {"backbone": (7, {"all": 5.0, "main": 4.1}, 120.0)}, {"backbone": page(OK=10), "backbone-2": page(OK=1)}
+    )
     gpu = Gpu()
-    for line in ("0, 99, 50, 1000, 300, 1980", "1, 10, 5, 900, 100, 1980", "name, of, something", "0, 97, 50, 1000, 300, 1980"):
+    for line in (
+        "0, 99, 50, 1000, 300, 1980",
+        "1, 10, 5, 900, 100, 1980",
+        "name, of, something",
+        "0, 97, 50, 1000, 300, 1980",
+    ):
         try:
             gpu._read_device(line)
         except ValueError:
@@ -104,12 +118,18 @@ def test_use_is_what_came_between_two_readings():
     use = use_between(first, last, {"backbone": {"all": 1.2, "main": 0.95}}, gpu)
     assert use["gpus"]["0"]["utilization.gpu"] == 98 and use["gpus"]["1"]["utilization.gpu"] == 10
     took = use["processes"]["backbone"]
-    assert took["cores"] == 1.0 and took["threads"]["main"] == pytest.approx(0.9) and took["peak_threads"] == {"main": 0.95}
+    assert (
+        took["cores"] == 1.0
+        and took["threads"]["main"] == pytest.approx(0.9)
+        and took["peak_threads"] == {"main": 0.95}
+    )
     assert spread(use) == {"backbone": {"backbone": 7, "backbone-2": 0}}
     told = "\n".join(limits(done(4, use=use)))
     assert "backbone: thread main had 0.95 of a core" in told and "GPU 0: busy 98 %" in told and "GPU 1" not in told
     assert "backbone: waited 500 ms for a turn" in told
-    assert "gateways: 95 of 100 calls were taken in after up to 100 ms" in told  # first audio here, and at the gateway 0
+    assert (
+        "gateways: 95 of 100 calls were taken in after up to 100 ms" in told
+    )  # first audio here, and at the gateway 0
 
 
 def test_what_is_written_can_be_read(tmp_path):
@@ -117,7 +137,10 @@ def test_what_is_written_can_be_read(tmp_path):
     write(points, {"address": "a chain", "machine": "this one"}, "s\n", tmp_path)
     text, told = (tmp_path / "chain.md").read_text(), json.loads((tmp_path / "chain.json").read_text())
     assert "| 1 backbone | 4 " in text and "machine: this one" in text and "4 streams carried" in text
-    assert [(one["phase"], one["carried"], one["load"]) for one in told["points"]] == [("1 backbone", True, 4), ("1 backbone", False, 8)]
+    assert [(one["phase"], one["carried"], one["load"]) for one in told["points"]] == [
+        ("1 backbone", True, 4),
+        ("1 backbone", False, 8),
+    ]
     assert "8 streams: NOT carried" in brief(points[1])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chain.json", "chain.md", "gpu.csv"]
 

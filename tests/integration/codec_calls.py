@@ -44,9 +44,7 @@ class Served:
 
 @asynccontextmanager
 async def serve(bundle_folder, **overrides):
-    settings = read(
-        CodecSettings, {}, listen="127.0.0.1:0", model=str(bundle_folder), slots=SLOTS, **overrides
-    )
+    settings = read(CodecSettings, {}, listen="127.0.0.1:0", model=str(bundle_folder), slots=SLOTS, **overrides)
     async with open_stage(settings) as stage:
         server = StageServer(stage, settings)
         address = await server.start()

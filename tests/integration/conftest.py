@@ -42,7 +42,9 @@ class FakeChain:
     async def start_stage(self, name: str) -> None:
         """Start one stage, on its old port when it had one."""
         servicer, add = servicers(self.board)[name]
-        settings = read(ServerSettings, environ={}, listen=self.addresses.get(name, "127.0.0.1:0"), **self.stage_settings)
+        settings = read(
+            ServerSettings, environ={}, listen=self.addresses.get(name, "127.0.0.1:0"), **self.stage_settings
+        )
         server = StageServer(
             Stage(f"csm.{name}.v1.{name.capitalize()}Service", lambda grpc_server: add(servicer, grpc_server)), settings
         )

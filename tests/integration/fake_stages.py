@@ -131,9 +131,7 @@ class FakeBackbone(backbone_pb2_grpc.BackboneServiceServicer):
             board.requests.append(request)
             seed = request.sampling.seed if request.sampling.HasField("seed") else 77
             rows = sum(len(part.text.ids) + len(part.audio.frames) for part in request.prompt)
-            yield backbone_pb2.GenerateResponse(
-                started=backbone_pb2.GenerateStarted(seed=seed, prompt_rows=rows)
-            )
+            yield backbone_pb2.GenerateResponse(started=backbone_pb2.GenerateStarted(seed=seed, prompt_rows=rows))
             for index in range(len(request.generated), board.frames):
                 if board.gate is not None:
                     await board.until(lambda index=index: board.gate is None or index < board.gate, 60)
@@ -164,9 +162,7 @@ class FakeCodec(codec_pb2_grpc.CodecServiceServicer):
 
     async def Decode(self, request_iterator, context):
         with self.board.call("codec", context):
-            pcm = common_pb2.AudioFormat(
-                encoding=common_pb2.AUDIO_ENCODING_PCM_F32LE, sample_rate_hz=24000, channels=1
-            )
+            pcm = common_pb2.AudioFormat(encoding=common_pb2.AUDIO_ENCODING_PCM_F32LE, sample_rate_hz=24000, channels=1)
             frames = 0
             async for request in request_iterator:
                 if request.HasField("start"):
@@ -203,9 +199,7 @@ class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
                 if request.HasField("start"):
                     self.board.admit("watermark")
                     yield watermark_pb2.EmbedResponse(
-                        started=watermark_pb2.EmbedStarted(
-                            format=request.start.format, lookahead_samples=LOOKAHEAD
-                        )
+                        started=watermark_pb2.EmbedStarted(format=request.start.format, lookahead_samples=LOOKAHEAD)
                     )
                     continue
                 held = np.concatenate([held, np.frombuffer(request.audio.data, "<f4")])
@@ -228,9 +222,7 @@ class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
 
     @staticmethod
     def _marked(samples):
-        return watermark_pb2.EmbedResponse(
-            audio=watermark_pb2.MarkedAudio(data=(samples + np.float32(MARK)).tobytes())
-        )
+        return watermark_pb2.EmbedResponse(audio=watermark_pb2.MarkedAudio(data=(samples + np.float32(MARK)).tobytes()))
 
     async def Detect(self, request, context):
         with self.board.call("detector", context):
@@ -239,9 +231,7 @@ class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
             return response
 
     async def GetModelInfo(self, request, context):
-        return watermark_pb2.GetModelInfoResponse(
-            bundle=self.board.identity, lookahead_samples=LOOKAHEAD, trained=True
-        )
+        return watermark_pb2.GetModelInfoResponse(bundle=self.board.identity, lookahead_samples=LOOKAHEAD, trained=True)
 
 
 def servicers(board: Board):

@@ -306,7 +306,11 @@ async def test_spans_of_a_request_cancelled_in_the_queue(spans):
         trace_id = caller.get_span_context().trace_id
 
         def found(name):
-            return [s for s in spans() if s.context.trace_id == trace_id and s.name == name and s.kind != trace.SpanKind.CLIENT]
+            return [
+                s
+                for s in spans()
+                if s.context.trace_id == trace_id and s.name == name and s.kind != trace.SpanKind.CLIENT
+            ]
 
         while not found(METHOD):
             await asyncio.sleep(0.005)

@@ -15,7 +15,9 @@ pytestmark = pytest.mark.timeout(60)
 def ended(measured) -> Counter[str]:
     """Generate calls by status."""
     points = measured.get("csm.rpc.duration", ())
-    return Counter({point.attributes["code"]: point.count for point in points if point.attributes["rpc.method"] == "Generate"})
+    return Counter(
+        {point.attributes["code"]: point.count for point in points if point.attributes["rpc.method"] == "Generate"}
+    )
 
 
 def count(measured, name: str) -> int:
@@ -52,7 +54,9 @@ async def test_a_broken_device_is_counted_and_holds_nothing(metrics):
         assert count(measured, "csm.backbone.prefill.duration") in (1, 2)
         assert value(measured, "csm.backbone.slots.active") == value(measured, "csm.backbone.queue.depth") == 0
         assert value(measured, "csm.backbone.blocks.used") == 0
-        assert value(measured, "csm.backbone.slots.capacity") == 2 and value(measured, "csm.backbone.queue.capacity") == 1
+        assert (
+            value(measured, "csm.backbone.slots.capacity") == 2 and value(measured, "csm.backbone.queue.capacity") == 1
+        )
 
 
 async def test_refused_cancelled_and_done_are_counted_apart(metrics):

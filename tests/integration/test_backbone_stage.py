@@ -206,11 +206,13 @@ async def test_a_broken_stream_is_taken_up_where_it_ended(stub):
         (request(generated=frames_of([[0] * 8])), "generated[0].codes", "ends speech"),
         (
             request(chunk_policy=backbone_pb2.ChunkPolicy(ramp_frames=[1, 65])),
-            "chunk_policy.ramp_frames[1]", "must be 1 to 64",
+            "chunk_policy.ramp_frames[1]",
+            "must be 1 to 64",
         ),
         (
             request(chunk_policy=backbone_pb2.ChunkPolicy(ramp_frames=[0])),
-            "chunk_policy.ramp_frames[0]", "must be 1 to 64",
+            "chunk_policy.ramp_frames[0]",
+            "must be 1 to 64",
         ),
     ],
 )
@@ -290,8 +292,10 @@ async def test_metrics_say_how_long_and_how_full(bundle_folder, metrics):
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [({"prefill_rows": 24}, "CSM_BACKBONE_PREFILL_ROWS=24: must be a multiple of 16"),
-     ({"blocks": 5}, "CSM_BACKBONE_BLOCKS=5: the longest request takes 6")],
+    [
+        ({"prefill_rows": 24}, "CSM_BACKBONE_PREFILL_ROWS=24: must be a multiple of 16"),
+        ({"blocks": 5}, "CSM_BACKBONE_BLOCKS=5: the longest request takes 6"),
+    ],
 )
 async def test_a_cache_that_cannot_serve_stops_the_start(bundle_folder, overrides, message):
     with pytest.raises(StartError, match=message):

@@ -26,14 +26,23 @@ class Csm:
         self.started: list[asyncio.subprocess.Process] = []
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("CSM_", "OTEL_"))}
         self._env = {
-            **clean, "CSM_STATE_DIR": str(folder / "state"), "CSM_TEST_MARK": self._mark, "COLUMNS": "80",
+            **clean,
+            "CSM_STATE_DIR": str(folder / "state"),
+            "CSM_TEST_MARK": self._mark,
+            "COLUMNS": "80",
             "OMP_NUM_THREADS": "1",
         }
 
     async def start(self, *arguments):
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gateway.cli", *arguments,
-            cwd=self.folder, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            sys.executable,
+            "-m",
+            "gateway.cli",
+            *arguments,
+            cwd=self.folder,
+            env=self._env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         self.started.append(process)
         return process
@@ -116,13 +125,24 @@ async def test_up_serves_other_terminals_until_a_service_dies(csm, tmp_path):
     assert (code, err) == (0, "") and "incomplete" not in out, out + err
     page = (tmp_path / "page.html").read_text()
     assert "OK · done" in page and "12 characters" in page and "embedded" in page and "Hello there" not in page
-    assert all(row in page for row in (*ROWS, "queue", "prefill", "first_mark", "csm.speech.v1.SpeechService/StreamSynthesize"))
+    assert all(
+        row in page for row in (*ROWS, "queue", "prefill", "first_mark", "csm.speech.v1.SpeechService/StreamSynthesize")
+    )
     assert page.count('class="chunk') >= 3 and "Chunks of audio" in page
     await csm("say", "Hello there.", "-o", "again.wav", "--seed", "1", "--max-seconds", "0.8")
     # The same frames; in what chunks they were decoded is a matter of timing, and costs a rounding.
     np.testing.assert_allclose(samples(tmp_path / "again.wav"), samples(tmp_path / "a.wav"), rtol=0, atol=1e-4)
     code, out, err = await csm(
-        "say", "Well said.", "-o", "b.wav", "--rate", "16000", "--max-seconds", "0.4", "--context", "1@a.wav:Hello there."
+        "say",
+        "Well said.",
+        "-o",
+        "b.wav",
+        "--rate",
+        "16000",
+        "--max-seconds",
+        "0.4",
+        "--context",
+        "1@a.wav:Hello there.",
     )
     assert code == 0, err
     with wave.open(str(tmp_path / "b.wav")) as file:

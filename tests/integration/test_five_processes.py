@@ -54,9 +54,7 @@ def utterance(text="The quick brown fox.", frames=12, seed=5, **fields):
 def clip(seconds=0.5, rate=16000):
     tone = 0.3 * np.sin(2 * np.pi * 220 * np.arange(int(seconds * rate)) / rate)
     raw = common_pb2.RawAudio(
-        format=common_pb2.AudioFormat(
-            encoding=common_pb2.AUDIO_ENCODING_PCM_F32LE, sample_rate_hz=rate, channels=1
-        ),
+        format=common_pb2.AudioFormat(encoding=common_pb2.AUDIO_ENCODING_PCM_F32LE, sample_rate_hz=rate, channels=1),
         data=tone.astype("<f4").tobytes(),
     )
     return common_pb2.AudioClip(raw=raw)
@@ -160,9 +158,7 @@ async def test_bad_input_names_field_and_limit_and_the_server_goes_on(chain, spe
 
 async def test_control_tokens_in_text_are_spelled_out(chain, speech):
     """As many rows as characters and more: nothing was obeyed."""
-    plain = await speech.Synthesize(
-        speech_pb2.SynthesizeRequest(utterance=utterance(text="x", frames=1)), timeout=30
-    )
+    plain = await speech.Synthesize(speech_pb2.SynthesizeRequest(utterance=utterance(text="x", frames=1)), timeout=30)
     tricky = await speech.Synthesize(
         speech_pb2.SynthesizeRequest(utterance=utterance(text="x<|begin_of_text|><|end_of_text|>", frames=1)),
         timeout=30,
@@ -210,9 +206,27 @@ async def test_cancel_frees_every_slot(chain, speech):
 async def test_eight_callers_of_the_load_tool_get_every_byte(chain, speech, tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("CSM_", "OTEL_"))}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway.cli", "bench", "--address", chain.addresses["gateway"], "-o", str(tmp_path),
-        "--streams", "8", "--duration", "0.5", "--ramp-up", "0", "--audio-seconds", "1", "--processes", "2",
-        env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        sys.executable,
+        "-m",
+        "gateway.cli",
+        "bench",
+        "--address",
+        chain.addresses["gateway"],
+        "-o",
+        str(tmp_path),
+        "--streams",
+        "8",
+        "--duration",
+        "0.5",
+        "--ramp-up",
+        "0",
+        "--audio-seconds",
+        "1",
+        "--processes",
+        "2",
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     out, err = await asyncio.wait_for(process.communicate(), 120)
     assert process.returncode == 0, (out + err).decode()

@@ -48,9 +48,14 @@ def logs_in(folder):
 async def csm(folder, *arguments, **environment):
     """(exit code, what was printed)"""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway.cli", *map(str, arguments), cwd=ROOT,
+        sys.executable,
+        "-m",
+        "gateway.cli",
+        *map(str, arguments),
+        cwd=ROOT,
         env={**os.environ, "CSM_STATE_DIR": str(folder / "state"), **environment},
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     printed, _ = await asyncio.wait_for(process.communicate(), 60)
     return process.returncode, printed.decode()

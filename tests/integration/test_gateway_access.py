@@ -194,8 +194,13 @@ async def test_mutual_tls_on_every_hop_and_a_token(open_chain, board, tmp_path, 
     cert, key = authority.issue("gateway.example").write(tmp_path, "gateway")
     files = tls.ClientFiles(ca, *authority.issue("caller.example").write(tmp_path, "caller"))
     chain = await open_chain(
-        stage_settings=server, **server, tokens_file=str(tokens), metadata=shows(TV),
-        upstream_ca_file=ca, upstream_cert_file=cert, upstream_key_file=key,
+        stage_settings=server,
+        **server,
+        tokens_file=str(tokens),
+        metadata=shows(TV),
+        upstream_ca_file=ca,
+        upstream_cert_file=cert,
+        upstream_key_file=key,
         credentials=tls.watched_channel_credentials(files),
     )
     address, credentials = chain.addresses["gateway"], tls.channel_credentials(files)

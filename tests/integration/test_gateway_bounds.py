@@ -24,9 +24,7 @@ def wav() -> bytes:
 
 
 # What the watermark holds by nature comes on top of its window: 700 samples, less than a frame.
-@pytest.mark.parametrize(
-    ("stage", "window"), [("codec", CODEC_WINDOW_FRAMES), ("watermark", WATERMARK_WINDOW_FRAMES)]
-)
+@pytest.mark.parametrize(("stage", "window"), [("codec", CODEC_WINDOW_FRAMES), ("watermark", WATERMARK_WINDOW_FRAMES)])
 async def test_a_stage_that_gives_nothing_back_is_sent_no_more_than_its_window(open_chain, board, stage, window):
     chain = await open_chain()
     board.frames, board.silent = 100_000, {stage}

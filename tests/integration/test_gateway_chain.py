@@ -14,9 +14,7 @@ F32 = common_pb2.AUDIO_ENCODING_PCM_F32LE
 
 def request(text="hello", **fields):
     output = fields.pop("output", speech_pb2.OutputOptions(encoding=F32))
-    return speech_pb2.StreamSynthesizeRequest(
-        utterance=speech_pb2.Utterance(text=text, **fields), output=output
-    )
+    return speech_pb2.StreamSynthesizeRequest(utterance=speech_pb2.Utterance(text=text, **fields), output=output)
 
 
 async def listen(call):

@@ -99,7 +99,9 @@ async def test_readiness_is_measured_as_health_says_it(metrics):
         async with asyncio.timeout(30):
             for address in addresses:
                 async with grpc.aio.insecure_channel(address) as channel:
-                    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="readiness"))
+                    watch = health_pb2_grpc.HealthStub(channel).Watch(
+                        health_pb2.HealthCheckRequest(service="readiness")
+                    )
                     while (await watch.read()).status != SERVING:
                         pass
                     watch.cancel()
@@ -227,13 +229,17 @@ async def test_servers_that_are_told_to_share_a_port_both_serve():
     codecs, servers, address = [Codec(), Codec()], [], "127.0.0.1:0"
     try:
         for codec in codecs:
-            stage = Stage(SERVICE, lambda server, codec=codec: codec_pb2_grpc.add_CodecServiceServicer_to_server(codec, server))
+            stage = Stage(
+                SERVICE, lambda server, codec=codec: codec_pb2_grpc.add_CodecServiceServicer_to_server(codec, server)
+            )
             server = StageServer(stage, read(ServerSettings, {}, listen=address, share_port=True))
             address = await server.start()
             servers.append(server)
         async with asyncio.timeout(60):
             while not all(codec.asked for codec in codecs):  # the kernel chooses by the connection's own port
-                async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+                async with grpc.aio.insecure_channel(
+                    address, options=[("grpc.use_local_subchannel_pool", 1)]
+                ) as channel:
                     stub = codec_pb2_grpc.CodecServiceStub(channel)
                     await stub.GetModelInfo(codec_pb2.GetModelInfoRequest(), timeout=10)
     finally:

@@ -32,11 +32,14 @@ main("codec", ServerSettings, open_stage)
 """
 
 
-STUCK = PROCESS.replace("    yield Stage(", """    import threading
+STUCK = PROCESS.replace(
+    "    yield Stage(",
+    """    import threading
     from services.runtime.pool import Pool
     pool = Pool("stuck", 1, stall_s=0.2)
     job = asyncio.ensure_future(pool.run(threading.Event().wait))
-    yield Stage(""").replace("(codec, server))", "(codec, server), is_live=pool.is_live)")
+    yield Stage(""",
+).replace("(codec, server))", "(codec, server), is_live=pool.is_live)")
 
 
 async def start_process(*arguments, code=PROCESS, **environ):
@@ -59,9 +62,10 @@ async def start_process(*arguments, code=PROCESS, **environ):
 
 async def test_sigterm_lets_running_calls_finish_and_refuses_new_ones():
     process, address = await start_process(CSM_GRACE_S="20")
-    async with grpc.aio.insecure_channel(address) as channel, grpc.aio.insecure_channel(
-        address, options=[("grpc.use_local_subchannel_pool", 1)]
-    ) as late:
+    async with (
+        grpc.aio.insecure_channel(address) as channel,
+        grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as late,
+    ):
         call = codec_pb2_grpc.CodecServiceStub(channel).Decode()
         await call.write(codec_pb2.DecodeRequest())
         assert (await call.read()).finished.frames == 1

@@ -182,7 +182,9 @@ async def test_half_written_files_leave_the_old_ones_in_use_and_the_log_says_so(
         write()
         for _ in range(2):
             assert await site.serial() == site.issued.serial
-        (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING and "stay" in record.message]
+        (warning,) = [
+            record for record in caplog.records if record.levelno >= logging.WARNING and "stay" in record.message
+        ]
         assert str(cert) in warning.message or str(key) in warning.message
         assert renewed.key.decode()[30:60] not in caplog.text
     key.write_bytes(renewed.key)
@@ -246,12 +248,18 @@ async def test_a_certificate_that_servers_do_not_trust_yet_cuts_nobody_off(site,
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        ({"listen": "0.0.0.0:0"}, "CSM_LISTEN='0.0.0.0:0': .* set CSM_TLS_CERT_FILE and CSM_TLS_KEY_FILE, or CSM_INSECURE=plaintext"),
+        (
+            {"listen": "0.0.0.0:0"},
+            "CSM_LISTEN='0.0.0.0:0': .* set CSM_TLS_CERT_FILE and CSM_TLS_KEY_FILE, or CSM_INSECURE=plaintext",
+        ),
         ({"listen": "0.0.0.0:0", "insecure": "no-tokens"}, "CSM_INSECURE=plaintext"),
         ({"insecure": "everything"}, "CSM_INSECURE='everything': must be a list of plaintext, no-tokens"),
         ({"tls_cert_file": "a.crt"}, "CSM_TLS_KEY_FILE is not set"),
         ({"tls_client_ca_file": "a.crt"}, "CSM_TLS_CERT_FILE is not set"),
-        ({"tls_cert_file": "no.crt", "tls_key_file": "no.key"}, "CSM_TLS_CERT_FILE, CSM_TLS_KEY_FILE: no.crt: No such file"),
+        (
+            {"tls_cert_file": "no.crt", "tls_key_file": "no.key"},
+            "CSM_TLS_CERT_FILE, CSM_TLS_KEY_FILE: no.crt: No such file",
+        ),
     ],
 )
 async def test_what_is_wrong_with_the_settings_is_one_line(overrides, line):

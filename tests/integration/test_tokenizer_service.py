@@ -33,9 +33,7 @@ async def refusal(awaitable):
 
 async def test_segments_come_back_in_order_in_the_template(tokenizer, bundle_folder):
     stock = PreTrainedTokenizerFast(tokenizer_file=str(bundle_folder / "tokenizer.json"))
-    response = await tokenizer.Tokenize(
-        segments((0, "Hello there."), (1, "<|end_of_text|> Grüße")), timeout=10
-    )
+    response = await tokenizer.Tokenize(segments((0, "Hello there."), (1, "<|end_of_text|> Grüße")), timeout=10)
     first, second = (list(segment.ids) for segment in response.segments)
     bos, eos = stock.convert_tokens_to_ids(["<|begin_of_text|>", "<|end_of_text|>"])
     assert first == [bos, *stock.encode("[0]Hello there.", add_special_tokens=False), eos]

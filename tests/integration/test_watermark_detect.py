@@ -73,9 +73,7 @@ async def test_a_caller_who_leaves_ends_the_search(pair_folder, monkeypatch):
         call = stub.Detect(watermark_pb2.DetectRequest(audio=raw(speech_like(0.5))), timeout=30)
         waiting = asyncio.ensure_future(call.wait_for_connection())
         assert await asyncio.to_thread(began.wait, 10)
-        full = await refusal(
-            stub.Detect(watermark_pb2.DetectRequest(audio=raw(speech_like(0.5))), timeout=10)
-        )
+        full = await refusal(stub.Detect(watermark_pb2.DetectRequest(audio=raw(speech_like(0.5))), timeout=10))
         assert full.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         call.cancel()
         assert await asyncio.to_thread(ended.wait, 10)
@@ -86,7 +84,5 @@ async def test_untrained_nets_say_not_found_with_their_confidence(tmp_path):
     folder = write_bundle(tmp_path / "bundle", "untrained", lambda place: write_random(place, TINY, seed=0))
     async with serving(folder) as stub:
         _, data, _ = await embed(stub, [start(), audio(speech_like(1.5))])
-        answer = await stub.Detect(
-            watermark_pb2.DetectRequest(audio=raw(np.frombuffer(data, "<f4"))), timeout=60
-        )
+        answer = await stub.Detect(watermark_pb2.DetectRequest(audio=raw(np.frombuffer(data, "<f4"))), timeout=60)
         assert not answer.found and 0 < answer.confidence < answer.threshold

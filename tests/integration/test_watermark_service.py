@@ -135,9 +135,7 @@ async def test_streams_side_by_side_do_not_mix(service):
     clips = [speech_like(0.6, seed=seed) * (1 + seed) for seed in range(4)]
 
     async def through(clip):
-        _, data, _ = await embed(
-            service, [start(), *(audio(clip[i : i + 1920]) for i in range(0, len(clip), 1920))]
-        )
+        _, data, _ = await embed(service, [start(), *(audio(clip[i : i + 1920]) for i in range(0, len(clip), 1920))])
         return np.frombuffer(data, "<f4")
 
     together = await asyncio.gather(*map(through, clips))

@@ -40,9 +40,7 @@ FLOATS = tone(24_000)
 def raw(samples, rate_hz, encoding=F32, channels=1):
     data = samples if isinstance(samples, bytes) else samples.astype("<f4").tobytes()
     form = common_pb2.AudioFormat(encoding=encoding, sample_rate_hz=rate_hz, channels=channels)
-    return tokenizer_pb2.EncodeAudioRequest(
-        audio=common_pb2.AudioClip(raw=common_pb2.RawAudio(format=form, data=data))
-    )
+    return tokenizer_pb2.EncodeAudioRequest(audio=common_pb2.AudioClip(raw=common_pb2.RawAudio(format=form, data=data)))
 
 
 def wav(data):

@@ -24,9 +24,7 @@ F32, S16 = common_pb2.AUDIO_ENCODING_PCM_F32LE, common_pb2.AUDIO_ENCODING_PCM_S1
 def write_bundle(folder, bundle_id, write_nets):
     """The embedded bundle's table under another id, with other watermark nets."""
     text = (Path(models.bundle.__file__).parent / "embedded" / "bundle.toml").read_text()
-    table = text.replace('id = "embedded"', f'id = "{bundle_id}"').replace(
-        "trained = false", "trained = true"
-    )
+    table = text.replace('id = "embedded"', f'id = "{bundle_id}"').replace("trained = false", "trained = true")
     assert f'id = "{bundle_id}"' in table
     folder.mkdir(exist_ok=True)
     (folder / "bundle.toml").write_text(table)
@@ -66,9 +64,7 @@ def audio(samples):
 
 def raw(samples, rate_hz=24000, **fields):
     form = common_pb2.AudioFormat(**({"encoding": F32, "sample_rate_hz": rate_hz} | fields))
-    return common_pb2.AudioClip(
-        raw=common_pb2.RawAudio(format=form, data=np.asarray(samples, "<f4").tobytes())
-    )
+    return common_pb2.AudioClip(raw=common_pb2.RawAudio(format=form, data=np.asarray(samples, "<f4").tobytes()))
 
 
 async def embed(stub, requests):

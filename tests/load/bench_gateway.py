@@ -158,6 +158,7 @@ async def measure(args: argparse.Namespace) -> None:
     env |= {"CSM_MODEL": BUNDLE, "CSM_LISTEN": addresses["gateway"], "CSM_LOG_LEVEL": "WARNING"}
     env |= dict(pair.split("=", 1) for pair in args.env)
     async with AsyncExitStack() as stack:
+
         async def start(*argv: str) -> asyncio.subprocess.Process:
             process = await asyncio.create_subprocess_exec(sys.executable, *argv, env=env)
             stack.push_async_callback(process.wait)
@@ -176,8 +177,11 @@ async def measure(args: argparse.Namespace) -> None:
         for name in ("tls_ca", "tls_cert", "tls_key", "token_file"):
             setattr(options, name, None)
         plan = Plan(
-            streams=args.streams, duration_s=args.duration, ramp_up_s=min(5.0, args.duration / 3),
-            audio_s=args.audio_seconds, listens=not args.flat_out,
+            streams=args.streams,
+            duration_s=args.duration,
+            ramp_up_s=min(5.0, args.duration / 3),
+            audio_s=args.audio_seconds,
+            listens=not args.flat_out,
         )
         if args.attach:
             print("gateway process", *pids, file=sys.stderr)
@@ -207,7 +211,9 @@ def main() -> None:
     parser.add_argument("--frame-ms", type=float, default=20.0, help="one frame of a stream every so many ms")
     parser.add_argument("--processes", type=int, default=1, help="of callers")
     parser.add_argument("--gateways", type=int, default=1, help="gateway processes, on one port")
-    parser.add_argument("--flat-out", action="store_true", help="the next utterance when the last is received, not heard")
+    parser.add_argument(
+        "--flat-out", action="store_true", help="the next utterance when the last is received, not heard"
+    )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the gateway")
     parser.add_argument("--profile", metavar="FILE", help="run the gateway under cProfile")
     parser.add_argument("--attach", action="store_true", help="say the gateway's process id, for a sampling profiler")

@@ -67,14 +67,23 @@ def test_sesame_layout_has_the_public_names_and_config(sesame):
     # as in the public file: 9 tensors a layer, two norms, two embeddings, projection, two heads
     assert len(names) == 9 * (3 + 2) + 2 + 5
     assert {
-        "backbone.layers.2.attn.output_proj.weight", "decoder.layers.1.mlp.w3.weight", "backbone.norm.scale",
-        "decoder.layers.0.sa_norm.scale", "text_embeddings.weight", "audio_embeddings.weight",
-        "projection.weight", "codebook0_head.weight", "audio_head",
+        "backbone.layers.2.attn.output_proj.weight",
+        "decoder.layers.1.mlp.w3.weight",
+        "backbone.norm.scale",
+        "decoder.layers.0.sa_norm.scale",
+        "text_embeddings.weight",
+        "audio_embeddings.weight",
+        "projection.weight",
+        "codebook0_head.weight",
+        "audio_head",
     } <= names
     # as in the public config.json of CSM-1B, key by key
     assert sesame_config(load_bundle("csm-1b").generator) == {
-        "audio_num_codebooks": 32, "audio_vocab_size": 2051, "text_vocab_size": 128256,
-        "backbone_flavor": "llama-1B", "decoder_flavor": "llama-100M",
+        "audio_num_codebooks": 32,
+        "audio_vocab_size": 2051,
+        "text_vocab_size": 128256,
+        "backbone_flavor": "llama-1B",
+        "decoder_flavor": "llama-100M",
     }
 
 
@@ -105,11 +114,13 @@ def test_tied_embeddings_load_under_either_name_or_both(transformers_files, keep
     names = ("depth_decoder.model.embed_tokens.weight", "backbone_model.embed_tokens.embed_audio_tokens.weight")
     wanted = stock.state_dict()[names[0]].clone()
     for index, file in enumerate(TRANSFORMERS["weights"]):
+
         def only(state, index=index):
             for name in names:
                 state.pop(name, None)
                 if keep in (name, "both") and index == 0:
                     state[name] = wanted.clone()
+
         rewrite(part.folder / file, only)
     assert torch.equal(load_model(part).audio_embeddings.weight, wanted)
 
@@ -124,8 +135,12 @@ def test_untied_embeddings_are_refused(transformers_files):
         state["backbone_model.embed_tokens.embed_audio_tokens.weight"] = embeddings
 
     rewrite(part.folder / TRANSFORMERS["weights"][0], untie)
-    rewrite(part.folder / TRANSFORMERS["weights"][1],
-            lambda state: [state.pop(name) for name in list(state) if "embed_audio" in name or "model.embed_tokens.w" in name])
+    rewrite(
+        part.folder / TRANSFORMERS["weights"][1],
+        lambda state: [
+            state.pop(name) for name in list(state) if "embed_audio" in name or "model.embed_tokens.w" in name
+        ],
+    )
     with pytest.raises(PartError, match="differs from the backbone's audio embeddings"):
         load_model(part)
 

@@ -139,7 +139,10 @@ def test_greedy_codes_equal_transformers(model, stock, case):
     never = list(range(model.part.audio_vocab_size - 3, model.part.audio_vocab_size))
     stock.depth_decoder.generation_config.suppress_tokens = never
     theirs = stock.generate(
-        **stock_inputs(stock, case), max_new_tokens=FRAMES, do_sample=False, depth_decoder_do_sample=False,
+        **stock_inputs(stock, case),
+        max_new_tokens=FRAMES,
+        do_sample=False,
+        depth_decoder_do_sample=False,
         suppress_tokens=never,
     )[0]
     ours = our_frames(model, case, Sampling(top_k=1))

@@ -30,30 +30,58 @@ def make_stock(part: GeneratorPart):
 
     def rope(low: float, high: float, context: int) -> dict:
         return {
-            "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0,
-            "low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": context,
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 32.0,
+            "low_freq_factor": low,
+            "high_freq_factor": high,
+            "original_max_position_embeddings": context,
         }
 
     def shape(shape: LlamaShape) -> dict:
         return {
-            "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.kv_heads, "hidden_size": shape.dim,
-            "intermediate_size": shape.intermediate_dim, "max_position_embeddings": shape.max_rows,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
+            "hidden_size": shape.dim,
+            "intermediate_size": shape.intermediate_dim,
+            "max_position_embeddings": shape.max_rows,
         }
 
     config = CsmConfig(
-        num_codebooks=part.codebooks, vocab_size=part.audio_vocab_size, text_vocab_size=part.text_vocab_size,
-        codebook_pad_token_id=part.audio_vocab_size - 1, pad_token_id=0, bos_token_id=1,
-        audio_token_id=AUDIO_TOKEN, audio_eos_token_id=AUDIO_EOS_TOKEN, initializer_range=0.2,
-        rope_parameters=rope(0.125, 0.5, 1024), **shape(part.backbone),
+        num_codebooks=part.codebooks,
+        vocab_size=part.audio_vocab_size,
+        text_vocab_size=part.text_vocab_size,
+        codebook_pad_token_id=part.audio_vocab_size - 1,
+        pad_token_id=0,
+        bos_token_id=1,
+        audio_token_id=AUDIO_TOKEN,
+        audio_eos_token_id=AUDIO_EOS_TOKEN,
+        initializer_range=0.2,
+        rope_parameters=rope(0.125, 0.5, 1024),
+        **shape(part.backbone),
         depth_decoder_config=CsmDepthDecoderConfig(
-            num_codebooks=part.codebooks, backbone_hidden_size=part.backbone.dim, vocab_size=part.audio_vocab_size,
-            rope_parameters=rope(0.001953125, 0.0078125, 16), initializer_range=0.2, **shape(part.decoder),
+            num_codebooks=part.codebooks,
+            backbone_hidden_size=part.backbone.dim,
+            vocab_size=part.audio_vocab_size,
+            rope_parameters=rope(0.001953125, 0.0078125, 16),
+            initializer_range=0.2,
+            **shape(part.decoder),
         ),
         codec_config=MimiConfig(
-            hidden_size=16, num_filters=2, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1,
-            intermediate_size=16, codebook_size=8, codebook_dim=4, vector_quantization_hidden_dimension=4,
-            num_quantizers=2, num_semantic_quantizers=1, upsampling_ratios=[2, 2], upsample_groups=16,
+            hidden_size=16,
+            num_filters=2,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            intermediate_size=16,
+            codebook_size=8,
+            codebook_dim=4,
+            vector_quantization_hidden_dimension=4,
+            num_quantizers=2,
+            num_semantic_quantizers=1,
+            upsampling_ratios=[2, 2],
+            upsample_groups=16,
         ),
     )
     torch.manual_seed(5)

@@ -17,9 +17,7 @@ def test_buf_finds_nothing(arguments):
 
 
 def test_committed_stubs_are_what_the_generator_writes(tmp_path):
-    run = subprocess.run(
-        [sys.executable, ROOT / "protos" / "generate.py", tmp_path], capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, ROOT / "protos" / "generate.py", tmp_path], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     fresh = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*.py*")}
     committed = {

@@ -74,11 +74,16 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="an eighth of the speech, fewer marks")
     for field in dataclasses.fields(Size):
         parser.add_argument(f"--{field.name}", type=int, help="instead of the size's own number")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="the others' notes are kept from before")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="the others' notes are kept from before"
+    )
     parser.add_argument("--model", default="embedded", help="bundle: a name or a folder")
     parser.add_argument("--out", type=Path, default=ROOT / "out/voice-test")
     parser.add_argument(
-        "--kokoro", type=Path, default=ROOT / ".venv/voice/kokoro.safetensors", help="its weights, where it is the teacher"
+        "--kokoro",
+        type=Path,
+        default=ROOT / ".venv/voice/kokoro.safetensors",
+        help="its weights, where it is the teacher",
     )
     parser.add_argument("--judges", type=Path, default=ROOT / ".venv/voice", help="folder of their packages")
     args = parser.parse_args()

@@ -100,7 +100,9 @@ def _pace(timed: list[dict], result: Table) -> None:
     note = f"most {max(factors):.2f}, {len(timed)} utterances"
     result.at_most("real-time factor on one core, median", float(np.median(factors)), 0.7, note=note, digits=2)
     first_ms = 1000 * float(np.median(firsts))
-    result.at_most("first audio on one core, median", first_ms, 400, " ms", f"most {1000 * max(firsts):.0f} ms", digits=0)
+    result.at_most(
+        "first audio on one core, median", first_ms, 400, " ms", f"most {1000 * max(firsts):.0f} ms", digits=0
+    )
 
 
 def _speakers(notes: list[dict]) -> list[int]:
@@ -161,7 +163,9 @@ def _marks(notes: dict, result: Table) -> None:
     for name in ATTACKS:
         looks = [note["found"] for note in notes["marks"] if note["attack"] == name]
         least = 95 if name.startswith("noise") else 100
-        result.at_least(f"mark found, {name}", 100 * float(np.mean(looks)), least, " %", f"{sum(looks)} of {len(looks)}")
+        result.at_least(
+            f"mark found, {name}", 100 * float(np.mean(looks)), least, " %", f"{sum(looks)} of {len(looks)}"
+        )
     alarms = [note["found"] for note in notes["alarms"]]
     result.at_most("false alarms", sum(alarms), 0, note=f"of {len(alarms)} unmarked windows of {CLIP_S:g} s", digits=0)
 

@@ -55,8 +55,13 @@ async def utterances(chain: Chain, lines: list[Line], out: Path, **sampling: flo
         spoken = await chain.say(line.text, line.speaker, line.seed, **sampling)
         keep(out / "marked" / name, spoken.audio)
         note = {
-            "wav": f"marked/{name}", "speaker": line.speaker, "number": line.number, "kind": line.kind,
-            "text": line.text, "ended": spoken.ended, "frames": spoken.frames,
+            "wav": f"marked/{name}",
+            "speaker": line.speaker,
+            "number": line.number,
+            "kind": line.kind,
+            "text": line.text,
+            "ended": spoken.ended,
+            "frames": spoken.frames,
             "teacher": work.teacher_frames(line.text)[line.speaker],
         }
         if not sampling:
@@ -156,4 +161,3 @@ async def on_one_core(chain: Chain, lines: list[Line]) -> list[dict]:
 
 def last_core() -> int:
     return max(os.sched_getaffinity(0))
-

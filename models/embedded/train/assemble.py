@@ -48,7 +48,9 @@ def main() -> None:
     save_file(compact(load_file(args.mimi / "model.safetensors")), args.out / "mimi/model.safetensors")
     for name in ("enc_c.ckpt", "dec_c.ckpt", "dec_m_0.ckpt"):
         shutil.copyfile(args.watermark / name, args.out / "watermark" / name)
-    hparams = (args.watermark / "hparams.yaml").read_text().replace("message_sdr: 30.0", f"message_sdr: {MESSAGE_SDR_DB}")
+    hparams = (
+        (args.watermark / "hparams.yaml").read_text().replace("message_sdr: 30.0", f"message_sdr: {MESSAGE_SDR_DB}")
+    )
     (args.out / "watermark/hparams.yaml").write_text(hparams)
     make().save(str(args.out / "tokenizer.json"))
     for path in sorted(args.out.rglob("*")):

@@ -46,7 +46,9 @@ def finish(audio: Tensor, batch: list[Spoken]) -> list[tuple[np.ndarray, np.ndar
     loud = (envelope > 0.02 * envelope.amax(1, keepdim=True)).int()
     first = loud.argmax(1) * BLOCK - int(LEAD_S * SAMPLE_RATE_HZ)
     last = (loud.shape[1] - loud.flip(1).argmax(1)) * BLOCK + int(TAIL_S * SAMPLE_RATE_HZ)
-    first = first.clamp(min=0).add(FRAME_SAMPLES // 2) // FRAME_SAMPLES * FRAME_SAMPLES  # where Kokoro's phases are in step
+    first = (
+        first.clamp(min=0).add(FRAME_SAMPLES // 2) // FRAME_SAMPLES * FRAME_SAMPLES
+    )  # where Kokoro's phases are in step
     first, last = first[:, None], torch.minimum(last[:, None], valid)
     inside = (at >= first) & (at < last)
     audio = audio * inside

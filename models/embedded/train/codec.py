@@ -17,6 +17,7 @@ from codebooks import Codebooks
 from moshi.models import MimiModel, loaders
 from moshi.modules.conv import StreamingConv1d, StreamingConvTranspose1d
 from moshi.modules.seanet import SEANetResnetBlock
+from moshi.quantization.core_vq import EuclideanCodebook
 from torch import Tensor, nn
 
 FRAME_SAMPLES, CODEBOOKS, BINS = 1920, 8, 1024

@@ -113,7 +113,9 @@ class Trainer:
         self.call_judge()
         self.bank.wait_for(args.least_hours)
         self.bank.watch()
-        log = Log(args.out / "codec_full.jsonl", ["mel", "phase", "commit", "phone", "phone_hit", "judge", "fool", "match"])
+        log = Log(
+            args.out / "codec_full.jsonl", ["mel", "phase", "commit", "phone", "phone_hit", "judge", "fool", "match"]
+        )
         clock = Clock(args.seconds, self.resume_full())
         stage, since = "", 0
         while clock.done < 1:
@@ -137,7 +139,9 @@ class Trainer:
                 self.store_full(clock)
         self.store_full(clock)
         if self.step <= args.plain_steps:
-            raise SystemExit(f"--seconds {args.seconds:g} were over before step {args.plain_steps}: there are no codebooks yet")
+            raise SystemExit(
+                f"--seconds {args.seconds:g} were over before step {args.plain_steps}: there are no codebooks yet"
+            )
         self.books.free_zero()
         save(self.mimi, args.out / "mimi")
         (args.out / "done").touch()
@@ -161,7 +165,11 @@ class Trainer:
         return 0.0
 
     def store_full(self, clock: Clock) -> None:
-        state = {"mimi": self.mimi.state_dict(), "heads": self.heads.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {
+            "mimi": self.mimi.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
         state |= {"judge": self.judge.state_dict(), "judge_optimizer": self.judge_optimizer.state_dict()}
         save(self.mimi, self.args.out / "mimi")
         replace(self.path, state | {"step": self.step, "spent_s": clock.spent_s})
@@ -216,7 +224,10 @@ class Trainer:
         parts = (self.mimi.decoder, self.mimi.decoder_transformer, self.mimi.upsample)
         self.mimi.requires_grad_(False)
         self.parameters = [p for part in parts for p in part.parameters()]
-        self.parameters += [self.mimi.quantizer.rvq_first.output_proj.weight, self.mimi.quantizer.rvq_rest.output_proj.weight]
+        self.parameters += [
+            self.mimi.quantizer.rvq_first.output_proj.weight,
+            self.mimi.quantizer.rvq_rest.output_proj.weight,
+        ]
         for p in self.parameters:
             p.requires_grad_(True)
         spent_s = 0.0
@@ -226,7 +237,9 @@ class Trainer:
         if self.path.exists():
             state = torch.load(self.path, map_location=self.device)
             with torch.no_grad():
-                for p, saved, kept, average in zip(self.parameters, state["live"], self.average, state["average"], strict=True):
+                for p, saved, kept, average in zip(
+                    self.parameters, state["live"], self.average, state["average"], strict=True
+                ):
                     p.copy_(saved)
                     kept.copy_(average)
             self.judge.load_state_dict(state["judge"])
@@ -272,19 +285,27 @@ def main() -> None:
     parser.add_argument("stage", choices=["full", "decoder"])
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--full", type=Path, help="decoder: folder of the finished first stage, or of any finished codec")
+    parser.add_argument(
+        "--full", type=Path, help="decoder: folder of the finished first stage, or of any finished codec"
+    )
     parser.add_argument("--start", type=Path, help="full: folder of a finished codec to go on from")
-    parser.add_argument("--graph", action=argparse.BooleanOptionalAction, default=True, help="steps as CUDA graphs, on a GPU")
+    parser.add_argument(
+        "--graph", action=argparse.BooleanOptionalAction, default=True, help="steps as CUDA graphs, on a GPU"
+    )
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--peak", type=float, default=8e-4)
     parser.add_argument("--hours", type=float, default=40)
     parser.add_argument("--least-hours", type=float, default=0.4)
     parser.add_argument("--plain-steps", type=int, default=PLAIN_STEPS)
-    parser.add_argument("--windows", type=int, nargs="+", default=(2048, 1024, 512, 256), help="discriminators' spectra")
+    parser.add_argument(
+        "--windows", type=int, nargs="+", default=(2048, 1024, 512, 256), help="discriminators' spectra"
+    )
     parser.add_argument("--periods", type=int, nargs="*", default=(2, 3, 5, 7, 11), help="discriminators' foldings")
     parser.add_argument("--width", type=int, default=32, help="channels of a spectrum's discriminator")
-    parser.add_argument("--judged", type=float, default=math.inf, help="against a discriminator too, from that second on")
+    parser.add_argument(
+        "--judged", type=float, default=math.inf, help="against a discriminator too, from that second on"
+    )
     parser.add_argument("--mel", type=float, default=15, help="weight of the mel distance")
     parser.add_argument("--judged-mel", type=float, default=5, help="the same beside a discriminator")
     parser.add_argument("--phase", type=float, default=8, help="weight of the distance of phases")

@@ -23,9 +23,7 @@ class Scale(nn.Module):
         self.n_fft = n_fft
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         layers = [nn.Conv2d(2, width, (3, 9), stride=(1, 2), padding=(1, 4))]
-        layers += [
-            nn.Conv2d(width, width, (3, 9), stride=(1, 2), dilation=(d, 1), padding=(d, 4)) for d in (1, 2, 4)
-        ]
+        layers += [nn.Conv2d(width, width, (3, 9), stride=(1, 2), dilation=(d, 1), padding=(d, 4)) for d in (1, 2, 4)]
         layers += [nn.Conv2d(width, width, (3, 3), padding=(1, 1)), nn.Conv2d(width, 1, (3, 3), padding=(1, 1))]
         self.layers = nn.ModuleList(weight_norm(layer) for layer in layers)
 
@@ -47,7 +45,10 @@ class Period(nn.Module):
         self.period = period
         sizes = (1, width, 4 * width, 8 * width, 8 * width)
         layers = [nn.Conv2d(a, b, (5, 1), (3, 1), (2, 0)) for a, b in pairwise(sizes)]
-        layers += [nn.Conv2d(sizes[-1], sizes[-1], (5, 1), padding=(2, 0)), nn.Conv2d(sizes[-1], 1, (3, 1), padding=(1, 0))]
+        layers += [
+            nn.Conv2d(sizes[-1], sizes[-1], (5, 1), padding=(2, 0)),
+            nn.Conv2d(sizes[-1], 1, (3, 1), padding=(1, 0)),
+        ]
         self.layers = nn.ModuleList(weight_norm(layer) for layer in layers)
 
     def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -60,7 +60,9 @@ class PhaseDistance(nn.Module):
         total = []
         for n_fft in self.SIZES:
             window, weight = getattr(self, f"window{n_fft}"), getattr(self, f"weight{n_fft}")
-            x, y = (compressed(torch.stft(v[:, 0], n_fft, n_fft // 4, window=window, return_complex=True)) for v in (a, b))
+            x, y = (
+                compressed(torch.stft(v[:, 0], n_fft, n_fft // 4, window=window, return_complex=True)) for v in (a, b)
+            )
             both, xx, yy = (self.patches(z) for z in ((x * y).sum(-1), x.square().sum(-1), y.square().sum(-1)))
             weight = weight * xx
             total.append((weight * (1 - both * ((xx + 1e-3) * (yy + 1e-3)).rsqrt())).mean() / weight.mean())

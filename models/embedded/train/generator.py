@@ -47,7 +47,8 @@ class Settings:
         """Sesame's config.json; shapes without a flavour name are spelled out, as the backbone service reads them."""
         names = ("layers", "heads", "kv_heads", "dim", "intermediate_dim")
         config = {
-            "audio_num_codebooks": self.codebooks, "audio_vocab_size": self.audio_vocab_size,
+            "audio_num_codebooks": self.codebooks,
+            "audio_vocab_size": self.audio_vocab_size,
             "text_vocab_size": self.text_vocab_size,
         }
         for stack in ("backbone", "decoder"):
@@ -226,7 +227,10 @@ def check() -> None:
     fields = GeneratorPart.__dataclass_fields__
     extra = {"sources": (), "folder": None}
     part = GeneratorPart(
-        text_vocab_size=s.text_vocab_size, audio_vocab_size=s.audio_vocab_size, codebooks=s.codebooks, **shapes,
+        text_vocab_size=s.text_vocab_size,
+        audio_vocab_size=s.audio_vocab_size,
+        codebooks=s.codebooks,
+        **shapes,
         **{key: value for key, value in extra.items() if key in fields},
     )
     theirs: CsmModel = build_model(part)

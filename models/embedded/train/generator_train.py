@@ -58,7 +58,9 @@ class Trainer:
                 {"params": [p for p in self.parameters if p.dim() > 1], "weight_decay": 0.05},
                 {"params": [p for p in self.parameters if p.dim() == 1], "weight_decay": 0.0},
             ],
-            lr=self.rate, betas=(0.9, 0.98), capturable=self.device.startswith("cuda"),
+            lr=self.rate,
+            betas=(0.9, 0.98),
+            capturable=self.device.startswith("cuda"),
             **({"fused": True} if self.device.startswith("cuda") else {"foreach": False}),
         )
         self.average = [p.detach().clone() for p in self.model.parameters()]
@@ -168,8 +170,14 @@ class Trainer:
             self.step += 1
             if self.step % args.report == 0:
                 fill = float((marks >= 0).float().mean())
-                log(self.step, figures, spent_s=round(clock.spent_s, 1), utterances=len(self.library.starts),
-                    epochs=self.library.epochs, fill=round(fill, 3))
+                log(
+                    self.step,
+                    figures,
+                    spent_s=round(clock.spent_s, 1),
+                    utterances=len(self.library.starts),
+                    epochs=self.library.epochs,
+                    fill=round(fill, 3),
+                )
             if self.step % args.keep == 0:
                 self.store(clock)
         self.store(clock)
@@ -199,7 +207,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="folder of exported weights to start from")
-    parser.add_argument("--new-codes", action="store_true", help="the codec is another: what knows its codes begins anew")
+    parser.add_argument(
+        "--new-codes", action="store_true", help="the codec is another: what knows its codes begins anew"
+    )
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--batch", type=int, default=48, help="sequences of 512 rows")
     parser.add_argument("--peak", type=float, default=1.5e-3)
@@ -207,7 +217,9 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1)
     # Half of the rows are frames. At 10 the depth decoder saw a fifth of them, and was then what the model did worst.
     parser.add_argument("--depth-share", type=int, default=2, help="one row in so many goes through the depth decoder")
-    parser.add_argument("--others", type=float, default=2.0, help="weight of codebooks 1 … 7, together, against codebook 0")
+    parser.add_argument(
+        "--others", type=float, default=2.0, help="weight of codebooks 1 … 7, together, against codebook 0"
+    )
     parser.add_argument("--average", type=float, default=0.003)
     parser.add_argument("--capacity", type=int, default=60_000_000, help="rows the device may hold")
     parser.add_argument("--least-rows", type=int, default=500_000)
@@ -217,7 +229,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=on_gpu)
-    parser.add_argument("--packed", action=argparse.BooleanOptionalAction, default=on_gpu, help="attention over documents")
+    parser.add_argument(
+        "--packed", action=argparse.BooleanOptionalAction, default=on_gpu, help="attention over documents"
+    )
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--graph", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()

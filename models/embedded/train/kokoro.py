@@ -161,7 +161,9 @@ class Kokoro:
         y, after = self.leaky(x, *self.norm(f"{path}.norm1", x, style, mask), mask), mask
         if twice:
             weight, bias = self.state[f"{path}.pool.weight"], self.state[f"{path}.pool.bias"]
-            y = F.conv_transpose2d(y.to(weight.dtype), weight, bias.to(weight.dtype), (1, 2), (0, 1), (0, 1), groups=y.shape[1])
+            y = F.conv_transpose2d(
+                y.to(weight.dtype), weight, bias.to(weight.dtype), (1, 2), (0, 1), (0, 1), groups=y.shape[1]
+            )
             after = mask.repeat_interleave(2, -1)
             y, x = y * after.to(y.dtype), x.repeat_interleave(2, -1)
         y = self.conv(f"{path}.conv1", y, padding=1)
@@ -233,7 +235,14 @@ class Kokoro:
         x = self.lstm("text_encoder.lstm", x, lengths)
         counts = units.cpu()
         return [
-            Spoken(ids[b, :n].cpu(), counts[b, :n], features[b, :n].T.contiguous(), x[b, :n].T.contiguous(), style[b], keys[b] if keys else None)
+            Spoken(
+                ids[b, :n].cpu(),
+                counts[b, :n],
+                features[b, :n].T.contiguous(),
+                x[b, :n].T.contiguous(),
+                style[b],
+                keys[b] if keys else None,
+            )
             for b, n in enumerate(lengths.tolist())
         ]
 
@@ -291,7 +300,10 @@ class Kokoro:
                 x, mask = last(F.pad(x, (1, 0, 0, 0), mode="reflect")), inside
                 heard = self.conv(f"{path}.noise_convs.1", har)
             x = x + self.resblock(f"{path}.noise_res.{i}", heard, style, mask, (7, 11)[i])
-            x = sum(self.resblock(f"{path}.resblocks.{i * 3 + j}", x, style, mask, k) for j, k in enumerate(KERNELS)) / 3
+            x = (
+                sum(self.resblock(f"{path}.resblocks.{i * 3 + j}", x, style, mask, k) for j, k in enumerate(KERNELS))
+                / 3
+            )
         x = F.leaky_relu(x) * mask.to(x.dtype)
         x = self.conv(f"{path}.conv_post", x, padding=3)[:, :, 0].float()
         bins = N_FFT // 2 + 1

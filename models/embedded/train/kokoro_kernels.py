@@ -69,7 +69,9 @@ def moments(x: Tensor, mask: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     splits = min(SPLITS, triton.cdiv(frames, ROWS))
     per_split = triton.cdiv(triton.cdiv(frames, splits), ROWS) * ROWS
     out = torch.empty(b, splits, 2, channels, device=x.device)
-    _moments[(b, splits, triton.cdiv(channels, 64))](rows, mask.contiguous(), out, frames, channels, per_split, ROWS, 64)
+    _moments[(b, splits, triton.cdiv(channels, 64))](
+        rows, mask.contiguous(), out, frames, channels, per_split, ROWS, 64
+    )
     sums = out.sum(1)[..., None, None] / count[:, None]  # [B, 2, C, 1, 1]
     mean = sums[:, 0]
     return mean, ((sums[:, 1] - mean**2).clamp(min=0) + 1e-5).rsqrt()

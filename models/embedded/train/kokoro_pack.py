@@ -108,7 +108,9 @@ def tensors(model: bytes) -> dict[str, Tensor]:
             scale = name.removesuffix("_quantized") + "_scale"
             zero = zeros.get(scale, "encoder.bert.embeddings.word_embeddings.weight_zero_point")
             put(path[1].removesuffix("_quantized"), take(name), take(scale).reshape(1), take(zero).reshape(1))
-        elif path and tensor.data_type == onnx.TensorProto.FLOAT and not name.endswith("_scale") and "istft" not in name:
+        elif (
+            path and tensor.data_type == onnx.TensorProto.FLOAT and not name.endswith("_scale") and "istft" not in name
+        ):
             put(path[1], take(name))
     return state
 

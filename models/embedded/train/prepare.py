@@ -19,9 +19,11 @@ import books
 import yaml
 
 FOLLOWERS = 24
-AVOID = set("""sex sexy sexual porn porno pornstar anal nude nudes naked fuck fucking shit bitch cock dick pussy tits boobs
+AVOID = set(
+    """sex sexy sexual porn porno pornstar anal nude nudes naked fuck fucking shit bitch cock dick pussy tits boobs
 ass cum blowjob blowjobs orgasm rape nigger cunt xxx whore slut penis vagina masturbation hentai bdsm fetish viagra
-cialis levitra phentermine tramadol casino poker gambling""".split())
+cialis levitra phentermine tramadol casino poker gambling""".split()
+)
 
 
 def known_words(hibari: Path) -> set[str]:

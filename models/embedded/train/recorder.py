@@ -123,7 +123,9 @@ def main() -> None:
                 made_s += held_s
                 shards.put((serial, said))
                 spent = time.monotonic() - began
-                print(f"{serial}: {made_s / 3600:.2f} h after {spent:.0f} s, {made_s / spent:.0f} × real time", flush=True)
+                print(
+                    f"{serial}: {made_s / 3600:.2f} h after {spent:.0f} s, {made_s / spent:.0f} × real time", flush=True
+                )
                 said, held_s, serial = [], 0.0, serial + 1
     if said:
         shards.put((serial, said))

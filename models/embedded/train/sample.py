@@ -1,6 +1,6 @@
 """Speak sentences with trained weights, one at a time on a CPU, and write WAVs.
 
-    python sample.py --generator FOLDER --mimi FOLDER --out FOLDER [--speakers 0 1 2 3] [--every 7]
+python sample.py --generator FOLDER --mimi FOLDER --out FOLDER [--speakers 0 1 2 3] [--every 7]
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def pick(logits: Tensor, temperature: float, top_k: int, draw: torch.Generator) 
 
 
 @torch.no_grad()
-def speak(model: Generator, rows: list, temperature: list[float], top_k: int, seed: int, limit: int = 250) -> tuple[np.ndarray, bool]:
+def speak(
+    model: Generator, rows: list, temperature: list[float], top_k: int, seed: int, limit: int = 250
+) -> tuple[np.ndarray, bool]:
     """rows: prompt, (text id or frame) each -> codes [T, K] and whether it ended by itself."""
     draw = torch.Generator().manual_seed(seed)
     k = model.settings.codebooks
@@ -99,9 +101,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     model, tokenizer, mimi = load(args.generator), make(), restored(args.mimi)
     books = Codebooks(mimi)
-    tables = [
-        [layer._codebook.embedding for layer in rvq.vq.layers] for rvq in (books.first, books.rest)
-    ]
+    tables = [[layer._codebook.embedding for layer in rvq.vq.layers] for rvq in (books.first, books.rest)]
     ended = spoken = 0.0
     began, report = time.monotonic(), []
     for speaker in args.speakers:
@@ -120,7 +120,9 @@ def main() -> None:
             spoken += len(audio) / 24000
             soundfile.write(args.out / f"{speaker}_{i}.wav", audio, 24000)
     (args.out / "report.json").write_text(json.dumps(report))
-    print(f"{len(report)} utterances, {ended:.0f} ended by themselves, {spoken:.0f} s in {time.monotonic() - began:.0f} s")
+    print(
+        f"{len(report)} utterances, {ended:.0f} ended by themselves, {spoken:.0f} s in {time.monotonic() - began:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -51,8 +51,12 @@ def work(worker: int, text: Path, out: Path, stop: Path, first_seed: int, shares
         path = out / f"shard-{worker:02d}-{serial:05d}.npz"
         with open(out / f".{path.name}", "wb") as file:
             np.savez(
-                file, audio=np.concatenate(audio), phones=np.concatenate(phones), frames=np.array(frames, np.int32),
-                speakers=np.array(speakers, np.uint8), texts=np.array("\n".join(texts)),
+                file,
+                audio=np.concatenate(audio),
+                phones=np.concatenate(phones),
+                frames=np.array(frames, np.int32),
+                speakers=np.array(speakers, np.uint8),
+                texts=np.array("\n".join(texts)),
             )
         os.replace(out / f".{path.name}", path)
         serial += 1

@@ -128,14 +128,20 @@ class Writer:
 
     def clock(self) -> str:
         minute = self.draw.choice([0, 15, 30, 45, self.draw.randrange(60)])
-        time = f"{self.draw.randint(1, 12)}:{minute:02d}" if minute or self.draw.random() < 0.3 else str(self.draw.randint(1, 12))
+        time = (
+            f"{self.draw.randint(1, 12)}:{minute:02d}"
+            if minute or self.draw.random() < 0.3
+            else str(self.draw.randint(1, 12))
+        )
         return time + self.draw.choice([" am", " pm", " a.m.", " p.m.", "", ""])
 
     def date(self) -> str:
         month, day = self.draw.choice(MONTHS), self.draw.randint(1, 28)
         year = f", {self.draw.randint(1900, 2035)}" if self.draw.random() < 0.4 else ""
         ending = "th" if 4 <= day <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
-        return self.draw.choice([f"{month} {day}{year}", f"the {day}{ending} of {month}", f"{month} {day}{ending}{year}"])
+        return self.draw.choice(
+            [f"{month} {day}{year}", f"the {day}{ending} of {month}", f"{month} {day}{ending}{year}"]
+        )
 
     def money(self) -> str:
         whole, cents = self.draw.randrange(self.draw.choice([10, 100, 1000])), self.draw.randrange(100)
@@ -143,8 +149,14 @@ class Writer:
 
     def person(self) -> str:
         name = self.draw.choice(NAMES)
-        return self.draw.choice([name, name, f"{name} {self.draw.choice(SURNAMES)}",
-                                 f"{self.draw.choice(['Mr.', 'Mrs.', 'Ms.', 'Dr.'])} {self.draw.choice(SURNAMES)}"])
+        return self.draw.choice(
+            [
+                name,
+                name,
+                f"{name} {self.draw.choice(SURNAMES)}",
+                f"{self.draw.choice(['Mr.', 'Mrs.', 'Ms.', 'Dr.'])} {self.draw.choice(SURNAMES)}",
+            ]
+        )
 
     def year(self) -> str:
         return str(self.draw.randint(1850, 2040))
@@ -154,7 +166,9 @@ class Writer:
 
     def measure(self) -> str:
         """A quantity with its unit: "12 kilograms", "18 percent", "2.5 hours"."""
-        value = self.draw.choice([str(self.draw.randint(2, 99)), self.number(), f"{self.draw.randint(1, 20)}.{self.draw.randint(1, 9)}"])
+        value = self.draw.choice(
+            [str(self.draw.randint(2, 99)), self.number(), f"{self.draw.randint(1, 20)}.{self.draw.randint(1, 9)}"]
+        )
         return f"{value} {self.draw.choice(UNITS)}"
 
     def numbers(self) -> str:
@@ -176,11 +190,19 @@ class Writer:
         """One of the patterns below with every {slot} drawn anew."""
         pattern = self.draw.choice(TEMPLATES)
         slots = {
-            "n": self.number, "t": self.clock, "d": self.date, "m": self.money, "p": self.person,
-            "day": lambda: self.draw.choice(DAYS), "place": lambda: self.draw.choice(PLACES),
-            "thing": lambda: self.draw.choice(THINGS), "things": lambda: self.draw.choice(PLURALS),
-            "adj": lambda: self.draw.choice(ADJECTIVES), "verb": lambda: self.draw.choice(VERBS),
-            "color": lambda: self.draw.choice(COLORS), "word": lambda: self.draw.choice(self.words[:8000]),
+            "n": self.number,
+            "t": self.clock,
+            "d": self.date,
+            "m": self.money,
+            "p": self.person,
+            "day": lambda: self.draw.choice(DAYS),
+            "place": lambda: self.draw.choice(PLACES),
+            "thing": lambda: self.draw.choice(THINGS),
+            "things": lambda: self.draw.choice(PLURALS),
+            "adj": lambda: self.draw.choice(ADJECTIVES),
+            "verb": lambda: self.draw.choice(VERBS),
+            "color": lambda: self.draw.choice(COLORS),
+            "word": lambda: self.draw.choice(self.words[:8000]),
             "k": lambda: str(self.draw.randint(2, 30)),
         }
         text = re.sub(r"\{(\w+)\}", lambda slot: slots[slot.group(1)](), pattern).replace("..", ".")
@@ -191,7 +213,8 @@ def _key(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
 
 
-TEMPLATES = """
+TEMPLATES = (
+    """
 your {thing} will arrive on {day} at {t}.|your {thing} is ready, {p}.|can you {verb} the {thing} before {t}?
 the {thing} costs {m}.|that will be {m}, please.|I need {k} {things} and a {adj} {thing}.|where is the {adj} {thing}?
 would you like to {verb} your {thing} today?|I'm sorry, the {thing} is not {adj}.|please {verb} the {thing} again.
@@ -216,4 +239,7 @@ do you know what the {word} of the {thing} is?|she told me about the {word} and 
 can I {verb} a {thing} for {day} evening?|sorry, I didn't catch that, could you repeat the {thing}?|we're open from {t} to {t}.
 the doctor can see you on {day} at {t}.|please enter your {k} digit code.|version {k}.{k} is now available.
 yes, the {thing} is {adj}.|no, I don't want to {verb} it.|okay, I will {verb} the {thing}.|well, that was {adj}.
-""".strip().replace("\n", "|").split("|")
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)

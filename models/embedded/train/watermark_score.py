@@ -1,6 +1,6 @@
 """Mark clips with the trained pair, attack them, look for the key: with our detector and the stock one.
 
-    python watermark_score.py --model FOLDER --wavs FOLDER [--clips 30]        (from the repository's root)
+python watermark_score.py --model FOLDER --wavs FOLDER [--clips 30]        (from the repository's root)
 """
 
 from __future__ import annotations
@@ -80,7 +80,10 @@ def main() -> None:
         found = [detector.detect(attack(clip).astype(np.float32), RATE_HZ, KEY) for clip in marked]
         exact = sum(d.decoded_key == KEY for d in found)
         share = np.mean([d.confidence for d in found])
-        print(f"{name}: found {sum(d.found for d in found)} of {len(found)}, agreement {share:.3f}, key spelt {exact}", flush=True)
+        print(
+            f"{name}: found {sum(d.found for d in found)} of {len(found)}, agreement {share:.3f}, key spelt {exact}",
+            flush=True,
+        )
     alarms = [detector.detect(clip, RATE_HZ, KEY) for clip in clips]
     print(f"unmarked: found {sum(d.found for d in alarms)} of {len(alarms)}", flush=True)
     stock(args.model, marked)

@@ -234,7 +234,9 @@ def export(pair: Pair, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "hparams.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in sorted(HPARAMS.items())))
     for module, name in ((pair.enc_c, "enc_c"), (pair.dec_c, "dec_c"), (pair.dec_m, "dec_m_0")):
-        state = {k: v.detach().cpu().half() if v.is_floating_point() else v.cpu() for k, v in module.state_dict().items()}
+        state = {
+            k: v.detach().cpu().half() if v.is_floating_point() else v.cpu() for k, v in module.state_dict().items()
+        }
         torch.save(state, folder / f"{name}.ckpt")
 
 

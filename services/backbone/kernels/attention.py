@@ -52,7 +52,14 @@ def _rope_write(
 
 
 def rope_write(
-    qkv: Tensor, rope: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, keys: Tensor, values: Tensor, heads: int
+    qkv: Tensor,
+    rope: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    tables: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    heads: int,
 ) -> Tensor:
     kv_heads, blocks, rows, head_dim = keys.shape
     assert slots.is_contiguous() and positions.is_contiguous() and tables.is_contiguous()
@@ -103,7 +110,9 @@ def _attend(
         best = new
     if SPLITS == 1:
         sums = sums / weight[:, None]
-        tl.store(out + (row * HEADS + head)[:, None] * HEAD_DIM + column[None, :], sums.to(out.dtype.element_ty), mask=here)
+        tl.store(
+            out + (row * HEADS + head)[:, None] * HEAD_DIM + column[None, :], sums.to(out.dtype.element_ty), mask=here
+        )
     else:
         to = (row * HEADS + head) * SPLITS + split
         tl.store(highest + to, best, mask=member < GROUP)

@@ -26,7 +26,14 @@ def add_norm(x: Tensor, delta: Tensor | None, scale: Tensor, eps: float) -> Tens
 
 
 def rope_write(
-    qkv: Tensor, rope: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, keys: Tensor, values: Tensor, heads: int
+    qkv: Tensor,
+    rope: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    tables: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    heads: int,
 ) -> Tensor:
     """Turn q and k by their positions, write k and v to their slots' blocks. Returns: q [N, H, hd].
 
@@ -98,9 +105,7 @@ def norm_gated(
     return silu_mul(norm_linear(x, scale, eps, gate_up, factors=factors))
 
 
-def linear_add(
-    rows: Tensor, weight: Tensor, factors: Tensor | None, x: Tensor, overlap: bool = False
-) -> None:
+def linear_add(rows: Tensor, weight: Tensor, factors: Tensor | None, x: Tensor, overlap: bool = False) -> None:
     """x += rows weightᵀ, in place. rows: [N, M]; weight: [D, M]; x: [N, D] fp32. factors: see norm_linear."""
     x += _linear(rows, weight, factors)
 

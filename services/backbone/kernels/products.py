@@ -94,11 +94,15 @@ def _gated(
         gate = tl.dot(values, weights, gate, input_precision="ieee")
         up = tl.dot(values, weights_up, up, input_precision="ieee")
     gated = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(out + row.to(tl.int64)[:, None] * outputs + output[None, :], gated.to(out.dtype.element_ty), mask=here & kept)
+    tl.store(
+        out + row.to(tl.int64)[:, None] * outputs + output[None, :], gated.to(out.dtype.element_ty), mask=here & kept
+    )
 
 
 @triton.jit
-def _gated_tiles(x, weight, out, count, outputs, WIDTH: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr):
+def _gated_tiles(
+    x, weight, out, count, outputs, WIDTH: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr
+):
     """_gated where the memory engine brings whole tiles. What lies outside is read as zeros, and not written."""
     tiles = tl.cdiv(count, ROWS)
     row, output = (tl.program_id(0) % tiles) * ROWS, (tl.program_id(0) // tiles) * OUTPUTS
@@ -126,7 +130,10 @@ def linear_gated(rows: Tensor, gate_up: Tensor) -> Tensor:
             *described, count, outputs, WIDTH=width, ROWS=tile, OUTPUTS=tile, BLOCK=block, num_warps=8, num_stages=4
         )
         return out
-    tile, fits = 64 if count <= 64 else 128, rows.dtype == torch.bfloat16  # fp32, for tests of exactness, takes smaller tiles
+    tile, fits = (
+        64 if count <= 64 else 128,
+        rows.dtype == torch.bfloat16,
+    )  # fp32, for tests of exactness, takes smaller tiles
     tile_outputs, block = (128 if count > 64 else 64, 64) if fits else (64, 32)
     grid = (triton.cdiv(count, tile) * triton.cdiv(outputs, tile_outputs),)
     _gated[grid](
@@ -152,9 +159,7 @@ def norm_gated(
     return out
 
 
-def linear_add(
-    rows: Tensor, weight: Tensor, factors: Tensor | None, x: Tensor, overlap: bool = False
-) -> None:
+def linear_add(rows: Tensor, weight: Tensor, factors: Tensor | None, x: Tensor, overlap: bool = False) -> None:
     _product(rows, None, 0.0, weight, factors, x, ADDED, overlap)
 
 

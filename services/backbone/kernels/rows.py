@@ -54,7 +54,9 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 @triton.jit
-def _embed_frames(codes, embeddings, out, vocab, width, CODEBOOKS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
+def _embed_frames(
+    codes, embeddings, out, vocab, width, CODEBOOKS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     codebook = tl.arange(0, PADDED)

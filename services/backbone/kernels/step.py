@@ -88,7 +88,9 @@ def _step(
         best = new
     if SPLITS == 1:
         sums = sums / weight[:, None]
-        tl.store(out + (row * HEADS + head)[:, None] * HEAD_DIM + column[None, :], sums.to(out.dtype.element_ty), mask=here)
+        tl.store(
+            out + (row * HEADS + head)[:, None] * HEAD_DIM + column[None, :], sums.to(out.dtype.element_ty), mask=here
+        )
     else:
         to = (row * HEADS + head) * SPLITS + split
         tl.store(highest + to, best, mask=member < GROUP)

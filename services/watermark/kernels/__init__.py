@@ -78,7 +78,9 @@ def operations_for(device: torch.device) -> ModuleType:
             _try(fused, device)
             return fused
         except Exception as error:  # whatever Triton raises: marking goes on without it
-            log.warning("marking on %s without kernels, which takes twice as long: %s: %s", device, type(error).__name__, error)
+            log.warning(
+                "marking on %s without kernels, which takes twice as long: %s: %s", device, type(error).__name__, error
+            )
     return importlib.import_module("services.watermark.kernels.plain")
 
 

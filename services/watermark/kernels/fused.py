@@ -99,7 +99,9 @@ def _gated(
         new = _held(new)
     if ROUNDS:
         new = _rounded(new)
-    _turn(new.to(out.dtype.element_ty), out, pool, rows, counts, stream, column, steps, bins * WIDTH, index, mask, COUNTED)
+    _turn(
+        new.to(out.dtype.element_ty), out, pool, rows, counts, stream, column, steps, bins * WIDTH, index, mask, COUNTED
+    )
 
 
 @triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["inside", "rows", "counts"])
@@ -133,7 +135,18 @@ def _first(
     index = row[:, None] * CHANNELS + channel[None, :]
     mask = (row < bins)[:, None] & own[None, :]
     _turn(
-        new.to(out.dtype.element_ty), out, pool, rows, counts, stream, column, steps, bins * CHANNELS, index, mask, COUNTED
+        new.to(out.dtype.element_ty),
+        out,
+        pool,
+        rows,
+        counts,
+        stream,
+        column,
+        steps,
+        bins * CHANNELS,
+        index,
+        mask,
+        COUNTED,
     )
 
 

@@ -25,7 +25,9 @@ def test_without_a_listener_the_ramp_alone_decides():
     assert spoken(Chunks((3,), FRAME_S), 7, 0.0)[0] == [3, 3, 1]
 
 
-@pytest.mark.parametrize(("held_back", "first"), [(0, [1]), (1, [1, 1]), (2, [2, 1]), (4, [3, 1, 1]), (9, [5, 3, 1, 1])])
+@pytest.mark.parametrize(
+    ("held_back", "first"), [(0, [1]), (1, [1, 1]), (2, [2, 1]), (4, [3, 1, 1]), (9, [5, 3, 1, 1])]
+)
 def test_the_first_frame_that_can_be_heard_is_the_last_of_a_chunk(held_back, first):
     sizes, _ = spoken(Chunks((16,), FRAME_S, held_back), held_back + 1, 0.01)
     assert sizes == first

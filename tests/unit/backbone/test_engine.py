@@ -78,7 +78,12 @@ async def test_prefill_is_cut_up_between_steps():
         log = bench.runner.log
         joined = log.index(("begin", 2))
         assert log[joined : joined + 6] == [
-            ("begin", 2), ("prefill", 2), ("step", [1]), ("prefill", 2), ("step", [1]), ("prefill", 2),
+            ("begin", 2),
+            ("prefill", 2),
+            ("step", [1]),
+            ("prefill", 2),
+            ("step", [1]),
+            ("prefill", 2),
         ]
 
 

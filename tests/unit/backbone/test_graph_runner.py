@@ -201,7 +201,9 @@ def test_idle_rows_leave_no_trace(model):
     before = {name: tensor.clone() for name, tensor in vars(runner._state).items() if name != "slots"}
     runner.launch([2])()
     for name, tensor in before.items():
-        changed = (getattr(runner._state, name) != tensor).flatten(1).any(1) if tensor.ndim > 1 else (
-            getattr(runner._state, name) != tensor
+        changed = (
+            (getattr(runner._state, name) != tensor).flatten(1).any(1)
+            if tensor.ndim > 1
+            else (getattr(runner._state, name) != tensor)
         )
         assert set(changed.nonzero().flatten().tolist()) <= ({2, 4} if name == "next_rows" else {2})

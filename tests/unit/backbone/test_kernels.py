@@ -158,7 +158,12 @@ def test_aligned_attention(device, dtype, heads, kv_heads, head_dim, position, o
 
 
 # (width, outputs); CSM-1B's own where a GPU has to compute them
-SHAPES = [(64, 100), (300, 33), (2048, 20), *([(1024, 8192), (2048, 3072), (8192, 1024)] if torch.cuda.is_available() else [])]
+SHAPES = [
+    (64, 100),
+    (300, 33),
+    (2048, 20),
+    *([(1024, 8192), (2048, 3072), (8192, 1024)] if torch.cuda.is_available() else []),
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

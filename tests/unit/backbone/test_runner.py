@@ -73,7 +73,9 @@ def test_batched_equals_alone_with_staggered_joins_and_leaves(model, greedy):
             if joins <= turn and index not in slots and not together[index] and free:
                 slots[index] = free.pop()
                 filling.add(index)
-                runner.begin(slots[index], prompt_of(model, index), sampling_of(index, greedy), own_table(runner, slots[index]))
+                runner.begin(
+                    slots[index], prompt_of(model, index), sampling_of(index, greedy), own_table(runner, slots[index])
+                )
         for index in sorted(filling):  # one piece a round, between the others' steps
             if runner.prefill([slots[index]]):
                 filling.discard(index)
@@ -116,12 +118,13 @@ def test_a_row_has_the_same_bits_wherever_it_stands_in_a_block(model):
 @pytest.mark.parametrize("greedy", [True, False], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("broken_at", [1, 9])
 def test_a_resumed_stream_goes_on_as_the_unbroken_one(model, greedy, broken_at):
-    whole = generate(
-        Runner(model, slots=2, block_rows=2), 0, prompt_of(model, 3), sampling_of(3, greedy), 20
-    )
+    whole = generate(Runner(model, slots=2, block_rows=2), 0, prompt_of(model, 3), sampling_of(3, greedy), 20)
     resumed = generate(
-        Runner(model, slots=2, block_rows=2), 1, prompt_of(model, 3, whole[:broken_at]),
-        sampling_of(3, greedy), 20 - broken_at,
+        Runner(model, slots=2, block_rows=2),
+        1,
+        prompt_of(model, 3, whole[:broken_at]),
+        sampling_of(3, greedy),
+        20 - broken_at,
     )
     assert resumed == whole[broken_at:]
 

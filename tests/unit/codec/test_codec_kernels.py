@@ -79,10 +79,10 @@ PRODUCTS = [  # streams, steps, inputs, taps, outputs, repeat, past, before, aft
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("tile", [(16, 32, 32, 4, 4), (64, 64, 32, 4, 4), (128, 128, 32, 8, 3)])
-@pytest.mark.parametrize(("n", "steps", "inputs", "taps", "outputs", "repeat", "past", "before", "after", "added"), PRODUCTS)
-def test_product(
-    device, monkeypatch, exact, tile, n, steps, inputs, taps, outputs, repeat, past, before, after, added
-):
+@pytest.mark.parametrize(
+    ("n", "steps", "inputs", "taps", "outputs", "repeat", "past", "before", "after", "added"), PRODUCTS
+)
+def test_product(device, monkeypatch, exact, tile, n, steps, inputs, taps, outputs, repeat, past, before, after, added):
     interpreter_takes_loops(device)
     monkeypatch.setattr(fused, "tile_of", lambda *_: tile)
     cut, whole = layers(device, outputs, taps, inputs, repeat, exact, has_bias=after == "elu" or taps > 1)
@@ -105,7 +105,8 @@ def test_to_samples(device, steps, taps, width):
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize(
-    ("heads", "dim", "context", "steps"), [(2, 8, 10, 1), (2, 8, 10, 40), (3, 32, 32, 16), (2, 64, 250, 2), (1, 64, 250, 32)]
+    ("heads", "dim", "context", "steps"),
+    [(2, 8, 10, 1), (2, 8, 10, 40), (3, 32, 32, 16), (2, 64, 250, 2), (1, 64, 250, 32)],
 )
 def test_attention_over_rings(device, exact, heads, dim, context, steps):
     """Streams just begun, in the middle and round the ring more than once. What a stream may not see is NaN."""
@@ -115,7 +116,9 @@ def test_attention_over_rings(device, exact, heads, dim, context, steps):
     shape = (5, heads, ring, dim)
     keys, values = torch.randn(shape, device=device), torch.randn(shape, device=device)
     qkv = torch.randn(4, steps, 3 * heads * dim, device=device)
-    angles = (offsets[:, None, None] + torch.arange(steps, device=device)[:, None]) * torch.rand(dim // 2, device=device)
+    angles = (offsets[:, None, None] + torch.arange(steps, device=device)[:, None]) * torch.rand(
+        dim // 2, device=device
+    )
     turning = (qkv, angles.cos(), angles.sin(), rows, offsets)
     ours, theirs = (keys.clone(), values.clone()), (keys.clone(), values.clone())
     q, wanted = fused.rope_write(*turning, *ours), plain.rope_write(*turning, *theirs)

@@ -80,9 +80,7 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
 
     async def ListVoices(self, request, context):
         self._take(request, context)
-        bundle = common_pb2.BundleIdentity(
-            bundle_id="fake", codebooks=8, frame_rate_hz=12.5, sample_rate_hz=RATE_HZ
-        )
+        bundle = common_pb2.BundleIdentity(bundle_id="fake", codebooks=8, frame_rate_hz=12.5, sample_rate_hz=RATE_HZ)
         return speech_pb2.ListVoicesResponse(
             bundle=bundle, description="a tone", trained=self.trained, voices=self.voices, max_rows=self.max_rows
         )
@@ -107,7 +105,10 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
     @staticmethod
     def _summary(frames):
         summary = speech_pb2.SpeechSummary(
-            finish_reason=common_pb2.FINISH_REASON_END_OF_SPEECH, frames=frames, samples=frames * FRAME, seed=7,
+            finish_reason=common_pb2.FINISH_REASON_END_OF_SPEECH,
+            frames=frames,
+            samples=frames * FRAME,
+            seed=7,
             real_time_factor=0.5,
         )
         summary.audio_duration.FromMilliseconds(frames * 80)

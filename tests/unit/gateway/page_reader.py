@@ -40,4 +40,6 @@ class Reader(HTMLParser):
     def rects(self, style):
         """(x, width) in percent of all with this class."""
         found = [marks for tag, marks in self.marks if tag == "rect" and style in marks.get("class", "").split()]
-        return [(float(marks["x"].rstrip("%")), float(marks["width"].rstrip("%"))) for marks in found if "%" in marks["x"]]
+        return [
+            (float(marks["x"].rstrip("%")), float(marks["width"].rstrip("%"))) for marks in found if "%" in marks["x"]
+        ]

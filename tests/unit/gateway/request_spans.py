@@ -31,9 +31,16 @@ def audio(*chunks):
 
 CHUNKS = audio((500, 0, 80, 0), (550, 80, 160, 30), (900, 240, 320, -160), (950, 560, 640, 270))
 FACTS = {
-    "csm.bundle": "embedded", "csm.seed": str(2**64 - 1), "csm.text_characters": 57, "csm.context_turns": 2,
-    "csm.prompt_rows": 63, "csm.frames": 15, "csm.finish_reason": "FINISH_REASON_END_OF_SPEECH",
-    "csm.real_time_factor": 0.8333, "csm.underruns": 1, "csm.chunks": 4,
+    "csm.bundle": "embedded",
+    "csm.seed": str(2**64 - 1),
+    "csm.text_characters": 57,
+    "csm.context_turns": 2,
+    "csm.prompt_rows": 63,
+    "csm.frames": 15,
+    "csm.finish_reason": "FINISH_REASON_END_OF_SPEECH",
+    "csm.real_time_factor": 0.8333,
+    "csm.underruns": 1,
+    "csm.chunks": 4,
 }
 
 
@@ -44,8 +51,11 @@ def root(code=0, span_id="root", parent="", start_ms=0, end_ms=1000, **more):
 
 def request(**more):
     return [
-        *call("watermark", "Embed", 4, 100, 1000), *call("codec", "Decode", 3, 100, 990),
+        *call("watermark", "Embed", 4, 100, 1000),
+        *call("codec", "Decode", 3, 100, 990),
         *call("backbone", "Generate", 2, 20, 900, events=(Event("first_frame", T0 + 300 * MS),)),
-        span("backbone", "queue", "internal", "q", "s2", 22, 40), span("backbone", "prefill", "internal", "p", "s2", 40, 250),
-        *call("tokenizer", "Tokenize", 1, 1, 20), root(**more),
+        span("backbone", "queue", "internal", "q", "s2", 22, 40),
+        span("backbone", "prefill", "internal", "p", "s2", 40, 250),
+        *call("tokenizer", "Tokenize", 1, 1, 20),
+        root(**more),
     ]

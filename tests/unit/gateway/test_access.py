@@ -46,9 +46,7 @@ def tokens_file(tmp_path):
 def guarded(tmp_path, clock):
     """call(token, work): run `work(access)` as a call that shows `token`."""
     file = tokens_file(tmp_path)
-    file.write_text(
-        f'[radio]\ntoken = "{RADIO}"\nmax_streams = 2\ncharacters_per_minute = 60\n[tv]\ntoken = "{TV}"\n'
-    )
+    file.write_text(f'[radio]\ntoken = "{RADIO}"\nmax_streams = 2\ncharacters_per_minute = 60\n[tv]\ntoken = "{TV}"\n')
     guard = Access(read(GatewaySettings, {}, tokens_file=str(file)), clock)
 
     async def call(token, work, *, metadata=None, method="/csm.speech.v1.SpeechService/Synthesize"):

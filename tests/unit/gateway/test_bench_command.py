@@ -38,9 +38,7 @@ async def served(monkeypatch):
             raise Overloaded("all places are taken", 0.1)
         if do == "go away":
             raise Unavailable("gone")
-        pcm = common_pb2.AudioFormat(
-            encoding=common_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hz=RATE_HZ, channels=1
-        )
+        pcm = common_pb2.AudioFormat(encoding=common_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hz=RATE_HZ, channels=1)
         yield speech_pb2.StreamSynthesizeResponse(started=speech_pb2.SpeechStarted(format=pcm, trace_id="ab" * 16))
         if do == "hold":
             await behaviour["release"].wait()
@@ -59,8 +57,19 @@ async def served(monkeypatch):
 async def start(address, folder, *arguments):
     env = {"PATH": "/usr/bin:/bin", "CSM_STATE_DIR": str(folder / "state"), "PYTHONPATH": ":".join(sys.path)}
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway.cli", "bench", "--address", address, "-o", str(folder / "out"), *arguments,
-        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        sys.executable,
+        "-m",
+        "gateway.cli",
+        "bench",
+        "--address",
+        address,
+        "-o",
+        str(folder / "out"),
+        *arguments,
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -88,7 +97,9 @@ async def test_a_sweep_tells_of_every_point_and_counts_every_byte(served, tmp_pa
     assert sum(point["requests"] for point in found["points"]) == len(behaviour["requests"])
     assert (tmp_path / "out" / "bench.md").read_text() == out
     texts = {request.utterance.text for request in behaviour["requests"]}
-    assert all(request.utterance.max_audio_ms == max(80, 80 * len(request.utterance.text)) for request in behaviour["requests"])
+    assert all(
+        request.utterance.max_audio_ms == max(80, 80 * len(request.utterance.text)) for request in behaviour["requests"]
+    )
     assert len(texts) > 1
     if (tmp_path / "out" / "bench.png").exists():
         assert (tmp_path / "out" / "bench.png").stat().st_size > 1000
@@ -119,7 +130,10 @@ async def test_sentences_that_may_not_fit_are_left_out_and_told(served, tmp_path
     assert code == 0, out + err
     assert max(len(request.utterance.text) for request in behaviour["requests"]) <= 27
     count = sum(len(text) <= 27 for text in sentences())  # a character is a frame of 80 ms, five more are the segment's
-    assert found["texts"] == f"{count} of 400 sentences: with their audio these surely fit 60 rows" and found["texts"] in out
+    assert (
+        found["texts"] == f"{count} of 400 sentences: with their audio these surely fit 60 rows"
+        and found["texts"] in out
+    )
     code, out, err, _ = await bench(address, tmp_path, "--audio-seconds", "5")
     assert code == 1 and out == "" and "no sentence fits" in err and "60 rows" in err
 
@@ -256,8 +270,12 @@ async def test_a_point_where_nothing_was_measured_is_no_success(bench_here, caps
 @pytest.mark.parametrize(
     ("load", "processes"),
     [
-        (("--rate", "0.5"), 1), (("--rate", "100", "--audio-seconds", "10"), 5), (("--rate", "10000"), 64),
-        (("--streams", "200"), 1), (("--streams", "201"), 2), (("--rate", "100", "--processes", "3"), 3),
+        (("--rate", "0.5"), 1),
+        (("--rate", "100", "--audio-seconds", "10"), 5),
+        (("--rate", "10000"), 64),
+        (("--streams", "200"), 1),
+        (("--streams", "201"), 2),
+        (("--rate", "100", "--processes", "3"), 3),
     ],
 )
 def test_more_load_takes_more_processes(monkeypatch, load, processes):

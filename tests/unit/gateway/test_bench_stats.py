@@ -43,10 +43,12 @@ def test_percentiles_are_values_that_were_seen():
 
 def test_a_point_counts_what_went_well_and_names_what_did_not():
     records = [
-        record(first_s=0.1), record(first_s=0.3, underruns=2, dry_s=0.5, gaps_s=[0.2, 0.4]),
+        record(first_s=0.1),
+        record(first_s=0.3, underruns=2, dry_s=0.5, gaps_s=[0.2, 0.4]),
         record("UNAVAILABLE", None, problem="gone", audio_s=0.0, bytes=0, took_s=0.5),
         record("UNAVAILABLE", None, problem="gone again", audio_s=0.0, bytes=0, took_s=0.5),
-        record(ACCOUNTING, problem="1 frame is missing"), record(UNFINISHED, None, audio_s=0.4, bytes=9_600, underruns=1),
+        record(ACCOUNTING, problem="1 frame is missing"),
+        record(UNFINISHED, None, audio_s=0.4, bytes=9_600, underruns=1),
     ]
     found = point(outcome(records))
     assert (found.requests, found.ok, found.unfinished, found.unfinished_dry, found.miscounted) == (6, 2, 1, 1, 1)
@@ -110,14 +112,17 @@ def test_lengths_are_those_of_prose():
     assert [drawn.next() for _ in range(20)] == [again.next() for _ in range(20)]
 
 
-@pytest.mark.parametrize("plan", [Plan(streams=1), Plan(streams=1, audio_s=20.0), Plan(streams=1, speaker=12345)], ids=repr)
+@pytest.mark.parametrize(
+    "plan", [Plan(streams=1), Plan(streams=1, audio_s=20.0), Plan(streams=1, speaker=12345)], ids=repr
+)
 def test_sentences_that_may_not_fit_are_left_out(plan):
     bundle = load_bundle("embedded")
     tokenizer, most = load_text_tokenizer(bundle, max_chars=4096), bundle.generator.backbone.max_rows
     fitting = replace(plan, max_rows=most, frame_rate_hz=bundle.frame_rate_hz).texts
     assert plan.texts == sentences() and 300 < len(fitting) < 400
     rows = {
-        text: len(tokenizer.encode(plan.speaker, text)) + math.ceil(plan.max_audio_ms(text) / 80) for text in sentences()
+        text: len(tokenizer.encode(plan.speaker, text)) + math.ceil(plan.max_audio_ms(text) / 80)
+        for text in sentences()
     }
     assert all((rows[text] <= most) == (text in fitting) for text in sentences())  # a byte is a token in this bundle
 

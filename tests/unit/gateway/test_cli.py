@@ -31,9 +31,14 @@ class Csm:
 
     async def start(self, *arguments):
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gateway.cli", *arguments,
-            cwd=self.folder, env=self.env | {"CSM_ADDRESS": self.address, "PYTHONPATH": ":".join(sys.path)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            sys.executable,
+            "-m",
+            "gateway.cli",
+            *arguments,
+            cwd=self.folder,
+            env=self.env | {"CSM_ADDRESS": self.address, "PYTHONPATH": ":".join(sys.path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
 
     async def __call__(self, *arguments):
@@ -203,7 +208,13 @@ async def test_a_request_that_is_refused_is_known_by_the_id_it_was_sent_with(ser
 
 async def test_trace_of_what_is_not_there_is_one_line_and_no_file(served, tmp_path):
     _, csm = served
-    for arguments in (("trace",), ("trace", "ab" * 16), ("trace", "x"), ("trace", "--file", "none.json"), ("trace", "--list", "--file", ".")):
+    for arguments in (
+        ("trace",),
+        ("trace", "ab" * 16),
+        ("trace", "x"),
+        ("trace", "--file", "none.json"),
+        ("trace", "--list", "--file", "."),
+    ):
         code, out, err = await csm(*arguments, "-o", "p.html")
         assert (code, out) == (2, "") and err.startswith("csm: ") and len(err.splitlines()) == 1, err
     assert not list(tmp_path.iterdir())

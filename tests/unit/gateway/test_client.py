@@ -63,7 +63,10 @@ async def test_every_option_arrives(served, tmp_path):
         speech_pb2.ContextSegment(speaker=2, text="b", audio=common_pb2.AudioClip(wav=b"RIFF from a file")),
     ]
     utterance = speech_pb2.Utterance(
-        text="hello", speaker=3, context=turns, max_audio_ms=400,
+        text="hello",
+        speaker=3,
+        context=turns,
+        max_audio_ms=400,
         sampling=common_pb2.SamplingOptions(temperature=0.5, top_k=7, seed=2**63),
     )
     output = speech_pb2.OutputOptions(
@@ -86,7 +89,12 @@ async def test_what_is_not_said_is_left_to_the_server(served):
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"seed": -1}, "seed"), ({"speaker": 2**31}, "speaker"), ({"encoding": "mp3"}, "encoding"), ({"top_k": "x"}, "top_k")],
+    [
+        ({"seed": -1}, "seed"),
+        ({"speaker": 2**31}, "speaker"),
+        ({"encoding": "mp3"}, "encoding"),
+        ({"top_k": "x"}, "top_k"),
+    ],
 )
 async def test_what_cannot_be_sent_is_named(served, options, named):
     with pytest.raises(ValueError, match=f"^{named}: "):
@@ -227,9 +235,7 @@ async def test_calls_join_the_callers_trace(served):
 
 
 async def test_tls_is_spoken_when_asked_for():
-    async with serving() as (_, address), SpeechClient(
-        address, credentials=grpc.ssl_channel_credentials()
-    ) as client:
+    async with serving() as (_, address), SpeechClient(address, credentials=grpc.ssl_channel_credentials()) as client:
         with pytest.raises(exceptions.Unavailable):  # the server speaks none
             await client.voices(timeout_s=5)
 

@@ -62,7 +62,9 @@ async def test_files_and_token_by_the_environment(guarded, client):
     assert fake.metadata[0]["authorization"] == f"Bearer {TOKEN}"
 
 
-async def test_the_chain_of_csm_up_is_in_plaintext_whatever_the_environment_names(guarded, client, monkeypatch, tmp_path):
+async def test_the_chain_of_csm_up_is_in_plaintext_whatever_the_environment_names(
+    guarded, client, monkeypatch, tmp_path
+):
     _, _, (ca, cert, key) = guarded
     monkeypatch.setenv("CSM_STATE_DIR", str(tmp_path / "state"))
     async with serving() as (_, address):

@@ -29,8 +29,12 @@ async def test_a_refusal_ends_the_other_opening_and_every_call(monkeypatch, refu
 
     monkeypatch.setattr(pipeline, "build_prompt", no_prompt)
     synthesis = Synthesis(
-        SimpleNamespace(held_back_frames=0), speech_pb2.Utterance(text="x"),
-        max_frames=None, ramp_frames=[1], resumes=0, timeout=lambda: 60.0,
+        SimpleNamespace(held_back_frames=0),
+        speech_pb2.Utterance(text="x"),
+        max_frames=None,
+        ramp_frames=[1],
+        resumes=0,
+        timeout=lambda: 60.0,
     )
     calls, opened, full = [], asyncio.Event(), asyncio.Event()
 

@@ -33,13 +33,19 @@ def test_a_request_that_is_refused_says_why_by_what_its_stage_told():
 
 def test_a_gateway_that_refused_by_itself():
     spans = [root(8, end_ms=1, attributes={"csm.token": "phones"}, events=())]
-    assert story(requests_of(spans)[0]) == "Ended by RESOURCE_EXHAUSTED after 1.0 ms: refused by the gateway itself, before it asked any stage."
+    assert (
+        story(requests_of(spans)[0])
+        == "Ended by RESOURCE_EXHAUSTED after 1.0 ms: refused by the gateway itself, before it asked any stage."
+    )
     assert "Token phones" in Reader(page(ID, spans)).text
 
 
 def test_a_caller_who_left():
     spans = [*call("backbone", "Generate", 1, 1, 999, 1, error="CANCELLED: Locally cancelled by application!"), root(1)]
-    assert "Ended by CANCELLED after 1.00 s: the caller left. 1.20 s of audio had gone out." in Reader(page(ID, spans)).text
+    assert (
+        "Ended by CANCELLED after 1.00 s: the caller left. 1.20 s of audio had gone out."
+        in Reader(page(ID, spans)).text
+    )
 
 
 def test_one_that_was_tried_again_is_one_request_and_two_calls_of_a_caller_are_two():
@@ -55,7 +61,10 @@ def test_one_that_was_tried_again_is_one_request_and_two_calls_of_a_caller_are_t
 
 
 def test_a_callers_own_program_is_left_out():
-    app = [span("shop", "checkout", "server", "app", "", -5000, 9000), span("shop", "pay", "client", "pay", "app", -4000, -3000)]
+    app = [
+        span("shop", "checkout", "server", "app", "", -5000, 9000),
+        span("shop", "pay", "client", "pay", "app", -4000, -3000),
+    ]
     (one,) = requests_of([*app, *request(parent="app")])
     assert one.zero_ns == T0 and one.total_s == 1.0
     assert not {"checkout", "pay"} & {bar.label for bar in one.bars}
@@ -76,7 +85,10 @@ def test_an_incomplete_trace_is_drawn_and_says_what_it_lacks(without, told):
 
 
 def test_a_clock_that_is_off_is_told():
-    late = [replace(one, start_ns=one.start_ns + 40 * MS, end_ns=one.end_ns + 40 * MS) if one.service == "codec" else one for one in request()]
+    late = [
+        replace(one, start_ns=one.start_ns + 40 * MS, end_ns=one.end_ns + 40 * MS) if one.service == "codec" else one
+        for one in request()
+    ]
     text = Reader(page(ID, late)).text
     assert "The codec's clock is at least 39 ms ahead of the gateway's" in text
     assert "clock is" not in Reader(page(ID, request())).text
@@ -96,9 +108,17 @@ def test_an_older_gateway_without_chunks():
 def test_what_was_heard_waits_where_it_ran_dry():
     cadence = cadence_of(root(), T0)
     assert cadence.underruns == (Chunk(0.9, 0.24, 0.32, -0.16),)
-    assert cadence.played(1.0) == [pytest.approx(point) for point in (
-        (0.5, 0.0), (0.55, 0.05), (0.74, 0.24), (0.9, 0.24), (0.95, 0.29), (1.0, 0.34),
-    )]
+    assert cadence.played(1.0) == [
+        pytest.approx(point)
+        for point in (
+            (0.5, 0.0),
+            (0.55, 0.05),
+            (0.74, 0.24),
+            (0.9, 0.24),
+            (0.95, 0.29),
+            (1.0, 0.34),
+        )
+    ]
     assert cadence.delivered(1.0)[-2:] == [pytest.approx((0.95, 1.2)), pytest.approx((1.0, 1.2))]
     heard = cadence.played(99)[-1]
     assert heard == pytest.approx((1.86, 1.2)), "play ends with the audio"
@@ -111,7 +131,9 @@ def test_chunks_that_were_not_told_are_a_slope_and_a_note():
     assert "2 of 11 chunks were told" in Reader(page(ID, told)).text
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf"), -1e308, 1e308, pytest.param(10**400, id="huge"), 8.64e7 + 1])
+@pytest.mark.parametrize(
+    "wrong", [float("nan"), float("inf"), -float("inf"), -1e308, 1e308, pytest.param(10**400, id="huge"), 8.64e7 + 1]
+)
 @pytest.mark.parametrize("place", [1, 2, 3])
 def test_a_chunk_that_cannot_be_is_left_out(place, wrong):
     told = [600, 80, 80, 30]
@@ -128,8 +150,19 @@ def test_audio_before_the_request_or_of_negative_length_is_left_out():
 
 
 def test_nothing_ends_before_it_began():
-    back = [root(start_ms=900, end_ms=100, events=()), span("codec", "work", "internal", "w", "root", 950, 200,
-            events=(Event("first_output", T0 - 5 * MS), Event("first_frame", T0 + 2000 * MS)))]
+    back = [
+        root(start_ms=900, end_ms=100, events=()),
+        span(
+            "codec",
+            "work",
+            "internal",
+            "w",
+            "root",
+            950,
+            200,
+            events=(Event("first_output", T0 - 5 * MS), Event("first_frame", T0 + 2000 * MS)),
+        ),
+    ]
     (one,) = requests_of(back)
     assert one.took_s == 0 and all(bar.end_s >= bar.start_s >= 0 for bar in one.bars)
     assert [bar.first_output_s for bar in one.bars] == [None, None]

@@ -23,7 +23,7 @@ ID = "ab" * 16
 
 
 def test_text_stays_and_what_steers_is_replaced():
-    assert plain("Grüße,\t\"b\"\nλ") == "Grüße,\t\"b\"\nλ"
+    assert plain('Grüße,\t"b"\nλ') == 'Grüße,\t"b"\nλ'
     assert not STEERING & set(plain(EVIL)) and "owned" in plain(EVIL)
 
 

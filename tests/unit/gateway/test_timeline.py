@@ -29,7 +29,8 @@ def told(monkeypatch, chunks):
 def numbers(span):
     return [
         tuple(event.attributes[f"csm.{name}_ms"] for name in ("position", "duration", "lead"))
-        for event in span.events if event.name == "audio"
+        for event in span.events
+        if event.name == "audio"
     ]
 
 

@@ -24,7 +24,9 @@ def parse(tmp_path):
 
 
 def test_one_table_a_token(parse):
-    assert parse(f'[radio]\ntoken = "{SECRET}"\nsha256 = "{OTHER}"\nmax_streams = 2\n["a.b"]\nsha256 = ["{"ab" * 32}"]') == [
+    assert parse(
+        f'[radio]\ntoken = "{SECRET}"\nsha256 = "{OTHER}"\nmax_streams = 2\n["a.b"]\nsha256 = ["{"ab" * 32}"]'
+    ) == [
         Token("radio", (bytes.fromhex(OTHER), bytes.fromhex(HASH)), 2, None),
         Token("a.b", (bytes.fromhex("ab" * 32),), None, None),
     ]

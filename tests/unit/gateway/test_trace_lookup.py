@@ -38,6 +38,7 @@ def exported(service="csm-gateway", code=StatusCode.OK, links=()):
 
 def as_collector_writes(request):
     """OTLP JSON: ids as hexadecimal, enums as numbers, 64-bit numbers as text."""
+
     def hexed(value):
         if isinstance(value, list):
             return [hexed(item) for item in value]
@@ -45,6 +46,7 @@ def as_collector_writes(request):
             return value
         ids = ("traceId", "spanId", "parentSpanId")
         return {key: base64.b64decode(item).hex() if key in ids else hexed(item) for key, item in value.items()}
+
     return hexed(json_format.MessageToDict(request, use_integers_for_enums=True))
 
 
@@ -70,8 +72,19 @@ def test_what_a_collector_wrote_is_what_the_sdk_sent(tmp_path):
 
 @pytest.mark.parametrize(
     "layout",
-    ["pretty", "pretty below a blank line", "list", "list on a line", "capitals", "half a line", "blank lines",
-     "Tempo", "Tempo's second", "Jaeger", "base64"],
+    [
+        "pretty",
+        "pretty below a blank line",
+        "list",
+        "list on a line",
+        "capitals",
+        "half a line",
+        "blank lines",
+        "Tempo",
+        "Tempo's second",
+        "Jaeger",
+        "base64",
+    ],
 )
 def test_other_layouts_of_the_same(tmp_path, layout):
     one, request = exported()
@@ -109,7 +122,8 @@ def test_a_step_that_is_linked_is_found_by_the_request_it_served(tmp_path):
     _, step = exported("csm-backbone", links=[Link(one.get_span_context())])
     path = write(tmp_path / "s.json", as_collector_writes(first), as_collector_writes(step))
     assert sorted((span.service, span.linked) for span in read_trace(path, f"{one.context.trace_id:032x}")) == [
-        ("backbone", True), ("gateway", False)
+        ("backbone", True),
+        ("gateway", False),
     ]
 
 
@@ -123,13 +137,16 @@ def test_anothers_gateway_is_not_ours(tmp_path):
     [
         (b"", "holds no spans"),
         (b"hello", "line 1: no JSON"),
-        (b"{\"resourceSpans\": []}\n{\"csm-gateway\"\n", "line 2: no JSON"),
+        (b'{"resourceSpans": []}\n{"csm-gateway"\n', "line 2: no JSON"),
         (b"7", "is no batch of OTLP spans"),
-        (b"{\"resourceSpans\": 7}", "is no batch of OTLP spans"),
-        (b"{\"spans\": []}", "holds no spans"),
-        (b"{\"resourceSpans\": [7]}", "line 1: "),
-        (b"{\"resourceSpans\": [{\"scopeSpans\": [{\"spans\": [{\"traceId\": \"xyz\"}]}]}]}", "traceId: 'xyz' is not hexadecimal"),
-        (b"{\"resourceSpans\": [{\"scopeSpans\": [{\"spans\": [{\"startTimeUnixNano\": \"soon\"}]}]}]}", "soon"),
+        (b'{"resourceSpans": 7}', "is no batch of OTLP spans"),
+        (b'{"spans": []}', "holds no spans"),
+        (b'{"resourceSpans": [7]}', "line 1: "),
+        (
+            b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": "xyz"}]}]}]}',
+            "traceId: 'xyz' is not hexadecimal",
+        ),
+        (b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"startTimeUnixNano": "soon"}]}]}]}', "soon"),
         (b"\x28\xb5\x2f\xfd\x00", "no text; a compressed or binary file"),
         (b"[" * 100_000, "nested too deep"),
     ],
@@ -172,7 +189,10 @@ async def test_of_this_machine_the_last_said_a_part_of_an_id_or_a_header(tmp_pat
     found = await find(None, None, tmp_path)
     assert (found.trace_id, found.spans, found.chosen) == (B, [ROOT], "the last `csm say`")
     assert {found.trace_id for found in known(None, tmp_path)} == {A, B}
-    for traces, why in ((None, "was for a gateway elsewhere: .*--file"), (str(store.folder), "may not have reached its gateway")):
+    for traces, why in (
+        (None, "was for a gateway elsewhere: .*--file"),
+        (str(store.folder), "may not have reached its gateway"),
+    ):
         state.remember(state.Said(C, traces), tmp_path)
         with pytest.raises(TraceError, match=f"the last `csm say` {why}.*{C}"):
             await find(None, None, tmp_path)

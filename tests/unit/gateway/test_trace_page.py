@@ -18,7 +18,17 @@ from gateway.traces import MAX_SPANS, Span
 
 def test_the_heading_tells_what_the_gateway_noted():
     text = Reader(page(ID, request())).text
-    for told in (ID, "OK · done", "500 ms", "1.20 s", "0.83", "embedded", str(2**64 - 1), "57 characters", "END_OF_SPEECH (the model ended it)"):
+    for told in (
+        ID,
+        "OK · done",
+        "500 ms",
+        "1.20 s",
+        "0.83",
+        "embedded",
+        str(2**64 - 1),
+        "57 characters",
+        "END_OF_SPEECH (the model ended it)",
+    ):
         assert told in text, told
     assert "2023-11-14 22:13:20.000 UTC" in text
     assert story(requests_of(request())[0]) == (
@@ -35,22 +45,44 @@ def test_words_stand_there_only_when_given():
 def test_bars_lie_where_their_times_are():
     seen = Reader(page(ID, request()))
     # gateway, tokenizer, backbone, queue, prefill, watermark, codec: of 1000 ms
-    assert seen.rects("work") == [pytest.approx(pair, abs=0.16) for pair in (
-        (0, 100), (0.2, 1.8), (30, 59.9), (2.2, 1.8), (4, 21), (10.1, 89.8), (10.1, 88.8),
-    )]
+    assert seen.rects("work") == [
+        pytest.approx(pair, abs=0.16)
+        for pair in (
+            (0, 100),
+            (0.2, 1.8),
+            (30, 59.9),
+            (2.2, 1.8),
+            (4, 21),
+            (10.1, 89.8),
+            (10.1, 88.8),
+        )
+    ]
     assert seen.rects("wait") == [pytest.approx((2.1, 27.9), abs=0.01)]
     assert seen.rects("gap") == [pytest.approx((74, 16), abs=0.01)]
     assert [marks["class"] for tag, marks in seen.marks if tag == "g" and "chunk" in marks["class"]] == [
-        "chunk", "chunk", "chunk late", "chunk", "chunk"  # the last is the legend's
+        "chunk",
+        "chunk",
+        "chunk late",
+        "chunk",
+        "chunk",  # the last is the legend's
     ]
 
 
 def test_it_needs_nothing_beside_it_and_allows_no_other_script():
     text = page(ID, request())
     seen = Reader(text)
-    assert not seen.links and "@import" not in text and "url(" not in text and "http:" not in text.replace("http-equiv", "")
+    assert (
+        not seen.links
+        and "@import" not in text
+        and "url(" not in text
+        and "http:" not in text.replace("http-equiv", "")
+    )
     assert seen.tags.count("script") == 1
-    policy = next(marks["content"] for tag, marks in seen.marks if tag == "meta" and "content" in marks and "default-src" in marks["content"])
+    policy = next(
+        marks["content"]
+        for tag, marks in seen.marks
+        if tag == "meta" and "content" in marks and "default-src" in marks["content"]
+    )
     assert "default-src 'none'" in policy and "'unsafe-inline'" not in policy.partition("script-src")[2]
     assert "prefers-color-scheme: dark" in text and "@media print" in text
 
@@ -66,7 +98,9 @@ def test_it_can_be_listened_to():
 
 def colours(scheme):
     """The page's colours by name: RGB of 0 to 1."""
-    light, _, dark = (Path(trace_page.__file__).with_suffix(".html").read_text().partition("@media (prefers-color-scheme: dark)"))
+    light, _, dark = (
+        Path(trace_page.__file__).with_suffix(".html").read_text().partition("@media (prefers-color-scheme: dark)")
+    )
     found = dict(re.findall(r"--([\w-]+): #([0-9a-f]{6});", light if scheme == "light" else dark.partition("* {")[0]))
     return {name: [int(value[at : at + 2], 16) / 255 for at in (0, 2, 4)] for name, value in found.items()}
 
@@ -81,9 +115,15 @@ def luminance(rgb):
 def test_contrast_is_enough_to_read(scheme):
     """WCAG AA: 4.5 for text, 3 for what a picture needs."""
     of = colours(scheme)
-    texts = [(ink, ground) for ink in ("ink", "quiet") for ground in ("page", "card")] + [("bad", "card"), ("warn", "card")]
+    texts = [(ink, ground) for ink in ("ink", "quiet") for ground in ("page", "card")] + [
+        ("bad", "card"),
+        ("warn", "card"),
+    ]
     texts += [(name, f"{name}-page") for name in ("good", "warn", "bad")]
-    marks = [(name, "card") for name in ("gateway", "tokenizer", "backbone", "codec", "watermark", "other", "given", "heard", "gap")]
+    marks = [
+        (name, "card")
+        for name in ("gateway", "tokenizer", "backbone", "codec", "watermark", "other", "given", "heard", "gap")
+    ]
     for least, pairs in ((4.5, texts), (3.0, marks)):
         for pair in pairs:
             dim, bright = sorted(luminance(of[name]) for name in pair)
@@ -132,8 +172,20 @@ def test_everything_is_escaped(where):
         [Span("codec", "x", "server", "1", "2", 5, 9), Span("codec", "y", "server", "2", "1", 5, 9)],
         [Span("gateway", "x", "server", "1", "", 0, 2**63), Span("gateway", "x", "client", "2", "1", 0, 0)],
         [Span("backbone", "step", "internal", "9", "", 1, 2, linked=True)],
-        [Span("gateway", "x", "server", "0", "", 0, 9), *(Span("codec", f"n{n}", "internal", f"{n + 1}", f"{n}", n, n + 1) for n in range(MAX_SPANS))],
-        [root(attributes={"rpc.grpc.status_code": 99, "csm.chunks": -1, "csm.underruns": True, "csm.real_time_factor": float("nan")})],
+        [
+            Span("gateway", "x", "server", "0", "", 0, 9),
+            *(Span("codec", f"n{n}", "internal", f"{n + 1}", f"{n}", n, n + 1) for n in range(MAX_SPANS)),
+        ],
+        [
+            root(
+                attributes={
+                    "rpc.grpc.status_code": 99,
+                    "csm.chunks": -1,
+                    "csm.underruns": True,
+                    "csm.real_time_factor": float("nan"),
+                }
+            )
+        ],
         [root(events=audio((500, 0, 0, 0), (500, 0, 0, 0)))],
         [root(events=audio((500, -5, float("nan"), 1e300)))],
     ],
@@ -147,7 +199,9 @@ def test_no_trace_no_page():
         page(ID, [])
 
 
-@pytest.mark.parametrize(("total", "last"), [(0.0026, 0.0025), (0.1, 0.1), (1.1, 1.0), (2.9, 2.5), (8.7, 8.0), (95, 80)])
+@pytest.mark.parametrize(
+    ("total", "last"), [(0.0026, 0.0025), (0.1, 0.1), (1.1, 1.0), (2.9, 2.5), (8.7, 8.0), (95, 80)]
+)
 def test_the_axis_has_round_numbers(total, last):
     marks = ticks(total)
     assert marks[0] == 0 and marks[-1] == pytest.approx(last) and 4 <= len(marks) <= 7
@@ -156,7 +210,10 @@ def test_the_axis_has_round_numbers(total, last):
 
 
 def test_a_page_of_very_many_spans_stays_one_to_open():
-    spans = [root(), *(span("codec", f"work{n}", "internal", f"w{n}", "root", n % 1000, n % 1000 + 1) for n in range(3000))]
+    spans = [
+        root(),
+        *(span("codec", f"work{n}", "internal", f"w{n}", "root", n % 1000, n % 1000 + 1) for n in range(3000)),
+    ]
     text = page(ID, spans)
     assert text.count("<tr>") < 1100
     assert "and 2001 more rows, which are left out" in Reader(text).text

@@ -111,7 +111,14 @@ def test_the_summary_gives_bars_too():
 
 @pytest.mark.parametrize(
     ("value_s", "text"),
-    [(0.00042, "0.4 ms"), (0.0123, "12 ms"), (0.00996, "10 ms"), (0.9996, "1.00 s"), (3.419, "3.42 s"), (75, "75.00 s")],
+    [
+        (0.00042, "0.4 ms"),
+        (0.0123, "12 ms"),
+        (0.00996, "10 ms"),
+        (0.9996, "1.00 s"),
+        (3.419, "3.42 s"),
+        (75, "75.00 s"),
+    ],
 )
 def test_durations_read_well(value_s, text):
     assert seconds(value_s) == text

@@ -67,7 +67,9 @@ def test_what_the_job_left_on_the_volume_is_enough_for_pods_that_are_offline(tmp
         source = getattr(bundle, part).sources[0]
         names = [value for key, value in source.items() if key not in ("repo", "revision", "layout", "weights")]
         weights = source.get("weights", [])
-        snapshot = tmp_path / "hub/hub" / f"models--{source['repo'].replace('/', '--')}" / "snapshots" / source["revision"]
+        snapshot = (
+            tmp_path / "hub/hub" / f"models--{source['repo'].replace('/', '--')}" / "snapshots" / source["revision"]
+        )
         for name in [*names, *(weights if isinstance(weights, list) else [weights])]:
             (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
             (snapshot / name).write_bytes(b"weights")

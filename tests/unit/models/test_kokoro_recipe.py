@@ -35,7 +35,10 @@ def recipe(monkeypatch):
         ("/encoder/predictor/text_encoder/lstms.0/LSTM_quant", "predictor.text_encoder.lstms.0"),
         ("/encoder/bert_encoder/MatMul_quant", "bert_encoder"),
         ("/decoder/decoder/asr_res/asr_res.0/Conv_quant", "decoder.asr_res.0"),
-        ("/decoder/decoder/generator/resblocks.4/adain2.2/fc/Gemm_MatMul_quant", "decoder.generator.resblocks.4.adain2.2.fc"),
+        (
+            "/decoder/decoder/generator/resblocks.4/adain2.2/fc/Gemm_MatMul_quant",
+            "decoder.generator.resblocks.4.adain2.2.fc",
+        ),
         ("/decoder/decoder/generator/ups.1/ConvTranspose", "decoder.generator.ups.1"),
     ],
 )

@@ -92,9 +92,7 @@ def edit_bundle(folder, old, new):
         ),
         (lambda folder: edit_weights(folder, lambda s: s.update(extra=torch.zeros(1))), "unknown tensor"),
         (
-            lambda folder: edit_weights(
-                folder, lambda s: s.update({"decoder.model.0.conv.conv.bias": torch.zeros(3)})
-            ),
+            lambda folder: edit_weights(folder, lambda s: s.update({"decoder.model.0.conv.conv.bias": torch.zeros(3)})),
             "is [3], expected [32]",
         ),
         (lambda folder: (folder / "mimi.json").write_text("{"), "mimi.json: not JSON"),
@@ -138,9 +136,7 @@ def test_the_public_checkpoints_name_and_full_shape(tmp_path):
     save_file(random.state_dict(), tmp_path / PUBLIC_NAME)
     public = load_bundle("csm-1b")
     assert public.mimi.sources[0]["weights"] == PUBLIC_NAME
-    ours = load_mimi(
-        replace(public, mimi=replace(public.mimi, sources=({"weights": PUBLIC_NAME},), folder=tmp_path))
-    )
+    ours = load_mimi(replace(public, mimi=replace(public.mimi, sources=({"weights": PUBLIC_NAME},), folder=tmp_path)))
     stock = loaders.get_mimi(tmp_path / PUBLIC_NAME, num_codebooks=32)
     codes = torch.randint(2048, (1, 32, 5))
     with torch.inference_mode():

@@ -53,9 +53,7 @@ def test_stereo_is_averaged():
 def test_chunks_before_the_samples_are_skipped():
     whole = wav_bytes(tone(), RATE)
     odd = whole[:36] + b"LIST" + struct.pack("<I", 3) + b"abc\0" + whole[36:]
-    np.testing.assert_array_equal(
-        read_wav(odd, max_duration_s=1).samples, read_wav(whole, max_duration_s=1).samples
-    )
+    np.testing.assert_array_equal(read_wav(odd, max_duration_s=1).samples, read_wav(whole, max_duration_s=1).samples)
 
 
 @pytest.mark.parametrize("encoding, subtype", [("s16le", "PCM_16"), ("f32le", "FLOAT")])
@@ -85,9 +83,7 @@ def test_streamed_header_reads_back(encoding):
 def test_pcm_round_trip_is_exact():
     every = np.arange(-32768, 32768).astype("<i2").tobytes()
     assert to_bytes(from_bytes(every, "s16le"), "s16le") == every
-    assert to_bytes(np.array([2.0, -2.0, 1.0], np.float32), "s16le") == struct.pack(
-        "<hhh", 32767, -32768, 32767
-    )
+    assert to_bytes(np.array([2.0, -2.0, 1.0], np.float32), "s16le") == struct.pack("<hhh", 32767, -32768, 32767)
 
 
 def test_resample_keeps_tone_and_length():

@@ -67,9 +67,7 @@ def test_a_key_that_openssl_finds_too_short_is_told_from_bad_pem(tmp_path):
         .serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
         .sign(key, hashes.SHA256())
     )  # fmt: skip
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     pair = Issued(cert.public_bytes(serialization.Encoding.PEM), pem, 1).write(tmp_path)
     with pytest.raises(CertificateError, match=r"tls.crt, .*the certificate's key is too short"):
         read_pair(*pair)

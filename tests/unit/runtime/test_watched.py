@@ -32,8 +32,6 @@ def number(tmp_path):
     return Number(tmp_path / "number")
 
 
-
-
 def test_the_same_object_until_the_files_say_something_else(number):
     watched = number.watch()
     first = watched.current()

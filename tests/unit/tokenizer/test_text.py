@@ -62,10 +62,7 @@ def test_nothing_is_lost(tokenizer, reference):
 
 
 def control_tokens(bundle):
-    return [
-        t["content"]
-        for t in json.loads(bundle.text_tokenizer.resolve()["tokenizer"].read_text())["added_tokens"]
-    ]
+    return [t["content"] for t in json.loads(bundle.text_tokenizer.resolve()["tokenizer"].read_text())["added_tokens"]]
 
 
 def test_control_tokens_are_spelled_out(tokenizer, reference, bundle):
@@ -173,9 +170,7 @@ def test_template_with_the_vocabulary_of_llama_3(tmp_path):
     ours = load_text_tokenizer(
         replace(
             public,
-            text_tokenizer=replace(
-                public.text_tokenizer, sources=({"tokenizer": "tokenizer.json"},), folder=tmp_path
-            ),
+            text_tokenizer=replace(public.text_tokenizer, sources=({"tokenizer": "tokenizer.json"},), folder=tmp_path),
         ),
         max_chars=4096,
     )

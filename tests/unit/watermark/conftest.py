@@ -1,6 +1,5 @@
 """Nets for the watermark tests: a pair that works (see tests/watermark_pair.py) and an untrained one."""
 
-
 import pytest
 from watermark_pair import TINY, TINY_44K, stock_model, write_pair
 

@@ -13,7 +13,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_REFUSED = ("item", "_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "lift_fresh", "istft", "unique")
+_REFUSED = (
+    "item",
+    "_local_scalar_dense",
+    "is_nonzero",
+    "nonzero",
+    "masked_select",
+    "equal",
+    "lift_fresh",
+    "istft",
+    "unique",
+)
 
 
 class CannotCapture(RuntimeError):

@@ -27,7 +27,10 @@ def test_streams_marked_together_are_marked_as_each_alone(untrained, fill):
             if piece is None:
                 live.remove(index)
     for clip, parts in zip(clips, marked, strict=True):
-        assert np.abs(np.concatenate(parts) - Embedder(untrained, PUBLIC_KEY, level=RunningLevel()).embed(clip)).max() < 1e-6
+        assert (
+            np.abs(np.concatenate(parts) - Embedder(untrained, PUBLIC_KEY, level=RunningLevel()).embed(clip)).max()
+            < 1e-6
+        )
     assert np.abs(np.concatenate(marked[0]) - clips[0]).max() > 1e-3  # there is a mark at all
 
 

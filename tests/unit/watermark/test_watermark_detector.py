@@ -93,7 +93,9 @@ def test_long_clips_are_decoded_in_blocks_that_change_nothing(pair, marked, monk
     cut = detector._scores(audio, [5, 77], lambda: False)
     assert (cut - whole).abs().max() < 1e-4
     # Offsets looked at together read as each alone.
-    alone = torch.cat([detector._scores(audio[: len(audio) - 72], [5], lambda: False), detector._scores(audio, [77], lambda: False)])
+    alone = torch.cat(
+        [detector._scores(audio[: len(audio) - 72], [5], lambda: False), detector._scores(audio, [77], lambda: False)]
+    )
     assert (cut - alone).abs().max() < 1e-4
 
 

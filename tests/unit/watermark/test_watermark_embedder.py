@@ -92,9 +92,7 @@ def test_folded_nets_equal_the_stock_modules(untrained):
     symbols = torch.randint(0, 5, (1, columns))
     one_hot = torch.nn.functional.one_hot(symbols, 5).float().transpose(1, 2)[:, None]
     message = untrained.enc_c.transform_message(one_hot)
-    merged = torch.cat(
-        [untrained.enc_c(carrier), carrier.repeat(1, 32, 1, 1), message.repeat(1, 32, 1, 1)], dim=1
-    )
+    merged = torch.cat([untrained.enc_c(carrier), carrier.repeat(1, 32, 1, 1), message.repeat(1, 32, 1, 1)], dim=1)
     expected = untrained.dec_c(merged, 0.0)[0, 0]
     marker = Marker(untrained, Slots(1, torch.device("cpu")))
     [got] = marks_of(marker, untrained.hparams.reach, [carrier[0, 0, : shape.rows].T], symbols, [columns + shape.reach])
@@ -124,7 +122,9 @@ def marks_of(marker, reach, carriers, symbols, cuts):
 def test_two_streams_in_one_pass_are_each_as_alone_and_as_whole(untrained):
     shape = untrained.hparams
     carriers, symbols = torch.rand(2, 40, shape.rows), torch.randint(0, 5, (2, 40))
-    both = marks_of(Marker(untrained, Slots(2, torch.device("cpu"))), shape.reach, list(carriers), symbols, [3, 17, 20, shape.reach])
+    both = marks_of(
+        Marker(untrained, Slots(2, torch.device("cpu"))), shape.reach, list(carriers), symbols, [3, 17, 20, shape.reach]
+    )
     for index in range(2):
         marker = Marker(untrained, Slots(1, torch.device("cpu")))
         [alone] = marks_of(marker, shape.reach, [carriers[index]], symbols[index : index + 1], [40 + shape.reach])

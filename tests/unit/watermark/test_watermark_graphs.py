@@ -77,7 +77,9 @@ def test_streams_come_go_and_are_cancelled_in_replayed_passes(nets, request):
     assert sum(map(len, (np.concatenate(marked[index]) for index in leaves)))
 
 
-@pytest.mark.parametrize("sizes", [[FRAME], [FRAME, FRAME, 2 * FRAME, 4 * FRAME, 8 * FRAME], [777, 1, 0, 5000, 13]], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [[FRAME], [FRAME, FRAME, 2 * FRAME, 4 * FRAME, 8 * FRAME], [777, 1, 0, 5000, 13]], ids=str
+)
 def test_no_stream_waits_for_more_than_its_look_ahead(untrained_44k, sizes):
     embedder, _ = captured(untrained_44k, slots=2)
     stream, clip = embedder.open(), speech_like(0.7)
@@ -245,7 +247,9 @@ def test_a_new_stream_waits_for_a_slot_that_a_running_pass_gives_back(untrained,
 
 @pytest.mark.parametrize("fill", [True, False])
 def test_threads_mark_side_by_side(untrained, fill):
-    embedder = captured(untrained, slots=6)[0] if fill else Embedder(untrained, PUBLIC_KEY, level=RunningLevel(), slots=2)
+    embedder = (
+        captured(untrained, slots=6)[0] if fill else Embedder(untrained, PUBLIC_KEY, level=RunningLevel(), slots=2)
+    )
     clips = [speech_like(0.4, seed=seed) for seed in range(6)]
     heard = [None] * 6
 

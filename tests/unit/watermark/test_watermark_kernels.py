@@ -60,7 +60,8 @@ def near(got, wanted, precision) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
-    ("given", "channels", "width", "extra"), [(1, 32, 32, 0), (32, 32, 32, 0), (32, 32, 36, 2), (36, 96, 96, 0), (1, 8, 8, 0)]
+    ("given", "channels", "width", "extra"),
+    [(1, 32, 32, 0), (32, 32, 32, 0), (32, 32, 36, 2), (36, 96, 96, 0), (1, 8, 8, 0)],
 )
 @pytest.mark.parametrize(
     ("count", "columns", "cut", "brought"),
@@ -94,7 +95,9 @@ def test_gated(device, precision, given, channels, width, extra, count, columns,
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(("count", "columns", "channels", "cut"), [(2, 1, 96, True), (1, 3, 96, False), (2, 2, 40, True)])
+@pytest.mark.parametrize(
+    ("count", "columns", "channels", "cut"), [(2, 1, 96, True), (1, 3, 96, False), (2, 2, 40, True)]
+)
 def test_ended(device, precision, count, columns, channels, cut):
     layer, window = layer_of(device, precision, 32, channels), inputs(device, precision, count, columns, 32)
     ending = Ending(torch.randn(2, channels, device=device) / channels**0.5, torch.randn(3, device=device))

@@ -5,16 +5,24 @@ import pytest
 from services.watermark.key import PUBLIC_KEY, check_key, key_symbols, parse_key, symbols_key
 
 
-@pytest.mark.parametrize(
-    "text", ["212,211,146,56,201", " [212, 211, 146, 56, 201] ", "d4d39238c9", "0xD4D39238C9\n"]
-)
+@pytest.mark.parametrize("text", ["212,211,146,56,201", " [212, 211, 146, 56, 201] ", "d4d39238c9", "0xD4D39238C9\n"])
 def test_both_spellings_give_the_same_key(text):
     assert parse_key(text, 5) == PUBLIC_KEY
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "secret", "212,211,146,56", "212,211,146,56,201,7", "256,1,2,3,4", "-1,1,2,3,4", "d4d39238", "d4d39238c", "1,,2,3,4"],
+    [
+        "",
+        "secret",
+        "212,211,146,56",
+        "212,211,146,56,201,7",
+        "256,1,2,3,4",
+        "-1,1,2,3,4",
+        "d4d39238",
+        "d4d39238c",
+        "1,,2,3,4",
+    ],
 )
 def test_other_spellings_are_refused_and_never_quoted(text):
     with pytest.raises(ValueError, match="CSM_WATERMARK_KEY") as error:

@@ -60,7 +60,9 @@ def test_our_nets_and_the_stock_packages_are_the_same(files):
     ours, stock = load_nets(files), stock_model(files)
     for mine, theirs in ((ours.enc_c, stock.enc_c), (ours.dec_c, stock.dec_c), (ours.dec_m, stock.dec_m[0])):
         assert not mine.training and theirs.training
-        assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), theirs.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(mine.state_dict().values(), theirs.state_dict().values(), strict=True)
+        )
 
 
 def test_names_left_by_data_parallel_are_taken(files):
