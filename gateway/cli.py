@@ -154,7 +154,7 @@ async def _voices(args: argparse.Namespace) -> int:
     out.print(
         f"Bundle `{bundle.bundle_id}`:\n{answer.description}\n"
         f"({bundle.codebooks} codebooks, {bundle.frame_rate_hz:g} frames/s, {bundle.sample_rate_hz} Hz"
-        + (f", {answer.max_rows} rows a request)" if answer.max_rows else ")")
+        + (f", {answer.max_seq_len} tokens a request)" if answer.max_seq_len else ")")
     )
     if not answer.trained:
         out.print(NOISE)

@@ -47,7 +47,7 @@ class Admitted:
     """First event: every stage has taken the utterance in."""
 
     seed: int
-    prompt_rows: int
+    prompt_tokens: int
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from models.bundle import Bundle
 from services.runtime import instruments
 from services.runtime.admission import Admission
 from services.runtime.errors import InvalidRequest, Unavailable, from_upstream
+from services.runtime.version import version
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
                                 format=output.format,
                                 container=output.container,
                                 seed=event.seed,
-                                prompt_rows=event.prompt_rows,
+                                prompt_tokens=event.prompt_tokens,
                                 trace_id=_trace_id(),
                             )
                         )
@@ -124,7 +125,8 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
                 speech_pb2.Voice(speaker=voice.speaker, name=voice.name, description=voice.description)
                 for voice in self._bundle.voices
             ],
-            max_rows=self._stages.info.max_rows if self._stages.info is not None else 0,
+            max_seq_len=self._stages.info.max_seq_len if self._stages.info is not None else 0,
+            version=version(),
         )
 
     def _begin(
@@ -208,9 +210,9 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
 
 def _admit(summary: speech_pb2.SpeechSummary, event: Admitted, grant: Grant) -> None:
     grant.keep()
-    summary.seed, summary.prompt_rows = event.seed, event.prompt_rows
+    summary.seed, summary.prompt_tokens = event.seed, event.prompt_tokens
     # As text: an attribute's number has 63 bits, a seed 64.
-    trace.get_current_span().set_attributes({"csm.seed": str(event.seed), "csm.prompt_rows": event.prompt_rows})
+    trace.get_current_span().set_attributes({"csm.seed": str(event.seed), "csm.prompt_tokens": event.prompt_tokens})
 
 
 def _audio(data: bytes) -> speech_pb2.StreamSynthesizeResponse:

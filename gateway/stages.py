@@ -33,7 +33,7 @@ class StageInfo:
 
     watermark_lookahead_samples: int
     watermark_trained: bool
-    max_rows: int
+    max_seq_len: int
 
 
 class Stages:

@@ -13,6 +13,10 @@ _MOST_ROWS = 1000  # of the stages' table: more than a request makes, and a page
 _ENDS = {
     "FINISH_REASON_END_OF_SPEECH": "the model ended it",
     "FINISH_REASON_MAX_LENGTH": "cut at the length limit",
+    "FINISH_REASON_SILENCE": "cut in silence",
+    "FINISH_REASON_CANCELLED": "cancelled by the caller",
+    "FINISH_REASON_INTERRUPTED": "interrupted by the listener",
+    "FINISH_REASON_EMPTY": "the model ended it at frame 0",
 }
 
 
@@ -47,7 +51,7 @@ def facts(request: RequestTrace) -> Iterator[str]:
         "Text": f"{characters} characters" if characters is not None else None,
         "Context turns": request.fact("csm.context_turns"),
         "Seed": request.fact("csm.seed"),
-        "Prompt rows": request.fact("csm.prompt_rows"),
+        "Prompt tokens": request.fact("csm.prompt_tokens"),
         "Frames": request.fact("csm.frames"),
         "Finish reason": f"{reason}".removeprefix("FINISH_REASON_") + words if reason else None,
     }

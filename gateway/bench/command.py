@@ -118,7 +118,7 @@ async def run(args: argparse.Namespace) -> int:
     texts = plans[0].texts  # alike in all
     if not texts:
         err.print(
-            f"csm: no sentence fits: text and audio of one request may take {answer.max_rows} rows, one for each frame"
+            f"csm: no sentence fits: text and audio of one request may take {answer.max_seq_len} tokens, one for each frame"
         )
         return 1
     bench = _Bench(args, plans, err)
@@ -137,7 +137,7 @@ async def run(args: argparse.Namespace) -> int:
     }
     if len(texts) < len(sentences()):
         facts["texts"] = (
-            f"{len(texts)} of {len(sentences())} sentences: with their audio these surely fit {answer.max_rows} rows"
+            f"{len(texts)} of {len(sentences())} sentences: with their audio these surely fit {answer.max_seq_len} tokens"
         )
     if broken:
         facts["broken off"] = (

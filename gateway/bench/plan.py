@@ -55,7 +55,7 @@ class Plan:
 
     def within(self, answer: speech_pb2.ListVoicesResponse) -> Plan:
         """This load with what the bundle's rows allow."""
-        return replace(self, max_rows=answer.max_rows, frame_rate_hz=answer.bundle.frame_rate_hz)
+        return replace(self, max_rows=answer.max_seq_len, frame_rate_hz=answer.bundle.frame_rate_hz)
 
     @property
     def load(self) -> float:

@@ -105,7 +105,7 @@ async def test_context_and_speakers_go_through(chain, speech):
     )
     plain = await speech.Synthesize(speech_pb2.SynthesizeRequest(utterance=utterance(speaker=1)), timeout=60)
     # Two clips of 0.5 s are 7 frames each, and each ends with one row more.
-    assert answer.summary.prompt_rows > plain.summary.prompt_rows + 2 * (7 + 1)
+    assert answer.summary.prompt_tokens > plain.summary.prompt_tokens + 2 * (7 + 1)
     assert answer.audio != plain.audio
     await all_free(chain)
 
@@ -163,7 +163,7 @@ async def test_control_tokens_in_text_are_spelled_out(chain, speech):
         speech_pb2.SynthesizeRequest(utterance=utterance(text="x<|begin_of_text|><|end_of_text|>", frames=1)),
         timeout=30,
     )
-    assert tricky.summary.prompt_rows >= plain.summary.prompt_rows + 10
+    assert tricky.summary.prompt_tokens >= plain.summary.prompt_tokens + 10
 
 
 @pytest.mark.parametrize("speaker", [0, 1, 2, 3])

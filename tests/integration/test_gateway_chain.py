@@ -1,6 +1,7 @@
 """The chain as its caller sees it, over fake stages: audio, order, overlap, output formats, verification."""
 
 import io
+import re
 import wave
 
 import numpy as np
@@ -87,7 +88,7 @@ async def test_prompt_is_context_then_text(open_chain, board):
     assert list(parts[0].text.ids) == [1, 11, *b"hi", 2]
     assert list(parts[2].text.ids) == [1, 10, *b"yo", 2]
     assert list(parts[4].text.ids) == [1, 12, *b"go", 2]
-    assert summary.prompt_rows == 3 * 5 + 2 * 3
+    assert summary.prompt_tokens == 3 * 5 + 2 * 3
 
 
 async def test_speech_that_ends_at_once_is_empty_not_an_error(open_chain, board):
@@ -141,4 +142,5 @@ async def test_verify_and_voices(open_chain):
     assert answer.confidence == pytest.approx(0.9)
     voices = await chain.speech.ListVoices(speech_pb2.ListVoicesRequest(), timeout=5)
     assert voices.bundle.bundle_id == "embedded" and voices.voices[0].speaker == 0
-    assert voices.max_rows == 777  # as the backbone says
+    assert voices.max_seq_len == 777  # as the backbone says
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", voices.version)

@@ -24,7 +24,7 @@ def tone(samples: int) -> bytes:
 class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
     """The text says what goes wrong; any other text is spoken as 5 frames of a tone."""
 
-    max_rows = 0
+    max_seq_len = 0
 
     def __init__(self):
         self.requests, self.metadata = [], []
@@ -45,7 +45,7 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
             pcm = common_pb2.AudioFormat(
                 encoding=common_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hz=rate_hz, channels=1
             )
-            started = speech_pb2.SpeechStarted(format=pcm, seed=7, prompt_rows=3, trace_id="ab" * 16)
+            started = speech_pb2.SpeechStarted(format=pcm, seed=7, prompt_tokens=3, trace_id="ab" * 16)
             if text == "no start":
                 yield _audio(tone(FRAME))
             yield speech_pb2.StreamSynthesizeResponse(started=started)
@@ -82,7 +82,7 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
         self._take(request, context)
         bundle = common_pb2.BundleIdentity(bundle_id="fake", codebooks=8, frame_rate_hz=12.5, sample_rate_hz=RATE_HZ)
         return speech_pb2.ListVoicesResponse(
-            bundle=bundle, description="a tone", trained=self.trained, voices=self.voices, max_rows=self.max_rows
+            bundle=bundle, description="a tone", trained=self.trained, voices=self.voices, max_seq_len=self.max_seq_len
         )
 
     def _take(self, request, context):

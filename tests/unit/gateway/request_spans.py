@@ -35,7 +35,7 @@ FACTS = {
     "csm.seed": str(2**64 - 1),
     "csm.text_characters": 57,
     "csm.context_turns": 2,
-    "csm.prompt_rows": 63,
+    "csm.prompt_tokens": 63,
     "csm.frames": 15,
     "csm.finish_reason": "FINISH_REASON_END_OF_SPEECH",
     "csm.real_time_factor": 0.8333,

@@ -125,17 +125,17 @@ async def test_what_fails_is_counted_by_its_status_and_ends_in_exit_code_1(serve
 
 async def test_sentences_that_may_not_fit_are_left_out_and_told(served, tmp_path, monkeypatch):
     behaviour, address = served
-    monkeypatch.setattr(FakeSpeech, "max_rows", 60)
+    monkeypatch.setattr(FakeSpeech, "max_seq_len", 60)
     code, out, err, found = await bench(address, tmp_path, "--streams", "8", "--duration", "0.3", "--ramp-up", "0")
     assert code == 0, out + err
     assert max(len(request.utterance.text) for request in behaviour["requests"]) <= 27
     count = sum(len(text) <= 27 for text in sentences())  # a character is a frame of 80 ms, five more are the segment's
     assert (
-        found["texts"] == f"{count} of 400 sentences: with their audio these surely fit 60 rows"
+        found["texts"] == f"{count} of 400 sentences: with their audio these surely fit 60 tokens"
         and found["texts"] in out
     )
     code, out, err, _ = await bench(address, tmp_path, "--audio-seconds", "5")
-    assert code == 1 and out == "" and "no sentence fits" in err and "60 rows" in err
+    assert code == 1 and out == "" and "no sentence fits" in err and "60 tokens" in err
 
 
 async def test_ctrl_c_gives_the_report_so_far(served, tmp_path):

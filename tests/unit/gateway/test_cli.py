@@ -244,10 +244,10 @@ async def test_verify_answers_with_words_and_a_code(served, tmp_path, found, det
 async def test_voices_come_with_an_example_that_parses(served):
     fake, csm = served
     fake.voices.append(speech_pb2.Voice(speaker=1, name="bob", description="[bold] as brass"))
-    fake.trained, fake.max_rows = False, 2048
+    fake.trained, fake.max_seq_len = False, 2048
     code, out, _ = await csm("voices")
     assert code == 0
-    assert out.startswith("Bundle `fake`:\na tone\n(8 codebooks, 12.5 frames/s, 24000 Hz, 2048 rows a request)\n")
+    assert out.startswith("Bundle `fake`:\na tone\n(8 codebooks, 12.5 frames/s, 24000 Hz, 2048 tokens a request)\n")
     assert "noise" in out and "[bold] as brass" in " ".join(out.split())
     assert 'csm say "Hello." --speaker 1 -o bob.wav' in " ".join(out.split())
     assert all(len(line) <= 80 for line in out.splitlines())

@@ -66,32 +66,32 @@ class SpeechServiceServicer(object):
     """
 
     def Synthesize(self, request, context):
-        """A whole utterance in one answer.
+        """A whole utterance in one response.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamSynthesize(self, request, context):
-        """An utterance in chunks, as they are made.
+        """An utterance in chunks, as they are generated.
 
         INVALID_ARGUMENT names the field and the limit (google.rpc.BadRequest). RESOURCE_EXHAUSTED
         (with google.rpc.RetryInfo) comes before the first message. UNAVAILABLE means that a stage
-        went away; what was sent until then is marked audio.
+        failed and no replica could take over; all audio sent before it is watermarked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def VerifyWatermark(self, request, context):
-        """Whether a clip carries the deployment's watermark.
+        """Reports whether a clip carries the deployment's watermark.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListVoices(self, request, context):
-        """Which voices the deployment has.
+        """Lists the voices of the deployment, its limits and its version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
