@@ -66,7 +66,7 @@ metrics-test: $(VENV)/test.stamp
 
 # Beside a CUDA device: its tests and timings, about nine minutes.
 gpu-check: $(VENV)/test.stamp
-	PYTHON=$(BIN)/python tests/gpu/check.sh
+	PYTHON=$(BIN)/python tests/bench/check.sh
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -83,7 +83,7 @@ images:
 
 # The manifests alone, which `make test` looks at too: seconds, no cluster.
 deploy-check: $(VENV)/test.stamp
-	$(BIN)/python -m pytest tests/deploy/test_manifests.py tests/deploy/test_spoilt_manifests.py tests/deploy/test_images.py
+	$(BIN)/python -m pytest tests/deploy/test_manifests.py tests/deploy/test_manifest_mutations.py tests/deploy/test_images.py
 
 # The cpu-dev overlay as real pods. As root, with podman, runc, buildah, netavark, aardvark-dns and debootstrap.
 deploy-test: $(VENV)/test.stamp

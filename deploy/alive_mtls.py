@@ -22,7 +22,7 @@ from alive import ROOT, probes_pass, render, until
 from pods import Manifest, containers_conf, play_all, say, show_logs, take_down
 
 sys.path.append(str(ROOT / "tests"))
-from authority import Authority
+from support.authority import Authority
 
 SERVICES = ("gateway", "tokenizer", "backbone", "codec", "watermark")
 GATEWAY = "csm-gateway-pod-0-gateway"

@@ -40,7 +40,7 @@ _MEMORY_SHARE = 0.85  # of what is free once the weights are there; graphs, pref
 
 
 def launches_for(size: int) -> Launches:
-    """The fastest kernels for a batch size, by tests/gpu/bench_variants.py."""
+    """The fastest kernels for a batch size, by tests/bench/bench_variants.py."""
     if size == 1:
         return Launches(products=True, overlap=True)
     return Launches(gated=size >= 64)

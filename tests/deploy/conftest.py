@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-import observed_chain
 import pytest
-import telemetry_tables
+
+from support.telemetry import observed_chain, telemetry_tables
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import telemetry_tables as tables
-from authority import Authority
 from prometheus_client.parser import text_string_to_metric_families
+
+from support.authority import Authority
+from support.telemetry import telemetry_tables as tables
 
 ROOT = Path(__file__).parents[2]
 NAME = "csm_tls_certificate_remaining_seconds"

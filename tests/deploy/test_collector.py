@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-import telemetry_tables as tables
 import yaml
-from manifests import container, one, render, settings_of
+
+from support.manifests.rendered import container, one, render, settings_of
+from support.telemetry import telemetry_tables as tables
 
 CONFIG = yaml.safe_load((tables.DEPLOY / "collector" / "config.yaml").read_text())
 PIPELINES = CONFIG["service"]["pipelines"]

@@ -11,7 +11,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from manifests import DEPLOY, ROOT, SERVICES, one, pod, pods, render
+
+from support.manifests.rendered import DEPLOY, ROOT, SERVICES, one, pod, pods, render
 
 IMAGES = (*SERVICES, "weights")
 EXTRAS = {name: name for name in SERVICES} | {"weights": "models"}

@@ -8,11 +8,16 @@ import re
 
 import grpc
 import kubernetes_validate
-import manifest_checks as checks
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from manifests import (
+
+from services.runtime.server import Stage, StageServer
+from services.runtime.settings import ServerSettings
+from support.manifest_mutations.spoiling import Spoil, settings_name
+from support.manifests import checks
+from support.manifests.places import DEPLOYED, FULL
+from support.manifests.rendered import (
     DEPLOY,
     SERVICES,
     Manifests,
@@ -24,11 +29,6 @@ from manifests import (
     render,
     settings_of,
 )
-from places import DEPLOYED, FULL
-from spoiling import Spoil, settings_name
-
-from services.runtime.server import Stage, StageServer
-from services.runtime.settings import ServerSettings
 
 OLDEST, NEWEST = "1.30", "1.37"  # 1.30 is the first whose preStop can sleep by itself
 # Kinds that are no part of Kubernetes, and have no schema here.

@@ -7,7 +7,19 @@ import re
 
 import pytest
 import yaml
-from manifests import DEPLOY, ROOT, SERVICES, SETTINGS, container, deployment, one, pod, render, settings_of
+
+from support.manifests.rendered import (
+    DEPLOY,
+    ROOT,
+    SERVICES,
+    SETTINGS,
+    container,
+    deployment,
+    one,
+    pod,
+    render,
+    settings_of,
+)
 
 PAGE = (DEPLOY / "README.md").read_text()
 OPERATIONS = PAGE.split("## Alerts")[0]

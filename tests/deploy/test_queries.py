@@ -11,13 +11,13 @@ import subprocess
 from pathlib import Path
 
 import grpc
-import promql
 import pytest
-import telemetry_tables as tables
 import yaml
 from opentelemetry.metrics import Histogram
 
 from services.runtime import instruments
+from support.telemetry import promql
+from support.telemetry import telemetry_tables as tables
 
 DEPLOY = tables.DEPLOY
 RULES_FILE, CASES_FILE = DEPLOY / "alerts" / "csm.rules.yaml", DEPLOY / "alerts" / "csm.rules.test.yaml"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
-import telemetry_tables as tables
-from observed_chain import MARK, records
 from opentelemetry.proto.trace.v1 import trace_pb2
 from prometheus_client.parser import text_string_to_metric_families
+
+from support.telemetry import telemetry_tables as tables
+from support.telemetry.observed_chain import MARK, records
 
 KINDS = {"sum": "counter", "gauge": "gauge", "histogram": "histogram"}
 # What the observed chain, without TLS, does not have; test_certificate_metric.py looks at it.

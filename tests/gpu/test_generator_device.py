@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from backbone_slots import open_slot
 
 from models.bundle import GeneratorPart, LlamaShape, load_bundle
 from services.backbone import graph_runner, runner
@@ -26,6 +25,7 @@ from services.backbone.model import build_model, init_random
 from services.backbone.prompt import Audio, PromptLimits, Text
 from services.backbone.scheduler import Request, Sampling, Scheduler
 from services.backbone.stack import Launches
+from support.backbone_slots import open_slot
 
 CSM_1B = load_bundle("csm-1b").generator
 # CSM-1B's widths and heads with fewer layers, and shapes as small as they get

@@ -1,7 +1,7 @@
 """Marking on a device: many streams in passes of few sizes, against each stream alone on the CPU.
 
 On CUDA passes are replayed graphs. Where there is no such device the first test fills passes up on the CPU, which
-shows that the test holds; tests/unit/watermark/test_watermark_graphs.py has a stand-in for graphs.
+shows that the test holds; tests/unit/watermark/test_graphs.py has a stand-in for graphs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from watermark_pair import speech_like
 
 from services.watermark.embedder import Embedder
 from services.watermark.hparams import Hparams
@@ -21,6 +20,7 @@ from services.watermark.level import RunningLevel
 from services.watermark.marker import Marker
 from services.watermark.slots import Slots
 from services.watermark.weights import load_nets, write_random
+from support.watermark_pair import speech_like
 
 FRAME = 1920
 SHAPE = Hparams(n_fft=512, hop_length=256, message_band_size=120, message_sdr_db=20.0)

@@ -6,15 +6,11 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
-import tiny_mimi
 from csm.speech.v1 import speech_pb2, speech_pb2_grpc
-from fake_stages import Board, servicers
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from watermark_calls import write_bundle
-from watermark_pair import TINY, write_pair
 
 from gateway.config import GatewaySettings
 from gateway.servicer import SpeechServicer
@@ -24,6 +20,10 @@ from models.mimi import load_mimi
 from services.runtime.channels import open_channel
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
+from support import tiny_mimi
+from support.fake_stages import Board, servicers
+from support.watermark_calls import write_bundle
+from support.watermark_pair import TINY, write_pair
 
 
 class FakeChain:

@@ -7,7 +7,8 @@ from collections import Counter
 
 import grpc
 import pytest
-from test_backbone_control import bench, request
+
+from support.gated_backbone import bench, request
 
 pytestmark = pytest.mark.timeout(60)
 

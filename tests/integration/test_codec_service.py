@@ -5,7 +5,15 @@ import asyncio
 import grpc
 import numpy as np
 import pytest
-from codec_calls import (
+from csm.codec.v1 import codec_pb2
+from csm.common.v1 import common_pb2
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2
+
+from services.codec.decoder import SlotDecoder
+from services.runtime.errors import rich_details
+from services.runtime.settings import StartError
+from support.codec_calls import (
     SLOTS,
     SPF,
     START,
@@ -17,14 +25,6 @@ from codec_calls import (
     samples,
     serve,
 )
-from csm.codec.v1 import codec_pb2
-from csm.common.v1 import common_pb2
-from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2
-
-from services.codec.decoder import SlotDecoder
-from services.runtime.errors import rich_details
-from services.runtime.settings import StartError
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ The rest of what it must reach is measured by `make voice-test`, which needs a r
 import numpy as np
 import pytest
 import torch
-from backbone_slots import open_slot
 
 import services.backbone.runner as runner_module
 from models.bundle import load_bundle
@@ -21,6 +20,7 @@ from services.tokenizer.text import load_text_tokenizer
 from services.watermark.detector import Detector
 from services.watermark.embedder import Embedder
 from services.watermark.weights import load_nets
+from support.backbone_slots import open_slot
 
 TEXT, SPEAKER, SEED = "Yes, that would be great.", 0, 0
 # The first frames of this text, speaker and seed at the default temperature and top-k, in fp32. A code is where

@@ -5,7 +5,6 @@ import logging
 
 import grpc
 import pytest
-from authority import Authority
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
 from google.rpc import error_details_pb2
@@ -22,6 +21,7 @@ from models.bundle import load_bundle
 from services.runtime import channels, tls
 from services.runtime.errors import Overloaded, Unavailable, rich_details
 from services.runtime.settings import SettingError, read
+from support.authority import Authority
 
 RADIO, NEXT_RADIO, TV = "the-token-of-the-radio", "the-next-token-of-the-radio", "the-token-of-television"
 SPEECH = "csm.speech.v1.SpeechService"

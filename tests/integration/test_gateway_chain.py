@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
-from fake_stages import LOOKAHEAD, MARK, SAMPLES_PER_FRAME
+
+from support.fake_stages import LOOKAHEAD, MARK, SAMPLES_PER_FRAME
 
 F32 = common_pb2.AUDIO_ENCODING_PCM_F32LE
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
-from fake_stages import MARK, SAMPLES_PER_FRAME
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.runtime.errors import InvalidRequest, Overloaded, rich_details
+from support.fake_stages import MARK, SAMPLES_PER_FRAME
 
 F32 = common_pb2.AUDIO_ENCODING_PCM_F32LE
 STREAMS = ("tokenizer", "backbone", "codec", "watermark")

@@ -15,34 +15,10 @@ from services.runtime.channels import open_channel
 from services.runtime.errors import InvalidRequest, Overloaded, Unavailable
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, SettingError, read
+from support.codec_stub import SERVICE, Codec
 
-SERVICE = "csm.codec.v1.CodecService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-class Codec(codec_pb2_grpc.CodecServiceServicer):
-    """Does what the test says; `closed` is set when a Decode call has run its finally block."""
-
-    def __init__(self):
-        self.error = None
-        self.live = True
-        self.asked = 0
-        self.closed = asyncio.Event()
-
-    async def GetModelInfo(self, request, context):
-        self.asked += 1
-        return codec_pb2.GetModelInfoResponse(slots_capacity=3)
-
-    async def Decode(self, request_iterator, context):
-        try:
-            async for _ in request_iterator:
-                if self.error is not None:
-                    raise self.error
-                yield codec_pb2.DecodeResponse(finished=codec_pb2.DecodeFinished(frames=1))
-            yield codec_pb2.DecodeResponse(finished=codec_pb2.DecodeFinished(frames=0))
-        finally:
-            self.closed.set()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 
 import pytest
 from csm.speech.v1 import speech_pb2
-from fake_stages import SAMPLES_PER_FRAME, Board, servicers
 
 from gateway import exceptions
 from gateway.client import SpeechClient
@@ -18,6 +17,7 @@ from models.bundle import load_bundle
 from services.runtime.errors import Overloaded
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
+from support.fake_stages import SAMPLES_PER_FRAME, Board, servicers
 
 NAME = "replicas.test"
 

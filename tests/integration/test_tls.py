@@ -9,7 +9,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from authority import SERVER, Authority
 from cryptography import x509
 from csm.codec.v1 import codec_pb2, codec_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -18,6 +17,7 @@ from services.runtime.channels import open_channel
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, SettingError, read
 from services.runtime.tls import ClientFiles, watched_channel_credentials
+from support.authority import SERVER, Authority
 
 ASK = codec_pb2.GetModelInfoRequest()
 

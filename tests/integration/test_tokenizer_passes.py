@@ -6,11 +6,11 @@ import threading
 import grpc
 import numpy as np
 from google.rpc import error_details_pb2
-from tokenizer_calls import FLOATS, codes_of, expected, raw, segments, serve, tone
 
 from services.runtime.batches import Batches
 from services.runtime.errors import rich_details
 from services.tokenizer.encoder import ClipEncoder
+from support.tokenizer_calls import FLOATS, codes_of, expected, raw, segments, serve, tone
 
 
 class Gate:

@@ -6,12 +6,12 @@ import pytest
 from csm.common.v1 import common_pb2
 from csm.tokenizer.v1 import tokenizer_pb2
 from google.rpc import error_details_pb2
-from tokenizer_calls import FLOATS, codes_of, expected, raw, segments, serve, tone, wav
 from transformers import PreTrainedTokenizerFast
 
 from services.runtime.audio import wav_bytes
 from services.runtime.errors import rich_details
 from services.runtime.settings import StartError
+from support.tokenizer_calls import FLOATS, codes_of, expected, raw, segments, serve, tone, wav
 
 S16 = common_pb2.AUDIO_ENCODING_PCM_S16LE
 

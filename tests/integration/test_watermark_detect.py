@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from csm.common.v1 import common_pb2
 from csm.watermark.v1 import watermark_pb2
-from watermark_calls import KEY, S16, audio, embed, field_of, raw, refusal, serving, start, write_bundle
-from watermark_pair import TINY, speech_like
 
 from services.runtime.audio import wav_bytes
 from services.watermark.key import PUBLIC_KEY
 from services.watermark.weights import write_random
+from support.watermark_calls import KEY, S16, audio, embed, field_of, raw, refusal, serving, start, write_bundle
+from support.watermark_pair import TINY, speech_like
 
 
 @pytest.fixture

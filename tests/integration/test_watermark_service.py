@@ -9,8 +9,6 @@ import pytest
 from csm.watermark.v1 import watermark_pb2
 from google.rpc import error_details_pb2
 from opentelemetry.trace import SpanKind
-from watermark_calls import F32, KEY, audio, embed, field_of, raw, refusal, serving, start, write_bundle
-from watermark_pair import TINY, speech_like, write_pair
 
 from services.runtime.batches import Batches
 from services.runtime.errors import rich_details
@@ -21,6 +19,8 @@ from services.watermark.level import RunningLevel
 from services.watermark.marker import Marker
 from services.watermark.stream import EmbedStream
 from services.watermark.weights import load_nets
+from support.watermark_calls import F32, KEY, audio, embed, field_of, raw, refusal, serving, start, write_bundle
+from support.watermark_pair import TINY, speech_like, write_pair
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tiny_csm import make_stock, tiny_part
 
 from models.bundle import GeneratorPart
 from services.backbone.keymap import to_transformers
 from services.backbone.model import CsmModel, build_model, init_random
+from support.tiny_csm import make_stock, tiny_part
 
 
 @pytest.fixture(scope="module", params=[32, 4], ids=["32 codebooks", "4 codebooks"])

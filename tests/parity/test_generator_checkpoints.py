@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_csm import make_stock, tiny_part
 
 from models.bundle import load_bundle
 from models.files import PartError
 from services.backbone.keymap import to_transformers
 from services.backbone.model import build_model, init_random
 from services.backbone.weights import load_model, save_sesame, sesame_config
+from support.tiny_csm import make_stock, tiny_part
 
 SESAME = {"layout": "sesame", "config": "config.json", "weights": ["model.safetensors"]}
 TRANSFORMERS = {

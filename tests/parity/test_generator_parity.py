@@ -8,8 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from backbone_slots import open_slot
-from tiny_csm import AUDIO_EOS_TOKEN, AUDIO_TOKEN, make_stock
 
 from services.backbone.depth import DepthDecoder
 from services.backbone.keymap import from_transformers, to_transformers
@@ -18,6 +16,8 @@ from services.backbone.prompt import Audio, PromptLimits, Text
 from services.backbone.runner import Runner
 from services.backbone.scheduler import Sampling
 from services.backbone.transformer import Transformer, attention
+from support.backbone_slots import open_slot
+from support.tiny_csm import AUDIO_EOS_TOKEN, AUDIO_TOKEN, make_stock
 
 FRAMES = 20
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from backbone_engines import Bench, FakeRunner, until
 
 from services.backbone.scheduler import Busy, Finish
+from support.backbone_engines import Bench, FakeRunner, until
 
 pytestmark = pytest.mark.timeout(30)
 

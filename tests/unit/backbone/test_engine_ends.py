@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from backbone_engines import Bench, FakeRunner, until
 
 from services.backbone.blocks import BlockPool
 from services.backbone.engine import Engine, Stopping
 from services.backbone.generation import GenerationEnded
 from services.backbone.scheduler import Finish, Request, Sampling, Scheduler
+from support.backbone_engines import Bench, FakeRunner, until
 
 pytestmark = pytest.mark.timeout(30)
 

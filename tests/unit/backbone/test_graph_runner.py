@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backbone_slots import open_slot, own_table
 
 from models.bundle import GeneratorPart, LlamaShape
 from services.backbone.blocks import BlockPool
@@ -24,6 +23,7 @@ from services.backbone.prompt import Audio, PromptLimits, Text
 from services.backbone.runner import Runner
 from services.backbone.scheduler import Finish, Request, Sampling, Scheduler
 from services.backbone.stack import Launches
+from support.backbone_slots import open_slot, own_table
 
 PART = GeneratorPart(
     text_vocab_size=96,

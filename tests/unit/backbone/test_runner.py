@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backbone_slots import open_slot, own_table, read_prompt
 
 from models.bundle import GeneratorPart, LlamaShape, load_bundle
 from services.backbone.blocks import BlockPool
@@ -15,6 +14,7 @@ from services.backbone.model import build_model, init_random
 from services.backbone.prompt import Audio, PromptLimits, Text
 from services.backbone.runner import Runner
 from services.backbone.scheduler import Sampling
+from support.backbone_slots import open_slot, own_table, read_prompt
 
 TINY = GeneratorPart(
     text_vocab_size=96,

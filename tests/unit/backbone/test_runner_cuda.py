@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from backbone_slots import open_slot
 
 from models.bundle import load_bundle
 from services.backbone.model import build_model, init_random
@@ -16,6 +15,7 @@ from services.backbone.prompt import Audio, PromptLimits, Text
 from services.backbone.runner import Runner
 from services.backbone.scheduler import Sampling
 from services.backbone.weights import load_model, save_sesame
+from support.backbone_slots import open_slot
 
 pytestmark = pytest.mark.gpu
 PART = load_bundle("embedded").generator

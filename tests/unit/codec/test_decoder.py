@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import tiny_mimi as tiny
 import torch
 from moshi.models import loaders
 
@@ -10,6 +9,7 @@ from models.bundle import load_bundle
 from models.mimi import load_mimi
 from services.codec.decoder import SlotDecoder
 from services.codec.network import UnknownShape
+from support import tiny_mimi as tiny
 
 FRAMES = 40  # eight times what the tiny transformer looks back
 

@@ -3,9 +3,9 @@
 from contextlib import asynccontextmanager
 
 import pytest
-from echo import Echo, frames, hear, held
 
 from services.codec.worker import DecodeWorker
+from support.echo import Echo, frames, hear, held
 
 
 @asynccontextmanager

@@ -6,10 +6,10 @@ import threading
 import numpy as np
 import pytest
 import torch
-from echo import Echo, frames, hear, held
 
 from services.codec.decoder import SlotDecoder
 from services.codec.worker import DecodeWorker, WorkerError
+from support.echo import Echo, frames, hear, held
 
 
 @pytest.fixture(params=[False, True], ids=["one by one", "overlapping"])

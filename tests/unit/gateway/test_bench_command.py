@@ -11,7 +11,6 @@ import sys
 import pytest
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
-from fake_speech import FRAME, RATE_HZ, FakeSpeech, serving, tone
 
 from gateway import cli
 from gateway.bench import command, fleet
@@ -21,6 +20,7 @@ from gateway.bench.texts import sentences
 from gateway.bench.worker import Callers, orders, read_orders
 from gateway.client import SpeechClient
 from services.runtime.errors import Overloaded, Unavailable
+from support.fake_speech import FRAME, RATE_HZ, FakeSpeech, serving, tone
 
 BUNDLE = common_pb2.BundleIdentity(bundle_id="fake", codebooks=8, frame_rate_hz=12.5, sample_rate_hz=RATE_HZ)
 FRAMES = 5

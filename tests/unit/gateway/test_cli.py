@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from csm.speech.v1 import speech_pb2
-from fake_speech import FRAME, RATE_HZ, serving, tone
 
 from gateway import state
 from gateway.cli import _context, main
 from gateway.say import replacing
 from gateway.traces import Event, Span, TraceStore
 from services.runtime.audio import wav_bytes
+from support.fake_speech import FRAME, RATE_HZ, serving, tone
 
 
 class Csm:

@@ -8,12 +8,12 @@ import grpc
 import pytest
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
-from fake_speech import FRAME, serving, tone
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from gateway import exceptions
 from gateway.client import ContextTurn, SpeechClient
+from support.fake_speech import FRAME, serving, tone
 
 
 @pytest.fixture

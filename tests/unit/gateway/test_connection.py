@@ -6,13 +6,13 @@ import sys
 from contextlib import AsyncExitStack
 
 import pytest
-from authority import Authority
-from fake_speech import serving
 
 from gateway import cli, connection, exceptions, state
 from gateway.bench.plan import Plan
 from gateway.bench.worker import orders, read_orders
 from gateway.client import SpeechClient
+from support.authority import Authority
+from support.fake_speech import serving
 
 TOKEN = "a-token-nobody-knows"
 VARIABLES = ("CSM_TLS_CA_FILE", "CSM_TLS_CERT_FILE", "CSM_TLS_KEY_FILE", "CSM_TOKEN", "CSM_INSECURE", "CSM_ADDRESS")

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from page_reader import Reader
-from request_spans import FACTS, ID, MS, T0, audio, call, request, root, span
 
 from gateway.cadence import Chunk, cadence_of
 from gateway.request_trace import requests_of
 from gateway.trace_page import page, story
 from gateway.traces import Event
+from support.page_reader import Reader
+from support.request_spans import FACTS, ID, MS, T0, audio, call, request, root, span
 
 
 def test_a_stage_that_died_is_told_with_its_error():

@@ -6,14 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
-from page_reader import Reader
-from request_spans import CHUNKS, FACTS, ID, audio, call, request, root, span
 
 from gateway import trace_page
 from gateway.request_trace import requests_of
 from gateway.trace_page import page, story
 from gateway.trace_picture import ticks
 from gateway.traces import MAX_SPANS, Span
+from support.page_reader import Reader
+from support.request_spans import CHUNKS, FACTS, ID, audio, call, request, root, span
 
 
 def test_the_heading_tells_what_the_gateway_noted():

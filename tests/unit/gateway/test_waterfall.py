@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 from csm.speech.v1 import speech_pb2
-from request_spans import MS, SPEAK, T0, call, span
 
 from gateway.traces import Event
 from gateway.waterfall import Bar, bars_of_summary, bars_of_trace, draw, seconds
+from support.request_spans import MS, SPEAK, T0, call, span
 
 
 def event(name, at_ms, **attributes):

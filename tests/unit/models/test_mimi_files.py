@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-import tiny_mimi
 import torch
 from moshi.models import loaders
 from moshi.utils.compile import no_compile, torch_compile_lazy
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from models.bundle import load_bundle
 from models.files import PartError
 from models.mimi import load_mimi
+from support import tiny_mimi
 
 PUBLIC_NAME = "tokenizer-e351c8d8-checkpoint125.safetensors"
 

@@ -3,7 +3,6 @@
 import datetime
 
 import pytest
-from authority import Authority, Issued
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -12,6 +11,7 @@ from cryptography.x509.oid import NameOID
 from services.runtime import tls
 from services.runtime.certificates import CertificateError, expires, read_authorities, read_pair
 from services.runtime.settings import SettingError
+from support.authority import Authority, Issued
 
 
 @pytest.fixture(scope="module")

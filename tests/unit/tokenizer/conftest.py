@@ -1,5 +1,6 @@
 import pytest
-import tiny_mimi as tiny
+
+from support import tiny_mimi as tiny
 
 
 @pytest.fixture(scope="session")

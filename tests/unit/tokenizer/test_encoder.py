@@ -5,13 +5,13 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from tiny_mimi import write_bundle
 
 from models.bundle import load_bundle
 from models.mimi import load_mimi
 from services.runtime.audio import Clip, resample
 from services.tokenizer import encoder as encoder_module
 from services.tokenizer.encoder import ClipEncoder
+from support.tiny_mimi import write_bundle
 
 
 def noise(samples, seed=0):

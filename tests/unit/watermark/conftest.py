@@ -1,10 +1,10 @@
-"""Nets for the watermark tests: a pair that works (see tests/watermark_pair.py) and an untrained one."""
+"""Nets for the watermark tests: a pair that works (see tests/support/watermark_pair.py) and an untrained one."""
 
 import pytest
-from watermark_pair import TINY, TINY_44K, stock_model, write_pair
 
 from services.watermark.hparams import Hparams
 from services.watermark.weights import load_nets, write_random
+from support.watermark_pair import TINY, TINY_44K, stock_model, write_pair
 
 UNTRAINED = Hparams(sample_rate_hz=24000, n_fft=256, hop_length=128, message_band_size=40, message_sdr_db=20.0)
 UNTRAINED_44K = Hparams(n_fft=512, hop_length=256, message_band_size=120, message_sdr_db=20.0)

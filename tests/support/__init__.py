@@ -1,0 +1,1 @@
+"""What several test folders share: stand-ins, servers to start, how answers are read."""

@@ -1,0 +1,54 @@
+"""Spoilt manifests, each of which some check must find out. How many, and for how long: graces, timeouts, autoscalers and what they ask."""
+
+from __future__ import annotations
+
+from support.manifest_mutations.spoiling import Spoil, scaled, scaler, settings_map, variable
+from support.manifests.rendered import deployment, one, pod
+
+SCALING: dict[str, Spoil] = {
+    "grace too short": lambda m: pod(deployment(m, "backbone")).update(terminationGracePeriodSeconds=300),
+    "streams longer than grace": lambda m: variable(m, "gateway", "CSM_MAX_REQUEST_S").update(value="301"),
+    "no drain": lambda m: settings_map(m).update(CSM_DRAIN_S="0"),
+    "fast scale-down": lambda m: scaler(m)["behavior"]["scaleDown"]["policies"][0].update(periodSeconds=60),
+    "scale-down by half": lambda m: scaler(m)["behavior"]["scaleDown"]["policies"][0].update(type="Percent", value=50),
+    "Envoy tired of silence": lambda m: one(m, "BackendTrafficPolicy", "csm-speech")["spec"]["timeout"]["http"].update(
+        streamIdleTimeout="60s"
+    ),
+    "a rollout given up too early": lambda m: deployment(m, "backbone")["spec"].update(progressDeadlineSeconds=600),
+    "more backbones than codecs": lambda m: scaler(m).update(maxReplicas=8),
+    "Envoy's own timeout": lambda m: one(m, "BackendTrafficPolicy", "csm-speech")["spec"]["timeout"]["http"].pop(
+        "requestTimeout"
+    ),
+    "target above the slots": lambda m: scaler(m)["metrics"][0]["pods"]["target"].update(averageValue="16"),
+    "fewer slots than the target": lambda m: variable(m, "backbone", "CSM_BACKBONE_SLOTS").update(value="8"),
+    "replicas beside an autoscaler": lambda m: deployment(m, "backbone")["spec"].update(replicas=2),
+    "nobody says how many": lambda m: deployment(m, "codec")["spec"].pop("replicas"),
+    "metric that nobody exports": lambda m: scaler(m)["metrics"][0]["pods"]["metric"].update(
+        name="csm_backbone_active_slots"
+    ),
+    "rule on what nobody exports": lambda m: one(m, "PrometheusRule", "csm")["spec"]["groups"][0]["rules"][0].update(
+        expr="rate(csm_rpc_seconds_count[5m]) > 0"
+    ),
+}
+
+# With KEDA.
+KEDA: dict[str, Spoil] = {
+    "query of what nobody exports": lambda m: scaled(m)["triggers"][0]["metadata"].update(query="sum(csm_queue_depth)"),
+    "more waiting than the queue holds": lambda m: scaled(m)["triggers"][0]["metadata"].update(threshold="32"),
+    "fallback below the least": lambda m: scaled(m)["fallback"].update(replicas=1),
+    "no series is no load": lambda m: scaled(m)["triggers"][1]["metadata"].pop("ignoreNullValues"),
+    "fallback that does not work": lambda m: scaled(m)["triggers"][1].update(metricType="Value"),
+    "fast scale-down": lambda m: scaled(m)["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"].update(
+        stabilizationWindowSeconds=60
+    ),
+    "another Prometheus": lambda m: scaled(m)["triggers"][0]["metadata"].update(serverAddress="http://prometheus:9090"),
+    "Prometheus by no URL": lambda m: scaled(m)["triggers"][1]["metadata"].update(
+        serverAddress="prometheus-operated.monitoring:9090"
+    ),
+    "another namespace's queue": lambda m: scaled(m)["triggers"][0]["metadata"].update(
+        query='sum(csm_backbone_queue_depth{namespace="nope"})'
+    ),
+    "all namespaces' slots": lambda m: scaled(m)["triggers"][1]["metadata"].update(
+        query="sum(csm_backbone_slots_active)"
+    ),
+}

@@ -1,0 +1,248 @@
+"""What manifests must be, beside valid: each check holds them against the code. A check raises AssertionError.
+
+Each takes rendered manifests; test_manifests.py runs them on every overlay, test_manifest_mutations.py on spoilt ones.
+Here are those of the chain as a whole; the others lie beside it, by what they look at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from models.bundle import known_bundles, load_bundle
+from services.runtime.settings import SettingError
+from support.manifests.edges import check_edges
+from support.manifests.pods import check_cards, check_hardening, check_probes, check_rollouts
+from support.manifests.rendered import (
+    SERVICES,
+    SETTINGS,
+    STAGES,
+    Manifests,
+    container,
+    deployment,
+    environ,
+    grpc_port,
+    of_kind,
+    one,
+    pod,
+    pods,
+    port_of,
+    selected,
+    settings_of,
+)
+from support.manifests.scaling import check_autoscaling, check_streams_may_end
+from support.manifests.secrets import check_files_lie_where_settings_say, check_references, check_who_may_come_in
+
+# Variables that libraries read, not we; and POD_NAME, which another variable's value is made of.
+OTHERS = {
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_INSECURE",
+    "OTEL_RESOURCE_ATTRIBUTES",
+    "POD_NAME",
+}
+# Every kind of object there may be: a role, a binding or another way in is found out by its kind.
+KINDS = {
+    "Namespace",
+    "ServiceAccount",
+    "Service",
+    "ConfigMap",
+    "Secret",
+    "PersistentVolumeClaim",
+    "Deployment",
+    "Job",
+    "PodDisruptionBudget",
+    "NetworkPolicy",
+    "HorizontalPodAutoscaler",
+    "Issuer",
+    "Certificate",
+    "ScaledObject",
+    "GRPCRoute",
+    "BackendTLSPolicy",
+    "BackendTrafficPolicy",
+    "PodMonitor",
+    "PrometheusRule",
+}
+
+
+def check_variables_are_settings(manifests: Manifests) -> None:
+    for service in SERVICES:
+        known = {field.metadata["env"] for field in dataclasses.fields(SETTINGS[service])}
+        values = environ(manifests, deployment(manifests, service))
+        unknown = values.keys() - known - OTHERS
+        assert not unknown, f"{service} does not read {sorted(unknown)}"
+        settings_of(manifests, service)  # raises when a value does not parse or is beyond its limits
+        names = [entry["name"] for entry in container(deployment(manifests, service))["env"]]
+        assert len(names) == len(set(names)), f"{service} is told {names}"
+
+
+def check_kinds(manifests: Manifests) -> None:
+    (namespace,) = of_kind(manifests, "Namespace")
+    for manifest in manifests:
+        assert manifest["kind"] in KINDS, f"what is a {manifest['kind']} for?"
+        if manifest is not namespace:
+            assert manifest["metadata"]["namespace"] == namespace["metadata"]["name"], manifest["metadata"]["name"]
+
+
+def check_ports(manifests: Manifests) -> None:
+    for service in SERVICES:
+        settings = settings_of(manifests, service)
+        ports = {port["name"]: port["containerPort"] for port in container(deployment(manifests, service))["ports"]}
+        listened = {
+            "grpc": port_of(settings.listen),
+            "health": port_of(settings.health_listen),
+            "metrics": port_of(settings.metrics_listen),
+        }
+        assert ports == listened, f"{service}: {ports}, listens on {listened}"
+        assert len(set(ports.values())) == 3
+        assert ports["grpc"] == grpc_port(service)
+        addresses = (settings.listen, settings.health_listen, settings.metrics_listen)
+        assert all(address.startswith("0.0.0.0:") for address in addresses)
+        spec = one(manifests, "Service", f"csm-{service}")["spec"]
+        assert spec["clusterIP"] == "None"  # headless
+        assert spec.keys() == {"clusterIP", "selector", "ports"}, f"{service}: {sorted(spec)}"
+        assert [(port["port"], port["targetPort"]) for port in spec["ports"]] == [(ports["grpc"], "grpc")]
+    for stage in STAGES:
+        assert getattr(settings_of(manifests, "gateway"), stage) == f"csm-{stage}:{grpc_port(stage)}"
+    services = {manifest["metadata"]["name"]: manifest["spec"] for manifest in of_kind(manifests, "Service")}
+    assert services.keys() - {"csm-collector"} == {f"csm-{service}" for service in SERVICES}
+    assert services.get("csm-collector", {}).keys() <= {"selector", "ports"}, "no way in from outside"
+
+
+def check_selectors(manifests: Manifests) -> None:
+    for manifest in of_kind(manifests, "Deployment"):
+        name = manifest["metadata"]["name"]
+        assert selected(manifests, manifest["spec"]["selector"]) == [name]
+        for constraint in pod(manifest).get("topologySpreadConstraints", []):
+            assert selected(manifests, constraint["labelSelector"]) == [name]
+    for service in SERVICES:
+        name = f"csm-{service}"
+        assert selected(manifests, {"matchLabels": one(manifests, "Service", name)["spec"]["selector"]}) == [name]
+        budget = one(manifests, "PodDisruptionBudget", name)["spec"]
+        assert selected(manifests, budget["selector"]) == [name]
+        assert budget["maxUnavailable"] == 1
+        keys = {c["topologyKey"] for c in pod(deployment(manifests, service))["topologySpreadConstraints"]}
+        assert keys == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    for monitor in of_kind(manifests, "PodMonitor"):
+        found = selected(manifests, monitor["spec"]["selector"])
+        wanted = (
+            [f"csm-{service}" for service in SERVICES] if monitor["metadata"]["name"] == "csm" else ["csm-collector"]
+        )
+        assert sorted(found) == sorted(set(wanted) & {m["metadata"]["name"] for m in pods(manifests)})
+        # Else Prometheus' own job and instance, the collector's, take the place of those that made the span.
+        assert monitor["metadata"]["name"] == "csm" or all(
+            e["honorLabels"] for e in monitor["spec"]["podMetricsEndpoints"]
+        )
+        for name in found:
+            ports = [port["name"] for port in container(one(manifests, "Deployment", name))["ports"]]
+            assert all(endpoint["port"] in ports for endpoint in monitor["spec"]["podMetricsEndpoints"])
+
+
+def check_weights(manifests: Manifests) -> None:
+    job = environ(manifests, one(manifests, "Job", "csm-weights"))
+    assert job["CSM_MODEL"] in known_bundles()
+    folder = container(one(manifests, "Job", "csm-weights"))["args"]
+    assert folder == ["/models"]
+    from_hub = any("repo" in source for source in load_bundle(job["CSM_MODEL"]).mimi.sources)
+    for service in SERVICES:
+        values = environ(manifests, deployment(manifests, service))
+        assert values["HF_HUB_OFFLINE"] == "1" and values["HF_HOME"] == job["HF_HOME"]
+        # models.fetch copies a bundle with weights to FOLDER/<name>; the hub's files go to HF_HOME.
+        assert values["CSM_MODEL"] == (job["CSM_MODEL"] if from_hub else f"/models/{job['CSM_MODEL']}")
+        mounts = {
+            mount["mountPath"]: mount["name"] for mount in container(deployment(manifests, service))["volumeMounts"]
+        }
+        (claim,) = (v for v in pod(deployment(manifests, service))["volumes"] if v["name"] == mounts["/models"])
+        assert claim["persistentVolumeClaim"] == {"claimName": "csm-weights", "readOnly": True}
+    assert "HF_HUB_OFFLINE" not in job
+
+
+def check_images(manifests: Manifests) -> None:
+    """Each runs its own image, as its Dockerfile says; test_images.py holds those against the code."""
+    for name in (*SERVICES, "weights"):
+        manifest = one(manifests, "Job" if name == "weights" else "Deployment", f"csm-{name}")
+        repository, _, tag = container(manifest)["image"].rpartition(":")
+        assert repository.rpartition("/")[2] == f"csm-{name}", container(manifest)["image"]
+        assert tag and tag != "latest"
+        assert "command" not in container(manifest)
+        assert "args" not in container(manifest) or name == "weights"
+
+
+def check_metrics(manifests: Manifests, exported: frozenset[str]) -> None:
+    """exported: series in Prometheus, by the tables of deploy/telemetry.md, which other tests hold to the code."""
+    named = set()
+    for manifest in of_kind(manifests, "HorizontalPodAutoscaler"):
+        named |= {metric["pods"]["metric"]["name"] for metric in manifest["spec"]["metrics"]}
+    for manifest in of_kind(manifests, "ScaledObject"):
+        for trigger in manifest["spec"]["triggers"]:
+            named |= set(re.findall(r"\bcsm_\w+", trigger["metadata"]["query"]))
+    for manifest in of_kind(manifests, "PrometheusRule"):
+        for group in manifest["spec"]["groups"]:
+            made = {rule["record"] for rule in group["rules"] if "record" in rule}
+            for rule in group["rules"]:
+                named |= set(re.findall(r"\bcsm_\w+", rule["expr"])) - made
+    assert named <= exported, f"nobody exports {sorted(named - exported)}"
+
+
+def check_routes(manifests: Manifests) -> None:
+    from csm.speech.v1 import speech_pb2
+
+    for route in of_kind(manifests, "GRPCRoute"):
+        (rule,) = route["spec"]["rules"]
+        (match,) = rule["matches"]
+        assert match["method"]["service"] == speech_pb2.DESCRIPTOR.services_by_name["SpeechService"].full_name
+        (backend,) = rule["backendRefs"]
+        (port,) = one(manifests, "Service", backend["name"])["spec"]["ports"]
+        assert backend["port"] == port["port"]
+        targets = [t for p in of_kind(manifests, "BackendTrafficPolicy") for t in p["spec"]["targetRefs"]]
+        assert [(t["kind"], t["name"]) for t in targets] == [("GRPCRoute", route["metadata"]["name"])]
+        encrypted = of_kind(manifests, "BackendTLSPolicy")
+        assert bool(encrypted) == bool(settings_of(manifests, "gateway").tls_cert_file), (
+            "Envoy and gateway do not agree"
+        )
+        for policy in encrypted:
+            assert [(t["kind"], t["name"]) for t in policy["spec"]["targetRefs"]] == [("Service", backend["name"])]
+            validation = policy["spec"]["validation"]
+            assert validation["hostname"] == backend["name"]  # a name of its certificate
+            (volume,) = (v for v in pod(deployment(manifests, "gateway"))["volumes"] if v["name"] == "tls")
+            (authority,) = validation["caCertificateRefs"]
+            assert (authority["kind"], authority["name"]) == ("Secret", volume["secret"]["secretName"])
+
+
+# Those that need to know nothing but the manifests.
+CHECKS = (
+    check_variables_are_settings,
+    check_kinds,
+    check_ports,
+    check_selectors,
+    check_probes,
+    check_rollouts,
+    check_streams_may_end,
+    check_autoscaling,
+    check_hardening,
+    check_references,
+    check_files_lie_where_settings_say,
+    check_who_may_come_in,
+    check_weights,
+    check_images,
+    check_edges,
+    check_routes,
+)
+
+
+def failures(manifests: Manifests, cards: frozenset[str], exported: frozenset[str]) -> dict[str, Exception]:
+    """Checks that object, by name, and with what. cards, exported: see check_cards and check_metrics."""
+    found: dict[str, Exception] = {}
+    for check, arguments in (*((check, ()) for check in CHECKS), (check_cards, (cards,)), (check_metrics, (exported,))):
+        try:
+            check(manifests, *arguments)
+        except (
+            AssertionError,
+            KeyError,
+            TypeError,
+            ValueError,
+            SettingError,
+        ) as error:  # what is not there is a KeyError
+            found[check.__name__] = error
+    return found

@@ -1,0 +1,127 @@
+"""What runs, pod by pod: its probes, its place, its rights, how one takes over from another. For manifest_checks.py."""
+
+from __future__ import annotations
+
+import re
+
+from support.manifests.rendered import (
+    SERVICES,
+    STAGES,
+    Manifest,
+    Manifests,
+    container,
+    deployment,
+    one,
+    pod,
+    pods,
+    port_of,
+    settings_of,
+)
+
+# A stage is ready once its model is loaded: 6 GB of CSM-1B from a network's volume, or what is in the box.
+STARTUP_S = {"backbone": 600} | dict.fromkeys(("gateway", "tokenizer", "codec", "watermark"), 120)
+_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def quantity(text: str | int) -> float:
+    """Kubernetes' numbers, such as 500m or 2Gi."""
+    number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]*)", str(text)).groups()
+    return float(number) * _UNITS[unit]
+
+
+def patience_s(probe: Manifest) -> int:
+    """How long a probe may fail in a row before something is done."""
+    return probe.get("failureThreshold", 3) * probe.get("periodSeconds", 10)
+
+
+def check_probes(manifests: Manifests) -> None:
+    """That liveness and readiness are names the server knows, test_manifests.py asks a server."""
+    for service in SERVICES:
+        settings, asked, probes = settings_of(manifests, service), {}, container(deployment(manifests, service))
+        for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+            probe = probes[name]
+            assert probe["grpc"]["port"] == port_of(settings.health_listen)
+            assert "initialDelaySeconds" not in probe and probe.get("successThreshold", 1) == 1
+            asked[name] = probe["grpc"]["service"]
+        # Startup by liveness: a stage that is up but cannot serve yet must not be killed for it.
+        assert asked == {"startupProbe": "liveness", "livenessProbe": "liveness", "readinessProbe": "readiness"}
+        assert patience_s(probes["startupProbe"]) >= STARTUP_S[service], f"{service} is killed while it loads"
+        # One late answer of a busy loop kills nobody; the server itself looks a second long before it says so.
+        live, ready = probes["livenessProbe"], probes["readinessProbe"]
+        assert live["failureThreshold"] >= 3 and live["timeoutSeconds"] >= 3 and patience_s(live) >= 20, service
+        assert patience_s(live) <= 60, f"{service} is left stuck"
+        assert ready["failureThreshold"] >= 2 and ready["timeoutSeconds"] >= 2 and patience_s(ready) <= 20, service
+
+
+def check_rollouts(manifests: Manifests) -> None:
+    """A service with a card gives it up first, the others never have fewer than they should."""
+    for service in SERVICES:
+        manifest = deployment(manifests, service)
+        has_card = "nvidia.com/gpu" in container(manifest)["resources"]["limits"]
+        strategy = manifest["spec"]["strategy"]
+        assert strategy["type"] == "RollingUpdate"
+        wanted = {"maxUnavailable": 1, "maxSurge": 0} if has_card else {"maxUnavailable": 0, "maxSurge": 1}
+        assert strategy["rollingUpdate"] == wanted, f"{service}: {strategy}"
+        budget = one(manifests, "PodDisruptionBudget", f"csm-{service}")["spec"]
+        assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow", f"{service} keeps nodes from being drained"
+
+
+def check_cards(manifests: Manifests, expected: frozenset[str]) -> None:
+    """expected: services that have a card here."""
+    nodes = {"key": "nvidia.com/gpu.present", "operator": "In", "values": ["true"]}
+    for manifest in pods(manifests):
+        name = manifest["metadata"]["name"].removeprefix("csm-")
+        cards = container(manifest)["resources"]["limits"].get("nvidia.com/gpu")
+        tolerations, affinity = pod(manifest).get("tolerations"), pod(manifest).get("affinity")
+        if name in expected:
+            assert cards == "1"
+            assert tolerations == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+            required = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+            assert required and all(nodes in term["matchExpressions"] for term in required), f"{name} runs anywhere"
+        else:
+            assert not cards and not tolerations and not affinity, f"{name} needs no card"
+            assert "runtimeClassName" not in pod(manifest)
+    for stage in STAGES:
+        assert settings_of(manifests, stage).device == ("cuda" if stage in expected else "cpu"), stage
+    backbone = deployment(manifests, "backbone")
+    (shm,) = (mount["name"] for mount in container(backbone)["volumeMounts"] if mount["mountPath"] == "/dev/shm")
+    (volume,) = (volume for volume in pod(backbone)["volumes"] if volume["name"] == shm)
+    assert volume["emptyDir"]["medium"] == "Memory"
+    size = quantity(volume["emptyDir"]["sizeLimit"])  # counts as the container's memory
+    assert 2**28 <= size <= quantity(container(backbone)["resources"]["limits"]["memory"]) / 2, "/dev/shm"
+
+
+def check_hardening(manifests: Manifests) -> None:
+    for manifest in pods(manifests):
+        name = manifest["metadata"]["name"]
+        account = one(manifests, "ServiceAccount", pod(manifest)["serviceAccountName"])
+        assert account["metadata"]["name"] == name and account["automountServiceAccountToken"] is False
+        assert pod(manifest)["automountServiceAccountToken"] is False and pod(manifest)["enableServiceLinks"] is False
+        context = pod(manifest)["securityContext"]
+        assert context["runAsNonRoot"] is True and context["runAsUser"] > 0
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container(manifest)["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert not {"initContainers", "ephemeralContainers"} & pod(manifest).keys(), f"{name}: who is that beside it?"
+        limits, requests = (container(manifest)["resources"][key] for key in ("limits", "requests"))
+        assert "memory" in limits and {"cpu", "memory"} <= requests.keys()
+        assert all(quantity(requests[key]) <= quantity(limits[key]) for key in requests.keys() & limits.keys()), name
+        for key in ("hostNetwork", "hostPID", "hostIPC", "hostUsers"):
+            assert key not in pod(manifest)
+        assert not any({"hostPort", "hostIP"} & port.keys() for port in container(manifest).get("ports", []))
+        volumes = {volume["name"]: volume for volume in pod(manifest)["volumes"]}
+        kinds = {key for volume in volumes.values() for key in volume} - {"name"}
+        assert kinds <= {"secret", "configMap", "persistentVolumeClaim", "emptyDir"}, f"{name} mounts {kinds}"
+        mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container(manifest)["volumeMounts"]}
+        if name != "csm-collector":  # Python's and torch's, beside a root that nobody writes
+            assert "sizeLimit" in mounted["/tmp"]["emptyDir"], f"{name} has no /tmp"
+        for mount in container(manifest)["volumeMounts"]:
+            scratch = "emptyDir" in volumes[mount["name"]]
+            # The Job alone may write the weights. subPath would keep a renewed Secret from being seen.
+            assert scratch or name == "csm-weights" or mount.get("readOnly") is True, f"{name} writes {mount}"
+            assert "subPath" not in mount
+    namespace = one(manifests, "Namespace", "csm")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"

@@ -1,0 +1,82 @@
+"""How many there are, and how long they may take: autoscalers, graces, timeouts. For manifest_checks.py."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from support.manifests.pods import patience_s
+from support.manifests.rendered import SERVICES, Manifests, container, deployment, of_kind, pod, settings_of
+
+
+def check_streams_may_end(manifests: Manifests) -> None:
+    longest_s = settings_of(manifests, "gateway").max_request_s
+    for service in SERVICES:
+        settings = settings_of(manifests, service)
+        assert settings.grace_s >= longest_s, f"{service} cuts streams at a stop"
+        assert settings.connection_grace_s >= longest_s, f"{service} cuts streams as it renews a connection"
+        pre_stop_s = container(deployment(manifests, service))["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert pre_stop_s > 0 and settings.drain_s > 0
+        needed_s = pre_stop_s + settings.drain_s + settings.grace_s
+        leaving_s = pod(deployment(manifests, service))["terminationGracePeriodSeconds"]
+        assert leaving_s >= needed_s + 10, service
+        starting_s = patience_s(container(deployment(manifests, service))["startupProbe"])
+        assert deployment(manifests, service)["spec"]["progressDeadlineSeconds"] > leaving_s + starting_s, service
+    for behavior in autoscaling(manifests):
+        down = behavior["scaleDown"]
+        assert down["stabilizationWindowSeconds"] >= longest_s
+        (policy,) = down["policies"]
+        assert policy["type"] == "Pods" and policy["value"] == 1 and policy["periodSeconds"] >= longest_s
+    for policy in of_kind(manifests, "BackendTrafficPolicy"):
+        timeouts = policy["spec"]["timeout"]["http"]
+        assert timeouts["requestTimeout"] == "0s" and timeouts["maxStreamDuration"] == "0s"
+        # A unary call is silent until its answer.
+        assert int(timeouts["streamIdleTimeout"].removesuffix("s")) > longest_s
+
+
+def autoscaling(manifests: Manifests) -> list[dict]:
+    found = [m["spec"]["behavior"] for m in of_kind(manifests, "HorizontalPodAutoscaler")]
+    return found + [
+        m["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] for m in of_kind(manifests, "ScaledObject")
+    ]
+
+
+def check_autoscaling(manifests: Manifests) -> None:
+    autoscaled = set()
+    slots = settings_of(manifests, "backbone").slots
+    queue = settings_of(manifests, "backbone").queue
+    for manifest in of_kind(manifests, "HorizontalPodAutoscaler"):
+        autoscaled.add(manifest["spec"]["scaleTargetRef"]["name"])
+        (metric,) = manifest["spec"]["metrics"]
+        assert metric["pods"]["metric"]["name"] == "csm_backbone_slots_active"
+        assert slots / 2 <= float(metric["pods"]["target"]["averageValue"]) < slots
+    for manifest in of_kind(manifests, "ScaledObject"):
+        autoscaled.add(manifest["spec"]["scaleTargetRef"]["name"])
+        thresholds = {trigger["name"]: trigger for trigger in manifest["spec"]["triggers"]}
+        assert thresholds.keys() == {"queue", "slots"}
+        place = manifest["metadata"]["namespace"]
+        for name, metric in (("queue", "csm_backbone_queue_depth"), ("slots", "csm_backbone_slots_active")):
+            asked = thresholds[name]["metadata"]
+            assert asked["query"] == f'sum({metric}{{namespace="{place}"}})'
+            # The Prometheus that the NetworkPolicies let in, by the name that its operator gives it.
+            address = urlsplit(asked["serverAddress"])
+            assert (address.scheme, address.netloc, address.path) == ("http", "prometheus-operated.monitoring:9090", "")
+        assert 0 < float(thresholds["queue"]["metadata"]["threshold"]) < queue
+        assert slots / 2 <= float(thresholds["slots"]["metadata"]["threshold"]) < slots
+        assert all(trigger["metricType"] == "AverageValue" for trigger in thresholds.values())
+        # KEDA's default takes an empty answer for 0, and shrinks to the least under full load.
+        assert all(trigger["metadata"]["ignoreNullValues"] == "false" for trigger in thresholds.values())
+        spec = manifest["spec"]
+        assert spec["minReplicaCount"] <= spec["fallback"]["replicas"] <= spec["maxReplicaCount"]
+    assert autoscaled <= {"csm-backbone"}
+    # Every stream of the largest number of backbones finds a place in the stages behind.
+    most = [m["spec"]["maxReplicas"] for m in of_kind(manifests, "HorizontalPodAutoscaler")]
+    most += [m["spec"]["maxReplicaCount"] for m in of_kind(manifests, "ScaledObject")]
+    for replicas in most:
+        for service, places in (("codec", "slots"), ("watermark", "streams")):
+            behind = deployment(manifests, service)["spec"]["replicas"] * getattr(
+                settings_of(manifests, service), places
+            )
+            assert replicas * slots <= behind, f"{service} has {behind} places for {replicas * slots} streams"
+    for service in SERVICES:
+        fixed = "replicas" in deployment(manifests, service)["spec"]
+        assert fixed != (f"csm-{service}" in autoscaled), f"who says how many {service} there are?"

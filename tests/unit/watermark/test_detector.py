@@ -1,0 +1,176 @@
+import numpy as np
+import pytest
+import soxr
+import torch
+
+from services.watermark.detector import Detector
+from services.watermark.embedder import Embedder
+from services.watermark.key import PUBLIC_KEY, key_symbols
+from services.watermark.weights import load_nets
+from support.watermark_pair import speech_like
+
+OTHER_KEY = bytes([1, 2, 3, 99, 201])
+
+
+@pytest.fixture(scope="module")
+def marked(pair):
+    return Embedder(pair, PUBLIC_KEY).embed(speech_like(2.0, seed=0))
+
+
+@pytest.fixture(scope="module")
+def detector(pair):
+    return Detector(pair, max_seconds=10)
+
+
+@pytest.mark.parametrize("cut", [0, 100, 777, 20000])
+def test_finds_key_and_position_wherever_the_clip_begins(detector, pair, marked, cut):
+    result = detector.detect(marked[cut:], 24000, PUBLIC_KEY)
+    assert result.found and result.confidence >= result.threshold
+    assert result.decoded_key == PUBLIC_KEY
+    begins = -cut / 24000 % pair.hparams.message_seconds
+    # The first offset that spells the key is good enough: it may be a quarter of a hop beside the best.
+    assert result.position_s == pytest.approx(begins, abs=pair.hparams.hop_length / 4 / 24000)
+
+
+def test_agrees_with_the_stock_decoder(detector, stock_pair, marked):
+    stock = stock_pair.decode_wav(marked, 24000, False)
+    ours = detector.detect(marked, 24000, PUBLIC_KEY)
+    assert stock["messages"] == [list(ours.decoded_key)] == [list(PUBLIC_KEY)]
+    # Symbol by symbol: the share of the likeliest ones that are the message's, as the stock reckons it.
+    [scores] = detector._scores(detector._prepare(marked, 24000), [0], lambda: False)
+    symbols = scores.argmax(0).numpy()
+    share = np.mean(symbols == np.resize(key_symbols(PUBLIC_KEY), len(symbols)))
+    assert share == pytest.approx(stock["confidences"][0], abs=0.05)
+
+
+def test_agrees_with_the_stock_search_on_a_cropped_clip(detector, pair, stock_pair):
+    marked = Embedder(pair, PUBLIC_KEY, message_sdr_db=10).embed(speech_like(1.6, seed=0))
+    cropped = marked[12345:]
+    stock = stock_pair.decode_wav(cropped, 24000, True)
+    ours = detector.detect(cropped, 24000, PUBLIC_KEY)
+    assert ours.found and stock["messages"] == [list(ours.decoded_key)] == [list(PUBLIC_KEY)]
+
+
+def test_another_key_is_not_found_though_the_clips_own_is_told(detector, marked):
+    result = detector.detect(marked, 24000, OTHER_KEY)
+    assert not result.found and result.position_s is None
+    assert result.confidence < result.threshold and result.decoded_key == PUBLIC_KEY
+
+
+def test_survives_another_rate_and_noise(detector, marked):
+    noise = np.random.default_rng(0).standard_normal(len(marked)).astype(np.float32)
+    assert detector.detect(marked + 0.001 * noise, 24000, PUBLIC_KEY).found
+    assert detector.detect(soxr.resample(marked, 24000, 44100), 44100, PUBLIC_KEY).found
+
+
+def test_finds_the_mark_after_silence(detector, marked):
+    padded = np.concatenate([np.zeros(30000, np.float32), marked[:30000]])
+    assert detector.detect(padded, 24000, PUBLIC_KEY).found
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [speech_like(1.5, seed=9), np.zeros(9000), np.zeros(0), np.ones(1), np.ones(9000), np.full(9000, 1e-20)],
+    ids=["unmarked", "silence", "nothing", "one sample", "constant", "all but silence"],
+)
+def test_finds_nothing_where_nothing_is(detector, samples):
+    result = detector.detect(samples.astype(np.float32), 24000, PUBLIC_KEY)
+    assert not result.found and result.confidence < result.threshold
+
+
+def test_untrained_nets_find_nothing(untrained):
+    samples = Embedder(untrained, PUBLIC_KEY).embed(speech_like(1.0))
+    result = Detector(untrained).detect(samples, 24000, PUBLIC_KEY)
+    assert not result.found and 0 < result.confidence < result.threshold
+
+
+def test_long_clips_are_decoded_in_blocks_that_change_nothing(pair, marked, monkeypatch):
+    detector = Detector(pair)
+    audio = detector._prepare(marked, 24000)
+    whole = detector._scores(audio, [5, 77], lambda: False)
+    monkeypatch.setattr("services.watermark.detector._BLOCK_CELLS", 50 * 2 * pair.hparams.message_band_size)
+    monkeypatch.setattr("services.watermark.detector._LEAST_BLOCK_COLUMNS", 10)
+    cut = detector._scores(audio, [5, 77], lambda: False)
+    assert (cut - whole).abs().max() < 1e-4
+    # Offsets looked at together read as each alone.
+    alone = torch.cat(
+        [detector._scores(audio[: len(audio) - 72], [5], lambda: False), detector._scores(audio, [77], lambda: False)]
+    )
+    assert (cut - alone).abs().max() < 1e-4
+
+
+def test_bounds(detector, pair, marked):
+    with pytest.raises(ValueError, match=r"audio is 10\.1 s, must be at most 10 s"):
+        detector.detect(np.zeros(242400, np.float32), 24000, PUBLIC_KEY)
+    with pytest.raises(ValueError, match="key is 6 bytes, must be exactly 5"):
+        detector.detect(marked, 24000, PUBLIC_KEY + b"x")
+    with pytest.raises(ValueError, match="too regular"):
+        detector.detect(marked, 24000, bytes(5))
+    with pytest.raises(ValueError, match="finite"):
+        detector.detect(np.full(100, np.inf, np.float32), 24000, PUBLIC_KEY)
+    with pytest.raises(ValueError, match="sample_rate_hz is 0"):
+        detector.detect(marked, 0, PUBLIC_KEY)
+    for offsets in (0, 3, 64):
+        with pytest.raises(ValueError, match=f"offsets is {offsets}, must be a power of two, at most 32"):
+            Detector(pair, offsets=offsets)
+
+
+def passes(detector, samples, monkeypatch):
+    """(what is found, how many offsets were decoded for it)"""
+    tried, scores = [], Detector._scores
+
+    def counted(self, audio, offsets, stopped):
+        tried.extend(offsets)
+        return scores(self, audio, offsets, stopped)
+
+    monkeypatch.setattr(Detector, "_scores", counted)
+    return detector.detect(samples, 24000, PUBLIC_KEY), len(tried)
+
+
+def test_a_clip_that_begins_with_its_mark_takes_one_pass(detector, marked, monkeypatch):
+    result, count = passes(detector, marked[:30000], monkeypatch)
+    assert result.found and result.position_s == 0 and count == 1
+
+
+@pytest.mark.parametrize("offsets", [2, 8])
+def test_a_clip_without_a_sign_of_the_key_takes_the_coarse_passes_alone(pair, offsets, monkeypatch):
+    result, count = passes(Detector(pair, offsets=offsets), speech_like(0.7, seed=9), monkeypatch)
+    assert not result.found and count == offsets
+
+
+def test_a_long_clip_without_a_sign_of_the_key_is_read_once_in_full(detector, monkeypatch):
+    result, count = passes(detector, speech_like(4.0, seed=9), monkeypatch)
+    assert not result.found and count == detector.offsets + 1
+
+
+def test_a_long_clip_marked_in_its_loudest_part_alone_is_found(detector, marked):
+    quiet = 0.1 * speech_like(3.2, seed=5)
+    hop = detector.hparams.hop_length
+    clip = np.concatenate([quiet[: 300 * hop], marked, quiet])
+    result = detector.detect(clip, 24000, PUBLIC_KEY)
+    assert result.found and result.decoded_key == PUBLIC_KEY
+    begins = 300 * hop / 24000 % detector.hparams.message_seconds
+    assert result.position_s == pytest.approx(begins, abs=hop / 4 / 24000)
+
+
+def test_a_search_can_be_given_up(detector, marked):
+    asked = []
+
+    def stopped():
+        asked.append(1)
+        return len(asked) > 2
+
+    with pytest.raises(InterruptedError):
+        detector.detect(speech_like(1.5, seed=9), 24000, PUBLIC_KEY, stopped)
+    assert len(asked) == 3
+
+
+@pytest.mark.gpu
+def test_a_device_marks_and_reads_as_the_cpu_does(pair_files, marked):
+    nets = load_nets(pair_files, "cuda")
+    samples = speech_like(2.0, seed=0)
+    opened = Embedder(nets, PUBLIC_KEY).open()
+    pieces = [opened.push(samples[i : i + 1920]) for i in range(0, len(samples), 1920)]
+    ours = np.concatenate([*pieces, opened.finish()])
+    assert np.abs(ours - marked).max() < 1e-3  # convolutions there may run in TF32
+    assert Detector(nets).detect(ours, 24000, PUBLIC_KEY).found
