@@ -1,4 +1,4 @@
-"""`python -m services.tokenizer`: text and context audio to what the backbone's prompt is made of."""
+"""`python -m services.tokenizer`: text to token ids, context audio to Mimi codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.mimi import load_mimi
 from services.runtime.batches import Batches
 from services.runtime.pool import Pool
 from services.runtime.server import Stage, main
-from services.tokenizer.company import company
+from services.tokenizer.batch_policy import batch_policy
 from services.tokenizer.config import TokenizerSettings
 from services.tokenizer.encoder import ClipEncoder
 from services.tokenizer.servicer import TokenizerServicer
@@ -33,9 +33,9 @@ async def open_stage(settings: TokenizerSettings) -> AsyncIterator[Stage]:
     encoder = ClipEncoder(await asyncio.to_thread(load_mimi, bundle, device))
     await asyncio.to_thread(encoder.warm_up)
     pool = Pool("tokenizer-encoder", settings.encoders, stall_s=settings.stall_s)
-    most = settings.batch or (1 if device.type == "cpu" else 32)
-    most_samples = int(settings.batch_audio_s * encoder.sample_rate_hz)
-    batches = Batches(encoder.encode_all, pool, most, partial(company, most_samples=most_samples))
+    max_batch = settings.batch or (1 if device.type == "cpu" else 32)
+    max_samples = int(settings.batch_audio_s * encoder.sample_rate_hz)
+    batches = Batches(encoder.encode_all, pool, max_batch, partial(batch_policy, max_samples=max_samples))
     servicer = TokenizerServicer(settings, bundle, text, batches)
     try:
         yield Stage(

@@ -27,7 +27,7 @@ class TokenizerSettings(ServerSettings):
     batch: int | None = setting(
         "CSM_TOKENIZER_BATCH",
         None,
-        "clips encoded in one pass; default: 32 on an accelerator, 1 on the CPU, which more does not help",
+        "clips encoded in one pass; default: 32 on an accelerator, 1 on the CPU, where more do not help",
         least=1,
         most=1024,
     )
@@ -43,7 +43,7 @@ class TokenizerSettings(ServerSettings):
     max_encodings: int = setting(
         "CSM_TOKENIZER_MAX_ENCODINGS",
         16,
-        "EncodeAudio calls inside, the waiting ones included",
+        "EncodeAudio calls in flight, the waiting ones included",
         least=1,
         most=1024,
     )

@@ -13,34 +13,34 @@ from moshi.modules.conv import StreamingConv1d
 from torch import Tensor
 
 _CHUNK_FRAMES = 125  # 10 s at a time: a full-size Mimi takes 60 MB of activations for each second
-# Lengths that what whole chunks leave over is filled up to on a GPU, whose libraries plan each new shape anew.
-# From eight frames on a pass grows by less than a quarter.
-_FILLED_FRAMES = (4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112)
+# On a GPU the last partial chunk is padded to one of these lengths (frames), so that cuDNN plans few shapes.
+# From eight frames on padding lengthens a pass by less than a quarter.
+_PADDED_FRAMES = (4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112)
 
 
 class ClipEncoder:
-    """Mimi's encoder for whole clips, with the memory of short ones."""
+    """Mimi's encoder for whole clips, in the memory of short ones."""
 
-    def __init__(self, mimi: MimiModel, *, fill: bool | None = None):
-        """fill: whether clips are filled up to few lengths; None: on CUDA."""
+    def __init__(self, mimi: MimiModel, *, pad: bool | None = None):
+        """pad: whether clips are padded to few lengths; None: on CUDA."""
         self._mimi = mimi
         self._device = next(mimi.parameters()).device
-        self._fill = self._device.type == "cuda" if fill is None else fill
+        self._pad = self._device.type == "cuda" if pad is None else pad
         self.sample_rate_hz = mimi.sample_rate
         self.samples_per_frame = mimi.frame_size
-        # Enough whole frames to hold all that the first sample of a chunk can hear.
-        self._lead_frames = -(-_reach_samples(mimi) // mimi.frame_size)
+        # Enough whole frames to hold the receptive field of a chunk's first sample.
+        self._lead_frames = -(-_receptive_field_samples(mimi) // mimi.frame_size)
 
     def warm_up(self) -> None:
-        """What the device cannot do, or does slowly the first time, shows now and not in somebody's request."""
-        lengths = (*_FILLED_FRAMES, _CHUNK_FRAMES, 2 * _CHUNK_FRAMES) if self._fill else (1,)
+        """Run every shape once, so that no request meets a device fault or a slow first pass."""
+        lengths = (*_PADDED_FRAMES, _CHUNK_FRAMES, 2 * _CHUNK_FRAMES) if self._pad else (1,)
         for frames in lengths:
             self.encode(np.zeros(frames * self.samples_per_frame, np.float32))
 
     def encode(self, samples: np.ndarray) -> np.ndarray:
         """Float samples [N] at `sample_rate_hz`, N ≥ 1 → codes [T, K] uint16; T = ⌈N / samples_per_frame⌉.
 
-        What is missing of the last frame is silence. The codes are those of MimiModel.encode.
+        The last frame is padded with silence. The codes are those of MimiModel.encode.
         Raises: ValueError when there are no samples.
         """
         return self._pass([samples])[0]
@@ -48,9 +48,9 @@ class ClipEncoder:
     def encode_all(self, clips: Sequence[np.ndarray]) -> list[np.ndarray | Exception]:
         """What `encode` gives or raises for each clip, in one pass of the nets; a clip that fails fails alone.
 
-        All clips are filled up with silence to the length of the longest. Mimi is causal: no frame hears
-        what comes after it, so a clip's codes are those that it has alone. Only sums may be taken in another
-        order, which on a GPU now and then tips a decision between two codes that are as good as equal.
+        All clips are padded with silence to the length of the longest. Mimi is causal, so a clip's codes are those
+        that it has alone. Only the order of sums may differ, which on a GPU now and then decides between two codes
+        that are as good as equal.
         """
         try:
             return list(self._pass(clips))
@@ -69,7 +69,7 @@ class ClipEncoder:
         frames = [-(-len(clip) // self.samples_per_frame) for clip in clips]
         # A thread may have another device current, where pinned memory would be counted.
         with torch.cuda.device(self._device) if is_cuda else contextlib.nullcontext():
-            samples = self._filled(max(frames)) * self.samples_per_frame
+            samples = self._padded(max(frames)) * self.samples_per_frame
             audio = torch.zeros(len(clips), 1, samples, pin_memory=is_cuda)
             for row, clip in zip(audio[:, 0].numpy(), clips, strict=True):
                 row[: len(clip)] = clip
@@ -78,16 +78,16 @@ class ClipEncoder:
             (hidden,) = mimi.encoder_transformer(self._convolve(audio.to(self._device, non_blocking=True)))
             codes = mimi.quantizer.encode(mimi.downsample(hidden))  # [B, K, T]
             rows = codes.transpose(1, 2).int().cpu().numpy()
-        # Copies: a clip that is kept must not hold the others.
+        # Copies: a clip that is cached must not keep the others in memory.
         return [row[:count].astype(np.uint16) for row, count in zip(rows, frames, strict=True)]
 
-    def _filled(self, frames: int) -> int:
-        """The length that a pass of so many frames has."""
+    def _padded(self, frames: int) -> int:
+        """Frames of a pass whose longest clip has `frames`."""
         rest = frames % _CHUNK_FRAMES
-        if not self._fill or not rest:
+        if not self._pad or not rest:
             return frames
         return (
-            frames - rest + min(next((size for size in _FILLED_FRAMES if size >= rest), _CHUNK_FRAMES), _CHUNK_FRAMES)
+            frames - rest + min(next((size for size in _PADDED_FRAMES if size >= rest), _CHUNK_FRAMES), _CHUNK_FRAMES)
         )
 
     def _convolve(self, audio: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class ClipEncoder:
         return torch.cat(parts, dim=-1)
 
 
-def _reach_samples(mimi: MimiModel) -> int:
+def _receptive_field_samples(mimi: MimiModel) -> int:
     """Samples before a chunk's first that its first output depends on."""
     reach, stride = 0, 1
     for module in mimi.encoder.modules():  # in the order of the signal; shortcuts of blocks add nothing

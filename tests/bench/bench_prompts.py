@@ -30,7 +30,7 @@ from models.bundle import load_bundle
 from models.mimi import load_mimi
 from services.runtime.batches import Batches
 from services.runtime.pool import Pool
-from services.tokenizer.company import company
+from services.tokenizer.batch_policy import batch_policy
 from services.tokenizer.config import TokenizerSettings
 from services.tokenizer.encoder import ClipEncoder
 
@@ -61,7 +61,7 @@ class Ours:
     """Clips that wait at once, encoded as the service has them encoded."""
 
     def __init__(self, encoder: ClipEncoder, most: int, most_audio_s: float):
-        chosen = partial(company, most_samples=int(most_audio_s * encoder.sample_rate_hz))
+        chosen = partial(batch_policy, max_samples=int(most_audio_s * encoder.sample_rate_hz))
         self._loop, self._pool = asyncio.new_event_loop(), Pool("bench", 1)
         self._batches = Batches(encoder.encode_all, self._pool, most, chosen)
 

@@ -68,24 +68,24 @@ def test_resampled_clips_have_the_length_of_the_original(tiny_mimi):
 LENGTHS = (40 * 1920 + 77, 1, 1920, 1921, 24_000, 40 * 1920, 3)
 
 
-@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("pad", [False, True])
 @pytest.mark.parametrize("frames", [3, 125])
 @pytest.mark.parametrize("order", [1, -1])
-def test_codes_of_clips_in_one_pass_are_those_of_each_alone(tiny_mimi, monkeypatch, frames, order, fill):
-    """Alone by moshi's own encode: what fills a clip up, and who is beside it, changes no code."""
+def test_codes_of_clips_in_one_pass_are_those_of_each_alone(tiny_mimi, monkeypatch, frames, order, pad):
+    """Alone by moshi's own encode: neither padding nor the other clips of a pass change a code."""
     monkeypatch.setattr(encoder_module, "_CHUNK_FRAMES", frames)
     clips = [noise(samples, seed) for seed, samples in enumerate(LENGTHS)][::order]
-    codes = ClipEncoder(tiny_mimi, fill=fill).encode_all(clips)
+    codes = ClipEncoder(tiny_mimi, pad=pad).encode_all(clips)
     for clip, own in zip(clips, codes, strict=True):
         np.testing.assert_array_equal(own, stock(tiny_mimi, clip))
         assert own.dtype == np.uint16 and own.base is None  # kept, it holds no other clip's memory
 
 
-def test_chunks_that_are_filled_up_have_few_lengths_those_of_short_clips_warm(tiny_mimi, monkeypatch):
+def test_padded_chunks_have_few_lengths_and_those_of_short_clips_are_warm(tiny_mimi, monkeypatch):
     """What is the default on a GPU."""
     seen, convolve = set(), tiny_mimi.encoder.forward
     monkeypatch.setattr(tiny_mimi.encoder, "forward", lambda audio: (seen.add(audio.shape), convolve(audio))[1])
-    encoder = ClipEncoder(tiny_mimi, fill=True)
+    encoder = ClipEncoder(tiny_mimi, pad=True)
     encoder.warm_up()
     warm = set(seen)
     codes = {frames: encoder.encode(noise(frames * 1920)) for frames in (*range(1, 126, 6), 125)}
@@ -97,7 +97,7 @@ def test_chunks_that_are_filled_up_have_few_lengths_those_of_short_clips_warm(ti
 
 
 def test_what_follows_the_clip_in_its_row_changes_no_code(tiny_mimi):
-    """Loud noise in place of the silence that fills up: Mimi is causal, its attention too."""
+    """Loud noise in place of the padding: Mimi is causal, its attention too."""
     clip, tail = noise(30 * 1920), noise(30 * 1920, seed=1) * 5
     alone, longer = ClipEncoder(tiny_mimi).encode_all([clip, np.concatenate([clip, tail])])
     np.testing.assert_array_equal(longer[:30], alone)

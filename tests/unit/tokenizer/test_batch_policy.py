@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from services.tokenizer.company import company
+from services.tokenizer.batch_policy import batch_policy
 
 
 @pytest.mark.parametrize(
-    "oldest, others, most_samples, expected",
+    "oldest, others, max_samples, expected",
     [
         (100, [], 1000, []),
         (100, [100, 100, 100], 400, [0, 1, 2]),
@@ -19,17 +19,17 @@ from services.tokenizer.company import company
         (100, [140, 101, 101], 303, [1, 2]),  # a longer one makes all longer
     ],
 )
-def test_clips_of_like_length_go_together(oldest, others, most_samples, expected):
-    assert company(oldest, others, most_samples) == expected
+def test_clips_of_like_length_go_together(oldest, others, max_samples, expected):
+    assert batch_policy(oldest, others, max_samples) == expected
 
 
-def test_no_pass_is_beyond_its_bounds_and_who_is_left_is_alone_in_kind():
+def test_no_pass_exceeds_its_bounds():
     draw = np.random.default_rng(0)
     for _ in range(200):
         oldest, *others = draw.integers(1, 3_000_000, draw.integers(1, 40)).tolist()
-        most_samples = int(draw.integers(1, 10_000_000))
-        taken = company(oldest, others, most_samples)
-        lengths = [oldest, *(others[place] for place in taken)]
-        assert len(set(taken)) == len(taken)
+        max_samples = int(draw.integers(1, 10_000_000))
+        chosen = batch_policy(oldest, others, max_samples)
+        lengths = [oldest, *(others[index] for index in chosen)]
+        assert len(set(chosen)) == len(chosen)
         assert max(lengths) <= 2 * min(lengths)
-        assert len(taken) == 0 or max(lengths) * len(lengths) <= most_samples
+        assert len(chosen) == 0 or max(lengths) * len(lengths) <= max_samples
