@@ -87,8 +87,8 @@ deploy-check: $(VENV)/test.stamp
 
 # The cpu-dev overlay as real pods. As root, with podman, runc, buildah, netavark, aardvark-dns and debootstrap.
 deploy-test: $(VENV)/test.stamp
-	$(BIN)/python deploy/alive.py $(if $(BASE),--base $(BASE)) $(FLAGS)
-	$(BIN)/python deploy/alive_mtls.py
+	$(BIN)/python deploy/e2e_pods.py $(if $(BASE),--base $(BASE)) $(FLAGS)
+	$(BIN)/python deploy/e2e_pods_mtls.py
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

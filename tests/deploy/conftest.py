@@ -6,18 +6,18 @@ import asyncio
 
 import pytest
 
-from support.telemetry import observed_chain, telemetry_tables
+from support.telemetry import chain_under_observation, telemetry_tables
 
 
 @pytest.fixture(scope="session")
 def observed(tmp_path_factory):
-    """observed_chain.Observed, with every exporter on and all that can be logged."""
+    """chain_under_observation.Observed, with every exporter on and all that can be logged."""
     settings = {
         "CSM_METRICS_LISTEN": "127.0.0.1:0",
         "CSM_LOG_LEVEL": "DEBUG",
         "CSM_BACKBONE_TRACE_STEPS": "3",
     }
-    return asyncio.run(observed_chain.observe(tmp_path_factory.mktemp("observed"), settings))
+    return asyncio.run(chain_under_observation.observe(tmp_path_factory.mktemp("observed"), settings))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.authority import Authority
-from support.telemetry import telemetry_tables as tables
+from support.telemetry import tables
 
 ROOT = Path(__file__).parents[2]
 NAME = "csm_tls_certificate_remaining_seconds"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from support.manifests.rendered import container, one, render, settings_of
-from support.telemetry import telemetry_tables as tables
+from support.telemetry import tables
 
 CONFIG = yaml.safe_load((tables.DEPLOY / "collector" / "config.yaml").read_text())
 PIPELINES = CONFIG["service"]["pipelines"]

@@ -14,9 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings
-from support.manifest_mutations.spoiling import Spoil, settings_name
+from support.manifest_mutations.mutation import Mutation, settings_name
 from support.manifests import checks
-from support.manifests.places import DEPLOYED, FULL
+from support.manifests.overlays import DEPLOYED, FULL
 from support.manifests.rendered import (
     DEPLOY,
     SERVICES,
@@ -143,7 +143,7 @@ def test_the_collector_is_given_its_file():
     assert shown.keys() == {path.name for path in (DEPLOY / "dashboards").glob("*.json")}
 
 
-SPOILT_FOR_KUBERNETES: dict[str, Spoil] = {
+KUBERNETES_MUTATIONS: dict[str, Mutation] = {
     "misspelt field": lambda m: container(deployment(m, "codec")).update(redinessProbe={}),
     "field out of place": lambda m: deployment(m, "codec")["spec"].update(terminationGracePeriodSeconds=330),
     "number as text": lambda m: one(m, "Service", "csm-codec")["spec"]["ports"][0].update(port="50053"),
@@ -151,10 +151,10 @@ SPOILT_FOR_KUBERNETES: dict[str, Spoil] = {
 }
 
 
-@pytest.mark.parametrize("spoil", SPOILT_FOR_KUBERNETES.values(), ids=SPOILT_FOR_KUBERNETES)
-def test_the_schemas_find_what_kubernetes_would_refuse(spoil):
+@pytest.mark.parametrize("mutate", KUBERNETES_MUTATIONS.values(), ids=KUBERNETES_MUTATIONS)
+def test_the_schemas_find_what_kubernetes_would_refuse(mutate):
     manifests = render("overlays/cpu-dev")
-    spoil(manifests)
+    mutate(manifests)
     with pytest.raises((kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError)):
         check_schemas(manifests, NEWEST)
 

@@ -16,15 +16,14 @@ import yaml
 from opentelemetry.metrics import Histogram
 
 from services.runtime import instruments
-from support.telemetry import promql
-from support.telemetry import telemetry_tables as tables
+from support.telemetry import promql, tables
 
 DEPLOY = tables.DEPLOY
 RULES_FILE, CASES_FILE = DEPLOY / "alerts" / "csm.rules.yaml", DEPLOY / "alerts" / "csm.rules.test.yaml"
 RULES = [rule for group in yaml.safe_load(RULES_FILE.read_text())["groups"] for rule in group["rules"]]
 CASES = yaml.safe_load(CASES_FILE.read_text())["tests"]
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((DEPLOY / "dashboards").glob("*.json"))}
-PANELS = [(name, panel) for name, board in DASHBOARDS.items() for panel in board["panels"]]
+PANELS = [(name, panel) for name, dashboard in DASHBOARDS.items() for panel in dashboard["panels"]]
 
 METRICS = {series: metric for metric in tables.metrics() for series in metric.series}
 OF_TARGET = {"job", "instance"}  # Prometheus' own, by whichever road a series came
@@ -84,9 +83,9 @@ def test_the_check_finds_what_is_wrong(expr, complaint):
 
 
 @pytest.mark.parametrize(
-    ("board", "panel"), PANELS, ids=lambda value: value if isinstance(value, str) else value["title"]
+    ("dashboard", "panel"), PANELS, ids=lambda value: value if isinstance(value, str) else value["title"]
 )
-def test_panels_ask_for_what_is_exported(board, panel):
+def test_panels_ask_for_what_is_exported(dashboard, panel):
     for target in panel["targets"]:
         check(plain(target["expr"]))
         shown = re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])
@@ -105,7 +104,9 @@ def test_every_panel_is_of_the_chosen_namespaces():
         for target in panel["targets"]:
             for series, matchers in promql.parse(target["expr"]).selectors:
                 assert ("namespace", "=~", "$namespace") in matchers, f"{name}: {panel['title']}: {series}"
-    assert all("namespace" in {each["name"] for each in board["templating"]["list"]} for board in DASHBOARDS.values())
+    assert all(
+        "namespace" in {each["name"] for each in dashboard["templating"]["list"]} for dashboard in DASHBOARDS.values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,10 +122,10 @@ def test_alerts_are_of_one_namespace_each(rule):
 
 
 def test_panels_do_not_lie_on_each_other():
-    for board in DASHBOARDS.values():
+    for dashboard in DASHBOARDS.values():
         cells = [
             (x, y)
-            for place in (panel["gridPos"] for panel in board["panels"])
+            for place in (panel["gridPos"] for panel in dashboard["panels"])
             for x in range(place["x"], place["x"] + place["w"])
             for y in range(place["y"], place["y"] + place["h"])
         ]

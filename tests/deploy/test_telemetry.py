@@ -8,8 +8,8 @@ from collections import defaultdict
 from opentelemetry.proto.trace.v1 import trace_pb2
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.telemetry import telemetry_tables as tables
-from support.telemetry.observed_chain import MARK, records
+from support.telemetry import tables
+from support.telemetry.chain_under_observation import MARK, records
 
 KINDS = {"sum": "counter", "gauge": "gauge", "histogram": "histogram"}
 # What the observed chain, without TLS, does not have; test_certificate_metric.py looks at it.
@@ -86,7 +86,7 @@ def test_attributes_and_events_are_those_of_the_tables(observed):
 
 
 def test_numbers_are_those_of_the_talk(observed):
-    """What the caller did (observed_chain._talk) is what the metrics say, however each call ended."""
+    """What the caller did (chain_under_observation._talk) is what the metrics say, however each call ended."""
     calls, finished, lookups, refusals = defaultdict(int), {}, {}, {}
     for family in text_string_to_metric_families(observed.pages["gateway"] + observed.pages["tokenizer"]):
         for sample in family.samples:

@@ -21,19 +21,19 @@ from services.runtime.channels import open_channel
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
 from support import tiny_mimi
-from support.fake_stages import Board, servicers
+from support.fake_stages import StageProbe, servicers
 from support.watermark_calls import write_bundle
 from support.watermark_pair import TINY, write_pair
 
 
 class FakeChain:
-    """`speech` is a stub of the gateway; `board` gives orders to the stages behind it.
+    """`speech` is a stub of the gateway; `probe` gives orders to the stages behind it.
 
     stage_settings: of all four. credentials: of our own channel to the gateway. metadata: of the call that waits for it.
     """
 
-    def __init__(self, board: Board):
-        self.board = board
+    def __init__(self, probe: StageProbe):
+        self.probe = probe
         self.stage_settings: dict = {}
         self.credentials = self.metadata = None
         self.servers: dict[str, StageServer] = {}
@@ -41,7 +41,7 @@ class FakeChain:
 
     async def start_stage(self, name: str) -> None:
         """Start one stage, on its old port when it had one."""
-        servicer, add = servicers(self.board)[name]
+        servicer, add = servicers(self.probe)[name]
         settings = read(
             ServerSettings, environ={}, listen=self.addresses.get(name, "127.0.0.1:0"), **self.stage_settings
         )
@@ -82,15 +82,15 @@ class FakeChain:
 
 
 @pytest.fixture
-async def board():
-    return Board(load_bundle("embedded"))
+async def probe():
+    return StageProbe(load_bundle("embedded"))
 
 
 @pytest.fixture
-async def open_chain(board):
+async def open_chain(probe):
     """Call it to start the chain; keyword arguments are settings of the gateway, but for the chain's own."""
     async with AsyncExitStack() as stack:
-        chain = FakeChain(board)
+        chain = FakeChain(probe)
 
         async def stop_all():
             await asyncio.gather(*(server.stop(0) for server in chain.servers.values()))

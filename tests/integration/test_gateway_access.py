@@ -71,14 +71,14 @@ def reason(error):
 
 
 @pytest.mark.parametrize(("metadata", "why"), [(None, "NO_TOKEN"), (shows("not-a-token-of-anyone"), "WRONG_TOKEN")])
-async def test_every_method_wants_a_token(chain, board, metadata, why):
+async def test_every_method_wants_a_token(chain, probe, metadata, why):
     methods = speech_pb2.DESCRIPTOR.services_by_name["SpeechService"].methods
     assert len(methods) >= 4
     for method in methods:
         request = getattr(speech_pb2, method.input_type.name)()
         error = await fails(getattr(chain.speech, method.name)(request, timeout=10, metadata=metadata))
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED and reason(error) == why
-    assert not board.requests
+    assert not probe.requests
 
 
 async def test_a_call_without_a_token_ends_before_its_request_was_sent(chain):
@@ -118,12 +118,12 @@ async def test_all_tokens_of_a_name_are_good_and_spans_carry_the_name_alone(chai
     assert RADIO not in written and NEXT_RADIO not in written
 
 
-async def test_tokens_are_exchanged_while_a_stream_runs(metrics, chain, board, tokens, caplog):
+async def test_tokens_are_exchanged_while_a_stream_runs(metrics, chain, probe, tokens, caplog):
     def stale():
         (point,) = metrics()["csm.gateway.tokens.stale"]
         return point.value
 
-    board.gate = 2
+    probe.gate = 2
     call = chain.speech.StreamSynthesize(utterance(), timeout=30, metadata=shows(RADIO))
     await call.read()
     whole = f'[radio]\ntoken = "{NEXT_RADIO}"\n'
@@ -140,13 +140,13 @@ async def test_tokens_are_exchanged_while_a_stream_runs(metrics, chain, board, t
     for gone in (RADIO, TV):
         error = await fails(chain.speech.ListVoices(ask, timeout=5, metadata=shows(gone)))
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED
-    board.gate = None
-    board.touch()
-    assert await frames(call) >= board.frames - 2
+    probe.gate = None
+    probe.touch()
+    assert await frames(call) >= probe.frames - 2
 
 
-async def test_beyond_its_streams_a_token_is_told_when_to_come_back_and_is_not_tried_again(chain, board, spans):
-    board.gate = 2
+async def test_beyond_its_streams_a_token_is_told_when_to_come_back_and_is_not_tried_again(chain, probe, spans):
+    probe.gate = 2
     first = chain.speech.StreamSynthesize(utterance(), timeout=30, metadata=shows(RADIO))
     await first.read()
     error = await fails(chain.speech.StreamSynthesize(utterance(), timeout=10, metadata=shows(NEXT_RADIO)))
@@ -154,16 +154,16 @@ async def test_beyond_its_streams_a_token_is_told_when_to_come_back_and_is_not_t
     assert any(isinstance(d, error_details_pb2.RetryInfo) for d in rich_details(error))
     refused = [span for span in spans() if span.kind is SpanKind.SERVER and span.name.endswith("/StreamSynthesize")]
     assert len(refused) == 1
-    board.gate = None
-    board.touch()
+    probe.gate = None
+    probe.touch()
     await frames(first)
     assert await frames(chain.speech.StreamSynthesize(utterance(), timeout=10, metadata=shows(RADIO)))
 
 
-async def test_beyond_its_characters_a_token_is_told_when_to_come_back(chain, board):
-    board.refuse["codec"] = Overloaded("full", 1)
+async def test_beyond_its_characters_a_token_is_told_when_to_come_back(chain, probe):
+    probe.refuse["codec"] = Overloaded("full", 1)
     await fails(chain.speech.StreamSynthesize(utterance("hello"), timeout=10, metadata=shows(TV)))
-    board.refuse.clear()
+    probe.refuse.clear()
     # What was refused was not counted; what is spoken is.
     assert await frames(chain.speech.StreamSynthesize(utterance("hello"), timeout=10, metadata=shows(TV)))
     error = await fails(chain.speech.StreamSynthesize(utterance("hello"), timeout=10, metadata=shows(TV)))
@@ -173,20 +173,20 @@ async def test_beyond_its_characters_a_token_is_told_when_to_come_back(chain, bo
 
 
 @pytest.mark.parametrize("refusal", [Overloaded("full", 1), Unavailable("gone")], ids=["full", "gone"])
-async def test_a_stage_is_tried_by_the_gateway_and_not_again_by_its_caller(open_chain, board, refusal):
+async def test_a_stage_is_tried_by_the_gateway_and_not_again_by_its_caller(open_chain, probe, refusal):
     chain = await open_chain()
-    board.refuse["backbone"] = refusal
+    probe.refuse["backbone"] = refusal
     await fails(chain.speech.StreamSynthesize(utterance(), timeout=10))
     tries = channels._SERVICE_CONFIG["methodConfig"][0]["retryPolicy"]["maxAttempts"]
     tries *= PLACE_ROUNDS if isinstance(refusal, Overloaded) else 1
-    assert board.calls["backbone"] == tries
+    assert probe.calls["backbone"] == tries
     async with SpeechClient(chain.addresses["gateway"]) as client:
         with pytest.raises(exceptions.SpeechError):
             await client.synthesize("hello")
-    assert board.calls["backbone"] == 2 * tries
+    assert probe.calls["backbone"] == 2 * tries
 
 
-async def test_mutual_tls_on_every_hop_and_a_token(open_chain, board, tmp_path, tokens):
+async def test_mutual_tls_on_every_hop_and_a_token(open_chain, probe, tmp_path, tokens):
     authority = Authority()
     ca = authority.write(tmp_path)
     server = dict(zip(("tls_cert_file", "tls_key_file"), authority.issue().write(tmp_path, "server"), strict=True))
@@ -207,7 +207,7 @@ async def test_mutual_tls_on_every_hop_and_a_token(open_chain, board, tmp_path, 
     async with SpeechClient(address, credentials=credentials, token=lambda: RADIO) as client:
         await client.wait_ready(5)
         answer = await client.synthesize("hello")
-        assert answer.summary.frames == board.frames
+        assert answer.summary.frames == probe.frames
         assert answer.summary.finish_reason == common_pb2.FINISH_REASON_END_OF_SPEECH
     async with SpeechClient(address, credentials=credentials) as client:
         with pytest.raises(exceptions.Unauthenticated) as caught:

@@ -25,21 +25,21 @@ def wav() -> bytes:
 
 # What the watermark holds by nature comes on top of its window: 700 samples, less than a frame.
 @pytest.mark.parametrize(("stage", "window"), [("codec", CODEC_WINDOW_FRAMES), ("watermark", WATERMARK_WINDOW_FRAMES)])
-async def test_a_stage_that_gives_nothing_back_is_sent_no_more_than_its_window(open_chain, board, stage, window):
+async def test_a_stage_that_gives_nothing_back_is_sent_no_more_than_its_window(open_chain, probe, stage, window):
     chain = await open_chain()
-    board.frames, board.silent = 100_000, {stage}
+    probe.frames, probe.silent = 100_000, {stage}
     call = chain.speech.StreamSynthesize(
         speech_pb2.StreamSynthesizeRequest(utterance=speech_pb2.Utterance(text="hello")), timeout=60
     )
-    await board.until(lambda: board.taken[stage] >= window, 30)
-    await board.until_quiet()
-    assert board.taken[stage] == window
-    assert board.taken["codec"] <= CODEC_WINDOW_FRAMES + WATERMARK_WINDOW_FRAMES + 1
+    await probe.until(lambda: probe.taken[stage] >= window, 30)
+    await probe.until_quiet()
+    assert probe.taken[stage] == window
+    assert probe.taken["codec"] <= CODEC_WINDOW_FRAMES + WATERMARK_WINDOW_FRAMES + 1
     call.cancel()
-    await board.until(lambda: not +board.active)
+    await probe.until(lambda: not +probe.active)
 
 
-async def test_the_deadline_goes_to_every_stage(open_chain, board):
+async def test_the_deadline_goes_to_every_stage(open_chain, probe):
     chain = await open_chain()
     turn = speech_pb2.ContextSegment(speaker=0, text="before", audio=common_pb2.AudioClip(wav=wav()))
     await chain.speech.Synthesize(
@@ -48,6 +48,6 @@ async def test_the_deadline_goes_to_every_stage(open_chain, board):
     await chain.speech.VerifyWatermark(
         speech_pb2.VerifyWatermarkRequest(audio=common_pb2.AudioClip(wav=wav())), timeout=30
     )
-    assert set(board.deadlines) == {"tokenizer", "encoder", "backbone", "codec", "watermark", "detector"}
+    assert set(probe.deadlines) == {"tokenizer", "encoder", "backbone", "codec", "watermark", "detector"}
     # A generous default stands behind it: 30 s come only from the caller.
-    assert all(20 < deadline <= 31 for deadline in board.deadlines.values()), board.deadlines
+    assert all(20 < deadline <= 31 for deadline in probe.deadlines.values()), probe.deadlines

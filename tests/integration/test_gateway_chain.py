@@ -40,9 +40,9 @@ def expected(frames):
     return np.repeat(np.arange(frames, dtype=np.float32) / 1024, SAMPLES_PER_FRAME) + np.float32(MARK)
 
 
-async def test_every_sample_arrives_in_order_and_marked(open_chain, board):
+async def test_every_sample_arrives_in_order_and_marked(open_chain, probe):
     chain = await open_chain()
-    board.frames = 37
+    probe.frames = 37
     started, audio, summary = await listen(chain.speech.StreamSynthesize(request(), timeout=10))
     np.testing.assert_array_equal(np.frombuffer(audio, "<f4"), expected(37))
     assert started.format.sample_rate_hz == 24000 and started.seed == 77
@@ -52,19 +52,19 @@ async def test_every_sample_arrives_in_order_and_marked(open_chain, board):
     assert 0 < summary.time_to_first_audio.ToNanoseconds() <= summary.real_time_factor * 37 * 0.08 * 1e9
 
 
-async def test_stages_overlap(open_chain, board):
+async def test_stages_overlap(open_chain, probe):
     """Audio of frame 0 is out while the backbone has not made frame 2."""
     chain = await open_chain()
-    board.gate = 2
+    probe.gate = 2
     call = chain.speech.StreamSynthesize(request(), timeout=10)
     assert (await call.read()).HasField("started")
     assert (await call.read()).HasField("audio")
-    assert board.generated == 2
-    board.gate = None
-    board.touch()
+    assert probe.generated == 2
+    probe.gate = None
+    probe.touch()
     audio, summary = await listen_rest(call)
-    assert summary.frames == board.frames
-    assert len(audio) == (board.frames - 1) * SAMPLES_PER_FRAME * 4 + LOOKAHEAD * 4
+    assert summary.frames == probe.frames
+    assert len(audio) == (probe.frames - 1) * SAMPLES_PER_FRAME * 4 + LOOKAHEAD * 4
 
 
 async def listen_rest(call):
@@ -77,14 +77,14 @@ async def listen_rest(call):
     return audio, summary
 
 
-async def test_prompt_is_context_then_text(open_chain, board):
+async def test_prompt_is_context_then_text(open_chain, probe):
     chain = await open_chain()
     turns = [
         speech_pb2.ContextSegment(speaker=1, text="hi", audio=common_pb2.AudioClip(wav=b"RIFF")),
         speech_pb2.ContextSegment(text="yo", audio=common_pb2.AudioClip(wav=b"RIFF")),
     ]
     _, _, summary = await listen(chain.speech.StreamSynthesize(request("go", speaker=2, context=turns), timeout=10))
-    parts = board.requests[0].prompt
+    parts = probe.requests[0].prompt
     assert [part.WhichOneof("part") for part in parts] == ["text", "audio", "text", "audio", "text"]
     assert list(parts[0].text.ids) == [1, 11, *b"hi", 2]
     assert list(parts[2].text.ids) == [1, 10, *b"yo", 2]
@@ -92,21 +92,21 @@ async def test_prompt_is_context_then_text(open_chain, board):
     assert summary.prompt_tokens == 3 * 5 + 2 * 3
 
 
-async def test_speech_that_ends_at_once_is_empty_not_an_error(open_chain, board):
+async def test_speech_that_ends_at_once_is_empty_not_an_error(open_chain, probe):
     chain = await open_chain()
-    board.frames = 0
+    probe.frames = 0
     started, audio, summary = await listen(chain.speech.StreamSynthesize(request(), timeout=10))
     assert started is not None and audio == b"" and summary.frames == 0 and summary.real_time_factor == 0
 
 
 @pytest.mark.parametrize(("rate", "encoding", "dtype"), [(24000, 1, "<i2"), (16000, 1, "<i2"), (48000, 2, "<f4")])
-async def test_unary_wav_is_a_whole_file(open_chain, board, rate, encoding, dtype):
+async def test_unary_wav_is_a_whole_file(open_chain, probe, rate, encoding, dtype):
     chain = await open_chain()
     options = speech_pb2.OutputOptions(container=speech_pb2.CONTAINER_WAV, sample_rate_hz=rate, encoding=encoding)
     answer = await chain.speech.Synthesize(
         speech_pb2.SynthesizeRequest(utterance=speech_pb2.Utterance(text="x"), output=options), timeout=10
     )
-    samples = round(board.frames * SAMPLES_PER_FRAME * rate / 24000)
+    samples = round(probe.frames * SAMPLES_PER_FRAME * rate / 24000)
     assert answer.summary.samples == samples
     if dtype == "<i2":
         with wave.open(io.BytesIO(answer.audio)) as file:
@@ -118,7 +118,7 @@ async def test_unary_wav_is_a_whole_file(open_chain, board, rate, encoding, dtyp
     assert abs(pcm[samples // 20] - MARK) < 0.01  # the middle of frame 0, whose value is the mark alone
 
 
-async def test_streamed_wav_begins_with_a_header(open_chain, board):
+async def test_streamed_wav_begins_with_a_header(open_chain, probe):
     chain = await open_chain()
     options = speech_pb2.OutputOptions(container=speech_pb2.CONTAINER_WAV)
     _, audio, summary = await listen(chain.speech.StreamSynthesize(request(output=options), timeout=10))
@@ -126,12 +126,12 @@ async def test_streamed_wav_begins_with_a_header(open_chain, board):
     assert len(audio) == 44 + summary.samples * 2
 
 
-async def test_generation_broken_off_is_taken_up_where_it_stopped(open_chain, board):
+async def test_generation_broken_off_is_taken_up_where_it_stopped(open_chain, probe):
     chain = await open_chain()
-    board.break_at = 4
+    probe.break_at = 4
     _, audio, _ = await listen(chain.speech.StreamSynthesize(request(), timeout=10))
     np.testing.assert_array_equal(np.frombuffer(audio, "<f4"), expected(10))
-    first, second = board.requests
+    first, second = probe.requests
     assert not first.generated and [frame.codes[0] for frame in second.generated] == [0, 1, 2, 3]
     assert second.sampling.seed == 77 and second.prompt == first.prompt
 

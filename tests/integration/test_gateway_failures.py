@@ -36,8 +36,8 @@ def pipeline_tasks():
     return [task for task in asyncio.all_tasks() if "_pump" in task.get_coro().__qualname__]
 
 
-async def assert_all_free(board):
-    await board.until(lambda: not +board.active)
+async def assert_all_free(probe):
+    await probe.until(lambda: not +probe.active)
     for _ in range(50):
         if not pipeline_tasks():
             return
@@ -51,67 +51,67 @@ async def read_frames(call, frames):
         read += len((await call.read()).audio.data)
 
 
-async def test_cancel_while_the_gateway_reads(open_chain, board):
+async def test_cancel_while_the_gateway_reads(open_chain, probe):
     chain = await open_chain()
-    board.frames, board.gate = 100, 5
+    probe.frames, probe.gate = 100, 5
     call = chain.speech.StreamSynthesize(request(), timeout=30)
     await read_frames(call, 5)
-    assert board.active["backbone"] == board.active["codec"] == board.active["watermark"] == 1
+    assert probe.active["backbone"] == probe.active["codec"] == probe.active["watermark"] == 1
     call.cancel()
-    await assert_all_free(board)
-    assert board.generated == 5
+    await assert_all_free(probe)
+    assert probe.generated == 5
 
 
-async def test_cancel_while_the_gateway_is_blocked_on_a_write(open_chain, board):
+async def test_cancel_while_the_gateway_is_blocked_on_a_write(open_chain, probe):
     """The caller stops reading: everything fills up to its bounds and stands still; then the caller leaves."""
     chain = await open_chain()
-    board.frames = 100_000
+    probe.frames = 100_000
     call = chain.speech.StreamSynthesize(
         request(output=speech_pb2.OutputOptions(encoding=F32, sample_rate_hz=48000)), timeout=60
     )
     await read_frames(call, 5)
-    generated = await board.until_quiet()
+    generated = await probe.until_quiet()
     assert generated < 10_000, "nothing held the generator back"
     call.cancel()
-    await assert_all_free(board)
-    assert board.generated == generated
+    await assert_all_free(probe)
+    assert probe.generated == generated
 
 
-async def test_cancel_while_the_gateway_waits_for_the_tokenizer(open_chain, board):
+async def test_cancel_while_the_gateway_waits_for_the_tokenizer(open_chain, probe):
     chain = await open_chain()
-    board.stall = {"tokenizer"}
+    probe.stall = {"tokenizer"}
     call = chain.speech.StreamSynthesize(request(), timeout=30)
-    await board.until(lambda: board.active["tokenizer"] == 1)
+    await probe.until(lambda: probe.active["tokenizer"] == 1)
     call.cancel()
-    await assert_all_free(board)
-    assert board.calls["backbone"] == 0
+    await assert_all_free(probe)
+    assert probe.calls["backbone"] == 0
 
 
-async def test_leaving_without_a_word_frees_everything(open_chain, board):
+async def test_leaving_without_a_word_frees_everything(open_chain, probe):
     """The caller's connection breaks."""
     chain = await open_chain()
-    board.frames, board.gate = 100, 5
+    probe.frames, probe.gate = 100, 5
     call = chain.speech.StreamSynthesize(request(), timeout=30)
     await read_frames(call, 5)
     await chain.channel.close(grace=None)
-    await assert_all_free(board)
+    await assert_all_free(probe)
 
 
-async def test_deadline_crosses_every_hop(open_chain, board):
+async def test_deadline_crosses_every_hop(open_chain, probe):
     chain = await open_chain()
-    board.gate = 3
+    probe.gate = 3
     error = await fails(chain.speech.StreamSynthesize(request(), timeout=0.8))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await assert_all_free(board)
+    await assert_all_free(probe)
     for stage in STREAMS:
-        assert 0 < board.deadlines[stage] <= 0.81  # gRPC rounds to milliseconds
+        assert 0 < probe.deadlines[stage] <= 0.81  # gRPC rounds to milliseconds
 
 
-async def test_a_request_without_deadline_gets_the_gateways(open_chain, board):
+async def test_a_request_without_deadline_gets_the_gateways(open_chain, probe):
     chain = await open_chain(max_request_s=50.0)
     async for _ in chain.speech.StreamSynthesize(request()):
         pass
-    assert all(40 < board.deadlines[stage] <= 50.1 for stage in STREAMS)
+    assert all(40 < probe.deadlines[stage] <= 50.1 for stage in STREAMS)
 
 
 @pytest.mark.parametrize(
@@ -125,32 +125,32 @@ async def test_a_request_without_deadline_gets_the_gateways(open_chain, board):
         ("backbone", "prompt", "utterance"),
     ],
 )
-async def test_a_stages_refusal_names_the_callers_field(open_chain, board, stage, field, seen):
+async def test_a_stages_refusal_names_the_callers_field(open_chain, probe, stage, field, seen):
     chain = await open_chain()
-    board.refuse[stage] = InvalidRequest(field, "must be better")
+    probe.refuse[stage] = InvalidRequest(field, "must be better")
     error = await fails(chain.speech.StreamSynthesize(request(context=[speech_pb2.ContextSegment(text="a")])))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     details = [d for d in rich_details(error) if isinstance(d, error_details_pb2.BadRequest)]
     assert [(v.field, v.description) for v in details[0].field_violations] == [(seen, "must be better")]
-    await assert_all_free(board)
+    await assert_all_free(probe)
 
 
 @pytest.mark.parametrize("stage", ["backbone", "codec", "watermark"])
-async def test_overload_of_a_stage_is_told_before_the_first_message(open_chain, board, stage):
+async def test_overload_of_a_stage_is_told_before_the_first_message(open_chain, probe, stage):
     chain = await open_chain()
-    board.refuse[stage] = Overloaded("all slots are taken", 1.5)
+    probe.refuse[stage] = Overloaded("all slots are taken", 1.5)
     call = chain.speech.StreamSynthesize(request(), timeout=10)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     retry = [d for d in rich_details(caught.value) if isinstance(d, error_details_pb2.RetryInfo)]
     assert retry[0].retry_delay.ToMilliseconds() == 1500
-    await assert_all_free(board)
+    await assert_all_free(probe)
 
 
-async def test_a_full_gateway_refuses_calls_but_not_health_checks(open_chain, board):
+async def test_a_full_gateway_refuses_calls_but_not_health_checks(open_chain, probe):
     chain = await open_chain(max_streams=1)
-    board.gate = 1
+    probe.gate = 1
     first = chain.speech.StreamSynthesize(request(), timeout=20)
     await first.read()
     error = await fails(chain.speech.StreamSynthesize(request(), timeout=10))
@@ -159,8 +159,8 @@ async def test_a_full_gateway_refuses_calls_but_not_health_checks(open_chain, bo
     for name in ("liveness", "readiness"):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    board.gate = None
-    board.touch()
+    probe.gate = None
+    probe.touch()
     while await first.read() is not grpc.aio.EOF:
         pass
     async for _ in chain.speech.StreamSynthesize(request(), timeout=10):
@@ -168,9 +168,9 @@ async def test_a_full_gateway_refuses_calls_but_not_health_checks(open_chain, bo
 
 
 @pytest.mark.parametrize("stage", ["backbone", "codec", "watermark"])
-async def test_a_stage_dies_mid_stream_and_comes_back(open_chain, board, stage):
+async def test_a_stage_dies_mid_stream_and_comes_back(open_chain, probe, stage):
     chain = await open_chain()
-    board.gate = 5
+    probe.gate = 5
     call = chain.speech.StreamSynthesize(request(), timeout=30)
     await read_frames(call, 5)
     began = time.monotonic()
@@ -179,8 +179,8 @@ async def test_a_stage_dies_mid_stream_and_comes_back(open_chain, board, stage):
     assert error.code() is grpc.StatusCode.UNAVAILABLE, error.details()
     # 0.1 s as a rule; what is told apart here is a notice from a timeout.
     assert time.monotonic() - began < 10
-    await assert_all_free(board)
-    board.gate = None
+    await assert_all_free(probe)
+    probe.gate = None
     await chain.start_stage(stage)
     async with asyncio.timeout(10):  # the gateway's channel finds the stage again
         while True:
@@ -193,39 +193,39 @@ async def test_a_stage_dies_mid_stream_and_comes_back(open_chain, board, stage):
                 await asyncio.sleep(0.05)
 
 
-async def test_no_watermark_no_audio(open_chain, board):
+async def test_no_watermark_no_audio(open_chain, probe):
     chain = await open_chain()
     await chain.servers["watermark"].stop(0)
     call = chain.speech.StreamSynthesize(request(), timeout=10)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    await assert_all_free(board)
+    await assert_all_free(probe)
 
 
-async def test_a_watermark_that_loses_samples_is_an_error(open_chain, board):
+async def test_a_watermark_that_loses_samples_is_an_error(open_chain, probe):
     chain = await open_chain()
-    board.lose_samples = 3
+    probe.lose_samples = 3
     error = await fails(chain.speech.StreamSynthesize(request(), timeout=10))
     assert error.code() is grpc.StatusCode.INTERNAL and "19197 of 19200" in error.details()
 
 
-async def test_a_watermark_that_finishes_early_is_an_error_not_a_cut(open_chain, board):
+async def test_a_watermark_that_finishes_early_is_an_error_not_a_cut(open_chain, probe):
     chain = await open_chain()
-    board.gate, board.finish_early = 1, True
+    probe.gate, probe.finish_early = 1, True
     error = await fails(chain.speech.StreamSynthesize(request(), timeout=10))
     assert error.code() is grpc.StatusCode.INTERNAL, error.details()
-    await assert_all_free(board)
+    await assert_all_free(probe)
 
 
-async def test_a_reader_who_stalls_loses_its_places(open_chain, board):
+async def test_a_reader_who_stalls_loses_its_places(open_chain, probe):
     chain = await open_chain(reader_stall_s=0.5)
-    board.frames = 100_000
+    probe.frames = 100_000
     call = chain.speech.StreamSynthesize(
         request(output=speech_pb2.OutputOptions(encoding=F32, sample_rate_hz=48000)), timeout=60
     )
     await read_frames(call, 5)
-    await assert_all_free(board)  # without a cancel
+    await assert_all_free(probe)  # without a cancel
     error = None
     try:
         while await call.read() is not grpc.aio.EOF:
@@ -236,24 +236,24 @@ async def test_a_reader_who_stalls_loses_its_places(open_chain, board):
     assert "0.5 s" in error.details()
 
 
-async def test_the_gateways_limit_holds_for_longer_deadlines_too(open_chain, board):
+async def test_the_gateways_limit_holds_for_longer_deadlines_too(open_chain, probe):
     chain = await open_chain(max_request_s=1.0)
-    board.gate = 2
+    probe.gate = 2
     error = await fails(chain.speech.StreamSynthesize(request(), timeout=3600))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await assert_all_free(board)
+    await assert_all_free(probe)
 
 
-async def test_a_long_conversation_does_not_fill_the_tokenizer(open_chain, board):
+async def test_a_long_conversation_does_not_fill_the_tokenizer(open_chain, probe):
     chain = await open_chain()
     turns = [speech_pb2.ContextSegment(text="a")] * 32
     async for _ in chain.speech.StreamSynthesize(request(context=turns), timeout=20):
         pass
-    assert board.calls["encoder"] == 32 and 1 < board.encoding_at_once <= 4
+    assert probe.calls["encoder"] == 32 and 1 < probe.encoding_at_once <= 4
 
 
-async def test_stages_of_different_bundles_keep_the_gateway_unready(open_chain, board):
-    board.identity.codebooks += 1
+async def test_stages_of_different_bundles_keep_the_gateway_unready(open_chain, probe):
+    probe.identity.codebooks += 1
     chain = await open_chain()
     assert chain.stages.info is None and "tokenizer serves embedded (9 codebooks" in chain.stages.why_not
     async with grpc.aio.insecure_channel(chain.addresses["gateway"]) as channel:
@@ -275,15 +275,15 @@ async def test_stages_of_different_bundles_keep_the_gateway_unready(open_chain, 
         ({"context": [speech_pb2.ContextSegment(text="a")] * 33}, "utterance.context"),
     ],
 )
-async def test_the_gateways_own_limits(open_chain, board, fields, field):
+async def test_the_gateways_own_limits(open_chain, probe, fields, field):
     chain = await open_chain()
     error = await fails(chain.speech.StreamSynthesize(request(**fields), timeout=5))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert error.details().startswith(field + ":"), error.details()
-    assert not board.calls
+    assert not probe.calls
 
 
-async def test_a_truncated_proto_is_refused_and_the_server_goes_on(open_chain, board):
+async def test_a_truncated_proto_is_refused_and_the_server_goes_on(open_chain, probe):
     chain = await open_chain()
     raw = chain.channel.unary_stream("/csm.speech.v1.SpeechService/StreamSynthesize")
     with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -17,19 +17,19 @@ from models.bundle import load_bundle
 from services.runtime.errors import Overloaded
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
-from support.fake_stages import SAMPLES_PER_FRAME, Board, servicers
+from support.fake_stages import SAMPLES_PER_FRAME, StageProbe, servicers
 
 NAME = "replicas.test"
 
 
 class Replica:
-    """One server of a stage; its board knows what came to it."""
+    """One server of a stage; its probe knows what came to it."""
 
     def __init__(self, stage: str):
-        self.stage, self.board = stage, Board(load_bundle("embedded"))
+        self.stage, self.probe = stage, StageProbe(load_bundle("embedded"))
 
     async def start(self, listen: str = "127.0.0.1:0", **settings) -> None:
-        servicer, add = servicers(self.board)[self.stage]
+        servicer, add = servicers(self.probe)[self.stage]
         self.server = StageServer(
             Stage(f"csm.{self.stage}.v1.{self.stage.capitalize()}Service", lambda server: add(servicer, server)),
             read(ServerSettings, environ={}, listen=listen, **settings),
@@ -38,7 +38,7 @@ class Replica:
 
     @property
     def calls(self) -> int:
-        return self.board.calls[self.stage]
+        return self.probe.calls[self.stage]
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ async def test_new_streams_spread_evenly(open_replicas, stage):
 async def test_a_full_replicas_refusal_is_retried_on_another(open_replicas, stage):
     chain, replicas = await open_replicas(stage, 3)
     for full in replicas[:2]:
-        full.board.refuse[stage] = Overloaded("all places are taken", 1.0)
+        full.probe.refuse[stage] = Overloaded("all places are taken", 1.0)
     answers = await asyncio.gather(*(speak(chain) for _ in range(12)))
     for audio, summary in answers:
         assert audio == summary.samples == summary.frames * SAMPLES_PER_FRAME > 0
@@ -106,9 +106,9 @@ async def test_a_full_replicas_refusal_is_retried_on_another(open_replicas, stag
 async def test_a_draining_replica_gets_nothing_new_and_finishes_what_it_has(open_replicas):
     chain, replicas = await open_replicas("backbone", 2)
     leaving, _ = replicas
-    leaving.board.gate = 2
+    leaving.probe.gate = 2
     running = []
-    while leaving.board.active["backbone"] < 2:
+    while leaving.probe.active["backbone"] < 2:
         running.append(await begin(chain, replicas))
     await leaving.server.drain()
     others = 0
@@ -117,16 +117,16 @@ async def test_a_draining_replica_gets_nothing_new_and_finishes_what_it_has(open
             before = leaving.calls
             running.append(await begin(chain, replicas))
             others = others + 1 if leaving.calls == before else 0
-    has = leaving.board.active["backbone"]
+    has = leaving.probe.active["backbone"]
     assert await calls_during(replicas, asyncio.gather(*(speak(chain) for _ in range(6)))) == [0, 6]
-    assert leaving.board.active["backbone"] == has >= 2
+    assert leaving.probe.active["backbone"] == has >= 2
     stopping = asyncio.ensure_future(leaving.server.stop(20))
-    leaving.board.gate = None
-    leaving.board.touch()
+    leaving.probe.gate = None
+    leaving.probe.touch()
     for audio, summary in await asyncio.gather(*running):
         assert audio == summary.frames * SAMPLES_PER_FRAME == 10 * SAMPLES_PER_FRAME
     await stopping
-    assert not leaving.board.active["backbone"]
+    assert not leaving.probe.active["backbone"]
 
 
 async def begin(chain, replicas):
@@ -190,27 +190,27 @@ async def test_a_new_replica_is_found_by_name_when_connections_are_renewed(open_
         assert sum(got) == 20 and min(got) > 0
 
 
-async def test_two_gateways_behind_one_name_share_nothing(open_chain, board):
+async def test_two_gateways_behind_one_name_share_nothing(open_chain, probe):
     """Streams spread over both; one that is full sends the caller on to the other; one that drains gets none."""
     chain = await open_chain(max_streams=2)
     async with AsyncExitStack() as stack:
-        other = type(chain)(board)
+        other = type(chain)(probe)
         other.addresses = {name: address for name, address in chain.addresses.items() if name != "gateway"}
         await other.start_gateway(stack, max_streams=2)
         stack.push_async_callback(other.servers["gateway"].stop, 0)
         name = f"ipv4:{chain.addresses['gateway']},{other.addresses['gateway']}"
         client = await stack.enter_async_context(SpeechClient(name))
-        board.gate = 1  # nobody ends
+        probe.gate = 1  # nobody ends
         running = []
         for count in range(1, 5):  # as many as both have places for: some are refused by one and taken by the other
             running.append(asyncio.ensure_future(client.synthesize("hello", timeout_s=60)))
-            await board.until(lambda count=count: board.active["backbone"] == count, 20)
+            await probe.until(lambda count=count: probe.active["backbone"] == count, 20)
         with pytest.raises(exceptions.Overloaded, match="places are taken"):
             await client.synthesize("hello", timeout_s=20)
         await chain.servers["gateway"].drain()
         stopping = asyncio.ensure_future(chain.servers["gateway"].stop(20))
-        board.gate = None
-        board.touch()
+        probe.gate = None
+        probe.touch()
         for answer in await asyncio.gather(*running):
             assert answer.summary.samples == 10 * SAMPLES_PER_FRAME
         await stopping

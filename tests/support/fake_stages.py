@@ -25,7 +25,7 @@ LOOKAHEAD = 700
 MARK = 0.5
 
 
-class Board:
+class StageProbe:
     """What the fakes share with the test: orders to the stages, and what happened in them."""
 
     def __init__(self, bundle: Bundle):
@@ -96,12 +96,12 @@ class Board:
 
 
 class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
-    def __init__(self, board: Board):
-        self.board = board
+    def __init__(self, probe: StageProbe):
+        self.probe = probe
 
     async def Tokenize(self, request, context):
-        with self.board.call("tokenizer", context):
-            if "tokenizer" in self.board.stall:
+        with self.probe.call("tokenizer", context):
+            if "tokenizer" in self.probe.stall:
                 await asyncio.Event().wait()
             return tokenizer_pb2.TokenizeResponse(
                 segments=[
@@ -111,71 +111,71 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
             )
 
     async def EncodeAudio(self, request, context):
-        with self.board.call("encoder", context):
-            self.board.encoding_at_once = max(self.board.encoding_at_once, self.board.active["encoder"])
+        with self.probe.call("encoder", context):
+            self.probe.encoding_at_once = max(self.probe.encoding_at_once, self.probe.active["encoder"])
             await asyncio.sleep(0.02)  # long enough for the others to come in
-            frames = [common_pb2.Frame(codes=[7] * self.board.identity.codebooks)] * 3
+            frames = [common_pb2.Frame(codes=[7] * self.probe.identity.codebooks)] * 3
             return tokenizer_pb2.EncodeAudioResponse(frames=frames)
 
     async def GetModelInfo(self, request, context):
-        return tokenizer_pb2.GetModelInfoResponse(bundle=self.board.identity)
+        return tokenizer_pb2.GetModelInfoResponse(bundle=self.probe.identity)
 
 
 class FakeBackbone(backbone_pb2_grpc.BackboneServiceServicer):
-    def __init__(self, board: Board):
-        self.board = board
+    def __init__(self, probe: StageProbe):
+        self.probe = probe
 
     async def Generate(self, request, context):
-        board = self.board
-        with board.call("backbone", context):
-            board.requests.append(request)
+        probe = self.probe
+        with probe.call("backbone", context):
+            probe.requests.append(request)
             seed = request.sampling.seed if request.sampling.HasField("seed") else 77
             rows = sum(len(part.text.ids) + len(part.audio.frames) for part in request.prompt)
             yield backbone_pb2.GenerateResponse(started=backbone_pb2.GenerateStarted(seed=seed, prompt_rows=rows))
-            for index in range(len(request.generated), board.frames):
-                if board.gate is not None:
-                    await board.until(lambda index=index: board.gate is None or index < board.gate, 60)
-                if board.break_at == index:
-                    board.break_at = None
+            for index in range(len(request.generated), probe.frames):
+                if probe.gate is not None:
+                    await probe.until(lambda index=index: probe.gate is None or index < probe.gate, 60)
+                if probe.break_at == index:
+                    probe.break_at = None
                     from services.runtime.errors import Unavailable
 
                     raise Unavailable("the GPU fell off the bus")
-                board.generated += 1
-                board.touch()
-                frame = common_pb2.Frame(codes=[index] * board.identity.codebooks)
+                probe.generated += 1
+                probe.touch()
+                frame = common_pb2.Frame(codes=[index] * probe.identity.codebooks)
                 yield backbone_pb2.GenerateResponse(
                     chunk=backbone_pb2.FrameChunk(first_frame_index=index, frames=[frame])
                 )
             yield backbone_pb2.GenerateResponse(
                 finished=backbone_pb2.GenerateFinished(
-                    finish_reason=common_pb2.FINISH_REASON_END_OF_SPEECH, frames=board.frames
+                    finish_reason=common_pb2.FINISH_REASON_END_OF_SPEECH, frames=probe.frames
                 )
             )
 
     async def GetModelInfo(self, request, context):
-        return backbone_pb2.GetModelInfoResponse(bundle=self.board.identity, max_rows=777)
+        return backbone_pb2.GetModelInfoResponse(bundle=self.probe.identity, max_rows=777)
 
 
 class FakeCodec(codec_pb2_grpc.CodecServiceServicer):
-    def __init__(self, board: Board):
-        self.board = board
+    def __init__(self, probe: StageProbe):
+        self.probe = probe
 
     async def Decode(self, request_iterator, context):
-        with self.board.call("codec", context):
+        with self.probe.call("codec", context):
             pcm = common_pb2.AudioFormat(encoding=common_pb2.AUDIO_ENCODING_PCM_F32LE, sample_rate_hz=24000, channels=1)
             frames = 0
             async for request in request_iterator:
                 if request.HasField("start"):
-                    self.board.admit("codec")
+                    self.probe.admit("codec")
                     yield codec_pb2.DecodeResponse(
                         started=codec_pb2.DecodeStarted(format=pcm, samples_per_frame=SAMPLES_PER_FRAME)
                     )
                     continue
                 values = [frame.codes[0] / 1024 for frame in request.frames.frames]
                 frames += len(values)
-                self.board.taken["codec"] += len(values)
-                self.board.touch()
-                if "codec" in self.board.silent:
+                self.probe.taken["codec"] += len(values)
+                self.probe.touch()
+                if "codec" in self.probe.silent:
                     continue
                 data = np.repeat(np.float32(values), SAMPLES_PER_FRAME).tobytes()
                 yield codec_pb2.DecodeResponse(audio=codec_pb2.DecodeAudio(data=data))
@@ -184,38 +184,38 @@ class FakeCodec(codec_pb2_grpc.CodecServiceServicer):
             )
 
     async def GetModelInfo(self, request, context):
-        return codec_pb2.GetModelInfoResponse(bundle=self.board.identity)
+        return codec_pb2.GetModelInfoResponse(bundle=self.probe.identity)
 
 
 class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
-    def __init__(self, board: Board):
-        self.board = board
+    def __init__(self, probe: StageProbe):
+        self.probe = probe
 
     async def Embed(self, request_iterator, context):
-        with self.board.call("watermark", context):
+        with self.probe.call("watermark", context):
             held = np.zeros(0, np.float32)
             total = 0
             async for request in request_iterator:
                 if request.HasField("start"):
-                    self.board.admit("watermark")
+                    self.probe.admit("watermark")
                     yield watermark_pb2.EmbedResponse(
                         started=watermark_pb2.EmbedStarted(format=request.start.format, lookahead_samples=LOOKAHEAD)
                     )
                     continue
                 held = np.concatenate([held, np.frombuffer(request.audio.data, "<f4")])
-                self.board.taken["watermark"] += len(request.audio.data) // 4 // SAMPLES_PER_FRAME
-                self.board.touch()
-                if "watermark" in self.board.silent:
+                self.probe.taken["watermark"] += len(request.audio.data) // 4 // SAMPLES_PER_FRAME
+                self.probe.touch()
+                if "watermark" in self.probe.silent:
                     continue
                 ready, held = held[:-LOOKAHEAD], held[-LOOKAHEAD:]
                 total += len(ready)
                 if len(ready):
                     yield self._marked(ready)
-                    if self.board.finish_early:
+                    if self.probe.finish_early:
                         break
-            if self.board.finish_early:
+            if self.probe.finish_early:
                 held = held[:0]
-            held = held[self.board.lose_samples :]
+            held = held[self.probe.lose_samples :]
             if len(held):
                 yield self._marked(held)
             yield watermark_pb2.EmbedResponse(finished=watermark_pb2.EmbedFinished(samples=total + len(held)))
@@ -225,20 +225,20 @@ class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
         return watermark_pb2.EmbedResponse(audio=watermark_pb2.MarkedAudio(data=(samples + np.float32(MARK)).tobytes()))
 
     async def Detect(self, request, context):
-        with self.board.call("detector", context):
+        with self.probe.call("detector", context):
             response = watermark_pb2.DetectResponse(found=True, confidence=0.9, threshold=0.6, decoded_key=b"12345")
             response.position.FromMilliseconds(250)
             return response
 
     async def GetModelInfo(self, request, context):
-        return watermark_pb2.GetModelInfoResponse(bundle=self.board.identity, lookahead_samples=LOOKAHEAD, trained=True)
+        return watermark_pb2.GetModelInfoResponse(bundle=self.probe.identity, lookahead_samples=LOOKAHEAD, trained=True)
 
 
-def servicers(board: Board):
+def servicers(probe: StageProbe):
     """stage → (servicer, function that adds it to a server)."""
     return {
-        "tokenizer": (FakeTokenizer(board), tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server),
-        "backbone": (FakeBackbone(board), backbone_pb2_grpc.add_BackboneServiceServicer_to_server),
-        "codec": (FakeCodec(board), codec_pb2_grpc.add_CodecServiceServicer_to_server),
-        "watermark": (FakeWatermark(board), watermark_pb2_grpc.add_WatermarkServiceServicer_to_server),
+        "tokenizer": (FakeTokenizer(probe), tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server),
+        "backbone": (FakeBackbone(probe), backbone_pb2_grpc.add_BackboneServiceServicer_to_server),
+        "codec": (FakeCodec(probe), codec_pb2_grpc.add_CodecServiceServicer_to_server),
+        "watermark": (FakeWatermark(probe), watermark_pb2_grpc.add_WatermarkServiceServicer_to_server),
     }

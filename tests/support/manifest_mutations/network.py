@@ -1,11 +1,11 @@
-"""Spoilt manifests, each of which some check must find out. Ports, names, and who may reach whom."""
+"""Mutations of rendered manifests, each of which some check must find. Ports, names, and who may reach whom."""
 
 from __future__ import annotations
 
-from support.manifest_mutations.spoiling import Spoil, drop, policy, service, settings_map, variable
+from support.manifest_mutations.mutation import Mutation, drop, policy, service, settings_map, variable
 from support.manifests.rendered import container, deployment, one
 
-NETWORK: dict[str, Spoil] = {
+NETWORK: dict[str, Mutation] = {
     "gRPC port": lambda m: container(deployment(m, "codec"))["ports"][0].update(containerPort=50054),
     "Service's port": lambda m: one(m, "Service", "csm-watermark")["spec"]["ports"][0].update(port=50055),
     "Service not headless": lambda m: one(m, "Service", "csm-backbone")["spec"].pop("clusterIP"),

@@ -1,11 +1,21 @@
-"""Spoilt manifests, each of which some check must find out. What runs: probes, cards, rights, images."""
+"""Mutations of rendered manifests, each of which some check must find. What runs: probes, cards, rights, images."""
 
 from __future__ import annotations
 
-from support.manifest_mutations.spoiling import Spoil, drop, limits, mount, node_terms, probe, rollout, variable, volume
+from support.manifest_mutations.mutation import (
+    Mutation,
+    drop,
+    limits,
+    mount,
+    node_terms,
+    probe,
+    rollout,
+    variable,
+    volume,
+)
 from support.manifests.rendered import container, deployment, one, pod
 
-PODS: dict[str, Spoil] = {
+PODS: dict[str, Mutation] = {
     "budget of another": lambda m: one(m, "PodDisruptionBudget", "csm-codec")["spec"]["selector"]["matchLabels"].update(
         {"app.kubernetes.io/component": "backbone"}
     ),

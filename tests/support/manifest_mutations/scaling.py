@@ -1,11 +1,11 @@
-"""Spoilt manifests, each of which some check must find out. How many, and for how long: graces, timeouts, autoscalers and what they ask."""
+"""Mutations of rendered manifests, each of which some check must find. How many, and for how long: graces, timeouts, autoscalers and what they ask."""
 
 from __future__ import annotations
 
-from support.manifest_mutations.spoiling import Spoil, scaled, scaler, settings_map, variable
+from support.manifest_mutations.mutation import Mutation, scaled, scaler, settings_map, variable
 from support.manifests.rendered import deployment, one, pod
 
-SCALING: dict[str, Spoil] = {
+SCALING: dict[str, Mutation] = {
     "grace too short": lambda m: pod(deployment(m, "backbone")).update(terminationGracePeriodSeconds=300),
     "streams longer than grace": lambda m: variable(m, "gateway", "CSM_MAX_REQUEST_S").update(value="301"),
     "no drain": lambda m: settings_map(m).update(CSM_DRAIN_S="0"),
@@ -32,7 +32,7 @@ SCALING: dict[str, Spoil] = {
 }
 
 # With KEDA.
-KEDA: dict[str, Spoil] = {
+KEDA: dict[str, Mutation] = {
     "query of what nobody exports": lambda m: scaled(m)["triggers"][0]["metadata"].update(query="sum(csm_queue_depth)"),
     "more waiting than the queue holds": lambda m: scaled(m)["triggers"][0]["metadata"].update(threshold="32"),
     "fallback below the least": lambda m: scaled(m)["fallback"].update(replicas=1),

@@ -1,11 +1,11 @@
-"""Spoilt manifests, each of which some check must find out. Settings, secrets, certificates, weights."""
+"""Mutations of rendered manifests, each of which some check must find. Settings, secrets, certificates, weights."""
 
 from __future__ import annotations
 
-from support.manifest_mutations.spoiling import Spoil, drop, give_secret, settings_map, variable, volume
+from support.manifest_mutations.mutation import Mutation, drop, give_secret, settings_map, variable, volume
 from support.manifests.rendered import container, deployment, one
 
-SETTINGS: dict[str, Spoil] = {
+SETTINGS: dict[str, Mutation] = {
     "unknown variable": lambda m: variable(m, "gateway", "CSM_MAX_REQUEST_S").update(name="CSM_MAX_REQUESTS"),
     "value beyond its limit": lambda m: variable(m, "backbone", "CSM_BACKBONE_SLOTS").update(value="0"),
     "value of another kind": lambda m: settings_map(m).update(CSM_GRACE_S="long"),
@@ -59,7 +59,7 @@ SETTINGS: dict[str, Spoil] = {
 }
 
 # Of overlays/cpu-dev.
-DEV: dict[str, Spoil] = {
+DEV: dict[str, Mutation] = {
     "no names": lambda m: drop(m, "NetworkPolicy", "gateway-dns"),  # elsewhere the collector's policy has them too,
     "no such claim": lambda m: one(m, "PersistentVolumeClaim", "csm-weights")["metadata"].update(name="csm"),
     "tokens beside no-tokens": lambda m: container(deployment(m, "gateway"))["env"].append(

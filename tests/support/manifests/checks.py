@@ -1,6 +1,6 @@
 """What manifests must be, beside valid: each check holds them against the code. A check raises AssertionError.
 
-Each takes rendered manifests; test_manifests.py runs them on every overlay, test_manifest_mutations.py on spoilt ones.
+Each takes rendered manifests; test_manifests.py runs them on every overlay, test_manifest_mutations.py on mutated ones.
 Here are those of the chain as a whole; the others lie beside it, by what they look at.
 """
 

@@ -20,7 +20,7 @@ from chain_setup import check_settings, out_folder
 
 from gateway.bench.record import OK, UNFINISHED
 from services.runtime import tls
-from support.done_points import done
+from support.sample_points import sample_point
 
 SCRIPT = Path(__file__).parents[2] / "bench/bench_chain.sh"
 
@@ -239,7 +239,7 @@ def test_a_run_in_which_nobody_spoke_has_failed(monkeypatch, tmp_path, capsys, s
 
     async def measure_all(chain, out):
         if status is not None:
-            chain.done.append(done(2, status=status))
+            chain.done.append(sample_point(2, status=status))
             write(chain.done, {"address": "a chain"}, "s\n", out)
 
     monkeypatch.setenv("DEVICE", "cpu")

@@ -12,7 +12,7 @@ from chain_text import brief, limits, ratio_text, spread
 from chain_use import Gpu, Reading, children, use_between
 
 from gateway.bench.record import UNFINISHED
-from support.done_points import done
+from support.sample_points import sample_point
 
 
 def test_a_point_is_streams_seconds_and_ramp():
@@ -23,7 +23,7 @@ def test_a_point_is_streams_seconds_and_ramp():
 
 
 @pytest.mark.parametrize(
-    "spoilt",
+    "change",
     [
         {"underruns": 1},
         {"status": "UNAVAILABLE"},
@@ -31,28 +31,30 @@ def test_a_point_is_streams_seconds_and_ramp():
         {"first_s": 5.0},
     ],
 )
-def test_a_point_is_carried_when_all_heard_all(spoilt):
-    assert done(4).is_carried
-    assert not done(4, **spoilt).is_carried
+def test_a_point_is_carried_when_all_heard_all(change):
+    assert sample_point(4).is_carried
+    assert not sample_point(4, **change).is_carried
 
 
 def test_who_was_cut_off_while_dry_counts_as_dry():
-    assert done(4, status=UNFINISHED, underruns=2, is_whole=False).dry == 4
+    assert sample_point(4, status=UNFINISHED, underruns=2, is_whole=False).dry == 4
 
 
 def test_how_long_a_point_may_take_is_learnt_from_the_one_before():
     wish, audio_s = Wish.read("512:6"), 20.0
     unknown = wish.expected_s(audio_s, None)
     assert unknown == pytest.approx(wish.longest_s(audio_s))
-    quick = wish.expected_s(audio_s, done(256, took_s=2.0))  # 0.1 of real time, so 0.26 with margin at twice as many
+    quick = wish.expected_s(
+        audio_s, sample_point(256, took_s=2.0)
+    )  # 0.1 of real time, so 0.26 with margin at twice as many
     assert quick == pytest.approx(4.0 + 6.0 + 0.26 * 20.0)
-    assert wish.expected_s(audio_s, done(256, took_s=30.0)) == pytest.approx(unknown)
+    assert wish.expected_s(audio_s, sample_point(256, took_s=30.0)) == pytest.approx(unknown)
 
 
 def test_the_search_ends_when_it_is_known_to_a_tenth():
-    tried = [done(512), done(1000, underruns=1)]
+    tried = [sample_point(512), sample_point(1000, underruns=1)]
     while (streams := next_streams(tried, "1 backbone", 1024)) is not None:
-        tried.append(done(streams, underruns=int(streams > 700)))
+        tried.append(sample_point(streams, underruns=int(streams > 700)))
         assert len(tried) < 12
     most = carried(tried, "1 backbone")
     failed = min(one.wish.streams for one in tried if not one.is_carried)
@@ -60,19 +62,19 @@ def test_the_search_ends_when_it_is_known_to_a_tenth():
 
 
 def test_the_search_goes_up_to_the_slots_and_down_from_failure():
-    assert next_streams([done(512)], "1 backbone", 1024) == 768
-    assert next_streams([done(1024)], "1 backbone", 1024) is None
-    assert next_streams([done(64, underruns=1)], "1 backbone", 1024) == 8
-    assert next_streams([done(1, underruns=1)], "1 backbone", 1024) is None
+    assert next_streams([sample_point(512)], "1 backbone", 1024) == 768
+    assert next_streams([sample_point(1024)], "1 backbone", 1024) is None
+    assert next_streams([sample_point(64, underruns=1)], "1 backbone", 1024) == 8
+    assert next_streams([sample_point(1, underruns=1)], "1 backbone", 1024) is None
     assert next_streams([], "1 backbone", 1024) is None
 
 
 def test_two_phases_are_compared():
     both = [
-        done(500),
-        done(1000, underruns=1),
-        done(900, phase="2 backbones"),
-        done(1000, took_s=5.0, phase="2 backbones"),
+        sample_point(500),
+        sample_point(1000, underruns=1),
+        sample_point(900, phase="2 backbones"),
+        sample_point(1000, took_s=5.0, phase="2 backbones"),
     ]
     text = ratio_text(both)
     assert "1 backbone: 500 streams carried" in text and "2 backbones: 1000 streams carried" in text
@@ -124,7 +126,7 @@ def test_use_is_what_came_between_two_readings():
         and took["peak_threads"] == {"main": 0.95}
     )
     assert spread(use) == {"backbone": {"backbone": 7, "backbone-2": 0}}
-    told = "\n".join(limits(done(4, use=use)))
+    told = "\n".join(limits(sample_point(4, use=use)))
     assert "backbone: thread main had 0.95 of a core" in told and "GPU 0: busy 98 %" in told and "GPU 1" not in told
     assert "backbone: waited 500 ms for a turn" in told
     assert (
@@ -133,7 +135,7 @@ def test_use_is_what_came_between_two_readings():
 
 
 def test_what_is_written_can_be_read(tmp_path):
-    points = [done(4), done(8, status="UNAVAILABLE")]
+    points = [sample_point(4), sample_point(8, status="UNAVAILABLE")]
     write(points, {"address": "a chain", "machine": "this one"}, "s\n", tmp_path)
     text, told = (tmp_path / "chain.md").read_text(), json.loads((tmp_path / "chain.json").read_text())
     assert "| 1 backbone | 4 " in text and "machine: this one" in text and "4 streams carried" in text

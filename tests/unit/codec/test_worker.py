@@ -9,20 +9,20 @@ import torch
 
 from services.codec.decoder import SlotDecoder
 from services.codec.worker import DecodeWorker, WorkerError
-from support.echo import Echo, frames, hear, held
+from support.fake_decoder import FakeDecoder, frames, hear, held
 
 
 @pytest.fixture(params=[False, True], ids=["one by one", "overlapping"])
-async def echo(request):
-    return Echo(request.param)
+async def decoder(request):
+    return FakeDecoder(request.param)
 
 
 @pytest.fixture
-async def worker(echo):
-    worker = DecodeWorker(echo, frame_s=0.08, max_backlog_frames=16)
+async def worker(decoder):
+    worker = DecodeWorker(decoder, frame_s=0.08, max_backlog_frames=16)
     worker.start()
     yield worker
-    echo.gate.set()
+    decoder.gate.set()
     await worker.close()
 
 
@@ -45,16 +45,16 @@ async def test_an_empty_stream_ends(worker):
     assert await hear(stream) == []
 
 
-async def test_frames_that_wait_share_passes_by_powers_of_two(worker, echo):
-    first = await held(echo, worker)
+async def test_frames_that_wait_share_passes_by_powers_of_two(worker, decoder):
+    first = await held(decoder, worker)
     second, third = worker.open(), worker.open()
     for stream, count in ((first, 11), (second, 8), (third, 3)):
         await stream.feed(frames(*range(count)))
         stream.finish()
-    echo.gate.set()
+    decoder.gate.set()
     await asyncio.gather(*map(hear, (first, second, third)))
     # The held one; then 11 = 8 + 2 + 1 beside 8, which is all of the second, and 3 = 2 + 1.
-    assert echo.passes == [(1, 1), (2, 8), (2, 2), (2, 1)]
+    assert decoder.passes == [(1, 1), (2, 8), (2, 2), (2, 1)]
 
 
 async def test_a_slow_reader_stalls_only_itself(worker):
@@ -87,8 +87,8 @@ async def test_a_feed_larger_than_the_backlog_passes_when_nothing_else_is_inside
     assert [len(answer.samples) for answer in await hear(stream)] == [80]
 
 
-async def test_closing_frees_the_slot_at_once_and_the_next_stream_starts_afresh(worker, echo):
-    gone = await held(echo, worker)
+async def test_closing_frees_the_slot_at_once_and_the_next_stream_starts_afresh(worker, decoder):
+    gone = await held(decoder, worker)
     others = [worker.open(), worker.open()]
     with pytest.raises(RuntimeError, match="more than 3"):
         worker.open()
@@ -98,7 +98,7 @@ async def test_closing_frees_the_slot_at_once_and_the_next_stream_starts_afresh(
     for stream in (*others, late):
         await stream.feed(frames(5))
         stream.finish()
-    echo.gate.set()
+    decoder.gate.set()
     for stream in (*others, late):
         assert [answer.samples.tolist() for answer in await hear(stream)] == [[5, 5]]
     late.close()
@@ -122,13 +122,13 @@ async def test_slots_survive_many_short_streams(worker):
     assert worker.active == 0
 
 
-async def test_a_crash_ends_every_stream_and_the_worker_says_so(worker, echo):
-    streams = [await held(echo, worker), worker.open()]
+async def test_a_crash_ends_every_stream_and_the_worker_says_so(worker, decoder):
+    streams = [await held(decoder, worker), worker.open()]
     blocked = asyncio.create_task(streams[1].feed(frames(*range(16))))
     await blocked
     blocked = asyncio.create_task(streams[1].feed(frames(1)))
-    echo.error = ValueError("boom")
-    echo.gate.set()
+    decoder.error = ValueError("boom")
+    decoder.gate.set()
     for stream in streams:
         with pytest.raises(WorkerError, match=r"died \(ValueError: boom\)"):
             await anext(stream)
@@ -139,13 +139,13 @@ async def test_a_crash_ends_every_stream_and_the_worker_says_so(worker, echo):
     assert not worker.is_live()
 
 
-async def test_a_stuck_pass_is_noticed(echo):
-    worker = DecodeWorker(echo, frame_s=0.08, stall_s=0.0)
+async def test_a_stuck_pass_is_noticed(decoder):
+    worker = DecodeWorker(decoder, frame_s=0.08, stall_s=0.0)
     worker.start()
     assert worker.is_live()  # idle is not stuck
-    await held(echo, worker)
+    await held(decoder, worker)
     assert not worker.is_live()
-    echo.gate.set()
+    decoder.gate.set()
     await worker.close()
 
 
@@ -153,26 +153,26 @@ async def test_a_pass_after_another_is_not_stuck(monkeypatch):
     """The time of one counts, not that of all in a row."""
     now_s = 100.0
     monkeypatch.setattr("services.codec.worker.time.monotonic", lambda: now_s)
-    echo = Echo(overlaps=True)
-    worker = DecodeWorker(echo, frame_s=0.08, stall_s=30.0)
+    decoder = FakeDecoder(overlaps=True)
+    worker = DecodeWorker(decoder, frame_s=0.08, stall_s=30.0)
     worker.start()
-    stream = await held(echo, worker)
+    stream = await held(decoder, worker)
     await stream.feed(frames(1))  # so that a pass follows
     now_s = 120.0
-    echo.entered.clear()
-    first, echo.gate = echo.gate, threading.Event()
+    decoder.entered.clear()
+    first, decoder.gate = decoder.gate, threading.Event()
     first.set()
-    assert await asyncio.to_thread(echo.entered.wait, 30)
+    assert await asyncio.to_thread(decoder.entered.wait, 30)
     now_s = 149.0
     assert worker.is_live()
     now_s = 150.0
     assert not worker.is_live()
-    echo.gate.set()
+    decoder.gate.set()
     await worker.close()
 
 
-async def test_close_ends_streams(echo):
-    worker = DecodeWorker(echo, frame_s=0.08)
+async def test_close_ends_streams(decoder):
+    worker = DecodeWorker(decoder, frame_s=0.08)
     worker.start()
     stream = worker.open()
     await worker.close()

@@ -27,7 +27,7 @@ def test_a_pair_is_read_as_it_stands(authority, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "why"),
+    ("mutate", "why"),
     [
         (lambda one, other: (one.cert, other.key), "the key belongs to another certificate"),
         (lambda one, other: (one.cert[:300], one.key), "not a PEM certificate"),
@@ -38,10 +38,10 @@ def test_a_pair_is_read_as_it_stands(authority, tmp_path):
     ],
     ids=["another's key", "half a certificate", "empty", "half a key", "half a chain", "exchanged"],
 )
-def test_what_does_not_fit_is_refused(authority, tmp_path, spoil, why):
+def test_what_does_not_fit_is_refused(authority, tmp_path, mutate, why):
     one, other = authority.issue(), authority.issue()
-    (tmp_path / "a.crt").write_bytes(spoil(one, other)[0])
-    (tmp_path / "a.key").write_bytes(spoil(one, other)[1])
+    (tmp_path / "a.crt").write_bytes(mutate(one, other)[0])
+    (tmp_path / "a.key").write_bytes(mutate(one, other)[1])
     with pytest.raises(CertificateError, match=why) as caught:
         read_pair(tmp_path / "a.crt", tmp_path / "a.key")
     assert "a.crt" in str(caught.value) and "\n" not in str(caught.value)

@@ -1,8 +1,8 @@
 """The second half of `make deploy-test`: components mtls and tokens as real pods, with certificates made here.
 
-    .venv/bin/python deploy/alive_mtls.py
+    .venv/bin/python deploy/e2e_pods_mtls.py
 
-Needs the images that alive.py builds. A sentence goes through with a token; without one, and without the
+Needs the images that e2e_pods.py builds. A sentence goes through with a token; without one, and without the
 authority, it does not; the codec takes the gateway's certificate and nobody else's.
 """
 
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 import yaml
-from alive import ROOT, probes_pass, render, until
+from e2e_pods import ROOT, probes_pass, render, until
 from pods import Manifest, containers_conf, play_all, say, show_logs, take_down
 
 sys.path.append(str(ROOT / "tests"))

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 
 
-class Echo:
+class FakeDecoder:
     """A decoder whose audio of a frame is two samples: the stream's running sum and the frame's code.
 
     `gate` holds passes back when it is cleared, their beginning or (overlapping) their end; `passes` remembers (streams, frames) of each,
@@ -61,11 +61,11 @@ async def hear(stream):
     return [audio async for audio in stream]
 
 
-async def held(echo, worker):
+async def held(decoder, worker):
     """A stream of which one frame is in a pass that does not end until the gate opens."""
-    echo.gate.clear()
-    echo.entered.clear()
+    decoder.gate.clear()
+    decoder.entered.clear()
     stream = worker.open()
     await stream.feed(frames(0))
-    assert await asyncio.to_thread(echo.entered.wait, 30)
+    assert await asyncio.to_thread(decoder.entered.wait, 30)
     return stream

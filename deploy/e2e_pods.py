@@ -1,6 +1,6 @@
 """`make deploy-test`: overlay cpu-dev as real pods on this machine.
 
-    .venv/bin/python deploy/alive.py [--base IMAGE] [--keep] [--no-build]
+    .venv/bin/python deploy/e2e_pods.py [--base IMAGE] [--keep] [--no-build]
 
 Builds the images (on a base made of Debian's packages, unless --base names one), renders the overlay with
 kubectl, lets podman run its Job and its Deployments, asks their probes, sends a sentence through and verifies

@@ -1,4 +1,4 @@
-"""Where to lay hands on rendered manifests, to spoil them. The spoilt ones are in spoilt_*.py, by what is spoilt."""
+"""Edits of rendered manifests that the mutations beside are made of."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from support.manifests.rendered import Manifest, Manifests, container, deployment, one, pod
 
-Spoil = Callable[[Manifests], object]
+Mutation = Callable[[Manifests], object]
 
 
 def settings_name(manifests: Manifests) -> str:

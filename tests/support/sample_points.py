@@ -7,7 +7,9 @@ from gateway.bench.record import OK, Record
 from gateway.bench.stats import point
 
 
-def done(streams, *, took_s=10.0, underruns=0, status=OK, first_s=0.1, is_whole=True, phase="1 backbone", use=None):
+def sample_point(
+    streams, *, took_s=10.0, underruns=0, status=OK, first_s=0.1, is_whole=True, phase="1 backbone", use=None
+):
     """A point whose utterances, 20 s of audio each, all went alike."""
     wish = Wish(streams, 5.0, 2.0)
     records = [
