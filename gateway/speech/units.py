@@ -1,0 +1,159 @@
+"""Cuts text that arrives in pieces into units, each spoken by one generation.
+
+A unit is one sentence, several short ones, or part of a long one. Sentences are found by sentencex, Wikimedia's
+segmenter. Nothing of the text is lost: the units joined are the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import sentencex
+
+_TERMINAL = re.compile(r"[.!?…。！？]['\"”’)\]»]*\s*$")
+_SURE = re.compile(r"(?:[!?…。！？]['\"”’)\]»]*|[.!?…。！？]['\"”’)\]»]*\s+)$")  # nothing that follows can continue it
+_CLAUSE = re.compile(r"(?:[,;:]['\"”’)\]»]*|\s[-–—]|—)(?=\s)")
+_WORD = re.compile(r"\w")
+_PROBE = " and"  # goes on after an abbreviation ("Dr. and"), and begins a sentence after anything else
+
+
+@dataclass(frozen=True)
+class UnitLimits:
+    """Lengths in characters.
+
+    max_chars: the longest unit. join_chars: sentences are joined while the unit is shorter than this, since very
+    short ones are spoken better together. first_clause_words: the first unit of a turn may end at a clause that has
+    this many words.
+    """
+
+    max_chars: int = 200
+    join_chars: int = 40
+    first_clause_words: int = 3
+
+
+class UnitCutter:
+    """The text of one turn. `append` it, `flush` at its end, and `take` units as they become certain."""
+
+    def __init__(self, limits: UnitLimits, language: str = "en"):
+        """language: ISO 639-1, as sentencex takes it."""
+        self._limits, self._language = limits, language
+        self._text = ""
+        self.flushed = False
+        self.first = True
+
+    def append(self, text: str) -> None:
+        """More of the turn's text, cut anywhere."""
+        self._text += text
+
+    def flush(self) -> None:
+        """The text is complete."""
+        self.flushed = True
+
+    @property
+    def pending(self) -> str:
+        """Text that no unit has taken yet."""
+        return self._text
+
+    @property
+    def done(self) -> bool:
+        """The text is complete and every unit of it is taken."""
+        return self.flushed and not self._text
+
+    def take(self, force: bool = False) -> str | None:
+        """The next unit, or None while it is not certain where it ends.
+
+        force: do not wait for certainty; whole words that are here make a unit. White space after a unit belongs to
+        it.
+        """
+        end = self._end(force)
+        if end is None:
+            return None
+        end = self._fitting(end)
+        unit, self._text = self._text[:end], self._text[end:]
+        self.first = False
+        return unit
+
+    def _end(self, force: bool) -> int | None:
+        window = self._window()
+        if not _WORD.search(window):
+            # Spaces and signs alone never make a unit, but at the end of the text nothing else will come.
+            return len(self._text) if self.flushed and self._text else None
+        end = 0
+        for sentence, certain in self._sentences(window):
+            if not certain:
+                break
+            if end and (end >= self._limits.join_chars or end + len(sentence) > self._limits.max_chars):
+                break
+            end += len(sentence)
+        if end:
+            return end
+        if len(window) > self._limits.max_chars or self.first:
+            if clause := self._clause(window):
+                return clause
+        if len(window) > self._limits.max_chars:
+            return len(window)
+        return self._whole_words(window) if force else None
+
+    def _window(self) -> str:
+        """The beginning of the text, long enough for any unit: segmenting costs time by the character."""
+        return self._text[: 2 * self._limits.max_chars]
+
+    def _sentences(self, window: str) -> Iterator[tuple[str, bool]]:
+        """The window's sentences, and whether each surely ends there."""
+        sentences = list(sentencex.segment(self._language, window))
+        if "".join(sentences) != window:  # a segmenter that drops white space would lose text
+            sentences = [window]
+        whole = self.flushed and len(window) == len(self._text)
+        for sentence in sentences[:-1]:
+            yield sentence, True
+        last = sentences[-1]
+        yield last, whole or self._surely_ends(last)
+
+    def _surely_ends(self, sentence: str) -> bool:
+        if not _SURE.search(sentence):
+            return False
+        return len(list(sentencex.segment(self._language, sentence.rstrip() + _PROBE))) > 1
+
+    def ends_sentence(self) -> bool:
+        """Whether the text that is here looks like whole sentences, so that a short wait decides it."""
+        return _TERMINAL.search(self._text) is not None
+
+    def _clause(self, window: str) -> int | None:
+        """End of a clause: the first that is long enough in a turn's first unit, else the last that fits."""
+        best = None
+        for match in _CLAUSE.finditer(window, 0, self._limits.max_chars):
+            if len(window[: match.end()].split()) < self._limits.first_clause_words:
+                continue
+            best = match.end()
+            if self.first:
+                break
+        return None if best is None else _past_space(window, best)
+
+    def _whole_words(self, window: str) -> int | None:
+        if self.flushed:
+            return len(window)
+        if self.ends_sentence():
+            return len(window)
+        cut = max((match.end() for match in re.finditer(r"\s+", window)), default=0)
+        return cut if _WORD.search(window[:cut]) else None
+
+    def _fitting(self, end: int) -> int:
+        """`end`, or the last good place before it when the unit would be too long."""
+        limit = self._limits.max_chars
+        if end <= limit:
+            return end
+        head = self._text[: limit + 1]
+        clauses = [match.end() for match in _CLAUSE.finditer(head)]
+        spaces = [match.start() for match in re.finditer(r"\s", head)]
+        for cuts in (clauses, spaces):
+            if cuts and cuts[-1] >= limit // 3:
+                return min(_past_space(head, cuts[-1]), limit)
+        return limit
+
+
+def _past_space(text: str, index: int) -> int:
+    while index < len(text) and text[index].isspace():
+        index += 1
+    return index

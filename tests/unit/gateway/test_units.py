@@ -1,0 +1,87 @@
+"""Units of text that arrives in pieces: nothing is lost, and each ends where a reader would pause."""
+
+import random
+
+import pytest
+
+from gateway.speech.units import UnitCutter, UnitLimits
+
+TEXT = (
+    "Well, hello there, my friend. Dr. Smith paid $3.50 at 3 p.m. yesterday! Really? Go to www.example.com. "
+    "It is v1.2.3 now, which is good; I like it very much."
+)
+
+
+def units(chunks: list[str], limits: UnitLimits | None = None) -> list[str]:
+    cutter, found = UnitCutter(limits or UnitLimits()), []
+    for index, chunk in enumerate(chunks):
+        cutter.append(chunk)
+        if index == len(chunks) - 1:
+            cutter.flush()
+        while (unit := cutter.take()) is not None:
+            found.append(unit)
+    cutter.flush()  # an empty text has no last piece
+    assert cutter.take() is None
+    assert cutter.done
+    return found
+
+
+def words(text: str) -> list[str]:
+    return [word + " " for word in text.split(" ")[:-1]] + [text.split(" ")[-1]]
+
+
+def test_whole_text_is_cut_at_sentences_and_short_ones_are_joined():
+    assert units([TEXT]) == [
+        "Well, hello there, my friend. Dr. Smith paid $3.50 at 3 p.m. yesterday! ",
+        "Really? Go to www.example.com. It is v1.2.3 now, which is good; I like it very much.",
+    ]
+
+
+def test_word_by_word_the_first_unit_ends_at_a_clause_and_abbreviations_end_nothing():
+    found = units(words(TEXT))
+    assert found[0] == "Well, hello there, "
+    assert found[1] == "my friend. "
+    assert found[2].startswith("Dr. Smith paid $3.50 at 3 p.m. yesterday! ")
+
+
+def test_a_sentence_is_taken_with_its_last_sign_and_not_before_what_could_go_on():
+    cutter = UnitCutter(UnitLimits())
+    cutter.append("It costs 3.")
+    assert cutter.take() is None
+    cutter.append("5 euros!")
+    assert cutter.take() == "It costs 3.5 euros!"
+
+
+def test_force_takes_whole_words():
+    cutter = UnitCutter(UnitLimits())
+    cutter.append("I will tel")
+    assert cutter.take() is None
+    assert cutter.take(force=True) == "I will "
+    assert cutter.pending == "tel"
+    assert cutter.take(force=True) is None
+
+
+def test_a_long_sentence_is_cut_at_clauses_then_at_spaces_then_anywhere():
+    limits = UnitLimits(max_chars=30)
+    assert units(["one two three four five, six seven eight nine ten."], limits) == [
+        "one two three four five, ",
+        "six seven eight nine ten.",
+    ]
+    assert max(map(len, units(["word " * 40], limits))) <= 30
+    assert [len(unit) for unit in units(["x" * 100], limits)] == [30, 30, 30, 10]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_nothing_is_lost_however_the_text_is_cut(seed):
+    draw = random.Random(seed)
+    for _ in range(40):
+        text = "".join(draw.choice("abc ABC .,!?;:—\n\"'()0😂。<>*") for _ in range(draw.randint(0, 300)))
+        chunks, at = [], 0
+        while at < len(text):
+            size = draw.randint(1, 12)
+            chunks.append(text[at : at + size])
+            at += size
+        limits = UnitLimits(max_chars=draw.choice([5, 20, 80]))
+        found = units(chunks, limits)
+        assert "".join(found) == text
+        assert all(len(unit) <= limits.max_chars for unit in found if unit.strip())
