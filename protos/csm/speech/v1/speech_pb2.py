@@ -26,49 +26,49 @@ from csm.common.v1 import common_pb2 as csm_dot_common_dot_v1_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63sm/speech/v1/speech.proto\x12\rcsm.speech.v1\x1a\x1a\x63sm/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"i\n\x0e\x43ontextSegment\x12\x14\n\x07speaker\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\'\n\x05\x61udio\x18\x03 \x01(\x0b\x32\x18.csm.common.v1.AudioClipB\n\n\x08_speaker\"\xcf\x01\n\tUtterance\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x14\n\x07speaker\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12.\n\x07\x63ontext\x18\x03 \x03(\x0b\x32\x1d.csm.speech.v1.ContextSegment\x12\x30\n\x08sampling\x18\x04 \x01(\x0b\x32\x1e.csm.common.v1.SamplingOptions\x12\x19\n\x0cmax_audio_ms\x18\x05 \x01(\x05H\x01\x88\x01\x01\x42\n\n\x08_speakerB\x0f\n\r_max_audio_msJ\x04\x08\x06\x10\x10\"\x9c\x01\n\rOutputOptions\x12+\n\tcontainer\x18\x01 \x01(\x0e\x32\x18.csm.speech.v1.Container\x12.\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x1c.csm.common.v1.AudioEncoding\x12\x1b\n\x0esample_rate_hz\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_sample_rate_hz\"n\n\x11SynthesizeRequest\x12+\n\tutterance\x18\x01 \x01(\x0b\x32\x18.csm.speech.v1.Utterance\x12,\n\x06output\x18\x02 \x01(\x0b\x32\x1c.csm.speech.v1.OutputOptions\"}\n\x0bStageTiming\x12\r\n\x05stage\x18\x01 \x01(\t\x12/\n\x0c\x66irst_output\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0blast_output\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xba\x02\n\rSpeechSummary\x12\x32\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1b.csm.common.v1.FinishReason\x12\x0e\n\x06\x66rames\x18\x02 \x01(\x05\x12\x0f\n\x07samples\x18\x03 \x01(\x03\x12\x31\n\x0e\x61udio_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13time_to_first_audio\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10real_time_factor\x18\x06 \x01(\x01\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x08 \x01(\x05\x12*\n\x06stages\x18\t \x03(\x0b\x32\x1a.csm.speech.v1.StageTiming\"\xbd\x01\n\x12SynthesizeResponse\x12\r\n\x05\x61udio\x18\x01 \x01(\x0c\x12*\n\x06\x66ormat\x18\x02 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12+\n\tcontainer\x18\x03 \x01(\x0e\x32\x18.csm.speech.v1.Container\x12-\n\x07summary\x18\x04 \x01(\x0b\x32\x1c.csm.speech.v1.SpeechSummary\x12\x10\n\x08trace_id\x18\x05 \x01(\t\"z\n\x17StreamSynthesizeRequest\x12+\n\tutterance\x18\x01 \x01(\x0b\x32\x18.csm.speech.v1.Utterance\x12,\n\x06output\x18\x02 \x01(\x0b\x32\x1c.csm.speech.v1.OutputOptionsJ\x04\x08\x03\x10\x08\"\x9f\x01\n\rSpeechStarted\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12+\n\tcontainer\x18\x02 \x01(\x0e\x32\x18.csm.speech.v1.Container\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x05\x12\x10\n\x08trace_id\x18\x05 \x01(\t\"\x1b\n\x0bSpeechAudio\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"?\n\x0eSpeechFinished\x12-\n\x07summary\x18\x01 \x01(\x0b\x32\x1c.csm.speech.v1.SpeechSummary\"\xba\x01\n\x18StreamSynthesizeResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.csm.speech.v1.SpeechStartedH\x00\x12+\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1a.csm.speech.v1.SpeechAudioH\x00\x12\x31\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.csm.speech.v1.SpeechFinishedH\x00\x42\x07\n\x05\x65ventJ\x04\x08\x04\x10\x10\"A\n\x16VerifyWatermarkRequest\x12\'\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x18.csm.common.v1.AudioClip\"\x90\x01\n\x17VerifyWatermarkResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\x12\n\nconfidence\x18\x02 \x01(\x02\x12\x11\n\tthreshold\x18\x03 \x01(\x02\x12+\n\x08position\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\ndetectable\x18\x05 \x01(\x08\"\x13\n\x11ListVoicesRequest\";\n\x05Voice\x12\x0f\n\x07speaker\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"\xb5\x01\n\x12ListVoicesResponse\x12-\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1d.csm.common.v1.BundleIdentity\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0f\n\x07trained\x18\x03 \x01(\x08\x12$\n\x06voices\x18\x04 \x03(\x0b\x32\x14.csm.speech.v1.Voice\x12\x13\n\x0bmax_seq_len\x18\x05 \x01(\x05\x12\x0f\n\x07version\x18\x06 \x01(\t*L\n\tContainer\x12\x19\n\x15\x43ONTAINER_UNSPECIFIED\x10\x00\x12\x11\n\rCONTAINER_RAW\x10\x01\x12\x11\n\rCONTAINER_WAV\x10\x02\x32\xfe\x02\n\rSpeechService\x12Q\n\nSynthesize\x12 .csm.speech.v1.SynthesizeRequest\x1a!.csm.speech.v1.SynthesizeResponse\x12\x65\n\x10StreamSynthesize\x12&.csm.speech.v1.StreamSynthesizeRequest\x1a\'.csm.speech.v1.StreamSynthesizeResponse0\x01\x12`\n\x0fVerifyWatermark\x12%.csm.speech.v1.VerifyWatermarkRequest\x1a&.csm.speech.v1.VerifyWatermarkResponse\x12Q\n\nListVoices\x12 .csm.speech.v1.ListVoicesRequest\x1a!.csm.speech.v1.ListVoicesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63sm/speech/v1/speech.proto\x12\rcsm.speech.v1\x1a\x1a\x63sm/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"i\n\x0e\x43ontextSegment\x12\x14\n\x07speaker\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\'\n\x05\x61udio\x18\x03 \x01(\x0b\x32\x18.csm.common.v1.AudioClipB\n\n\x08_speaker\"\x87\x02\n\tUtterance\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x14\n\x07speaker\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12.\n\x07\x63ontext\x18\x03 \x03(\x0b\x32\x1d.csm.speech.v1.ContextSegment\x12\x30\n\x08sampling\x18\x04 \x01(\x0b\x32\x1e.csm.common.v1.SamplingOptions\x12\x19\n\x0cmax_audio_ms\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x1f\n\x12text_normalization\x18\x10 \x01(\x08H\x02\x88\x01\x01\x42\n\n\x08_speakerB\x0f\n\r_max_audio_msB\x15\n\x13_text_normalizationJ\x04\x08\x06\x10\x10\"\x9c\x01\n\rOutputOptions\x12+\n\tcontainer\x18\x01 \x01(\x0e\x32\x18.csm.speech.v1.Container\x12.\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x1c.csm.common.v1.AudioEncoding\x12\x1b\n\x0esample_rate_hz\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_sample_rate_hz\"n\n\x11SynthesizeRequest\x12+\n\tutterance\x18\x01 \x01(\x0b\x32\x18.csm.speech.v1.Utterance\x12,\n\x06output\x18\x02 \x01(\x0b\x32\x1c.csm.speech.v1.OutputOptions\"}\n\x0bStageTiming\x12\r\n\x05stage\x18\x01 \x01(\t\x12/\n\x0c\x66irst_output\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0blast_output\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xcf\x02\n\rSpeechSummary\x12\x32\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1b.csm.common.v1.FinishReason\x12\x0e\n\x06\x66rames\x18\x02 \x01(\x05\x12\x0f\n\x07samples\x18\x03 \x01(\x03\x12\x31\n\x0e\x61udio_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13time_to_first_audio\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10real_time_factor\x18\x06 \x01(\x01\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x08 \x01(\x05\x12*\n\x06stages\x18\t \x03(\x0b\x32\x1a.csm.speech.v1.StageTiming\x12\x13\n\x0bspoken_text\x18\n \x01(\t\"\xbd\x01\n\x12SynthesizeResponse\x12\r\n\x05\x61udio\x18\x01 \x01(\x0c\x12*\n\x06\x66ormat\x18\x02 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12+\n\tcontainer\x18\x03 \x01(\x0e\x32\x18.csm.speech.v1.Container\x12-\n\x07summary\x18\x04 \x01(\x0b\x32\x1c.csm.speech.v1.SpeechSummary\x12\x10\n\x08trace_id\x18\x05 \x01(\t\"z\n\x17StreamSynthesizeRequest\x12+\n\tutterance\x18\x01 \x01(\x0b\x32\x18.csm.speech.v1.Utterance\x12,\n\x06output\x18\x02 \x01(\x0b\x32\x1c.csm.speech.v1.OutputOptionsJ\x04\x08\x03\x10\x08\"\x9f\x01\n\rSpeechStarted\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12+\n\tcontainer\x18\x02 \x01(\x0e\x32\x18.csm.speech.v1.Container\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x05\x12\x10\n\x08trace_id\x18\x05 \x01(\t\"\x1b\n\x0bSpeechAudio\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"?\n\x0eSpeechFinished\x12-\n\x07summary\x18\x01 \x01(\x0b\x32\x1c.csm.speech.v1.SpeechSummary\"\xba\x01\n\x18StreamSynthesizeResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.csm.speech.v1.SpeechStartedH\x00\x12+\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1a.csm.speech.v1.SpeechAudioH\x00\x12\x31\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.csm.speech.v1.SpeechFinishedH\x00\x42\x07\n\x05\x65ventJ\x04\x08\x04\x10\x10\"A\n\x16VerifyWatermarkRequest\x12\'\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x18.csm.common.v1.AudioClip\"\x90\x01\n\x17VerifyWatermarkResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\x12\n\nconfidence\x18\x02 \x01(\x02\x12\x11\n\tthreshold\x18\x03 \x01(\x02\x12+\n\x08position\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\ndetectable\x18\x05 \x01(\x08\"\x13\n\x11ListVoicesRequest\";\n\x05Voice\x12\x0f\n\x07speaker\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"\xb5\x01\n\x12ListVoicesResponse\x12-\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1d.csm.common.v1.BundleIdentity\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0f\n\x07trained\x18\x03 \x01(\x08\x12$\n\x06voices\x18\x04 \x03(\x0b\x32\x14.csm.speech.v1.Voice\x12\x13\n\x0bmax_seq_len\x18\x05 \x01(\x05\x12\x0f\n\x07version\x18\x06 \x01(\t*L\n\tContainer\x12\x19\n\x15\x43ONTAINER_UNSPECIFIED\x10\x00\x12\x11\n\rCONTAINER_RAW\x10\x01\x12\x11\n\rCONTAINER_WAV\x10\x02\x32\xfe\x02\n\rSpeechService\x12Q\n\nSynthesize\x12 .csm.speech.v1.SynthesizeRequest\x1a!.csm.speech.v1.SynthesizeResponse\x12\x65\n\x10StreamSynthesize\x12&.csm.speech.v1.StreamSynthesizeRequest\x1a\'.csm.speech.v1.StreamSynthesizeResponse0\x01\x12`\n\x0fVerifyWatermark\x12%.csm.speech.v1.VerifyWatermarkRequest\x1a&.csm.speech.v1.VerifyWatermarkResponse\x12Q\n\nListVoices\x12 .csm.speech.v1.ListVoicesRequest\x1a!.csm.speech.v1.ListVoicesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'csm.speech.v1.speech_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONTAINER']._serialized_start=2378
-  _globals['_CONTAINER']._serialized_end=2454
+  _globals['_CONTAINER']._serialized_start=2455
+  _globals['_CONTAINER']._serialized_end=2531
   _globals['_CONTEXTSEGMENT']._serialized_start=105
   _globals['_CONTEXTSEGMENT']._serialized_end=210
   _globals['_UTTERANCE']._serialized_start=213
-  _globals['_UTTERANCE']._serialized_end=420
-  _globals['_OUTPUTOPTIONS']._serialized_start=423
-  _globals['_OUTPUTOPTIONS']._serialized_end=579
-  _globals['_SYNTHESIZEREQUEST']._serialized_start=581
-  _globals['_SYNTHESIZEREQUEST']._serialized_end=691
-  _globals['_STAGETIMING']._serialized_start=693
-  _globals['_STAGETIMING']._serialized_end=818
-  _globals['_SPEECHSUMMARY']._serialized_start=821
-  _globals['_SPEECHSUMMARY']._serialized_end=1135
-  _globals['_SYNTHESIZERESPONSE']._serialized_start=1138
-  _globals['_SYNTHESIZERESPONSE']._serialized_end=1327
-  _globals['_STREAMSYNTHESIZEREQUEST']._serialized_start=1329
-  _globals['_STREAMSYNTHESIZEREQUEST']._serialized_end=1451
-  _globals['_SPEECHSTARTED']._serialized_start=1454
-  _globals['_SPEECHSTARTED']._serialized_end=1613
-  _globals['_SPEECHAUDIO']._serialized_start=1615
-  _globals['_SPEECHAUDIO']._serialized_end=1642
-  _globals['_SPEECHFINISHED']._serialized_start=1644
-  _globals['_SPEECHFINISHED']._serialized_end=1707
-  _globals['_STREAMSYNTHESIZERESPONSE']._serialized_start=1710
-  _globals['_STREAMSYNTHESIZERESPONSE']._serialized_end=1896
-  _globals['_VERIFYWATERMARKREQUEST']._serialized_start=1898
-  _globals['_VERIFYWATERMARKREQUEST']._serialized_end=1963
-  _globals['_VERIFYWATERMARKRESPONSE']._serialized_start=1966
-  _globals['_VERIFYWATERMARKRESPONSE']._serialized_end=2110
-  _globals['_LISTVOICESREQUEST']._serialized_start=2112
-  _globals['_LISTVOICESREQUEST']._serialized_end=2131
-  _globals['_VOICE']._serialized_start=2133
-  _globals['_VOICE']._serialized_end=2192
-  _globals['_LISTVOICESRESPONSE']._serialized_start=2195
-  _globals['_LISTVOICESRESPONSE']._serialized_end=2376
-  _globals['_SPEECHSERVICE']._serialized_start=2457
-  _globals['_SPEECHSERVICE']._serialized_end=2839
+  _globals['_UTTERANCE']._serialized_end=476
+  _globals['_OUTPUTOPTIONS']._serialized_start=479
+  _globals['_OUTPUTOPTIONS']._serialized_end=635
+  _globals['_SYNTHESIZEREQUEST']._serialized_start=637
+  _globals['_SYNTHESIZEREQUEST']._serialized_end=747
+  _globals['_STAGETIMING']._serialized_start=749
+  _globals['_STAGETIMING']._serialized_end=874
+  _globals['_SPEECHSUMMARY']._serialized_start=877
+  _globals['_SPEECHSUMMARY']._serialized_end=1212
+  _globals['_SYNTHESIZERESPONSE']._serialized_start=1215
+  _globals['_SYNTHESIZERESPONSE']._serialized_end=1404
+  _globals['_STREAMSYNTHESIZEREQUEST']._serialized_start=1406
+  _globals['_STREAMSYNTHESIZEREQUEST']._serialized_end=1528
+  _globals['_SPEECHSTARTED']._serialized_start=1531
+  _globals['_SPEECHSTARTED']._serialized_end=1690
+  _globals['_SPEECHAUDIO']._serialized_start=1692
+  _globals['_SPEECHAUDIO']._serialized_end=1719
+  _globals['_SPEECHFINISHED']._serialized_start=1721
+  _globals['_SPEECHFINISHED']._serialized_end=1784
+  _globals['_STREAMSYNTHESIZERESPONSE']._serialized_start=1787
+  _globals['_STREAMSYNTHESIZERESPONSE']._serialized_end=1973
+  _globals['_VERIFYWATERMARKREQUEST']._serialized_start=1975
+  _globals['_VERIFYWATERMARKREQUEST']._serialized_end=2040
+  _globals['_VERIFYWATERMARKRESPONSE']._serialized_start=2043
+  _globals['_VERIFYWATERMARKRESPONSE']._serialized_end=2187
+  _globals['_LISTVOICESREQUEST']._serialized_start=2189
+  _globals['_LISTVOICESREQUEST']._serialized_end=2208
+  _globals['_VOICE']._serialized_start=2210
+  _globals['_VOICE']._serialized_end=2269
+  _globals['_LISTVOICESRESPONSE']._serialized_start=2272
+  _globals['_LISTVOICESRESPONSE']._serialized_end=2453
+  _globals['_SPEECHSERVICE']._serialized_start=2534
+  _globals['_SPEECHSERVICE']._serialized_end=2916
 # @@protoc_insertion_point(module_scope)

@@ -90,6 +90,7 @@ class Utterance(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     MAX_AUDIO_MS_FIELD_NUMBER: _builtins.int
+    TEXT_NORMALIZATION_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The words, 1 character or more."""
     speaker: _builtins.int
@@ -97,6 +98,10 @@ class Utterance(_message.Message):
     max_audio_ms: _builtins.int
     """Longest audio to generate, 1 ms or more, rounded up to whole frames. A cap: speech that would be longer is cut
     there with FINISH_REASON_MAX_LENGTH. Default and limit are the deployment's.
+    """
+    text_normalization: _builtins.bool
+    """Whether text (the context's too) is turned into spoken words first: numbers, money, dates, markup and so on.
+    Default true.
     """
     @_builtins.property
     def context(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextSegment]:
@@ -114,19 +119,24 @@ class Utterance(_message.Message):
         context: _abc.Iterable[Global___ContextSegment] | None = ...,
         sampling: _common_pb2.SamplingOptions | None = ...,
         max_audio_ms: _builtins.int | None = ...,
+        text_normalization: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms", "_speaker", b"_speaker", "max_audio_ms", b"max_audio_ms", "sampling", b"sampling", "speaker", b"speaker"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms", "_speaker", b"_speaker", "_text_normalization", b"_text_normalization", "max_audio_ms", b"max_audio_ms", "sampling", b"sampling", "speaker", b"speaker", "text_normalization", b"text_normalization"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms", "_speaker", b"_speaker", "context", b"context", "max_audio_ms", b"max_audio_ms", "sampling", b"sampling", "speaker", b"speaker", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms", "_speaker", b"_speaker", "_text_normalization", b"_text_normalization", "context", b"context", "max_audio_ms", b"max_audio_ms", "sampling", b"sampling", "speaker", b"speaker", "text", b"text", "text_normalization", b"text_normalization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_audio_ms: _TypeAlias = _typing.Literal["max_audio_ms"]  # noqa: Y015
     _WhichOneofArgType__max_audio_ms: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms"]  # noqa: Y015
     _WhichOneofReturnType__speaker: _TypeAlias = _typing.Literal["speaker"]  # noqa: Y015
     _WhichOneofArgType__speaker: _TypeAlias = _typing.Literal["_speaker", b"_speaker"]  # noqa: Y015
+    _WhichOneofReturnType__text_normalization: _TypeAlias = _typing.Literal["text_normalization"]  # noqa: Y015
+    _WhichOneofArgType__text_normalization: _TypeAlias = _typing.Literal["_text_normalization", b"_text_normalization"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_audio_ms) -> _WhichOneofReturnType__max_audio_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__speaker) -> _WhichOneofReturnType__speaker | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text_normalization) -> _WhichOneofReturnType__text_normalization | None: ...
 
 Global___Utterance: _TypeAlias = Utterance  # noqa: Y015
 
@@ -241,6 +251,7 @@ class SpeechSummary(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
+    SPOKEN_TEXT_FIELD_NUMBER: _builtins.int
     finish_reason: _common_pb2.FinishReason.ValueType
     """Why the speech ended."""
     frames: _builtins.int
@@ -253,6 +264,8 @@ class SpeechSummary(_message.Message):
     """Seed used: the same request with it gives the same codes."""
     prompt_tokens: _builtins.int
     """Tokens (text tokens and audio frames) of the prompt."""
+    spoken_text: _builtins.str
+    """The words that the model was asked to say: the text's spoken form."""
     @_builtins.property
     def audio_duration(self) -> _duration_pb2.Duration:
         """Length of the audio."""
@@ -277,10 +290,11 @@ class SpeechSummary(_message.Message):
         seed: _builtins.int = ...,
         prompt_tokens: _builtins.int = ...,
         stages: _abc.Iterable[Global___StageTiming] | None = ...,
+        spoken_text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["audio_duration", b"audio_duration", "time_to_first_audio", b"time_to_first_audio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_duration", b"audio_duration", "finish_reason", b"finish_reason", "frames", b"frames", "prompt_tokens", b"prompt_tokens", "real_time_factor", b"real_time_factor", "samples", b"samples", "seed", b"seed", "stages", b"stages", "time_to_first_audio", b"time_to_first_audio"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_duration", b"audio_duration", "finish_reason", b"finish_reason", "frames", b"frames", "prompt_tokens", b"prompt_tokens", "real_time_factor", b"real_time_factor", "samples", b"samples", "seed", b"seed", "spoken_text", b"spoken_text", "stages", b"stages", "time_to_first_audio", b"time_to_first_audio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

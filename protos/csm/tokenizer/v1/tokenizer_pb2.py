@@ -26,7 +26,7 @@ from csm.common.v1 import common_pb2 as csm_dot_common_dot_v1_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n csm/tokenizer/v1/tokenizer.proto\x12\x10\x63sm.tokenizer.v1\x1a\x1a\x63sm/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"=\n\x0bTextSegment\x12\x14\n\x07speaker\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04text\x18\x02 \x01(\tB\n\n\x08_speaker\"B\n\x0fTokenizeRequest\x12/\n\x08segments\x18\x01 \x03(\x0b\x32\x1d.csm.tokenizer.v1.TextSegment\"\x1f\n\x10TokenizedSegment\x12\x0b\n\x03ids\x18\x01 \x03(\r\"H\n\x10TokenizeResponse\x12\x34\n\x08segments\x18\x01 \x03(\x0b\x32\".csm.tokenizer.v1.TokenizedSegment\"=\n\x12\x45ncodeAudioRequest\x12\'\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x18.csm.common.v1.AudioClip\"\xb3\x01\n\x13\x45ncodeAudioResponse\x12$\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x14.csm.common.v1.Frame\x12\x31\n\x0e\x61udio_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\x12\x33\n\x10\x63ompute_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x15\n\x13GetModelInfoRequest\"\x94\x01\n\x14GetModelInfoResponse\x12-\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1d.csm.common.v1.BundleIdentity\x12\x16\n\x0emax_text_chars\x18\x02 \x01(\x05\x12\x35\n\x12max_audio_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration2\xa0\x02\n\x10TokenizerService\x12Q\n\x08Tokenize\x12!.csm.tokenizer.v1.TokenizeRequest\x1a\".csm.tokenizer.v1.TokenizeResponse\x12Z\n\x0b\x45ncodeAudio\x12$.csm.tokenizer.v1.EncodeAudioRequest\x1a%.csm.tokenizer.v1.EncodeAudioResponse\x12]\n\x0cGetModelInfo\x12%.csm.tokenizer.v1.GetModelInfoRequest\x1a&.csm.tokenizer.v1.GetModelInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n csm/tokenizer/v1/tokenizer.proto\x12\x10\x63sm.tokenizer.v1\x1a\x1a\x63sm/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"u\n\x0bTextSegment\x12\x14\n\x07speaker\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1f\n\x12text_normalization\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\n\n\x08_speakerB\x15\n\x13_text_normalization\"B\n\x0fTokenizeRequest\x12/\n\x08segments\x18\x01 \x03(\x0b\x32\x1d.csm.tokenizer.v1.TextSegment\"4\n\x10TokenizedSegment\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x13\n\x0bspoken_text\x18\x02 \x01(\t\"H\n\x10TokenizeResponse\x12\x34\n\x08segments\x18\x01 \x03(\x0b\x32\".csm.tokenizer.v1.TokenizedSegment\"=\n\x12\x45ncodeAudioRequest\x12\'\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x18.csm.common.v1.AudioClip\"\xb3\x01\n\x13\x45ncodeAudioResponse\x12$\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x14.csm.common.v1.Frame\x12\x31\n\x0e\x61udio_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\x12\x33\n\x10\x63ompute_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x15\n\x13GetModelInfoRequest\"\xb8\x01\n\x14GetModelInfoResponse\x12-\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1d.csm.common.v1.BundleIdentity\x12\x16\n\x0emax_text_chars\x18\x02 \x01(\x05\x12\x35\n\x12max_audio_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x11\n\tlanguages\x18\x05 \x03(\t2\xa0\x02\n\x10TokenizerService\x12Q\n\x08Tokenize\x12!.csm.tokenizer.v1.TokenizeRequest\x1a\".csm.tokenizer.v1.TokenizeResponse\x12Z\n\x0b\x45ncodeAudio\x12$.csm.tokenizer.v1.EncodeAudioRequest\x1a%.csm.tokenizer.v1.EncodeAudioResponse\x12]\n\x0cGetModelInfo\x12%.csm.tokenizer.v1.GetModelInfoRequest\x1a&.csm.tokenizer.v1.GetModelInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,21 +34,21 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'csm.tokenizer.v1.tokenizer_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TEXTSEGMENT']._serialized_start=114
-  _globals['_TEXTSEGMENT']._serialized_end=175
-  _globals['_TOKENIZEREQUEST']._serialized_start=177
-  _globals['_TOKENIZEREQUEST']._serialized_end=243
-  _globals['_TOKENIZEDSEGMENT']._serialized_start=245
-  _globals['_TOKENIZEDSEGMENT']._serialized_end=276
-  _globals['_TOKENIZERESPONSE']._serialized_start=278
-  _globals['_TOKENIZERESPONSE']._serialized_end=350
-  _globals['_ENCODEAUDIOREQUEST']._serialized_start=352
-  _globals['_ENCODEAUDIOREQUEST']._serialized_end=413
-  _globals['_ENCODEAUDIORESPONSE']._serialized_start=416
-  _globals['_ENCODEAUDIORESPONSE']._serialized_end=595
-  _globals['_GETMODELINFOREQUEST']._serialized_start=597
-  _globals['_GETMODELINFOREQUEST']._serialized_end=618
-  _globals['_GETMODELINFORESPONSE']._serialized_start=621
-  _globals['_GETMODELINFORESPONSE']._serialized_end=769
-  _globals['_TOKENIZERSERVICE']._serialized_start=772
-  _globals['_TOKENIZERSERVICE']._serialized_end=1060
+  _globals['_TEXTSEGMENT']._serialized_end=231
+  _globals['_TOKENIZEREQUEST']._serialized_start=233
+  _globals['_TOKENIZEREQUEST']._serialized_end=299
+  _globals['_TOKENIZEDSEGMENT']._serialized_start=301
+  _globals['_TOKENIZEDSEGMENT']._serialized_end=353
+  _globals['_TOKENIZERESPONSE']._serialized_start=355
+  _globals['_TOKENIZERESPONSE']._serialized_end=427
+  _globals['_ENCODEAUDIOREQUEST']._serialized_start=429
+  _globals['_ENCODEAUDIOREQUEST']._serialized_end=490
+  _globals['_ENCODEAUDIORESPONSE']._serialized_start=493
+  _globals['_ENCODEAUDIORESPONSE']._serialized_end=672
+  _globals['_GETMODELINFOREQUEST']._serialized_start=674
+  _globals['_GETMODELINFOREQUEST']._serialized_end=695
+  _globals['_GETMODELINFORESPONSE']._serialized_start=698
+  _globals['_GETMODELINFORESPONSE']._serialized_end=882
+  _globals['_TOKENIZERSERVICE']._serialized_start=885
+  _globals['_TOKENIZERSERVICE']._serialized_end=1173
 # @@protoc_insertion_point(module_scope)

@@ -28,23 +28,32 @@ class TextSegment(_message.Message):
 
     SPEAKER_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    TEXT_NORMALIZATION_FIELD_NUMBER: _builtins.int
     speaker: _builtins.int
     """Number of the speaker, 0 or greater. Default 0."""
     text: _builtins.str
-    """The words. Names of control tokens in it are spelled out, never obeyed."""
+    """The words. Names of control tokens in it are never obeyed."""
+    text_normalization: _builtins.bool
+    """Whether the text is turned into spoken words first (numbers, money, dates, markup and so on). Default true."""
     def __init__(
         self,
         *,
         speaker: _builtins.int | None = ...,
         text: _builtins.str = ...,
+        text_normalization: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_speaker", b"_speaker", "speaker", b"speaker"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_speaker", b"_speaker", "_text_normalization", b"_text_normalization", "speaker", b"speaker", "text_normalization", b"text_normalization"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_speaker", b"_speaker", "speaker", b"speaker", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_speaker", b"_speaker", "_text_normalization", b"_text_normalization", "speaker", b"speaker", "text", b"text", "text_normalization", b"text_normalization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__speaker: _TypeAlias = _typing.Literal["speaker"]  # noqa: Y015
     _WhichOneofArgType__speaker: _TypeAlias = _typing.Literal["_speaker", b"_speaker"]  # noqa: Y015
+    _WhichOneofReturnType__text_normalization: _TypeAlias = _typing.Literal["text_normalization"]  # noqa: Y015
+    _WhichOneofArgType__text_normalization: _TypeAlias = _typing.Literal["_text_normalization", b"_text_normalization"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__speaker) -> _WhichOneofReturnType__speaker | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text_normalization) -> _WhichOneofReturnType__text_normalization | None: ...
 
 Global___TextSegment: _TypeAlias = TextSegment  # noqa: Y015
 
@@ -79,6 +88,9 @@ class TokenizedSegment(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IDS_FIELD_NUMBER: _builtins.int
+    SPOKEN_TEXT_FIELD_NUMBER: _builtins.int
+    spoken_text: _builtins.str
+    """The words that the ids spell: the text's spoken form, or the text itself where normalization is off."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """BOS, template, EOS."""
@@ -87,10 +99,11 @@ class TokenizedSegment(_message.Message):
         self,
         *,
         ids: _abc.Iterable[_builtins.int] | None = ...,
+        spoken_text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "spoken_text", b"spoken_text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,8 +223,12 @@ class GetModelInfoResponse(_message.Message):
     BUNDLE_FIELD_NUMBER: _builtins.int
     MAX_TEXT_CHARS_FIELD_NUMBER: _builtins.int
     MAX_AUDIO_DURATION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    LANGUAGES_FIELD_NUMBER: _builtins.int
     max_text_chars: _builtins.int
     """Longest text of one segment, in characters."""
+    version: _builtins.str
+    """Version of the software."""
     @_builtins.property
     def bundle(self) -> _common_pb2.BundleIdentity:
         """The bundle."""
@@ -220,16 +237,22 @@ class GetModelInfoResponse(_message.Message):
     def max_audio_duration(self) -> _duration_pb2.Duration:
         """Longest clip."""
 
+    @_builtins.property
+    def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Languages that the bundle speaks, as BCP 47 tags."""
+
     def __init__(
         self,
         *,
         bundle: _common_pb2.BundleIdentity | None = ...,
         max_text_chars: _builtins.int = ...,
         max_audio_duration: _duration_pb2.Duration | None = ...,
+        version: _builtins.str = ...,
+        languages: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "max_audio_duration", b"max_audio_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "max_audio_duration", b"max_audio_duration", "max_text_chars", b"max_text_chars"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "languages", b"languages", "max_audio_duration", b"max_audio_duration", "max_text_chars", b"max_text_chars", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -58,6 +58,9 @@ class TokenizerServiceServicer(object):
 
     def Tokenize(self, request, context):
         """Token ids of text segments, each in the template `[speaker]text` between BOS and EOS.
+
+        INVALID_ARGUMENT names the field: a speaker that the bundle does not list, a text with nothing to speak,
+        a text in a script that the bundle's languages do not use, a text that is too long.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,11 @@ class TokenizerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TokenizerServiceAsyncStub: ...
     Tokenize: _grpc.UnaryUnaryMultiCallable[_tokenizer_pb2.TokenizeRequest, _tokenizer_pb2.TokenizeResponse]
-    """Token ids of text segments, each in the template `[speaker]text` between BOS and EOS."""
+    """Token ids of text segments, each in the template `[speaker]text` between BOS and EOS.
+
+    INVALID_ARGUMENT names the field: a speaker that the bundle does not list, a text with nothing to speak,
+    a text in a script that the bundle's languages do not use, a text that is too long.
+    """
     EncodeAudio: _grpc.UnaryUnaryMultiCallable[_tokenizer_pb2.EncodeAudioRequest, _tokenizer_pb2.EncodeAudioResponse]
     """Codec frames of one clip of context audio."""
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_tokenizer_pb2.GetModelInfoRequest, _tokenizer_pb2.GetModelInfoResponse]
@@ -46,7 +50,11 @@ class TokenizerServiceAsyncStub(TokenizerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Tokenize: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.TokenizeRequest, _tokenizer_pb2.TokenizeResponse]  # type: ignore[assignment]
-    """Token ids of text segments, each in the template `[speaker]text` between BOS and EOS."""
+    """Token ids of text segments, each in the template `[speaker]text` between BOS and EOS.
+
+    INVALID_ARGUMENT names the field: a speaker that the bundle does not list, a text with nothing to speak,
+    a text in a script that the bundle's languages do not use, a text that is too long.
+    """
     EncodeAudio: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.EncodeAudioRequest, _tokenizer_pb2.EncodeAudioResponse]  # type: ignore[assignment]
     """Codec frames of one clip of context audio."""
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.GetModelInfoRequest, _tokenizer_pb2.GetModelInfoResponse]  # type: ignore[assignment]
@@ -61,7 +69,11 @@ class TokenizerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tokenizer_pb2.TokenizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tokenizer_pb2.TokenizeResponse, _abc.Awaitable[_tokenizer_pb2.TokenizeResponse]]:
-        """Token ids of text segments, each in the template `[speaker]text` between BOS and EOS."""
+        """Token ids of text segments, each in the template `[speaker]text` between BOS and EOS.
+
+        INVALID_ARGUMENT names the field: a speaker that the bundle does not list, a text with nothing to speak,
+        a text in a script that the bundle's languages do not use, a text that is too long.
+        """
 
     @_abc_1.abstractmethod
     def EncodeAudio(
