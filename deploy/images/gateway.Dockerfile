@@ -15,6 +15,7 @@ COPY protos/csm /opt/csm/csm
 COPY services/__init__.py /opt/csm/services/
 COPY services/runtime /opt/csm/services/runtime
 COPY gateway /opt/csm/gateway
+COPY gateway/client/csm_client /opt/csm/csm_client
 COPY models/*.py /opt/csm/models/
 COPY models/csm-1b/bundle.toml /opt/csm/models/csm-1b/
 COPY deploy/images/sitecustomize.py /opt/csm/

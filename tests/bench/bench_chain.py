@@ -51,16 +51,16 @@ from chain_report import write, write_logs, write_plot
 from chain_setup import check_settings, configure, facts, make_bundle, mps, out_folder, setting
 from chain_text import brief
 from chain_use import Busy, Gpu, Reading, children, use_between
+from csm_client.exceptions import SpeechError
 
-from gateway import state
-from gateway.bench import fleet
-from gateway.bench.plan import Plan
-from gateway.bench.record import OK
-from gateway.bench.stats import point as point_of
-from gateway.collector import Collector
-from gateway.exceptions import SpeechError
-from gateway.supervisor import ChildDied, Supervisor
-from gateway.traces import Span, TraceStore, is_whole
+from gateway.cli import state
+from gateway.cli.bench import fleet
+from gateway.cli.bench.plan import Plan
+from gateway.cli.bench.record import OK
+from gateway.cli.bench.stats import point as point_of
+from gateway.cli.supervisor import ChildDied, Supervisor
+from gateway.cli.trace.collector import Collector
+from gateway.cli.trace.traces import Span, TraceStore, is_whole
 from services.runtime.settings import StartError
 
 _BEGAN = time.monotonic() - max(0.0, time.time() - (setting("BEGAN_S") or time.time()))

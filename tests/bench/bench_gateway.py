@@ -26,11 +26,11 @@ from csm.codec.v1 import codec_pb2, codec_pb2_grpc
 from csm.common.v1 import common_pb2
 from csm.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from csm.watermark.v1 import watermark_pb2, watermark_pb2_grpc
+from csm_client.readiness import wait_ready
 
-from gateway.bench import fleet
-from gateway.bench.plan import Plan
-from gateway.bench.stats import Point, point
-from gateway.readiness import wait_ready
+from gateway.cli.bench import fleet
+from gateway.cli.bench.plan import Plan
+from gateway.cli.bench.stats import Point, point
 from models.bundle import load_bundle
 from services.backbone.chunks import Chunks
 from services.runtime.identity import identity

@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, t
 from tokenizers.models import BPE
 
 import models as bundles
-from gateway.bench.texts import sentences
+from gateway.cli.bench.texts import sentences
 from models.bundle import Bundle, load_bundle
 from models.noise import text_tokenizer
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from chain_setup import setting
 
-from gateway.supervisor import Child
-from gateway.up import STAGES
+from gateway.cli.supervisor import Child
+from gateway.cli.up import STAGES
 
 # Where a stage's first process has its GPU, counted among those there are; its others go on from there, in turn.
 _ON_GPU = ("backbone", "codec", "watermark")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.bench.plan import Plan
-from gateway.bench.stats import Point
+from gateway.cli.bench.plan import Plan
+from gateway.cli.bench.stats import Point
 
 HEARD_S = 2.0  # who hears nothing for longer waits in some queue, and is not carried
 MOST_STREAMS, MOST_S = 100_000, 3600  # of a wish

@@ -10,8 +10,8 @@ from pathlib import Path
 from chain_points import Done
 from chain_text import ratio_text, table, use_text
 
-from gateway.bench import report
-from gateway.bench.plot import NoPlot, plot
+from gateway.cli.bench import report
+from gateway.cli.bench.plot import NoPlot, plot
 
 
 def write(done: Sequence[Done], facts: Mapping[str, str], gpu_csv: str, out: Path) -> None:

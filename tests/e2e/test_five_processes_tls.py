@@ -6,9 +6,8 @@ import sys
 import wave
 
 import pytest
+from csm_client import SpeechClient, exceptions
 
-from gateway import exceptions
-from gateway.client import SpeechClient
 from services.runtime import tls
 from support.authority import Authority
 from support.processes import MODULES, ROOT, Processes

@@ -7,13 +7,12 @@ import grpc
 import pytest
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
+from csm_client import SpeechClient, exceptions
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from opentelemetry.trace import SpanKind
 
-from gateway import exceptions
-from gateway.client import SpeechClient
 from gateway.config import GatewaySettings
 from gateway.stage_calls import PLACE_ROUNDS
 from gateway.stages import Stages

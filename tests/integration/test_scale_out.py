@@ -10,9 +10,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 from csm.speech.v1 import speech_pb2
+from csm_client import SpeechClient, exceptions
 
-from gateway import exceptions
-from gateway.client import SpeechClient
 from models.bundle import load_bundle
 from services.runtime.errors import Overloaded
 from services.runtime.server import Stage, StageServer

@@ -1,6 +1,6 @@
 """The spans of a request, as the gateway and its stages tell them."""
 
-from gateway.traces import Event, Span
+from gateway.cli.trace.traces import Event, Span
 
 MS = 10**6
 T0 = 1_700_000_000 * 10**9

@@ -2,9 +2,9 @@
 
 from chain_points import Done, Wish
 
-from gateway.bench.fleet import Outcome
-from gateway.bench.record import OK, Record
-from gateway.bench.stats import point
+from gateway.cli.bench.fleet import Outcome
+from gateway.cli.bench.record import OK, Record
+from gateway.cli.bench.stats import point
 
 
 def sample_point(

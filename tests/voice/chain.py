@@ -19,10 +19,10 @@ from csm.backbone.v1 import backbone_pb2, backbone_pb2_grpc
 from csm.codec.v1 import codec_pb2, codec_pb2_grpc
 from csm.common.v1 import common_pb2
 from csm.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from csm_client import ContextTurn, SpeechClient
 from rich.console import Console
 
-from gateway.client import ContextTurn, SpeechClient
-from gateway.up import Plan, deployment, free_ports
+from gateway.cli.up import Plan, deployment, free_ports
 
 RATE_HZ = 24000
 FRAME_SAMPLES = 1920

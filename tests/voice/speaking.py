@@ -13,9 +13,8 @@ import soundfile
 import work
 from attacks import ATTACKS
 from chain import RATE_HZ, Chain, to_wav
+from csm_client import ContextTurn
 from work import Line
-
-from gateway.client import ContextTurn
 
 CLIP_S = 2.0
 

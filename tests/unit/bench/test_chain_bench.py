@@ -18,7 +18,7 @@ from chain_points import Wish
 from chain_report import write
 from chain_setup import check_settings, out_folder
 
-from gateway.bench.record import OK, UNFINISHED
+from gateway.cli.bench.record import OK, UNFINISHED
 from services.runtime import tls
 from support.sample_points import sample_point
 
@@ -176,7 +176,7 @@ def test_nothing_begins_with_settings_that_cannot_be_used(tmp_path, name, text):
 ENDLESS = """
 import asyncio, sys
 import bench_chain
-from gateway.supervisor import Child, Supervisor
+from gateway.cli.supervisor import Child, Supervisor
 
 async def start(layout, work, stack):
     child = Child("codec", (sys.executable, "-c", "import signal; signal.pause()"), "")

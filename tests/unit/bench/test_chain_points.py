@@ -11,7 +11,7 @@ from chain_report import write, write_logs
 from chain_text import brief, limits, ratio_text, spread
 from chain_use import Gpu, Reading, children, use_between
 
-from gateway.bench.record import UNFINISHED
+from gateway.cli.bench.record import UNFINISHED
 from support.sample_points import sample_point
 
 

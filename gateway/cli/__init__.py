@@ -1,0 +1,1 @@
+"""The `csm` command: what runs on the machine of a caller or a developer."""

@@ -1,0 +1,1 @@
+"""`csm trace`: spans collected, kept, found and drawn."""

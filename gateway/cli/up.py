@@ -1,0 +1,170 @@
+"""The whole chain on this machine: five services in five processes, and a collector for their traces."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from gateway.cli import state
+from gateway.cli.supervisor import Child, Supervisor
+from gateway.cli.trace.collector import Collector
+from gateway.cli.trace.traces import TraceStore
+from models.bundle import Bundle, load_bundle
+from services.runtime.settings import StartError
+
+STAGES = ("tokenizer", "backbone", "codec", "watermark")
+DEFAULT_PORT = 50050
+NOISE = "This bundle's weights are random: what it says is noise."
+_HOST = "127.0.0.1"
+_ELSEWHERE = (
+    "CSM_TLS_CERT_FILE",
+    "CSM_TLS_KEY_FILE",
+    "CSM_TLS_CLIENT_CA_FILE",
+    "CSM_HEALTH_LISTEN",
+    "CSM_TOKENS_FILE",
+    "CSM_UPSTREAM_CA_FILE",
+    "CSM_UPSTREAM_CERT_FILE",
+    "CSM_UPSTREAM_KEY_FILE",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run. ports: for the gateway and each stage. folder: for logs, traces and the note to other terminals."""
+
+    model: str
+    ports: Mapping[str, int]
+    folder: Path
+    ready_s: float = 900.0  # large weights may have to be fetched first; a service that fails is noticed at once
+
+    def address(self, name: str) -> str:
+        return f"{_HOST}:{self.ports[name]}"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The chain, ready. traces: None when spans go where OTEL_EXPORTER_OTLP_ENDPOINT says."""
+
+    address: str
+    supervisor: Supervisor
+    traces: TraceStore | None
+
+
+def consecutive_ports(first: int) -> dict[str, int]:
+    """The gateway's port and the stages' behind it. Raises: StartError when one is taken."""
+    ports = {name: first + index for index, name in enumerate(("gateway", *STAGES))}
+    for name, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((_HOST, port))
+            except (OSError, OverflowError) as error:
+                raise StartError(
+                    f"port {port}, for the {name}, cannot be had ({error}); "
+                    "is another `csm up` running? --port takes other ports, --ephemeral any free ones"
+                ) from error
+    return ports
+
+
+def free_ports() -> dict[str, int]:
+    """Five ports that nobody listens on."""
+    probes = {name: socket.socket() for name in ("gateway", *STAGES)}
+    try:
+        for probe in probes.values():
+            probe.bind((_HOST, 0))
+        return {name: probe.getsockname()[1] for name, probe in probes.items()}
+    finally:
+        for probe in probes.values():
+            probe.close()
+
+
+@asynccontextmanager
+async def deployment(plan: Plan, console: Console) -> AsyncIterator[Deployment]:
+    """Start everything, tell `console` of each service that is ready; stop everything at the end.
+
+    Raises: ChildDied when a service cannot start, Unavailable when one takes longer than plan.ready_s.
+    """
+    async with AsyncExitStack() as stack:
+        env, store = _common_env(plan), None
+        if "OTEL_EXPORTER_OTLP_ENDPOINT" not in os.environ:
+            store = TraceStore(plan.folder / "traces")
+            # Entered before the services, so that it still listens to their last words.
+            collector = await stack.enter_async_context(Collector(store))
+            env["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.endpoint
+        children = [_child(plan, name, env) for name in (*STAGES, "gateway")]
+        supervisor = await stack.enter_async_context(Supervisor(children, plan.folder / "logs"))
+        await supervisor.wait_ready(
+            plan.ready_s,
+            lambda child, took_s: console.print(f"  {child.name:<10} {child.address:<16} ready after {took_s:.1f} s"),
+        )
+        yield Deployment(plan.address("gateway"), supervisor, store)
+
+
+async def up(plan: Plan, console: Console) -> int:
+    """Run until Ctrl-C or SIGTERM (0). Raises: as `deployment`, and ChildDied when a service ends."""
+    bundle = load_bundle(plan.model)
+    console.print(f"Starting five services. {introduction(bundle)}")
+    try:
+        async with deployment(plan, console) as running:
+            traces = str(running.traces.folder.resolve()) if running.traces else None
+            note = state.Running(running.address, os.getpid(), traces)
+            state.announce(note, plan.folder)
+            try:
+                console.print(_invitation(plan, bundle))
+                await running.supervisor.wait_died()
+            finally:
+                state.withdraw(note, plan.folder)
+                console.print("Stopping.")
+    except asyncio.CancelledError:
+        console.print("All five have stopped.")
+    return 0
+
+
+def introduction(bundle: Bundle) -> str:
+    """Which bundle is served, and what it is."""
+    return f"Bundle `{bundle.id}`:\n{bundle.description}"
+
+
+def _invitation(plan: Plan, bundle: Bundle) -> str:
+    noise = "" if bundle.trained else f"\n{NOISE}"
+    # Beside another that was here before, which is the one that commands find by themselves.
+    where = "" if plan.folder == state.state_dir() else f" --address {plan.address('gateway')}"
+    return (
+        f'ready: csm say "Hello there." -o hello.wav --trace{where}{noise}\n'
+        f"Logs are in {plan.folder / 'logs'}. Ctrl-C stops all."
+    )
+
+
+def _common_env(plan: Plan) -> dict[str, str]:
+    # What the caller's environment says wins, but for what this command itself decides.
+    return {
+        "CSM_LOG_FORMAT": os.environ.get("CSM_LOG_FORMAT", "text"),
+        "CSM_GRACE_S": os.environ.get("CSM_GRACE_S", "5"),
+        "CSM_MODEL": plan.model,
+        **{f"CSM_{name.upper()}_ADDRESS": plan.address(name) for name in STAGES},
+        # Nothing leaves this machine: TLS and tokens that the environment names are for calls elsewhere.
+        **dict.fromkeys(_ELSEWHERE, ""),
+    }
+
+
+def _child(plan: Plan, name: str, env: Mapping[str, str]) -> Child:
+    module = "gateway" if name == "gateway" else f"services.{name}"
+    argv = (sys.executable, "-m", module)
+    own = {"CSM_LISTEN": plan.address(name)}
+    if metrics := os.environ.get("CSM_METRICS_LISTEN"):
+        own["CSM_METRICS_LISTEN"] = _next_port(metrics, ("gateway", *STAGES).index(name))
+    return Child(name, argv, plan.address(name), {**env, **own})
+
+
+def _next_port(listen: str, index: int) -> str:
+    """One setting for five processes on one machine: consecutive ports, as with CSM_LISTEN; 0 is any."""
+    host, _, port = listen.rpartition(":")
+    return f"{host}:{int(port) + index}" if port.isdigit() and int(port) else listen
