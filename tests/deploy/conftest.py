@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from support.telemetry import chain_under_observation, telemetry_tables
+from support.telemetry import chain_under_observation
+from support.telemetry import tables as telemetry_tables
 
 
 @pytest.fixture(scope="session")
