@@ -22,9 +22,9 @@ from opentelemetry import trace
 from gateway.config import GatewaySettings
 from gateway.tokens import Token, read_tokens
 from services.runtime import instruments, tls
-from services.runtime.errors import CallError, InvalidRequest, Overloaded
+from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted
+from services.runtime.reloadable_file import InvalidFile, ReloadableFile
 from services.runtime.settings import SettingError
-from services.runtime.watched import BadFile, WatchedFiles
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +64,14 @@ class Access(grpc.aio.ServerInterceptor):
         self._clock = clock
         self._usage: dict[str, _Usage] = {}
         self._caller: ContextVar[Token] = ContextVar("caller")
-        self._file: WatchedFiles[list[Token]] | None = None
+        self._file: ReloadableFile[list[Token]] | None = None
         if settings.tokens_file is not None:
             path = Path(settings.tokens_file)
             try:
-                self._file = WatchedFiles("tokens", [path], lambda: _tokens(path))
-            except BadFile as error:
+                self._file = ReloadableFile("tokens", [path], lambda: _tokens(path))
+            except InvalidFile as error:
                 raise SettingError(f"CSM_TOKENS_FILE: {error}") from error
-            instruments.watch(self._file, "csm.gateway.tokens.stale", lambda file: int(file.stale()))
+            instruments.observe(self._file, "csm.gateway.tokens.stale", lambda file: int(file.stale()))
             if not self._file.current():  # at the start a mistake; later the only way to take the last one out
                 raise SettingError(f"CSM_TOKENS_FILE: {path}: names no token")
         elif not tls.is_loopback(settings.listen):
@@ -135,7 +135,7 @@ class Access(grpc.aio.ServerInterceptor):
         usage = self._usage.setdefault(token.name, _Usage())
         if token.max_streams is not None and usage.calls >= token.max_streams:
             raise _limited(
-                "TOKEN_STREAMS", f"token {token.name}: all {token.max_streams} places are taken", _STREAM_RETRY_S
+                "TOKEN_STREAMS", f"token {token.name}: all {token.max_streams} permits are in use", _STREAM_RETRY_S
             )
         self._spend(token, usage, grant, characters)
         usage.calls += 1
@@ -152,7 +152,7 @@ class Access(grpc.aio.ServerInterceptor):
             return
         if characters > limit:
             instruments.refusals.add(1, {"reason": "TOKEN_CHARACTERS"})
-            raise InvalidRequest(
+            raise InvalidArgument(
                 "utterance.text", f"has {characters} characters, token {token.name} may have {limit} spoken a minute"
             )
         now_s = self._clock()
@@ -192,6 +192,6 @@ def _unauthenticated(reason: str, text: str) -> CallError:
     return CallError(grpc.StatusCode.UNAUTHENTICATED, text, reason=reason)
 
 
-def _limited(reason: str, text: str, retry_after_s: float) -> Overloaded:
+def _limited(reason: str, text: str, retry_after_s: float) -> ResourceExhausted:
     instruments.refusals.add(1, {"reason": reason})
-    return Overloaded(text, retry_after_s, reason=reason, final=True)
+    return ResourceExhausted(text, retry_after_s, reason=reason, retryable=False)

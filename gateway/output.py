@@ -8,7 +8,7 @@ from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
 
 from services.runtime.audio import MAX_RATE_HZ, MIN_RATE_HZ, to_bytes, wav_header
-from services.runtime.errors import InvalidRequest
+from services.runtime.errors import InvalidArgument
 
 _ENCODINGS = {
     common_pb2.AUDIO_ENCODING_UNSPECIFIED: "s16le",
@@ -26,14 +26,14 @@ class Output:
     """Writes one utterance. `feed` and `finish` give bytes; `samples` counts those written so far."""
 
     def __init__(self, options: speech_pb2.OutputOptions, sample_rate_hz: int):
-        """Raises: InvalidRequest naming the option and its limit."""
+        """Raises: InvalidArgument naming the option and its limit."""
         if options.encoding not in _ENCODINGS:
-            raise InvalidRequest("output.encoding", f"must be PCM_S16LE or PCM_F32LE, not {options.encoding}")
+            raise InvalidArgument("output.encoding", f"must be PCM_S16LE or PCM_F32LE, not {options.encoding}")
         if options.container not in _CONTAINERS:
-            raise InvalidRequest("output.container", f"must be RAW or WAV, not {options.container}")
+            raise InvalidArgument("output.container", f"must be RAW or WAV, not {options.container}")
         rate = options.sample_rate_hz if options.HasField("sample_rate_hz") else sample_rate_hz
         if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
-            raise InvalidRequest("output.sample_rate_hz", f"must be {MIN_RATE_HZ} to {MAX_RATE_HZ}, not {rate}")
+            raise InvalidArgument("output.sample_rate_hz", f"must be {MIN_RATE_HZ} to {MAX_RATE_HZ}, not {rate}")
         self.sample_rate_hz = rate
         self.samples = 0
         self.container = _CONTAINERS[options.container]

@@ -32,7 +32,7 @@ from gateway.stage_calls import end, place, read, send
 from gateway.stages import Stages
 from gateway.timeline import Timeline
 from services.runtime.audio import from_bytes, to_bytes
-from services.runtime.errors import Broken, CallError, Unavailable
+from services.runtime.errors import CallError, InternalError, UnavailableError
 
 # In flight inside a stage at most. The watermark's is on top of its look-ahead, which it holds by nature.
 CODEC_WINDOW_FRAMES = 128
@@ -130,7 +130,7 @@ class Synthesis:
                 await work
             except asyncio.CancelledError:
                 # Ours, when the utterance is over; otherwise gRPC cancelled the call under us.
-                self._outlet.fail(Unavailable("a stage's stream was broken off"))
+                self._outlet.fail(UnavailableError("a stage's stream was broken off"))
                 raise
             except Exception as error:
                 self._outlet.fail(error)
@@ -165,14 +165,14 @@ class Synthesis:
         await send("watermark", call, call.write(start))
         started = (await self._first("watermark", call, "started")).started
         if started.format != pcm:
-            raise Broken("watermark: answers in another format than it was asked for")
+            raise InternalError("watermark: answers in another format than it was asked for")
         self._lookahead_samples = started.lookahead_samples
         return call
 
     async def _first(self, stage: str, call: Any, event: str) -> Any:
         response = await read(stage, call, self._rename if stage == "backbone" else None)
         if response is None or response.WhichOneof("event") != event:
-            raise Broken(f"{stage}: the stream did not begin with {event}")
+            raise InternalError(f"{stage}: the stream did not begin with {event}")
         return response
 
     @staticmethod
@@ -216,7 +216,7 @@ class Synthesis:
                     await send("codec", codec, codec.done_writing())
                     return
                 case _:
-                    raise Broken("backbone: the stream ended without finished")
+                    raise InternalError("backbone: the stream ended without finished")
 
     async def _resume(self, broken: CallError) -> grpc.aio.UnaryStreamCall:
         """Take the utterance up on another replica: same prompt, same seed, the frames made so far.
@@ -230,7 +230,7 @@ class Synthesis:
 
     async def _audio_to_watermark(self, codec: grpc.aio.StreamStreamCall, watermark: grpc.aio.StreamStreamCall) -> None:
         if self._pcm_format.encoding not in _ENCODINGS:
-            raise Broken("codec: unknown sample encoding")
+            raise InternalError("codec: unknown sample encoding")
         encoding = _ENCODINGS[self._pcm_format.encoding]
         while True:
             response = await read("codec", codec)
@@ -247,13 +247,13 @@ class Synthesis:
                     await send("watermark", watermark, watermark.write(request))
                 case "finished":
                     if not self._all_to_codec or response.finished.frames != self.frames:
-                        raise Broken(f"codec: decoded {response.finished.frames} of {self.frames} frames")
+                        raise InternalError(f"codec: decoded {response.finished.frames} of {self.frames} frames")
                     await end("codec", codec)
                     self._all_to_watermark = True
                     await send("watermark", watermark, watermark.done_writing())
                     return
                 case _:
-                    raise Broken("codec: the stream ended without finished")
+                    raise InternalError("codec: the stream ended without finished")
 
     async def _marked_to_outlet(self, watermark: grpc.aio.StreamStreamCall) -> None:
         total = 0
@@ -269,9 +269,9 @@ class Synthesis:
                 case "finished":
                     expected = self.frames * self._samples_per_frame
                     if not self._all_to_watermark or total != expected:
-                        raise Broken(f"watermark: gave {total} of {expected} samples")
+                        raise InternalError(f"watermark: gave {total} of {expected} samples")
                     await end("watermark", watermark)
                     self._outlet.close()
                     return
                 case _:
-                    raise Broken("watermark: the stream ended without finished")
+                    raise InternalError("watermark: the stream ended without finished")

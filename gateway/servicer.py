@@ -22,7 +22,7 @@ from gateway.stages import StageInfo, Stages
 from models.bundle import Bundle
 from services.runtime import instruments
 from services.runtime.admission import Admission
-from services.runtime.errors import InvalidRequest, Unavailable, from_upstream
+from services.runtime.errors import InvalidArgument, UnavailableError, from_upstream
 from services.runtime.version import version
 
 log = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         self._settings, self._bundle, self._stages, self._ramp = settings, bundle, stages, ramp_frames
         self._streams = Admission("utterances", settings.max_streams)
         self._verifications = Admission("verifications", settings.max_verifications)
-        instruments.watch_places(self._streams, "csm.gateway.streams")
-        instruments.watch_places(self._verifications, "csm.gateway.verifications")
+        instruments.observe_admission(self._streams, "csm.gateway.streams")
+        instruments.observe_admission(self._verifications, "csm.gateway.verifications")
 
     async def StreamSynthesize(
         self, request: speech_pb2.StreamSynthesizeRequest, context: grpc.aio.ServicerContext
@@ -148,7 +148,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
                 log.info("speaker %d: %s", turn.speaker, turn.text)
         self._ready()
         if len(utterance.context) > self._settings.max_context_turns:
-            raise InvalidRequest(
+            raise InvalidArgument(
                 "utterance.context",
                 f"has {len(utterance.context)} turns, at most {self._settings.max_context_turns} are taken",
             )
@@ -169,7 +169,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             return None
         limit = self._settings.max_audio_ms
         if not 1 <= utterance.max_audio_ms <= limit:
-            raise InvalidRequest("utterance.max_audio_ms", f"must be 1 to {limit}, not {utterance.max_audio_ms}")
+            raise InvalidArgument("utterance.max_audio_ms", f"must be 1 to {limit}, not {utterance.max_audio_ms}")
         return math.ceil(utterance.max_audio_ms / 1000 * self._bundle.frame_rate_hz)
 
     def _timeout(self, context: grpc.aio.ServicerContext) -> Callable[[], float]:
@@ -185,7 +185,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
 
     def _ready(self) -> StageInfo:
         if self._stages.info is None:
-            raise Unavailable(f"the chain is not ready: {self._stages.why_not}", reason="NOT_READY")
+            raise UnavailableError(f"the chain is not ready: {self._stages.why_not}", reason="NOT_READY")
         return self._stages.info
 
     def _write(self, synthesis: Synthesis, output: Output, event: Marked) -> bytes:

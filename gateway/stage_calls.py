@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from services.runtime.errors import Broken, Overloaded, from_upstream
+from services.runtime.errors import InternalError, ResourceExhausted, from_upstream
 
 PLACE_ROUNDS = 3  # of tries at a place in a stage, five tries each
 
@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 
 async def place(open_stage: Callable[[], Awaitable[T]]) -> T:
-    """What `open_stage` gives. Raises: Overloaded when no replica has room, and whatever else it raises.
+    """What `open_stage` gives. Raises: ResourceExhausted when no replica has room, and whatever else it raises.
 
     gRPC takes a refusal to the next replica five times; while many utterances ask at once these need not
     be five different ones, so a few full replicas could hide one that has room.
     """
     for _ in range(PLACE_ROUNDS - 1):
-        with suppress(Overloaded):
+        with suppress(ResourceExhausted):
             return await open_stage()
     return await open_stage()
 
@@ -40,7 +40,7 @@ async def read(stage: str, call: Any, rename: Callable[[str], str] | None = None
 async def end(stage: str, call: Any) -> None:
     """Let a stream that said `finished` end by itself: a cancel now would be its outcome. Raises: CallError."""
     if await read(stage, call) is not None:
-        raise Broken(f"{stage}: the stream went on after finished")
+        raise InternalError(f"{stage}: the stream went on after finished")
 
 
 async def send(stage: str, call: Any, sending: Awaitable[None]) -> None:
@@ -51,6 +51,6 @@ async def send(stage: str, call: Any, sending: Awaitable[None]) -> None:
         # A write only says that the call is over; its status says why.
         code = await call.code()
         if code is grpc.StatusCode.OK:
-            raise Broken(f"{stage}: the stream ended before it was told to") from None
+            raise InternalError(f"{stage}: the stream ended before it was told to") from None
         metadata = await call.initial_metadata(), await call.trailing_metadata()
         raise from_upstream(stage, grpc.aio.AioRpcError(code, *metadata, await call.details())) from None

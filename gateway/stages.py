@@ -19,8 +19,8 @@ from models.bundle import Bundle
 from services.runtime import tls
 from services.runtime.channels import open_channel
 from services.runtime.identity import identity
+from services.runtime.reloadable_file import InvalidFile, ReloadableFile
 from services.runtime.settings import SettingError
-from services.runtime.watched import BadFile, WatchedFiles
 
 log = logging.getLogger(__name__)
 _ASK_S = 1.0  # between two rounds of questions, on average
@@ -125,13 +125,13 @@ def _describe(of: common_pb2.BundleIdentity) -> str:
     )
 
 
-def _credentials(settings: GatewaySettings) -> WatchedFiles[grpc.ChannelCredentials] | None:
+def _credentials(settings: GatewaySettings) -> ReloadableFile[grpc.ChannelCredentials] | None:
     """By CSM_UPSTREAM_*, for all four; None is plaintext, where that may be."""
     files = tls.ClientFiles(settings.upstream_ca_file, settings.upstream_cert_file, settings.upstream_key_file)
     if files:
         try:
-            return tls.watched_channel_credentials(files)
-        except BadFile as error:
+            return tls.reloadable_channel_credentials(files)
+        except InvalidFile as error:
             raise SettingError(
                 f"CSM_UPSTREAM_CA_FILE, CSM_UPSTREAM_CERT_FILE, CSM_UPSTREAM_KEY_FILE: {error}"
             ) from error

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.runtime.watched import BadFile
+from services.runtime.reloadable_file import InvalidFile
 
 _KEYS = ("sha256", "token", "max_streams", "characters_per_minute")
 _MOST = 10**9  # of a limit: beyond any use, and what a double can count
@@ -36,37 +36,39 @@ class Token:
 
 
 def read_tokens(path: Path) -> list[Token]:
-    """All tables of the file; none is nobody. Raises: BadFile, never with a token in its message."""
+    """All tables of the file; none is nobody. Raises: InvalidFile, never with a token in its message."""
     try:
         tables = tomllib.loads(path.read_bytes().decode())
     except OSError as error:
-        raise BadFile(f"{path}: {error.strerror}") from None
+        raise InvalidFile(f"{path}: {error.strerror}") from None
     except RecursionError:
-        raise BadFile(f"{path}: not TOML that can be read: nested too deep") from None
+        raise InvalidFile(f"{path}: not TOML that can be read: nested too deep") from None
     except ValueError as error:
         # What a decoder quotes of a file of secrets stays here; where it stopped does not.
         where = re.search(r"\(at [^)]*\)|$", str(error))[0]
-        raise BadFile(f"{path}: not TOML {where}".rstrip()) from None
+        raise InvalidFile(f"{path}: not TOML {where}".rstrip()) from None
     tokens = [_token(path, name, table) for name, table in tables.items()]
     hashes = [known for token in tokens for known in token.hashes]
     if len(set(hashes)) < len(hashes):
-        raise BadFile(f"{path}: the same token stands there twice")
+        raise InvalidFile(f"{path}: the same token stands there twice")
     return tokens
 
 
 def _token(path: Path, name: str, table: Any) -> Token:
     where = f"{path}: [{name}]"
     if not re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII) or not isinstance(table, dict):
-        raise BadFile(f"{path}: {name!r:.70} must be a table, its name letters, digits, '.', '_', '-'")
+        raise InvalidFile(f"{path}: {name!r:.70} must be a table, its name letters, digits, '.', '_', '-'")
     if unknown := sorted(set(table) - set(_KEYS)):
-        raise BadFile(f"{where}: {unknown[0]!r:.70} is none of {', '.join(_KEYS)}")
+        raise InvalidFile(f"{where}: {unknown[0]!r:.70} is none of {', '.join(_KEYS)}")
     hashes = [_digest(where, text) for text in _texts(where, table, "sha256")]
     for text in _texts(where, table, "token"):
         if not re.fullmatch(r"[!-~]+", text) or len(text) < _LEAST_CHARACTERS:
-            raise BadFile(f"{where}: token must be one word of visible ASCII, {_LEAST_CHARACTERS} characters or more")
+            raise InvalidFile(
+                f"{where}: token must be one word of visible ASCII, {_LEAST_CHARACTERS} characters or more"
+            )
         hashes.append(hashlib.sha256(text.encode()).digest())
     if not hashes:
-        raise BadFile(f"{where}: needs sha256 or token")
+        raise InvalidFile(f"{where}: needs sha256 or token")
     return Token(name, tuple(hashes), *(_limit(where, table, key) for key in ("max_streams", "characters_per_minute")))
 
 
@@ -74,18 +76,18 @@ def _texts(where: str, table: dict[str, Any], key: str) -> list[str]:
     value = table.get(key, [])
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
-        raise BadFile(f"{where}: {key} must be a string or a list of strings")
+        raise InvalidFile(f"{where}: {key} must be a string or a list of strings")
     return values
 
 
 def _digest(where: str, text: str) -> bytes:
     if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
-        raise BadFile(f"{where}: sha256 must be 64 hexadecimal digits")
+        raise InvalidFile(f"{where}: sha256 must be 64 hexadecimal digits")
     return bytes.fromhex(text)
 
 
 def _limit(where: str, table: dict[str, Any], key: str) -> int | None:
     value = table.get(key)
     if value is not None and (type(value) is not int or not 1 <= value <= _MOST):
-        raise BadFile(f"{where}: {key} must be a whole number, 1 to {_MOST}; without it there is no limit")
+        raise InvalidFile(f"{where}: {key} must be a whole number, 1 to {_MOST}; without it there is no limit")
     return value

@@ -47,7 +47,7 @@ def metrics():
         since = dict.fromkeys((sdk.Counter, sdk.Histogram), AggregationTemporality.DELTA)
         _reader = InMemoryMetricReader(preferred_temporality=since)
         api.set_meter_provider(sdk.MeterProvider([_reader]))
-    for readers in instruments._watched.values():
+    for readers in instruments._observed.values():
         readers.clear()  # what earlier tests have left alive
     _reader.get_metrics_data()
 

@@ -25,45 +25,45 @@ class BackboneSettings(ServerSettings):
         "how frames are run: eager, or graph, captured CUDA graphs; auto is graph on a GPU",
         choices=("auto", "eager", "graph"),
     )
-    threads: int = setting("CSM_BACKBONE_THREADS", 1, "CPU threads of one step", least=1, most=256)
-    slots: int = setting("CSM_BACKBONE_SLOTS", 4, "requests generated at once", least=1, most=4096)
-    queue: int = setting("CSM_BACKBONE_QUEUE", 8, "requests that may wait for a slot", least=0, most=4096)
+    threads: int = setting("CSM_BACKBONE_THREADS", 1, "CPU threads of one step", min=1, max=256)
+    slots: int = setting("CSM_BACKBONE_SLOTS", 4, "requests generated at once", min=1, max=4096)
+    queue: int = setting("CSM_BACKBONE_QUEUE", 8, "requests that may wait for a slot", min=0, max=4096)
     block_rows: int = setting(
         "CSM_BACKBONE_BLOCK_ROWS",
         4,
         "rows computed in one pass, idle ones included; more slots take more passes",
-        least=1,
-        most=4096,
+        min=1,
+        max=4096,
     )
     prefill_rows: int = setting(
         "CSM_BACKBONE_PREFILL_ROWS",
         0,
         "prompt rows read between two frames of the others, a multiple of 16; 0 is 64 when eager, 512 with graphs",
-        least=0,
-        most=4096,
+        min=0,
+        max=4096,
     )
     blocks: int = setting(
         "CSM_BACKBONE_BLOCKS",
         0,
         "blocks of 16 rows in the key-value cache; 0 is as many as all slots can fill",
-        least=0,
-        most=4_194_304,
+        min=0,
+        max=4_194_304,
     )
     share_prefixes: bool = setting(
         "CSM_BACKBONE_SHARE_PREFIXES", True, "requests whose prompts begin alike share what was read of them"
     )
-    max_frames: int = setting("CSM_BACKBONE_MAX_FRAMES", 1125, "longest utterance, frames", least=1, most=100_000)
+    max_frames: int = setting("CSM_BACKBONE_MAX_FRAMES", 1125, "longest utterance, frames", min=1, max=100_000)
     buffer_frames: int = setting(
         "CSM_BACKBONE_BUFFER_FRAMES",
         128,
         "frames a reader may leave unread before its slot pauses",
-        least=64,
-        most=4096,
+        min=64,
+        max=4096,
     )
     reader_stall_s: float = setting(
-        "CSM_BACKBONE_READER_STALL_S", 30.0, "a slot paused for longer is taken from its reader", least=0.1
+        "CSM_BACKBONE_READER_STALL_S", 30.0, "a slot paused for longer is taken from its reader", min=0.1
     )
     trace_steps: int = setting(
-        "CSM_BACKBONE_TRACE_STEPS", 0, "one step in so many is a span, linked to its requests; 0 is none", least=0
+        "CSM_BACKBONE_TRACE_STEPS", 0, "one step in so many is a span, linked to its requests; 0 is none", min=0
     )
-    stall_s: float = setting("CSM_BACKBONE_STALL_S", 30.0, "a step longer than this means a stuck device", least=1)
+    stall_s: float = setting("CSM_BACKBONE_STALL_S", 30.0, "a step longer than this means a stuck device", min=1)

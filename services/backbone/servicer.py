@@ -21,7 +21,7 @@ from services.backbone.prompt import Audio, PromptError, PromptLimits, Text
 from services.backbone.scheduler import Busy, Entry, Finish, Request, Sampling
 from services.backbone.step_report import StepReport
 from services.runtime import instruments
-from services.runtime.errors import CallError, InvalidRequest, Overloaded, Unavailable
+from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted, UnavailableError
 from services.runtime.identity import identity
 
 _GENERATE = {"stage": "backbone", "rpc.method": "Generate"}
@@ -62,7 +62,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             max_rows=bundle.generator.backbone.max_rows,
         )
         for name, value in _LOAD.items():
-            instruments.watch(engine, f"csm.backbone.{name}", lambda engine, value=value: value(engine.load()))
+            instruments.observe(engine, f"csm.backbone.{name}", lambda engine, value=value: value(engine.load()))
         engine.on_step = StepReport(trace_steps)
 
     async def Generate(
@@ -138,13 +138,13 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         return response
 
     def _read(self, request: backbone_pb2.GenerateRequest, sampling: Sampling, remaining_s: float | None) -> Request:
-        """The request as the engine takes it. Raises: InvalidRequest."""
+        """The request as the engine takes it. Raises: InvalidArgument."""
         # Before any list is built: an empty frame is two bytes, and millions fit a message. What is only
         # a little too long gets the exact answer below.
         rows = len(request.prompt) + len(request.generated)
         rows += sum(len(part.text.ids) + len(part.audio.frames) for part in request.prompt)
         if rows > 4 * self._limits.max_rows:
-            raise InvalidRequest(
+            raise InvalidArgument(
                 "prompt", f"takes more than {4 * self._limits.max_rows} rows, {self._limits.max_rows} fit"
             )
         parts: list[Text | Audio] = []
@@ -155,7 +155,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                 case "audio":
                     parts.append(Audio([frame.codes for frame in part.audio.frames]))
                 case _:
-                    raise InvalidRequest(f"prompt[{index}]", "must be text or audio")
+                    raise InvalidArgument(f"prompt[{index}]", "must be text or audio")
         try:
             prompt, max_frames = self._limits.build(
                 parts,
@@ -164,7 +164,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                 self._max_frames,
             )
         except PromptError as error:
-            raise InvalidRequest(error.field, error.description) from None
+            raise InvalidArgument(error.field, error.description) from None
         deadline_s = None if remaining_s is None else self._engine.now() + remaining_s
         return Request(
             prompt,
@@ -180,9 +180,9 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         try:
             return self._engine.submit(wanted)
         except Busy as busy:
-            raise Overloaded(str(busy), busy.retry_after_s) from None
+            raise ResourceExhausted(str(busy), busy.retry_after_s) from None
         except Stopping as stopping:
-            raise Unavailable(str(stopping)) from None
+            raise UnavailableError(str(stopping)) from None
 
     def _trace(self, generation: Generation) -> None:
         """Spans and times of what came before the first frame, made when all is over: they are the engine's."""
@@ -200,31 +200,31 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
 
 
 def _sampling(request: backbone_pb2.GenerateRequest) -> Sampling:
-    """Raises: InvalidRequest."""
+    """Raises: InvalidArgument."""
     options = request.sampling
     temperature = options.temperature if options.HasField("temperature") else 0.9
     if not 0 < temperature <= _MAX_TEMPERATURE:  # written so that NaN fails too
-        raise InvalidRequest(
+        raise InvalidArgument(
             "sampling.temperature", f"is {temperature:g}, must be greater than 0 and at most {_MAX_TEMPERATURE:g}"
         )
     temperature = max(temperature, _LEAST_TEMPERATURE)
     top_k = options.top_k if options.HasField("top_k") else 50
     if top_k < 1:
-        raise InvalidRequest("sampling.top_k", f"is {top_k}, must be at least 1")
+        raise InvalidArgument("sampling.top_k", f"is {top_k}, must be at least 1")
     if request.generated and not options.HasField("seed"):
-        raise InvalidRequest("sampling.seed", "must be given with generated: it is the earlier stream's")
+        raise InvalidArgument("sampling.seed", "must be given with generated: it is the earlier stream's")
     seed = options.seed if options.HasField("seed") else secrets.randbits(64)
     return Sampling(temperature, top_k, seed)
 
 
 def _chunks(policy: backbone_pb2.ChunkPolicy, frame_s: float) -> Chunks:
-    """Raises: InvalidRequest."""
+    """Raises: InvalidArgument."""
     for index, size in enumerate(policy.ramp_frames):
         if not 1 <= size <= _MAX_CHUNK_FRAMES:
-            raise InvalidRequest(f"chunk_policy.ramp_frames[{index}]", f"is {size}, must be 1 to {_MAX_CHUNK_FRAMES}")
+            raise InvalidArgument(f"chunk_policy.ramp_frames[{index}]", f"is {size}, must be 1 to {_MAX_CHUNK_FRAMES}")
     held_back = policy.held_back_frames if policy.HasField("held_back_frames") else None
     if held_back is not None and not 0 <= held_back <= _MAX_CHUNK_FRAMES:
-        raise InvalidRequest("chunk_policy.held_back_frames", f"is {held_back}, must be 0 to {_MAX_CHUNK_FRAMES}")
+        raise InvalidArgument("chunk_policy.held_back_frames", f"is {held_back}, must be 0 to {_MAX_CHUNK_FRAMES}")
     return Chunks(tuple(policy.ramp_frames), frame_s, held_back)
 
 
@@ -246,9 +246,9 @@ def _status(finish: Finish) -> CallError:
         case Finish.STALLED:
             return CallError(grpc.StatusCode.ABORTED, "frames were not read for too long", reason="READER_STALLED")
         case Finish.FAILED:
-            return Unavailable("the engine broke", "ENGINE_BROKEN")
+            return UnavailableError("the engine broke", "ENGINE_BROKEN")
         case _:
-            return Unavailable("the server is stopping")
+            return UnavailableError("the server is stopping")
 
 
 def _ns(seconds: float) -> int:

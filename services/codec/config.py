@@ -19,16 +19,14 @@ class CodecSettings(ServerSettings):
         "of products: fp32, or tf32, which a GPU is faster at; audio then differs by -68 dB",
         choices=("fp32", "tf32"),
     )
-    threads: int = setting("CSM_CODEC_THREADS", 1, "CPU threads of one pass", least=1, most=256)
-    slots: int = setting("CSM_CODEC_SLOTS", 8, "streams decoded at once", least=1, most=4096)
-    max_chunk_frames: int = setting(
-        "CSM_CODEC_MAX_CHUNK_FRAMES", 8, "frames of one stream in one pass", least=1, most=64
-    )
+    threads: int = setting("CSM_CODEC_THREADS", 1, "CPU threads of one pass", min=1, max=256)
+    slots: int = setting("CSM_CODEC_SLOTS", 8, "streams decoded at once", min=1, max=4096)
+    max_chunk_frames: int = setting("CSM_CODEC_MAX_CHUNK_FRAMES", 8, "frames of one stream in one pass", min=1, max=64)
     max_backlog_frames: int = setting(
         "CSM_CODEC_MAX_BACKLOG_FRAMES",
         128,
         "frames of one stream inside, unread audio included",
-        least=1,
-        most=4096,
+        min=1,
+        max=4096,
     )
-    stall_s: float = setting("CSM_CODEC_STALL_S", 30.0, "a pass longer than this means a stuck device", least=1)
+    stall_s: float = setting("CSM_CODEC_STALL_S", 30.0, "a pass longer than this means a stuck device", min=1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.runtime.lead import Lead
+from services.runtime.playback_deadline import PlaybackDeadline
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Line:
         self.slot: int | None = None
         self.waiting = 0  # frames that are in no pass yet
         self.owed: deque[tuple[int, float]] = deque()  # frames of each feed that is not answered yet, and when it came
-        self.lead = Lead(now_s)
+        self.deadline = PlaybackDeadline(now_s)
         self._frame_s = frame_s
         self._codes: deque[np.ndarray] = deque()  # what is left of each feed, [n, K], `waiting` frames in all
         self._parted = 0  # frames that the first of them had and has no more
@@ -70,7 +70,7 @@ class Line:
             taken.append(codes)
             count -= len(codes)
         if whole:
-            self.lead.gave(whole * self._frame_s, now_s)
+            self.deadline.audio_sent(whole * self._frame_s, now_s)
         return taken[0] if len(taken) == 1 else np.concatenate(taken)
 
     def put(self, samples: np.ndarray, frames: int, seconds: float) -> list[Audio]:

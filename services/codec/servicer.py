@@ -15,9 +15,9 @@ from models.bundle import Bundle
 from services.codec.frames import MAX_FRAMES, FramesError, codes_of
 from services.codec.worker import DecodeStream, DecodeWorker, WorkerError
 from services.runtime import instruments
-from services.runtime.admission import Admission, Openings
+from services.runtime.admission import Admission, PendingStreams
 from services.runtime.audio import to_bytes
-from services.runtime.errors import InvalidRequest, Unavailable
+from services.runtime.errors import InvalidArgument, UnavailableError
 from services.runtime.identity import identity
 
 _DECODE = {"stage": "codec", "rpc.method": "Decode"}
@@ -29,17 +29,17 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
     def __init__(self, bundle: Bundle, worker: DecodeWorker, slots: int):
         self._bundle, self._worker = bundle, worker
         self._slots = Admission("codec slots", slots)
-        self._openings = Openings("codec streams", 2 * slots + 64)
-        instruments.watch(worker, "csm.codec.slots.active", lambda worker: worker.active)
-        instruments.watch(worker, "csm.codec.slots.capacity", lambda _: slots)
+        self._pending = PendingStreams("codec streams", 2 * slots + 64)
+        instruments.observe(worker, "csm.codec.slots.active", lambda worker: worker.active)
+        instruments.observe(worker, "csm.codec.slots.capacity", lambda _: slots)
 
     async def Decode(
         self, request_iterator: AsyncIterator[codec_pb2.DecodeRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[codec_pb2.DecodeResponse]:
         began = time.perf_counter()
-        first = await self._openings.first(request_iterator)
+        first = await self._pending.first_message(request_iterator)
         if first is None or first.WhichOneof("event") != "start":
-            raise InvalidRequest("event", "the first message must be start")
+            raise InvalidArgument("event", "the first message must be start")
         with self._slots.enter():
             stream, feeder = self._open(), None
             try:
@@ -62,7 +62,7 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
                 finished.compute_duration.FromNanoseconds(int(compute_s * 1e9))
                 yield codec_pb2.DecodeResponse(finished=finished)
             except WorkerError as error:
-                raise Unavailable(str(error)) from None
+                raise UnavailableError(str(error)) from None
             finally:
                 stream.close()
                 if feeder is not None:
@@ -83,23 +83,23 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
         try:
             return self._worker.open()
         except WorkerError as error:
-            raise Unavailable(str(error)) from None
+            raise UnavailableError(str(error)) from None
 
     async def _feed(self, requests: AsyncIterator[codec_pb2.DecodeRequest], stream: DecodeStream) -> None:
         """Hand the caller's frames to the worker; whatever goes wrong ends the stream's audio with it."""
         try:
             async for request in requests:
                 if request.WhichOneof("event") != "frames":
-                    raise InvalidRequest("event", "every message after start must be frames")
+                    raise InvalidArgument("event", "every message after start must be frames")
                 # Before any list is built: an empty frame is two bytes, and millions fit a message.
                 if len(request.frames.frames) > MAX_FRAMES:
                     count = len(request.frames.frames)
-                    raise InvalidRequest("frames.frames", f"must hold 1 to {MAX_FRAMES} frames, not {count}")
+                    raise InvalidArgument("frames.frames", f"must hold 1 to {MAX_FRAMES} frames, not {count}")
                 frames = [frame.codes for frame in request.frames.frames]
                 try:
                     codes = codes_of(frames, codebooks=self._bundle.codebooks, bins=self._bundle.codec_bins)
                 except FramesError as error:
-                    raise InvalidRequest(f"frames.{error.field}", error.description) from None
+                    raise InvalidArgument(f"frames.{error.field}", error.description) from None
                 await stream.feed(codes)
             stream.finish()
         except Exception as error:

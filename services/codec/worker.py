@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 # Who has less than this left to play goes along in a pass of fewer frames than are waiting. More than the look-ahead
 # of the watermark (375 ms), until which nothing is heard yet.
 _CLOSE_S = 0.75
-_due = attrgetter("lead.due_s")
+_due = attrgetter("deadline.deadline_s")
 
 
 class Decoder(Protocol):
@@ -187,7 +187,7 @@ class DecodeWorker:
         fitting = [
             line
             for line in lines
-            if frames <= (waiting := line.waiting) and (waiting < end or line.lead.due_s < close_s)
+            if frames <= (waiting := line.waiting) and (waiting < end or line.deadline.deadline_s < close_s)
         ]
         return nsmallest(self._decoder.most_streams, fitting, key=_due), frames
 

@@ -22,7 +22,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.trace import SpanKind
 
 from services.runtime import instruments
-from services.runtime.errors import Broken, CallError, InvalidRequest, ReaderStalled
+from services.runtime.errors import CallError, InternalError, InvalidArgument, ReaderStalled
 from services.runtime.tracing import call_attributes, is_out_of_time, is_traced, record_code
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def _forgiving(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 def _decoded(request: Any) -> Any:
     if isinstance(request, _Undecodable):
-        raise InvalidRequest("request", "is not a valid protobuf message: its bytes are truncated or corrupt")
+        raise InvalidArgument("request", "is not a valid protobuf message: its bytes are truncated or corrupt")
     return request
 
 
@@ -155,7 +155,7 @@ class _Call:
                 code, text = _gone_code(self._context, self._timeout_s), "the caller is gone"
             elif error is not None:
                 log.exception("call failed", extra={"rpc": self._method}, exc_info=error)
-                error = Broken(f"internal error ({type(error).__name__})")
+                error = InternalError(f"internal error ({type(error).__name__})")
                 code, text = error.code, error.text
         finally:
             # Ended before the status is sent: whoever sees the status can find the span.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from services.runtime.watched import BadFile
+from services.runtime.reloadable_file import InvalidFile
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END CERTIFICATE-----", re.DOTALL)
 _SEQUENCE, _VERSION, _UTC_TIME = 0x30, 0xA0, 0x17
@@ -27,7 +27,7 @@ _REFUSED = {  # what OpenSSL says of PEM that is well formed
 }
 
 
-class CertificateError(BadFile):
+class CertificateError(InvalidFile):
     """A file holds no usable certificate or key. The message names it and says why."""
 
 

@@ -6,9 +6,9 @@ import json
 
 import grpc
 
-from services.runtime.renewed import RenewedChannel
+from services.runtime.reloadable_file import ReloadableFile
+from services.runtime.reloading_channel import ReloadingChannel
 from services.runtime.tracing import TracedChannel
-from services.runtime.watched import WatchedFiles
 
 MIB = 1024 * 1024
 
@@ -39,11 +39,11 @@ def open_channel(
     target: str,
     *,
     max_message_mib: int = 64,
-    credentials: WatchedFiles[grpc.ChannelCredentials] | None = None,
+    credentials: ReloadableFile[grpc.ChannelCredentials] | None = None,
 ) -> grpc.aio.Channel:
     """A channel to `target` (`host:port`; a name with several addresses is balanced over all of them).
 
-    credentials: from tls.watched_channel_credentials; None is plaintext. New connections follow the files.
+    credentials: from tls.reloadable_channel_credentials; None is plaintext. New connections follow the files.
 
     Not blocking: calls on a target that is down end with UNAVAILABLE at once, and the channel keeps
     looking for it, at most two seconds apart.
@@ -70,7 +70,7 @@ def open_channel(
     ]
     if credentials is None:
         return TracedChannel(grpc.aio.insecure_channel(target, options=options))
-    return RenewedChannel(
+    return ReloadingChannel(
         target,
         credentials,
         lambda now: TracedChannel(grpc.aio.secure_channel(target, now, options=options)),

@@ -1,11 +1,11 @@
 """Errors that travel as a gRPC status with google.rpc details. Servicers raise them, `calls` sends them.
 
 CallError                 any status
- ├─ InvalidRequest        INVALID_ARGUMENT + BadRequest: which field, which limit
- ├─ Overloaded            RESOURCE_EXHAUSTED + RetryInfo: come back in so many seconds
- ├─ Unavailable           UNAVAILABLE: this server or a stage behind it went away
+ ├─ InvalidArgument        INVALID_ARGUMENT + BadRequest: which field, which limit
+ ├─ ResourceExhausted            RESOURCE_EXHAUSTED + RetryInfo: come back in so many seconds
+ ├─ UnavailableError           UNAVAILABLE: this server or a stage behind it went away
  ├─ ReaderStalled         ABORTED: the caller stopped reading
- └─ Broken                INTERNAL: our fault
+ └─ InternalError                INTERNAL: our fault
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class CallError(Exception):
     """Ends a call with `code`, a one-line message and google.rpc details.
 
     reason: UPPER_SNAKE_CASE, stable, for programs (ErrorInfo.reason).
-    final: the caller's channel is told not to try again by itself. So each failure is tried again by
-    the hop next to it and by no other, and a limit of the caller's own is not knocked at.
+    retryable: False tells the caller's channel not to retry by itself, so that each failure is retried
+    by the hop next to it and by no other.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class CallError(Exception):
         *,
         reason: str,
         details: Sequence[message.Message] = (),
-        final: bool = False,
+        retryable: bool = True,
     ):
         super().__init__(text)
         self.code, self.text, self.reason = code, text, reason
-        self.details, self.final = list(details), final
+        self.details, self.retryable = list(details), retryable
 
     def status(self) -> grpc.Status:
         """What context.abort_with_status takes."""
@@ -51,12 +51,12 @@ class CallError(Exception):
             box.Pack(detail)
             packed.append(box)
         status = rpc_status.to_status(status_pb2.Status(code=self.code.value[0], message=self.text, details=packed))
-        if self.final:
+        if not self.retryable:
             status = status._replace(trailing_metadata=(*status.trailing_metadata, _NO_RETRY))
         return status
 
 
-class InvalidRequest(CallError):
+class InvalidArgument(CallError):
     """A field breaks a limit. `field` is its path in the request, `description` says the limit."""
 
     def __init__(self, field: str, description: str):
@@ -70,10 +70,10 @@ class InvalidRequest(CallError):
         self.field, self.description = field, description
 
 
-class Overloaded(CallError):
+class ResourceExhausted(CallError):
     """No room now; `retry_after_s` is when trying again makes sense."""
 
-    def __init__(self, text: str, retry_after_s: float, *, reason: str = "OVERLOADED", final: bool = False):
+    def __init__(self, text: str, retry_after_s: float, *, reason: str = "OVERLOADED", retryable: bool = True):
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(retry_after_s * 1e9))
         super().__init__(
@@ -81,12 +81,12 @@ class Overloaded(CallError):
             text,
             reason=reason,
             details=[error_details_pb2.RetryInfo(retry_delay=delay)],
-            final=final,
+            retryable=retryable,
         )
         self.retry_after_s = retry_after_s
 
 
-class Unavailable(CallError):
+class UnavailableError(CallError):
     """This server, or a stage behind it, is going or gone; another try may find it back."""
 
     def __init__(self, text: str, reason: str = "STAGE_UNAVAILABLE"):
@@ -101,7 +101,7 @@ class ReaderStalled(CallError):
         super().__init__(grpc.StatusCode.ABORTED, text, reason="READER_STALLED")
 
 
-class Broken(CallError):
+class InternalError(CallError):
     """Something that must not happen did."""
 
     def __init__(self, text: str, reason: str = "INTERNAL"):
@@ -130,10 +130,10 @@ def from_upstream(stage: str, error: grpc.aio.AioRpcError, rename: Callable[[str
     A refusal keeps its code and details; `rename` turns the stage's field paths into the caller's.
     Without it, what the stage was sent is ours, not the caller's: a refused field is our fault.
     A stage that broke or vanished is said to have done so: CANCELLED and UNKNOWN are no news to a
-    caller who cancelled nothing. Our channel to the stage has tried again what may be: it is final.
+    caller who cancelled nothing. Our channel to the stage has done the retries: the error is not retryable.
     """
     told = _from_upstream(stage, error, rename)
-    told.final = True
+    told.retryable = False
     return told
 
 
@@ -144,10 +144,10 @@ def _from_upstream(stage: str, error: grpc.aio.AioRpcError, rename: Callable[[st
         if isinstance(detail, error_details_pb2.BadRequest) and detail.field_violations:
             first = detail.field_violations[0]
             if rename is None:
-                return Broken(f"the {stage} stage refused what it was sent ({text})", reason="STAGE_FAILED")
-            return InvalidRequest(rename(first.field), first.description)
+                return InternalError(f"the {stage} stage refused what it was sent ({text})", reason="STAGE_FAILED")
+            return InvalidArgument(rename(first.field), first.description)
         if isinstance(detail, error_details_pb2.RetryInfo):
-            return Overloaded(text, detail.retry_delay.ToNanoseconds() / 1e9)
+            return ResourceExhausted(text, detail.retry_delay.ToNanoseconds() / 1e9)
     match error.code():
         case (
             grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.RESOURCE_EXHAUSTED | grpc.StatusCode.DEADLINE_EXCEEDED
@@ -155,8 +155,10 @@ def _from_upstream(stage: str, error: grpc.aio.AioRpcError, rename: Callable[[st
             return CallError(code, text, reason=code.name)
         # gRPC's own words when a write meets the end of the call: the stage's real status is lost then.
         case grpc.StatusCode.INTERNAL if error.details() == "Internal error from Core":
-            return Unavailable(f"the {stage} stage's stream was broken off")
+            return UnavailableError(f"the {stage} stage's stream was broken off")
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
-            return Unavailable(f"the {stage} stage went away or cannot be reached ({error.details() or 'no details'})")
+            return UnavailableError(
+                f"the {stage} stage went away or cannot be reached ({error.details() or 'no details'})"
+            )
         case _:
-            return Broken(text, reason="STAGE_FAILED")
+            return InternalError(text, reason="STAGE_FAILED")

@@ -1,7 +1,7 @@
 """Every metric of the system, by its OpenTelemetry name; deploy/telemetry.md says what each tells.
 
 Instruments that servers record into are module attributes. Values that somebody already holds, such
-as slots in use, are read when they are asked for: `watch(pool, "csm.codec.slots.active", read)`.
+as slots in use, are read when they are asked for: `observe(pool, "csm.codec.slots.active", read)`.
 
 Units in braces are annotations: Prometheus names carry none, so `csm.codec.slots.active` is
 `csm_codec_slots_active` there, by whichever road it came. Nothing here is by caller, text or trace:
@@ -72,7 +72,7 @@ cache_lookups = _meter.create_counter(
     "csm.tokenizer.cache.lookups", "{lookup}", "clips looked up among those encoded before"
 )
 
-# Name → (unit, description) of what `watch` takes.
+# Name → (unit, description) of what `observe` takes.
 _GAUGES = {
     "csm.ready": ("{server}", "1 while the health service says that calls can be served, else 0"),
     "csm.gateway.streams.active": ("{stream}", "utterances being made"),
@@ -122,35 +122,35 @@ class _Reader(NamedTuple):
     labels: tuple[tuple[str, str], ...]
 
 
-_watched: dict[str, WeakKeyDictionary[Any, _Reader]] = {}
+_observed: dict[str, WeakKeyDictionary[Any, _Reader]] = {}
 
 
-def begin(service: str) -> None:
+def init_counters(service: str) -> None:
     """Show the counters of `service`, all at 0. Once, when the exporters are there."""
     for counter, labels in _ZEROS.get(service, ()):
         counter.add(0, labels)
 
 
-def watch(owner: T, name: str, read: Callable[[T], float], labels: Mapping[str, str] | None = None) -> None:
+def observe(owner: T, name: str, read: Callable[[T], float], labels: Mapping[str, str] | None = None) -> None:
     """Export `read(owner)` under `name` for as long as `owner` lives; of several owners with the same labels, the sum.
 
     read: called by whatever thread exports. It must not hold the owner itself, which would never go.
     """
-    if name not in _watched:
-        readers = _watched[name] = WeakKeyDictionary()
+    if name not in _observed:
+        readers = _observed[name] = WeakKeyDictionary()
         make, of = (
             (_meter.create_observable_gauge, _GAUGES)
             if name in _GAUGES
             else (_meter.create_observable_counter, _COUNTERS)
         )
         make(name, [lambda _: _read(readers)], *of[name])
-    _watched[name][owner] = _Reader(read, tuple((labels or {}).items()))
+    _observed[name][owner] = _Reader(read, tuple((labels or {}).items()))
 
 
-def watch_places(owner: Any, name: str) -> None:
-    """An Admission's places: `<name>.active` and `<name>.capacity`."""
-    watch(owner, f"{name}.active", lambda places: places.inside)
-    watch(owner, f"{name}.capacity", lambda places: places.limit)
+def observe_admission(owner: Any, name: str) -> None:
+    """An Admission's permits: `<name>.active` and `<name>.capacity`."""
+    observe(owner, f"{name}.active", lambda admission: admission.in_flight)
+    observe(owner, f"{name}.capacity", lambda admission: admission.limit)
 
 
 def _read(readers: WeakKeyDictionary[Any, _Reader]) -> Iterable[metrics.Observation]:

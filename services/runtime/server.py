@@ -32,8 +32,8 @@ from services.runtime import instruments, logs, telemetry, tls
 from services.runtime.calls import CallInterceptor
 from services.runtime.channels import FLOW_CONTROL, MIB
 from services.runtime.health import Health
-from services.runtime.open_calls import MAX_REQUEST_BYTES, OpenCalls
-from services.runtime.settings import ServerSettings, SettingError, StartError, describe, manual, read
+from services.runtime.public_methods import MAX_REQUEST_BYTES, PublicMethodGuard
+from services.runtime.settings import ServerSettings, SettingError, StartError, as_dict, help_text, read
 
 log = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -72,7 +72,7 @@ class StageServer:
         self._stage, self._settings = stage, settings
         self._draining = False
         self._ready = False  # what health said last
-        instruments.watch(self, "csm.ready", lambda server: int(server._ready), {"rpc.service": stage.service})
+        instruments.observe(self, "csm.ready", lambda server: int(server._ready), {"rpc.service": stage.service})
         self._lifeless = 0  # looks in a row that found the stage not live
         self.dead = asyncio.Event()  # set once the stage is no longer live
         self._watcher: asyncio.Task[None] | None = None
@@ -80,7 +80,7 @@ class StageServer:
         self.health_address: str | None = None  # of the health checks' own server, once it listens
         self._health = Health()
         self._server = grpc.aio.server(
-            interceptors=[OpenCalls(), CallInterceptor(settings.reader_stall_s), *stage.interceptors],
+            interceptors=[PublicMethodGuard(), CallInterceptor(settings.reader_stall_s), *stage.interceptors],
             options=[
                 # gRPC's own default is 1, and two servers would share a port silently.
                 ("grpc.so_reuseport", int(settings.share_port)),
@@ -185,7 +185,7 @@ def main(
     argparse.ArgumentParser(
         prog=name,
         description=f"The {name} service of CSM. It reads its settings from the environment:",
-        epilog=manual(settings_type),
+        epilog=help_text(settings_type),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
     try:
@@ -208,7 +208,7 @@ def main(
 
 
 async def _serve(name: str, settings: S, open_stage: Callable[[S], AbstractAsyncContextManager[Stage]]) -> int:
-    log.info("settings %s", json.dumps(describe(settings), default=str))
+    log.info("settings %s", json.dumps(as_dict(settings), default=str))
     stopping = asyncio.Event()
     signals = 0
 

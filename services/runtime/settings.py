@@ -2,7 +2,7 @@
 
     @dataclass(frozen=True)
     class CodecSettings(ServerSettings):
-        slots: int = setting("CSM_CODEC_SLOTS", 8, "streams decoded at once", least=1, most=4096)
+        slots: int = setting("CSM_CODEC_SLOTS", 8, "streams decoded at once", min=1, max=4096)
 
     settings = read(CodecSettings)
 
@@ -35,16 +35,16 @@ def setting(
     default: Any,
     doc: str,
     *,
-    least: float | None = None,
-    most: float | None = None,
+    min: float | None = None,
+    max: float | None = None,
     choices: tuple[str, ...] | None = None,
     secret: bool = False,
 ) -> Any:
     """A dataclass field that is read from environment variable `name`.
 
-    least, most: inclusive limits of a number. secret: the value is never printed.
+    min, max: inclusive limits of a number. secret: the value is never printed.
     """
-    meta = {"env": name, "doc": doc, "least": least, "most": most, "choices": choices, "secret": secret}
+    meta = {"env": name, "doc": doc, "min": min, "max": max, "choices": choices, "secret": secret}
     return dataclasses.field(default=default, metadata=meta)
 
 
@@ -55,23 +55,23 @@ class ServerSettings:
     listen: str = setting("CSM_LISTEN", "127.0.0.1:0", "address and port to listen on")
     model: str = setting("CSM_MODEL", "embedded", "bundle: embedded, noise, csm-1b, or a folder with a bundle.toml")
     drain_s: float = setting(
-        "CSM_DRAIN_S", 0.0, "after SIGTERM: seconds of NOT_SERVING before calls are refused", least=0, most=600
+        "CSM_DRAIN_S", 0.0, "after SIGTERM: seconds of NOT_SERVING before calls are refused", min=0, max=600
     )
     grace_s: float = setting(
-        "CSM_GRACE_S", 120.0, "after draining: seconds that running calls may take", least=0, most=3600
+        "CSM_GRACE_S", 120.0, "after draining: seconds that running calls may take", min=0, max=3600
     )
     reader_stall_s: float = setting(
-        "CSM_READER_STALL_S", 30.0, "a stream whose reader takes nothing for longer is ended", least=0.1, most=3600
+        "CSM_READER_STALL_S", 30.0, "a stream whose reader takes nothing for longer is ended", min=0.1, max=3600
     )
     share_port: bool = setting(
         "CSM_SHARE_PORT", False, "other processes may listen on the same port: the kernel spreads connections over them"
     )
-    max_message_mib: int = setting("CSM_MAX_MESSAGE_MIB", 64, "largest message taken, MiB", least=1, most=1024)
+    max_message_mib: int = setting("CSM_MAX_MESSAGE_MIB", 64, "largest message taken, MiB", min=1, max=1024)
     max_connection_age_s: int = setting(
-        "CSM_MAX_CONNECTION_AGE_S", 30, "connections are renewed after this, so that new replicas are found", least=1
+        "CSM_MAX_CONNECTION_AGE_S", 30, "connections are renewed after this, so that new replicas are found", min=1
     )
     connection_grace_s: int = setting(
-        "CSM_CONNECTION_GRACE_S", 600, "how long calls on a connection that is renewed may go on", least=1
+        "CSM_CONNECTION_GRACE_S", 600, "how long calls on a connection that is renewed may go on", min=1
     )
     metrics_listen: str | None = setting(
         "CSM_METRICS_LISTEN", None, "host:port where Prometheus may fetch metrics; without it, nowhere"
@@ -115,7 +115,7 @@ def read(cls: type[T], environ: Mapping[str, str] | None = None, **overrides: An
     return cls(**values)
 
 
-def describe(settings: Any) -> dict[str, Any]:
+def as_dict(settings: Any) -> dict[str, Any]:
     """Environment name → value in use, secrets masked; printed once at start."""
     shown = {}
     for field in dataclasses.fields(settings):
@@ -126,15 +126,15 @@ def describe(settings: Any) -> dict[str, Any]:
     return shown
 
 
-def manual(cls: type[Any]) -> str:
+def help_text(cls: type[Any]) -> str:
     """What can be set, for who asks on a command line: each variable, its default and limits, what it is."""
     lines = []
     for field in dataclasses.fields(cls):
         meta = field.metadata
         told = [] if field.default is None else [f"default {field.default}"]
         told += [", ".join(meta["choices"])] if meta["choices"] else []
-        told += [f"at least {meta['least']}"] if meta["least"] is not None else []
-        told += [f"at most {meta['most']}"] if meta["most"] is not None else []
+        told += [f"at least {meta['min']}"] if meta["min"] is not None else []
+        told += [f"at most {meta['max']}"] if meta["max"] is not None else []
         lines.append(f"  {meta['env']}" + (f"  ({'; '.join(told)})" if told else ""))
         lines += textwrap.wrap(meta["doc"], 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
@@ -152,13 +152,13 @@ def _parse(name: str, text: str, kind: Any) -> Any:
 
 
 def _check(name: str, value: Any, meta: Mapping[str, Any]) -> Any:
-    least, most, choices = meta.get("least"), meta.get("most"), meta.get("choices")
+    minimum, maximum, choices = meta.get("min"), meta.get("max"), meta.get("choices")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         # Written so that NaN fails too.
-        if least is not None and not value >= least:
-            raise SettingError(f"{name}={value}: must be at least {least}")
-        if most is not None and not value <= most:
-            raise SettingError(f"{name}={value}: must be at most {most}")
+        if minimum is not None and not value >= minimum:
+            raise SettingError(f"{name}={value}: must be at least {minimum}")
+        if maximum is not None and not value <= maximum:
+            raise SettingError(f"{name}={value}: must be at most {maximum}")
     if choices is not None and value not in choices:
         raise SettingError(f"{name}={value!r}: must be one of {', '.join(choices)}")
     return value

@@ -45,7 +45,7 @@ def configure(service: str, *, metrics_listen: str | None = None) -> None:
         readers.append(_prometheus(metrics_listen))
     trace.set_tracer_provider(tracer_provider)
     metrics.set_meter_provider(MeterProvider(resource=resource, metric_readers=readers))
-    instruments.begin(service)
+    instruments.init_counters(service)
 
 
 def shutdown() -> None:

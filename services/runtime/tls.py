@@ -17,8 +17,8 @@ from opentelemetry import metrics
 
 from services.runtime import certificates
 from services.runtime.certificates import CertificateError, KeyPair
+from services.runtime.reloadable_file import InvalidFile, ReloadableFile
 from services.runtime.settings import ServerSettings, SettingError
-from services.runtime.watched import BadFile, WatchedFiles
 
 log = logging.getLogger(__name__)
 INSECURE = "CSM_INSECURE"
@@ -65,9 +65,9 @@ def channel_credentials(files: ClientFiles) -> grpc.ChannelCredentials:
     )
 
 
-def watched_channel_credentials(files: ClientFiles) -> WatchedFiles[grpc.ChannelCredentials]:
-    """What the files hold at each new connection. Raises: BadFile for what they hold now."""
-    return WatchedFiles("certificates for calls", files.paths, lambda: channel_credentials(files))
+def reloadable_channel_credentials(files: ClientFiles) -> ReloadableFile[grpc.ChannelCredentials]:
+    """What the files hold at each new connection. Raises: InvalidFile for what they hold now."""
+    return ReloadableFile("certificates for calls", files.paths, lambda: channel_credentials(files))
 
 
 def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
@@ -89,8 +89,8 @@ def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | Non
         return grpc.ssl_server_certificate_configuration([(pair.key, pair.chain)], authorities)
 
     try:
-        files = WatchedFiles("certificates of this server", [path for path in (cert, key, ca) if path], load)
-    except BadFile as error:
+        files = ReloadableFile("certificates of this server", [path for path in (cert, key, ca) if path], load)
+    except InvalidFile as error:
         names = "CSM_TLS_CERT_FILE, CSM_TLS_KEY_FILE" + (", CSM_TLS_CLIENT_CA_FILE" if ca else "")
         raise SettingError(f"{names}: {error}") from error
     given = files.current()

@@ -13,7 +13,7 @@ from csm.tokenizer.v1 import tokenizer_pb2_grpc
 from models.bundle import load_bundle
 from models.device import usable_device
 from models.mimi import load_mimi
-from services.runtime.batches import Batches
+from services.runtime.batcher import Batcher
 from services.runtime.pool import Pool
 from services.runtime.server import Stage, main
 from services.tokenizer.batch_policy import batch_policy
@@ -35,8 +35,8 @@ async def open_stage(settings: TokenizerSettings) -> AsyncIterator[Stage]:
     pool = Pool("tokenizer-encoder", settings.encoders, stall_s=settings.stall_s)
     max_batch = settings.batch or (1 if device.type == "cpu" else 32)
     max_samples = int(settings.batch_audio_s * encoder.sample_rate_hz)
-    batches = Batches(encoder.encode_all, pool, max_batch, partial(batch_policy, max_samples=max_samples))
-    servicer = TokenizerServicer(settings, bundle, text, batches)
+    batcher = Batcher(encoder.encode_all, pool, max_batch, partial(batch_policy, max_samples=max_samples))
+    servicer = TokenizerServicer(settings, bundle, text, batcher)
     try:
         yield Stage(
             service="csm.tokenizer.v1.TokenizerService",

@@ -15,8 +15,8 @@ from models.bundle import Bundle
 from services.runtime import instruments
 from services.runtime.admission import Admission
 from services.runtime.audio import AudioError, Clip, read_raw, read_wav, resample
-from services.runtime.batches import Batches
-from services.runtime.errors import InvalidRequest
+from services.runtime.batcher import Batcher
+from services.runtime.errors import InvalidArgument
 from services.runtime.identity import identity
 from services.tokenizer.cache import FrameCache, content_key
 from services.tokenizer.config import TokenizerSettings
@@ -38,15 +38,15 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         settings: TokenizerSettings,
         bundle: Bundle,
         text: TextTokenizer,
-        encoding: Batches[np.ndarray, np.ndarray],
+        encoding: Batcher[np.ndarray, np.ndarray],
     ):
         self._settings, self._bundle = settings, bundle
         self._text, self._encoding = text, encoding
         self._cache = FrameCache(settings.cache_mib * 1024 * 1024)
         self._encodings = Admission("audio encodings", settings.max_encodings)
-        instruments.watch_places(self._encodings, "csm.tokenizer.encodings")
-        instruments.watch(self._cache, "csm.tokenizer.cache.size", lambda cache: cache.size_bytes)
-        instruments.watch(self._cache, "csm.tokenizer.cache.capacity", lambda cache: cache.max_bytes)
+        instruments.observe_admission(self._encodings, "csm.tokenizer.encodings")
+        instruments.observe(self._cache, "csm.tokenizer.cache.size", lambda cache: cache.size_bytes)
+        instruments.observe(self._cache, "csm.tokenizer.cache.capacity", lambda cache: cache.max_bytes)
 
     async def Tokenize(
         self, request: tokenizer_pb2.TokenizeRequest, context: grpc.aio.ServicerContext
@@ -54,13 +54,13 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         began = time.perf_counter()
         count, most = len(request.segments), self._settings.max_segments
         if not 1 <= count <= most:
-            raise InvalidRequest("segments", f"must hold 1 to {most} segments, not {count}")
+            raise InvalidArgument("segments", f"must hold 1 to {most} segments, not {count}")
         response = tokenizer_pb2.TokenizeResponse()
         for i, segment in enumerate(request.segments):
             try:
                 ids = self._text.encode(segment.speaker, segment.text)
             except TextError as error:
-                raise InvalidRequest(f"segments[{i}].{error.field}", error.description) from None
+                raise InvalidArgument(f"segments[{i}].{error.field}", error.description) from None
             response.segments.add(ids=ids)
             await asyncio.sleep(0)  # a request of many long texts lets others in between
         instruments.stage_first_output.record(time.perf_counter() - began, _TOKENIZE)
@@ -74,7 +74,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
             try:
                 clip, key = await asyncio.to_thread(self._read, request.audio)
             except AudioError as error:
-                raise InvalidRequest(f"audio.{error.field}", error.description) from None
+                raise InvalidArgument(f"audio.{error.field}", error.description) from None
             response = tokenizer_pb2.EncodeAudioResponse()
             response.audio_duration.FromNanoseconds(round(clip.duration_s * 1e9))
 
@@ -85,7 +85,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
                 instruments.stage_chunk.record(done.seconds, _ENCODE)
                 instruments.stage_queue.record(max(0.0, time.perf_counter() - asked - done.seconds), _ENCODE)
                 if span.is_recording():  # else this caller has left the making to others who want the same clip
-                    span.set_attribute("csm.batch_size", done.pieces)
+                    span.set_attribute("csm.batch_size", done.batch_size)
                 response.compute_duration.FromNanoseconds(int((resampling_s + done.share_s) * 1e9))
                 return done.result
 

@@ -12,7 +12,7 @@ from csm.watermark.v1 import watermark_pb2_grpc
 
 from models.bundle import load_bundle
 from models.device import usable_device
-from services.runtime.batches import Batches
+from services.runtime.batcher import Batcher
 from services.runtime.pool import Pool
 from services.runtime.server import Stage, main
 from services.watermark.company import company
@@ -49,8 +49,8 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
     marking = Pool("watermark-marking", settings.workers or (1 if is_cpu else 2), stall_s=settings.stall_s)
     searching = Pool("watermark-searching", settings.detections)
     most, most_samples = settings.batch or (1 if is_cpu else 256), embedder.pass_samples
-    batches = Batches(embedder.advance, marking, most, partial(company, most_samples=most_samples))
-    servicer = WatermarkServicer(settings, bundle, key, embedder, detector, batches, searching)
+    batcher = Batcher(embedder.advance, marking, most, partial(company, most_samples=most_samples))
+    servicer = WatermarkServicer(settings, bundle, key, embedder, detector, batcher, searching)
     try:
         yield Stage(
             service="csm.watermark.v1.WatermarkService",

@@ -30,28 +30,28 @@ class WatermarkSettings(ServerSettings):
         "where the others are slower; marks then differ by -65 dB",
         choices=("fp32", "tf32", "fp16"),
     )
-    threads: int = setting("CSM_WATERMARK_THREADS", 1, "CPU threads of one pass", least=1, most=256)
+    threads: int = setting("CSM_WATERMARK_THREADS", 1, "CPU threads of one pass", min=1, max=256)
     workers: int | None = setting(
         "CSM_WATERMARK_WORKERS",
         None,
         "passes worked on at one moment; default: 2 on an accelerator, where one gathers while one computes, 1 on the CPU",
-        least=1,
-        most=256,
+        min=1,
+        max=256,
     )
     batch: int | None = setting(
         "CSM_WATERMARK_BATCH",
         None,
         "streams marked in one pass; default: 256 on an accelerator, 1 on the CPU, which more does not help",
-        least=1,
-        most=4096,
+        min=1,
+        max=4096,
     )
-    streams: int = setting("CSM_WATERMARK_STREAMS", 16, "streams open at once", least=1, most=4096)
-    detections: int = setting("CSM_WATERMARK_DETECTIONS", 2, "Detect calls at once", least=1, most=256)
+    streams: int = setting("CSM_WATERMARK_STREAMS", 16, "streams open at once", min=1, max=4096)
+    detections: int = setting("CSM_WATERMARK_DETECTIONS", 2, "Detect calls at once", min=1, max=256)
     max_detect_s: float = setting(
-        "CSM_WATERMARK_MAX_DETECT_S", 120.0, "longest clip that Detect takes, seconds", least=1, most=600
+        "CSM_WATERMARK_MAX_DETECT_S", 120.0, "longest clip that Detect takes, seconds", min=1, max=600
     )
     sdr_db: float | None = setting(
-        "CSM_WATERMARK_SDR_DB", None, "how far the mark lies below the speech; default: the bundle's", least=0, most=60
+        "CSM_WATERMARK_SDR_DB", None, "how far the mark lies below the speech; default: the bundle's", min=0, max=60
     )
     level: str = setting(
         "CSM_WATERMARK_LEVEL",
@@ -59,7 +59,7 @@ class WatermarkSettings(ServerSettings):
         "what speech level the mark follows: the stream's own, or a fixed one",
         choices=("running", "fixed"),
     )
-    stall_s: float = setting("CSM_WATERMARK_STALL_S", 30.0, "a chunk longer than this means a stuck device", least=1)
+    stall_s: float = setting("CSM_WATERMARK_STALL_S", 30.0, "a chunk longer than this means a stuck device", min=1)
 
 
 def deployment_key(settings: WatermarkSettings, bundle: Bundle, length: int) -> bytes:

@@ -17,7 +17,7 @@ from opentelemetry import trace
 
 from models.bundle import Bundle
 from services.runtime import instruments
-from services.runtime.admission import Admission, Openings
+from services.runtime.admission import Admission, PendingStreams
 from services.runtime.audio import (
     MAX_PEAK,
     AudioError,
@@ -28,10 +28,10 @@ from services.runtime.audio import (
     read_wav,
     to_bytes,
 )
-from services.runtime.batches import Batches
-from services.runtime.errors import Broken, InvalidRequest
+from services.runtime.batcher import Batcher
+from services.runtime.errors import InternalError, InvalidArgument
 from services.runtime.identity import identity
-from services.runtime.lead import Lead
+from services.runtime.playback_deadline import PlaybackDeadline
 from services.runtime.pool import Pool
 from services.watermark.config import WatermarkSettings
 from services.watermark.key import check_key
@@ -62,7 +62,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         key: bytes,
         embedder: Embedder,
         detector: Detector,
-        marking: Batches[tuple[EmbedStream, np.ndarray | None], np.ndarray],
+        marking: Batcher[tuple[EmbedStream, np.ndarray | None], np.ndarray],
         searching: Pool,
     ):
         self._settings, self._bundle, self._key = settings, bundle, key
@@ -70,18 +70,18 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         self._marking, self._searching = marking, searching
         self._first_samples = embedder.first_samples
         self._streams = Admission("watermark streams", settings.streams)
-        self._openings = Openings("watermark streams", 2 * settings.streams + 64)
+        self._pending = PendingStreams("watermark streams", 2 * settings.streams + 64)
         self._detections = Admission("watermark detections", settings.detections, retry_after_s=2.0)
-        instruments.watch_places(self._streams, "csm.watermark.streams")
-        instruments.watch_places(self._detections, "csm.watermark.detections")
+        instruments.observe_admission(self._streams, "csm.watermark.streams")
+        instruments.observe_admission(self._detections, "csm.watermark.detections")
 
     async def Embed(
         self, request_iterator: AsyncIterator[watermark_pb2.EmbedRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[watermark_pb2.EmbedResponse]:
-        began, lead = time.perf_counter(), Lead(time.monotonic())
-        first = await self._openings.first(request_iterator)
+        began, deadline = time.perf_counter(), PlaybackDeadline(time.monotonic())
+        first = await self._pending.first_message(request_iterator)
         if first is None or first.WhichOneof("event") != "start":
-            raise InvalidRequest("event", "the first message must be start")
+            raise InvalidArgument("event", "the first message must be start")
         encoding = self._stream_encoding(first.start.format)
         with self._streams.enter():
             yield self._started(first.start.format.encoding)
@@ -90,7 +90,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
                 async with aclosing(self._pieces(request_iterator, encoding)) as pieces:
                     async for samples in pieces:
                         asked_ns = time.time_ns()
-                        marked, seconds = await self._advance(stream, samples, lead.due_s)
+                        marked, seconds = await self._advance(stream, samples, deadline.deadline_s)
                         received += len(samples) if samples is not None else 0
                         compute_s += seconds
                         if not len(marked):
@@ -101,12 +101,12 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
                             # What is heard later for this stage's sake, beside the look-ahead.
                             _tracer.start_span("first_mark", start_time=asked_ns).end()
                         sent += len(marked)
-                        lead.gave(len(marked) / self._bundle.sample_rate_hz, time.monotonic())
+                        deadline.audio_sent(len(marked) / self._bundle.sample_rate_hz, time.monotonic())
                         yield watermark_pb2.EmbedResponse(audio={"data": to_bytes(marked, encoding)})
             finally:
                 stream.close()
             if sent != received:
-                raise Broken(f"the embedder gave {sent} samples for {received}")
+                raise InternalError(f"the embedder gave {sent} samples for {received}")
             trace.get_current_span().set_attribute("csm.samples", sent)
             finished = watermark_pb2.EmbedFinished(samples=sent)
             finished.compute_duration.FromNanoseconds(int(compute_s * 1e9))
@@ -121,12 +121,12 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
             try:
                 key = check_key(request.key, len(self._key))
             except ValueError as error:
-                raise InvalidRequest("key", str(error).removeprefix("key ")) from None
+                raise InvalidArgument("key", str(error).removeprefix("key ")) from None
         with self._detections.enter():
             try:
                 clip = await asyncio.to_thread(self._read, request.audio)
             except AudioError as error:
-                raise InvalidRequest(f"audio.{error.field}", error.description) from None
+                raise InvalidArgument(f"audio.{error.field}", error.description) from None
             detection, seconds = await self._search(clip, key)
         instruments.stage_first_output.record(time.perf_counter() - began, _DETECT)
         trace.get_current_span().set_attributes({"csm.found": detection.found, "csm.samples": len(clip.samples)})
@@ -157,11 +157,11 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
     def _stream_encoding(self, form: common_pb2.AudioFormat) -> Encoding:
         rate_hz = self._bundle.sample_rate_hz
         if form.encoding not in _ENCODINGS:
-            raise InvalidRequest("start.format.encoding", "must be PCM_S16LE or PCM_F32LE")
+            raise InvalidArgument("start.format.encoding", "must be PCM_S16LE or PCM_F32LE")
         if form.HasField("sample_rate_hz") and form.sample_rate_hz != rate_hz:
-            raise InvalidRequest("start.format.sample_rate_hz", f"must be {rate_hz}, not {form.sample_rate_hz}")
+            raise InvalidArgument("start.format.sample_rate_hz", f"must be {rate_hz}, not {form.sample_rate_hz}")
         if form.HasField("channels") and form.channels != 1:
-            raise InvalidRequest("start.format.channels", f"must be 1, not {form.channels}")
+            raise InvalidArgument("start.format.channels", f"must be 1, not {form.channels}")
         return _ENCODINGS[form.encoding]
 
     def _started(self, encoding: int) -> watermark_pb2.EmbedResponse:
@@ -180,18 +180,18 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         kept = np.zeros(0, np.float32)
         async for request in requests:
             if request.WhichOneof("event") != "audio":
-                raise InvalidRequest("event", "every message after start must be audio")
+                raise InvalidArgument("event", "every message after start must be audio")
             try:
                 samples = from_bytes(request.audio.data, encoding)
             except ValueError:
-                raise InvalidRequest(
+                raise InvalidArgument(
                     "audio.data", f"{len(request.audio.data)} bytes is no whole number of samples"
                 ) from None
             peak = float(np.max(np.abs(samples), initial=0.0))  # NaN when any sample is
             if not np.isfinite(peak):
-                raise InvalidRequest("audio.data", "has samples that are NaN or infinite")
+                raise InvalidArgument("audio.data", "has samples that are NaN or infinite")
             if peak > MAX_PEAK:
-                raise InvalidRequest("audio.data", f"float samples must lie in [-1, 1], found {peak:g}")
+                raise InvalidArgument("audio.data", f"float samples must lie in [-1, 1], found {peak:g}")
             if first:
                 samples = kept = np.concatenate([kept, samples])
                 if len(kept) < first:
@@ -203,10 +203,12 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
             yield kept
         yield None
 
-    async def _advance(self, stream: EmbedStream, samples: np.ndarray | None, due_s: float) -> tuple[np.ndarray, float]:
+    async def _advance(
+        self, stream: EmbedStream, samples: np.ndarray | None, deadline_s: float
+    ) -> tuple[np.ndarray, float]:
         asked = time.perf_counter()
         load = len(samples) if samples is not None else self._embedder.lookahead_samples
-        done = await self._marking.run((stream, samples), load, due_s)
+        done = await self._marking.run((stream, samples), load, deadline_s)
         instruments.stage_chunk.record(done.seconds, _EMBED)
         instruments.stage_queue.record(max(0.0, time.perf_counter() - asked - done.seconds), _EMBED)
         return done.result, done.share_s

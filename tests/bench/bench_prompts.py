@@ -1,7 +1,7 @@
 """Clips of context audio encoded a second, ours and stock moshi's: python tests/bench/bench_prompts.py
 
 Mimi's public shape with random weights, by the project's own loading. So many clips wait at once; the time is that
-from samples in the host's memory to all codes there. Ours go through the service's own Batches, most alike
+from samples in the host's memory to all codes there. Ours go through the service's own Batcher, most alike
 first; "alone" is one clip a pass. Stock is moshi's MimiModel.encode without its torch.compile, clip by clip and all
 in one call. Which codes are as those of a clip alone is seen in fp32: sums in another order tip close decisions, and with
 one code all those behind it in its frame. First of all, what a pass costs whose shape the device's libraries have not seen: why
@@ -28,7 +28,7 @@ from moshi.models import MimiModel
 
 from models.bundle import load_bundle
 from models.mimi import load_mimi
-from services.runtime.batches import Batches
+from services.runtime.batcher import Batcher
 from services.runtime.pool import Pool
 from services.tokenizer.batch_policy import batch_policy
 from services.tokenizer.config import TokenizerSettings
@@ -63,7 +63,7 @@ class Ours:
     def __init__(self, encoder: ClipEncoder, most: int, most_audio_s: float):
         chosen = partial(batch_policy, max_samples=int(most_audio_s * encoder.sample_rate_hz))
         self._loop, self._pool = asyncio.new_event_loop(), Pool("bench", 1)
-        self._batches = Batches(encoder.encode_all, self._pool, most, chosen)
+        self._batches = Batcher(encoder.encode_all, self._pool, most, chosen)
 
     def __call__(self, clips: Clips) -> Clips:
         async def run() -> Clips:

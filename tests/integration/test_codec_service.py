@@ -92,7 +92,7 @@ async def test_no_free_slot_is_said_before_the_first_message(served):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await refused.read()
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert f"all {SLOTS} places are taken" in caught.value.details()
+    assert f"all {SLOTS} permits are in use" in caught.value.details()
     (retry,) = [d for d in rich_details(caught.value) if isinstance(d, error_details_pb2.RetryInfo)]
     assert retry.retry_delay.ToNanoseconds() > 0
     calls.pop().cancel()

@@ -18,7 +18,7 @@ from gateway.stage_calls import PLACE_ROUNDS
 from gateway.stages import Stages
 from models.bundle import load_bundle
 from services.runtime import channels, tls
-from services.runtime.errors import Overloaded, Unavailable, rich_details
+from services.runtime.errors import ResourceExhausted, UnavailableError, rich_details
 from services.runtime.settings import SettingError, read
 from support.authority import Authority
 
@@ -160,7 +160,7 @@ async def test_beyond_its_streams_a_token_is_told_when_to_come_back_and_is_not_t
 
 
 async def test_beyond_its_characters_a_token_is_told_when_to_come_back(chain, probe):
-    probe.refuse["codec"] = Overloaded("full", 1)
+    probe.refuse["codec"] = ResourceExhausted("full", 1)
     await fails(chain.speech.StreamSynthesize(utterance("hello"), timeout=10, metadata=shows(TV)))
     probe.refuse.clear()
     # What was refused was not counted; what is spoken is.
@@ -171,13 +171,13 @@ async def test_beyond_its_characters_a_token_is_told_when_to_come_back(chain, pr
     assert 0 < retry.retry_delay.ToMilliseconds() <= 60_000
 
 
-@pytest.mark.parametrize("refusal", [Overloaded("full", 1), Unavailable("gone")], ids=["full", "gone"])
+@pytest.mark.parametrize("refusal", [ResourceExhausted("full", 1), UnavailableError("gone")], ids=["full", "gone"])
 async def test_a_stage_is_tried_by_the_gateway_and_not_again_by_its_caller(open_chain, probe, refusal):
     chain = await open_chain()
     probe.refuse["backbone"] = refusal
     await fails(chain.speech.StreamSynthesize(utterance(), timeout=10))
     tries = channels._SERVICE_CONFIG["methodConfig"][0]["retryPolicy"]["maxAttempts"]
-    tries *= PLACE_ROUNDS if isinstance(refusal, Overloaded) else 1
+    tries *= PLACE_ROUNDS if isinstance(refusal, ResourceExhausted) else 1
     assert probe.calls["backbone"] == tries
     async with SpeechClient(chain.addresses["gateway"]) as client:
         with pytest.raises(exceptions.SpeechError):
@@ -200,7 +200,7 @@ async def test_mutual_tls_on_every_hop_and_a_token(open_chain, probe, tmp_path, 
         upstream_ca_file=ca,
         upstream_cert_file=cert,
         upstream_key_file=key,
-        credentials=tls.watched_channel_credentials(files),
+        credentials=tls.reloadable_channel_credentials(files),
     )
     address, credentials = chain.addresses["gateway"], tls.channel_credentials(files)
     async with SpeechClient(address, credentials=credentials, token=lambda: RADIO) as client:

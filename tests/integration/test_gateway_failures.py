@@ -11,7 +11,7 @@ from csm.speech.v1 import speech_pb2
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.runtime.errors import InvalidRequest, Overloaded, rich_details
+from services.runtime.errors import InvalidArgument, ResourceExhausted, rich_details
 from support.fake_stages import MARK, SAMPLES_PER_FRAME
 
 F32 = common_pb2.AUDIO_ENCODING_PCM_F32LE
@@ -127,7 +127,7 @@ async def test_a_request_without_deadline_gets_the_gateways(open_chain, probe):
 )
 async def test_a_stages_refusal_names_the_callers_field(open_chain, probe, stage, field, seen):
     chain = await open_chain()
-    probe.refuse[stage] = InvalidRequest(field, "must be better")
+    probe.refuse[stage] = InvalidArgument(field, "must be better")
     error = await fails(chain.speech.StreamSynthesize(request(context=[speech_pb2.ContextSegment(text="a")])))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     details = [d for d in rich_details(error) if isinstance(d, error_details_pb2.BadRequest)]
@@ -138,7 +138,7 @@ async def test_a_stages_refusal_names_the_callers_field(open_chain, probe, stage
 @pytest.mark.parametrize("stage", ["backbone", "codec", "watermark"])
 async def test_overload_of_a_stage_is_told_before_the_first_message(open_chain, probe, stage):
     chain = await open_chain()
-    probe.refuse[stage] = Overloaded("all slots are taken", 1.5)
+    probe.refuse[stage] = ResourceExhausted("all slots are taken", 1.5)
     call = chain.speech.StreamSynthesize(request(), timeout=10)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from opentelemetry.trace import SpanKind, StatusCode
 
 from services.runtime.channels import open_channel
-from services.runtime.errors import InvalidRequest, Overloaded, Unavailable
+from services.runtime.errors import InvalidArgument, ResourceExhausted, UnavailableError
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, SettingError, read
 from support.codec_stub import SERVICE, Codec
@@ -255,9 +255,9 @@ OK, INVALID, FULL, GONE, BUG = (
     ("error", "how", "code", "server_is_at_fault"),
     [
         (None, {}, OK, False),
-        (InvalidRequest("frames", "too many"), {}, INVALID, False),
-        (Overloaded("full", 1), {}, FULL, False),
-        (Unavailable("leaving"), {}, GONE, True),
+        (InvalidArgument("frames", "too many"), {}, INVALID, False),
+        (ResourceExhausted("full", 1), {}, FULL, False),
+        (UnavailableError("leaving"), {}, GONE, True),
         (ZeroDivisionError("bug"), {}, BUG, True),
         (None, {"cancel": True}, grpc.StatusCode.CANCELLED, False),
         (None, {"timeout": 0.3}, grpc.StatusCode.DEADLINE_EXCEEDED, True),

@@ -13,7 +13,7 @@ from csm.speech.v1 import speech_pb2
 from csm_client import SpeechClient, exceptions
 
 from models.bundle import load_bundle
-from services.runtime.errors import Overloaded
+from services.runtime.errors import ResourceExhausted
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
 from support.fake_stages import SAMPLES_PER_FRAME, StageProbe, servicers
@@ -95,7 +95,7 @@ async def test_new_streams_spread_evenly(open_replicas, stage):
 async def test_a_full_replicas_refusal_is_retried_on_another(open_replicas, stage):
     chain, replicas = await open_replicas(stage, 3)
     for full in replicas[:2]:
-        full.probe.refuse[stage] = Overloaded("all places are taken", 1.0)
+        full.probe.refuse[stage] = ResourceExhausted("all places are taken", 1.0)
     answers = await asyncio.gather(*(speak(chain) for _ in range(12)))
     for audio, summary in answers:
         assert audio == summary.samples == summary.frames * SAMPLES_PER_FRAME > 0

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.runtime.channels import open_channel
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, SettingError, read
-from services.runtime.tls import ClientFiles, watched_channel_credentials
+from services.runtime.tls import ClientFiles, reloadable_channel_credentials
 from support.authority import SERVER, Authority
 
 ASK = codec_pb2.GetModelInfoRequest()
@@ -64,7 +64,7 @@ class Site:
         return ClientFiles(ca=(authority or self.authority).write(self.client_folder), cert=cert, key=key)
 
     def channel(self, files: ClientFiles | None) -> grpc.aio.Channel:
-        channel = open_channel(self.address, credentials=watched_channel_credentials(files) if files else None)
+        channel = open_channel(self.address, credentials=reloadable_channel_credentials(files) if files else None)
         self._stack.push_async_callback(channel.close)
         return channel
 

@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 from google.rpc import error_details_pb2
 
-from services.runtime.batches import Batches
+from services.runtime.batcher import Batcher
 from services.runtime.errors import rich_details
 from services.tokenizer.encoder import ClipEncoder
 from support.tokenizer_calls import FLOATS, codes_of, expected, raw, segments, serve, tone
@@ -18,8 +18,8 @@ class Gate:
 
     def __init__(self, monkeypatch):
         self.open, self.entered, self.passes = threading.Event(), threading.Event(), []
-        self.batches, self.handed = None, 0  # clips
-        stock, run = ClipEncoder._pass, Batches.run
+        self.batcher, self.handed = None, 0  # clips
+        stock, run = ClipEncoder._pass, Batcher.run
 
         def held(encoder, clips):
             self.passes.append([len(clip) for clip in clips])
@@ -27,12 +27,12 @@ class Gate:
             assert self.open.wait(30)
             return stock(encoder, clips)
 
-        def counted(batches, piece, load):
-            self.batches, self.handed = batches, self.handed + 1
-            return run(batches, piece, load)
+        def counted(batcher, item, cost):
+            self.batcher, self.handed = batcher, self.handed + 1
+            return run(batcher, item, cost)
 
         monkeypatch.setattr(ClipEncoder, "_pass", held)
-        monkeypatch.setattr(Batches, "run", counted)
+        monkeypatch.setattr(Batcher, "run", counted)
 
     async def hold(self, count):
         """Wait until `count` clips have come as far as to wait for their pass."""
@@ -81,7 +81,7 @@ async def test_a_clip_whose_caller_left_is_passed_over_and_its_neighbours_are_no
             await gate.hold(index + 1)
         calls[1].cancel()
         async with asyncio.timeout(20):
-            while len(gate.batches._waiting) > 2:
+            while len(gate.batcher._pending) > 2:
                 await asyncio.sleep(0.005)
         gate.open.set()
         responses = await asyncio.gather(calls[0], *calls[2:])

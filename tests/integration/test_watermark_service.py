@@ -10,7 +10,7 @@ from csm.watermark.v1 import watermark_pb2
 from google.rpc import error_details_pb2
 from opentelemetry.trace import SpanKind
 
-from services.runtime.batches import Batches
+from services.runtime.batcher import Batcher
 from services.runtime.errors import rich_details
 from services.runtime.settings import SettingError, StartError
 from services.watermark.embedder import Embedder
@@ -30,13 +30,13 @@ async def service(pair_folder):
 
 
 async def test_a_stream_is_due_when_its_listener_runs_dry(service, monkeypatch):
-    asked, run = [], Batches.run
+    asked, run = [], Batcher.run
 
-    async def note(self, piece, load, due_s):
-        asked.append((time.monotonic(), due_s))
-        return await run(self, piece, load, due_s)
+    async def note(self, item, cost, deadline_s):
+        asked.append((time.monotonic(), deadline_s))
+        return await run(self, item, cost, deadline_s)
 
-    monkeypatch.setattr(Batches, "run", note)
+    monkeypatch.setattr(Batcher, "run", note)
     opened_s = time.monotonic()
     call = service.Embed(timeout=30)
     await call.write(start())
@@ -49,7 +49,7 @@ async def test_a_stream_is_due_when_its_listener_runs_dry(service, monkeypatch):
     while (response := await call.read()) is not grpc.aio.EOF and response.HasField("audio"):
         pass
     assert opened_s <= asked[0][1] <= started_s
-    due = [due_s for _, due_s in asked]
+    due = [deadline_s for _, deadline_s in asked]
     assert due == sorted(due) and len(set(due)) == 5  # four pieces and the end
     assert 1.5 < heard_s < 2 and asked[0][0] + heard_s < due[-1]  # it cannot have played before the first piece came
     assert due[1] - asked[1][0] < 0.5  # and plays what it was given since it was

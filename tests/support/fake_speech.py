@@ -8,7 +8,7 @@ import numpy as np
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2, speech_pb2_grpc
 
-from services.runtime.errors import InvalidRequest, Overloaded, Unavailable
+from services.runtime.errors import InvalidArgument, ResourceExhausted, UnavailableError
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
 
@@ -54,7 +54,7 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
             for _ in range(0 if text == "nothing to say" else 5):
                 yield _audio(tone(FRAME))
             if text == "break":
-                raise Unavailable("codec: gone")
+                raise UnavailableError("codec: gone")
             while text == "endless":
                 yield _audio(tone(FRAME))
                 await asyncio.sleep(0)
@@ -92,13 +92,13 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
         match text:
             case "":
                 if hasattr(request, "utterance"):
-                    raise InvalidRequest("utterance.text", "must have 1 to 4000 characters, not 0")
+                    raise InvalidArgument("utterance.text", "must have 1 to 4000 characters, not 0")
             case "overloaded":
-                raise Overloaded("utterances: all 2 places are taken", 1.5)
+                raise ResourceExhausted("utterances: all 2 permits are in use", 1.5)
             case "unavailable once" if len(self.requests) == 1:
-                raise Unavailable("backbone: gone")
+                raise UnavailableError("backbone: gone")
             case "unavailable":
-                raise Unavailable("backbone: gone")
+                raise UnavailableError("backbone: gone")
             case "crash":
                 raise RuntimeError("secret")
 

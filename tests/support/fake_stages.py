@@ -137,9 +137,9 @@ class FakeBackbone(backbone_pb2_grpc.BackboneServiceServicer):
                     await probe.until(lambda index=index: probe.gate is None or index < probe.gate, 60)
                 if probe.break_at == index:
                     probe.break_at = None
-                    from services.runtime.errors import Unavailable
+                    from services.runtime.errors import UnavailableError
 
-                    raise Unavailable("the GPU fell off the bus")
+                    raise UnavailableError("the GPU fell off the bus")
                 probe.generated += 1
                 probe.touch()
                 frame = common_pb2.Frame(codes=[index] * probe.identity.codebooks)

@@ -86,7 +86,7 @@ async def test_say_sends_its_context(served, tmp_path):
     ("text", "code", "told"),
     [
         ("", 3, "utterance.text: must have 1 to 4000 characters, not 0"),
-        ("overloaded", 4, "overloaded: utterances: all 2 places are taken; try again in 1.5 s"),
+        ("overloaded", 4, "overloaded: utterances: all 2 permits are in use; try again in 1.5 s"),
         ("unavailable", 5, "backbone: gone"),
         ("break", 5, "codec: gone"),
         ("hang", 6, "not done within 0.5 s (--timeout)"),

@@ -28,12 +28,12 @@ def test_a_feed_counts_for_the_listener_when_the_last_of_it_is_taken():
     give(line, 0, 3)
     give(line, 3, 2)
     give(line, 5, 4)
-    due_s = []
+    deadline_s = []
     for now_s, count in ((10.0, 2), (20.0, 1), (21.0, 4), (22.0, 1), (30.0, 1)):
         line.take(count, now_s)
-        due_s.append(line.lead.due_s)
+        deadline_s.append(line.deadline.deadline_s)
     # 3 frames from 20 s on; those are out when 2 more are taken; then 4, of which 2 were taken with those.
-    assert due_s == [7.0, 21.5, 22.5, 22.5, 32.0]
+    assert deadline_s == [7.0, 21.5, 22.5, 22.5, 32.0]
 
 
 def test_the_time_of_passes_is_told_once():

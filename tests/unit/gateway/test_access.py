@@ -9,7 +9,7 @@ import pytest
 from gateway.access import Access
 from gateway.config import GatewaySettings
 from services.runtime import instruments
-from services.runtime.errors import CallError, InvalidRequest, Overloaded
+from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted
 from services.runtime.settings import SettingError, read
 
 RADIO, TV = "the-token-of-the-radio", "the-token-of-television"
@@ -83,19 +83,19 @@ def speak(characters, *, kept=True):
 async def test_a_text_counts_for_a_minute(guarded, clock, refusals):
     await guarded(RADIO, speak(50))
     clock.now += 20
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(ResourceExhausted) as caught:
         await guarded(RADIO, speak(30))
     assert caught.value.retry_after_s == pytest.approx(40) and caught.value.reason == "TOKEN_CHARACTERS"
-    assert caught.value.final and refusals == ["TOKEN_CHARACTERS"]
+    assert not caught.value.retryable and refusals == ["TOKEN_CHARACTERS"]
     await guarded(RADIO, speak(10))
     clock.now += 40  # the 50 are forgotten, the 10 are not
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(ResourceExhausted) as caught:
         await guarded(RADIO, speak(51))
     assert caught.value.retry_after_s == pytest.approx(20)
     await guarded(RADIO, speak(50))
     clock.now += 3600  # an idle hour saves up one minute
     await guarded(RADIO, speak(60))
-    with pytest.raises(Overloaded):
+    with pytest.raises(ResourceExhausted):
         await guarded(RADIO, speak(1))
 
 
@@ -105,7 +105,7 @@ async def test_no_60_seconds_see_more_than_the_limit(guarded, clock):
         try:
             await guarded(RADIO, speak(7))
             spoken.append(clock.now)
-        except Overloaded:
+        except ResourceExhausted:
             pass
         clock.now += 0.5
     assert len(spoken) >= 24  # what three minutes may have
@@ -116,14 +116,14 @@ async def test_no_60_seconds_see_more_than_the_limit(guarded, clock):
 @pytest.mark.parametrize("spent", [1, 7, 33, 59])
 async def test_who_comes_back_when_told_to_gets_in(guarded, clock, spent):
     await guarded(RADIO, speak(60))
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(ResourceExhausted) as caught:
         await guarded(RADIO, speak(spent))
     clock.now += int(caught.value.retry_after_s * 1e9) / 1e9  # as RetryInfo carries it
     await guarded(RADIO, speak(spent))
 
 
 async def test_a_text_that_can_never_pass_is_no_overload(guarded, refusals):
-    with pytest.raises(InvalidRequest, match="has 61 characters, token radio may have 60"):
+    with pytest.raises(InvalidArgument, match="has 61 characters, token radio may have 60"):
         await guarded(RADIO, speak(61))
     assert refusals == ["TOKEN_CHARACTERS"]
 
@@ -150,7 +150,7 @@ async def test_a_call_that_fails_after_its_minute_gives_nothing_back(guarded, cl
             await guarded(RADIO, speak(50))
 
     await guarded(RADIO, refused_late)
-    with pytest.raises(Overloaded):
+    with pytest.raises(ResourceExhausted):
         await guarded(RADIO, speak(20))
 
 
@@ -165,7 +165,7 @@ async def test_places_are_held_for_as_long_as_calls_run(guarded, refusals):
     running = [asyncio.create_task(guarded(RADIO, hold)) for _ in range(2)]
     while len(entered) < 2:
         await asyncio.sleep(0)
-    with pytest.raises(Overloaded, match="token radio: all 2 places are taken"):
+    with pytest.raises(ResourceExhausted, match="token radio: all 2 permits are in use"):
         await guarded(RADIO, speak(1))
     assert refusals == ["TOKEN_STREAMS"]
     await guarded(TV, speak(10_000))  # another's, without limits

@@ -9,7 +9,7 @@ from csm.speech.v1 import speech_pb2
 
 from gateway import pipeline
 from gateway.pipeline import Synthesis
-from services.runtime.errors import Overloaded, Unavailable
+from services.runtime.errors import ResourceExhausted, UnavailableError
 
 
 class Call:
@@ -49,19 +49,19 @@ async def test_a_refusal_ends_the_other_opening_and_every_call(monkeypatch, refu
     async def is_refused():
         call()
         await opened.wait()
-        raise Unavailable("gone")
+        raise UnavailableError("gone")
 
     async def is_full():
         call()
         opened.set()
         await full.wait()
-        raise Overloaded("all places are taken", 0.1)
+        raise ResourceExhausted("all permits are in use", 0.1)
 
     other = "watermark" if refused == "codec" else "codec"
     monkeypatch.setattr(synthesis, "_open_backbone", open_backbone)
     monkeypatch.setattr(synthesis, f"_open_{refused}", is_refused)
     monkeypatch.setattr(synthesis, f"_open_{other}", is_full)
-    with pytest.raises(Unavailable, match="gone"):
+    with pytest.raises(UnavailableError, match="gone"):
         async for _ in synthesis.events():
             pass
     full.set()  # whoever still waits would now try the next replica

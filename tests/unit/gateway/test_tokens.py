@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from gateway.tokens import Token, read_tokens
-from services.runtime.watched import BadFile
+from services.runtime.reloadable_file import InvalidFile
 
 SECRET = "a-token-nobody-knows"
 HASH = hashlib.sha256(SECRET.encode()).hexdigest()
@@ -58,12 +58,12 @@ def test_a_file_without_tables_is_nobody(parse, text):
     ],
 )
 def test_what_is_wrong_is_named_and_keeps_the_secret(parse, text, why):
-    with pytest.raises(BadFile, match=why) as caught:
+    with pytest.raises(InvalidFile, match=why) as caught:
         parse(text)
     assert "tokens.toml" in str(caught.value)
     assert SECRET not in str(caught.value) and HASH not in str(caught.value)
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(BadFile, match="No such file"):
+    with pytest.raises(InvalidFile, match="No such file"):
         read_tokens(tmp_path / "none.toml")

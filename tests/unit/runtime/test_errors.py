@@ -5,7 +5,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc.aio import AioRpcError, Metadata
 
-from services.runtime.errors import CallError, InvalidRequest, Overloaded, from_upstream
+from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted, from_upstream
 
 
 def error(code, details="", status=None):
@@ -32,15 +32,15 @@ def test_codes(code, details, told):
 
 
 def test_a_refused_field_is_renamed_or_our_own_fault():
-    status = InvalidRequest("frames[3]", "too many").status()
+    status = InvalidArgument("frames[3]", "too many").status()
     refused = error(grpc.StatusCode.INVALID_ARGUMENT, "frames[3]: too many", status)
     renamed = from_upstream("backbone", refused, lambda field: f"utterance.{field}")
-    assert isinstance(renamed, InvalidRequest) and renamed.field == "utterance.frames[3]"
+    assert isinstance(renamed, InvalidArgument) and renamed.field == "utterance.frames[3]"
     assert from_upstream("codec", refused).code is grpc.StatusCode.INTERNAL
 
 
 def test_overload_keeps_when_to_come_back():
-    status = Overloaded("full", 2.5).status()
+    status = ResourceExhausted("full", 2.5).status()
     answer = from_upstream("codec", error(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", status))
-    assert isinstance(answer, Overloaded) and answer.retry_after_s == 2.5
+    assert isinstance(answer, ResourceExhausted) and answer.retry_after_s == 2.5
     assert isinstance(answer, CallError) and isinstance(answer.details[0], error_details_pb2.RetryInfo)

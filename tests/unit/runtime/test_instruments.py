@@ -14,8 +14,8 @@ def values(measured):
 
 def test_places_are_told_for_as_long_as_they_exist(metrics):
     one, two = Admission("streams", 4), Admission("streams", 8)
-    instruments.watch_places(one, "csm.watermark.streams")
-    instruments.watch_places(two, "csm.watermark.streams")
+    instruments.observe_admission(one, "csm.watermark.streams")
+    instruments.observe_admission(two, "csm.watermark.streams")
     with one.enter(), two.enter():
         assert values(metrics()) == {ACTIVE: 2, CAPACITY: 12}
     del one
@@ -28,7 +28,7 @@ def test_places_are_told_for_as_long_as_they_exist(metrics):
 
 def test_a_place_is_given_back_when_the_work_fails(metrics):
     places = Admission("streams", 4)
-    instruments.watch_places(places, "csm.watermark.streams")
+    instruments.observe_admission(places, "csm.watermark.streams")
     try:
         with places.enter():
             raise RuntimeError

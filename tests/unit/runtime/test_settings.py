@@ -2,13 +2,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from services.runtime.settings import SettingError, describe, read, setting
+from services.runtime.settings import SettingError, as_dict, read, setting
 
 
 @dataclass(frozen=True)
 class Some:
-    slots: int = setting("CSM_SLOTS", 8, "slots", least=1, most=64)
-    wait_s: float = setting("CSM_WAIT_S", 0.5, "wait", least=0)
+    slots: int = setting("CSM_SLOTS", 8, "slots", min=1, max=64)
+    wait_s: float = setting("CSM_WAIT_S", 0.5, "wait", min=0)
     key: str | None = setting("CSM_KEY", None, "key", secret=True)
     loud: bool = setting("CSM_LOUD", False, "loud")
     form: str = setting("CSM_FORM", "json", "form", choices=("json", "text"))
@@ -38,4 +38,4 @@ def test_a_bad_value_names_variable_and_limit(variable, value, says):
 
 
 def test_secrets_are_never_described():
-    assert "hidden" not in str(describe(read(Some, {"CSM_KEY": "hidden"})))
+    assert "hidden" not in str(as_dict(read(Some, {"CSM_KEY": "hidden"})))

@@ -1,7 +1,7 @@
 import pytest
 
 from models.bundle import load_bundle
-from services.runtime.settings import SettingError, describe, read
+from services.runtime.settings import SettingError, as_dict, read
 from services.watermark.config import WatermarkSettings, deployment_key
 from services.watermark.key import PUBLIC_KEY
 
@@ -20,7 +20,7 @@ def test_the_key_comes_from_the_environment_or_a_file(tmp_path):
 
 
 def test_it_is_never_shown():
-    shown = describe(read(WatermarkSettings, {"CSM_WATERMARK_KEY": "0b6ed1952c"}))
+    shown = as_dict(read(WatermarkSettings, {"CSM_WATERMARK_KEY": "0b6ed1952c"}))
     assert shown["CSM_WATERMARK_KEY"] == "(set)" and "0b6ed1952c" not in str(shown)
 
 

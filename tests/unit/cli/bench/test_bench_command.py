@@ -19,7 +19,7 @@ from gateway.cli.bench.plan import Plan
 from gateway.cli.bench.record import OK, Record
 from gateway.cli.bench.texts import sentences
 from gateway.cli.bench.worker import Callers, orders, read_orders
-from services.runtime.errors import Overloaded, Unavailable
+from services.runtime.errors import ResourceExhausted, UnavailableError
 from support.fake_speech import FRAME, RATE_HZ, FakeSpeech, serving, tone
 
 BUNDLE = common_pb2.BundleIdentity(bundle_id="fake", codebooks=8, frame_rate_hz=12.5, sample_rate_hz=RATE_HZ)
@@ -35,9 +35,9 @@ async def served(monkeypatch):
         behaviour["requests"].append(request)
         do = behaviour["do"]
         if do == "refuse":
-            raise Overloaded("all places are taken", 0.1)
+            raise ResourceExhausted("all permits are in use", 0.1)
         if do == "go away":
-            raise Unavailable("gone")
+            raise UnavailableError("gone")
         pcm = common_pb2.AudioFormat(encoding=common_pb2.AUDIO_ENCODING_PCM_S16LE, sample_rate_hz=RATE_HZ, channels=1)
         yield speech_pb2.StreamSynthesizeResponse(started=speech_pb2.SpeechStarted(format=pcm, trace_id="ab" * 16))
         if do == "hold":

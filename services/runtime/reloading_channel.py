@@ -16,20 +16,20 @@ from typing import Any
 
 import grpc
 
-from services.runtime.watched import WatchedFiles
+from services.runtime.reloadable_file import ReloadableFile
 
 log = logging.getLogger(__name__)
 _READY = grpc.ChannelConnectivity.READY
 _FAILED = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 
-class RenewedChannel(grpc.aio.Channel):
+class ReloadingChannel(grpc.aio.Channel):
     """To its users one channel: stubs made from it once stay good."""
 
     def __init__(
         self,
         target: str,
-        credentials: WatchedFiles[grpc.ChannelCredentials],
+        credentials: ReloadableFile[grpc.ChannelCredentials],
         connect: Callable[[grpc.ChannelCredentials], grpc.aio.Channel],
     ):
         self._target, self._credentials, self._connect = target, credentials, connect
@@ -123,7 +123,7 @@ class RenewedChannel(grpc.aio.Channel):
             await asyncio.gather(self._renewal, return_exceptions=True)
         await asyncio.gather(*self._closing, *(channel.close(grace) for channel in {self._channel, *self._calls}))
 
-    async def __aenter__(self) -> RenewedChannel:
+    async def __aenter__(self) -> ReloadingChannel:
         return self
 
     async def __aexit__(self, *exc: object) -> None:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from services.runtime.watched import BadFile, WatchedFiles
+from services.runtime.reloadable_file import InvalidFile, ReloadableFile
 
 
 class Number:
@@ -21,10 +21,10 @@ class Number:
         try:
             return [int(self.path.read_text())]
         except (OSError, ValueError):
-            raise BadFile(f"{self.path}: no number") from None
+            raise InvalidFile(f"{self.path}: no number") from None
 
     def watch(self):
-        return WatchedFiles("numbers", [self.path], self.load)
+        return ReloadableFile("numbers", [self.path], self.load)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_what_is_wrong_leaves_the_old_and_is_said_once(number, caplog):
 
 def test_the_start_needs_them_good(number):
     number.path.write_text("x")
-    with pytest.raises(BadFile, match="no number"):
+    with pytest.raises(InvalidFile, match="no number"):
         number.watch()
 
 
@@ -126,7 +126,7 @@ def test_settled_files_are_not_read_again(number, monkeypatch, ahead_s):
     os.utime(number.path, (0, time.time() + ahead_s))
     watched = number.watch()
     later = time.time() + 10
-    monkeypatch.setattr("services.runtime.watched.time.time", lambda: later)
+    monkeypatch.setattr("services.runtime.reloadable_file.time.time", lambda: later)
     watched.current()
     read = []
     monkeypatch.setattr(watched, "_read", lambda: read.append(1))

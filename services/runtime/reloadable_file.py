@@ -21,15 +21,15 @@ T = TypeVar("T")
 _SETTLED_S = 2.0
 
 
-class BadFile(Exception):
+class InvalidFile(Exception):
     """A file cannot be used. The message is one line that names it and says why."""
 
 
-class WatchedFiles(Generic[T]):
+class ReloadableFile(Generic[T]):
     """What some files mean together, as they are now. Safe to use from several threads."""
 
     def __init__(self, what: str, paths: Sequence[str | Path], load: Callable[[], T]):
-        """load: reads the files and gives their meaning, or raises BadFile; here that ends the start."""
+        """load: reads the files and gives their meaning, or raises InvalidFile; here that ends the start."""
         self._what, self._paths, self._load = what, [Path(path) for path in paths], load
         self._lock = threading.Lock()
         self._stamp, self._contents = self._look(), self._read()
@@ -48,7 +48,7 @@ class WatchedFiles(Generic[T]):
                 self._contents = contents
                 try:
                     self._value, self._stale = self._loaded(), False
-                except BadFile as error:
+                except InvalidFile as error:
                     self._stale = True
                     log.warning("%s: the old ones stay in use: %s", self._what, error)
                 else:
@@ -64,7 +64,7 @@ class WatchedFiles(Generic[T]):
         value = self._load()
         if self._read() != self._contents:
             self._stamp = self._contents = None
-            raise BadFile(f"{', '.join(map(str, self._paths))}: changed while being read")
+            raise InvalidFile(f"{', '.join(map(str, self._paths))}: changed while being read")
         return value
 
     def _look(self) -> list[tuple[int, ...]] | None:

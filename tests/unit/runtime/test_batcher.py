@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from services.runtime.batches import Batches
+from services.runtime.batcher import Batcher
 from services.runtime.pool import Pool
 
 
@@ -17,30 +17,30 @@ def pool():
 
 
 class Gate:
-    """Work that waits for its release, so that pieces gather behind it."""
+    """Work that waits for its release, so that items gather behind it."""
 
     def __init__(self):
         self.began, self.release, self.batches = threading.Event(), threading.Event(), []
 
-    def __call__(self, pieces):
-        self.batches.append(list(pieces))
+    def __call__(self, items):
+        self.batches.append(list(items))
         self.began.set()
         assert self.release.wait(10)
-        return [ValueError(piece) if piece < 0 else 10 * piece for piece in pieces]
+        return [ValueError(item) if item < 0 else 10 * item for item in items]
 
 
-async def gathered(batches, gate, pieces):
-    """Tasks of `pieces`, the first of which is being worked on and the rest waiting."""
-    tasks = [asyncio.create_task(batches.run(pieces[0], 1))]
+async def gathered(batcher, gate, items):
+    """Tasks of `items`, the first of which is being worked on and the rest waiting."""
+    tasks = [asyncio.create_task(batcher.run(items[0], 1))]
     assert await asyncio.to_thread(gate.began.wait, 10)
-    tasks += [asyncio.create_task(batches.run(piece, piece)) for piece in pieces[1:]]
+    tasks += [asyncio.create_task(batcher.run(item, item)) for item in items[1:]]
     await asyncio.sleep(0)  # each task is in the queue now
     return tasks
 
 
 async def test_pieces_that_wait_are_worked_on_together_oldest_first(pool):
     gate = Gate()
-    tasks = await gathered(Batches(gate, pool, 3), gate, [1, 2, 3, 4, 5])
+    tasks = await gathered(Batcher(gate, pool, 3), gate, [1, 2, 3, 4, 5])
     gate.release.set()
     done = await asyncio.gather(*tasks)
     assert gate.batches == [[1], [2, 3, 4], [5]]
@@ -52,7 +52,7 @@ async def test_pieces_that_wait_are_worked_on_together_oldest_first(pool):
 
 async def test_a_piece_that_fails_fails_alone(pool):
     gate = Gate()
-    tasks = await gathered(Batches(gate, pool, 3), gate, [1, 2, -3, 4])
+    tasks = await gathered(Batcher(gate, pool, 3), gate, [1, 2, -3, 4])
     gate.release.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(results.pop(2), ValueError)
@@ -60,16 +60,16 @@ async def test_a_piece_that_fails_fails_alone(pool):
 
 
 async def test_work_that_breaks_off_fails_all_its_pieces(pool):
-    def work(pieces):
+    def work(items):
         raise RuntimeError("no device")
 
     with pytest.raises(RuntimeError, match="no device"):
-        await Batches(work, pool, 2).run(1, 1)
+        await Batcher(work, pool, 2).run(1, 1)
 
 
 async def test_who_left_is_passed_over_and_nobody_else_is(pool):
     gate = Gate()
-    tasks = await gathered(Batches(gate, pool, 1), gate, [1, 2, 3, 4])
+    tasks = await gathered(Batcher(gate, pool, 1), gate, [1, 2, 3, 4])
     tasks[1].cancel()
     await asyncio.gather(tasks[1], return_exceptions=True)
     gate.release.set()
@@ -77,45 +77,45 @@ async def test_who_left_is_passed_over_and_nobody_else_is(pool):
     assert gate.batches == [[1], [3], [4]]
 
 
-async def test_company_says_who_goes_along_with_the_first(pool):
+async def test_the_policy_picks_the_rest_of_a_batch(pool):
     asked = []
 
     def even(oldest, others):
         asked.append((oldest, list(others)))
-        return [place for place, load in enumerate(others) if load % 2 == oldest % 2]
+        return [index for index, cost in enumerate(others) if cost % 2 == oldest % 2]
 
     gate = Gate()
-    tasks = await gathered(Batches(gate, pool, 3, even), gate, [1, 2, 3, 4, 6, 5, 8])
+    tasks = await gathered(Batcher(gate, pool, 3, even), gate, [1, 2, 3, 4, 6, 5, 8])
     gate.release.set()
     done = await asyncio.gather(*tasks)
     assert gate.batches == [[1], [2, 4, 6], [3, 5], [8]]
-    assert [each.pieces for each in done] == [1, 3, 2, 3, 3, 2, 1]
+    assert [each.batch_size for each in done] == [1, 3, 2, 3, 3, 2, 1]
     assert asked[1] == (2, [3, 4, 6, 5, 8])
 
 
 async def test_the_most_urgent_go_first_and_of_several_the_oldest(pool):
     gate = Gate()
-    batches = Batches(gate, pool, 2, lambda first, others: range(len(others)))
-    tasks = await gathered(batches, gate, [1])
-    for piece, due_s in ((2, 9.0), (3, 5.0), (4, 7.0), (5, 5.0), (6, float("-inf")), (7, 8.0)):
-        tasks.append(asyncio.create_task(batches.run(piece, 1, due_s)))
+    batcher = Batcher(gate, pool, 2, lambda first, others: range(len(others)))
+    tasks = await gathered(batcher, gate, [1])
+    for item, deadline_s in ((2, 9.0), (3, 5.0), (4, 7.0), (5, 5.0), (6, float("-inf")), (7, 8.0)):
+        tasks.append(asyncio.create_task(batcher.run(item, 1, deadline_s)))
     await asyncio.sleep(0)
     gate.release.set()
     assert [each.result for each in await asyncio.gather(*tasks)] == [10, 20, 30, 40, 50, 60, 70]
     assert gate.batches == [[1], [6, 3], [5, 4], [7, 2]]
 
 
-async def test_company_that_breaks_fails_the_first_and_the_next_is_served(pool):
+async def test_a_policy_that_fails_fails_the_first_and_the_next_is_served(pool):
     calls = []
 
-    def company(oldest, others):
+    def policy(oldest, others):
         calls.append(oldest)
         if oldest == 2:
             raise ZeroDivisionError
         return range(len(others))
 
     gate = Gate()
-    tasks = await gathered(Batches(gate, pool, 3, company), gate, [1, 2, 3, 4])
+    tasks = await gathered(Batcher(gate, pool, 3, policy), gate, [1, 2, 3, 4])
     gate.release.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(results.pop(1), ZeroDivisionError)
@@ -131,16 +131,16 @@ class Interrupt(BaseException):
 async def test_a_pass_that_breaks_off_fails_its_own_and_the_next_turn_serves_who_waits(pool, failure):
     gate = Gate()
 
-    def work(pieces):
-        results = gate(pieces)
-        if pieces[0] != 1:
+    def work(items):
+        results = gate(items)
+        if items[0] != 1:
             return results
         if failure is None:
             return [*results, "one too many"]
         raise failure
 
-    batches = Batches(work, pool, 2)
-    tasks = await gathered(batches, gate, [1, 2, 3, 4])
+    batcher = Batcher(work, pool, 2)
+    tasks = await gathered(batcher, gate, [1, 2, 3, 4])
     gate.release.set()
     async with asyncio.timeout(10):
         results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -149,33 +149,33 @@ async def test_a_pass_that_breaks_off_fails_its_own_and_the_next_turn_serves_who
         else:
             assert isinstance(results[0], RuntimeError | MemoryError)
         assert [each.result for each in results[1:]] == [20, 30, 40]
-        assert (await batches.run(5, 1)).result == 50
+        assert (await batcher.run(5, 1)).result == 50
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_a_turn_that_is_cancelled_leaves_nobody_waiting(pool, begun):
+async def test_a_turn_that_is_cancelled_leaves_nobody_pending(pool, begun):
     """Also before its first step, when nothing of it has run that could clean up."""
     gate = Gate()
-    batches = Batches(gate, pool, 1)
-    tasks = [asyncio.create_task(batches.run(piece, 1)) for piece in (1, 2, 3)]
-    while not batches._turns:
+    batcher = Batcher(gate, pool, 1)
+    tasks = [asyncio.create_task(batcher.run(item, 1)) for item in (1, 2, 3)]
+    while not batcher._workers:
         await asyncio.sleep(0)
     if begun:
         assert await asyncio.to_thread(gate.began.wait, 10)
-    (turn,) = batches._turns
-    turn.cancel()
+    (worker,) = batcher._workers
+    worker.cancel()
     gate.release.set()
     async with asyncio.timeout(10):
         results = await asyncio.gather(*tasks, return_exceptions=True)
     served = [each.result for each in results if not isinstance(each, Exception)]
     assert served == ([20, 30] if begun else [10, 20, 30])
-    assert all("broken off" in str(each) for each in results if isinstance(each, Exception))
+    assert all("cancelled" in str(each) for each in results if isinstance(each, Exception))
 
 
 async def test_a_closed_pool_fails_who_waits():
     pool, gate = Pool("test", 1), Gate()
-    batches = Batches(gate, pool, 1)
-    tasks = await gathered(batches, gate, [1, 2, 3])
+    batcher = Batcher(gate, pool, 1)
+    tasks = await gathered(batcher, gate, [1, 2, 3])
     pool.close()
     gate.release.set()
     async with asyncio.timeout(10):
@@ -187,9 +187,9 @@ async def test_a_closed_pool_fails_who_waits():
 async def test_a_closed_pool_fails_what_waits_in_it():
     """Two turns' jobs in a pool with one thread, as when another part of the service uses the same threads."""
     pool, gate = Pool("test", 1), Gate()
-    first, second = Batches(gate, pool, 1), Batches(gate, pool, 1)
+    first, second = Batcher(gate, pool, 1), Batcher(gate, pool, 1)
     tasks = await gathered(first, gate, [1])
-    tasks += [asyncio.create_task(second.run(piece, 1)) for piece in (2, 3)]
+    tasks += [asyncio.create_task(second.run(item, 1)) for item in (2, 3)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)  # the second's turn has handed its job to the pool
     pool.close()
@@ -203,11 +203,11 @@ async def test_a_closed_pool_fails_what_waits_in_it():
 async def test_who_leaves_takes_the_piece_along(pool):
     """So callers who come and go during a long pass do not pile up."""
     gate = Gate()
-    batches = Batches(gate, pool, 1)
-    tasks = await gathered(batches, gate, [1, 2, 3])
+    batcher = Batcher(gate, pool, 1)
+    tasks = await gathered(batcher, gate, [1, 2, 3])
     tasks[1].cancel()
     await asyncio.gather(tasks[1], return_exceptions=True)
-    assert [waiting.piece for waiting in batches._waiting] == [3]
+    assert [pending.item for pending in batcher._pending] == [3]
     gate.release.set()
     await asyncio.gather(tasks[0], tasks[2])
 

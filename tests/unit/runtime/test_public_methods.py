@@ -7,7 +7,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from services.runtime.open_calls import OpenCalls
+from services.runtime.public_methods import PublicMethodGuard
 
 
 class Gone:
@@ -42,7 +42,9 @@ async def test_a_caller_who_left_is_no_failure(handler, request_type):
     async def requests():
         yield request_type()
 
-    served = await OpenCalls().intercept_service(continuation, SimpleNamespace(method="/grpc.some.Service/Method"))
+    served = await PublicMethodGuard().intercept_service(
+        continuation, SimpleNamespace(method="/grpc.some.Service/Method")
+    )
     context = Gone()
     await served.stream_stream(requests(), context)
     assert context.tried is not None

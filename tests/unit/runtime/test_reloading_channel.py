@@ -4,11 +4,11 @@ import asyncio
 
 import grpc
 
-from services.runtime.renewed import RenewedChannel
+from services.runtime.reloading_channel import ReloadingChannel
 
 
 class Files:
-    """In place of WatchedFiles: gives what it is told to."""
+    """In place of ReloadableFile: gives what it is told to."""
 
     now = "old"
 
@@ -49,7 +49,7 @@ async def test_a_channel_that_could_not_be_made_is_tried_again_at_the_next_call(
         made.append(Channel(credentials))
         return made[-1]
 
-    async with RenewedChannel("here:1", files, connect) as channel:
+    async with ReloadingChannel("here:1", files, connect) as channel:
         ask = channel.unary_unary("/a/B")
         assert ask(b"").credentials == "old"
         files.now = "new"

@@ -19,7 +19,7 @@ MAX_REQUEST_BYTES = 4096  # a name
 _ARRIVAL_S = 2.0  # they are a few bytes, sent together with the call's headers
 
 
-class OpenCalls(grpc.aio.ServerInterceptor):
+class PublicMethodGuard(grpc.aio.ServerInterceptor):
     """To gRPC all of them are streaming handlers: those read their requests themselves."""
 
     def __init__(self, arrival_s: float = _ARRIVAL_S):
@@ -30,7 +30,7 @@ class OpenCalls(grpc.aio.ServerInterceptor):
         if handler is None or not handler_call_details.method.startswith("/grpc."):
             return handler
 
-        async def answer(arriving: _InTime, context: grpc.aio.ServicerContext) -> None:
+        async def answer(arriving: _FirstMessageTimeout, context: grpc.aio.ServicerContext) -> None:
             if handler.stream_stream:  # reflection
                 async for response in handler.stream_stream(arriving, context):
                     await context.write(response)
@@ -48,7 +48,7 @@ class OpenCalls(grpc.aio.ServerInterceptor):
 
         async def call(requests: AsyncIterable[Any], context: grpc.aio.ServicerContext) -> None:
             try:
-                await answer(_InTime(requests, self._arrival_s), context)
+                await answer(_FirstMessageTimeout(requests, self._arrival_s), context)
             except _Refused as refused:
                 await context.abort(refused.code, refused.text)
             except grpc.aio.InternalError:
@@ -83,14 +83,14 @@ def _checked(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return run
 
 
-class _InTime:
+class _FirstMessageTimeout:
     """Requests, until one is not there in time: then as if the caller had no more."""
 
     def __init__(self, requests: AsyncIterable[Any], arrival_s: float):
         self._requests: AsyncIterator[Any] = aiter(requests)
         self._arrival_s = arrival_s
 
-    def __aiter__(self) -> _InTime:
+    def __aiter__(self) -> _FirstMessageTimeout:
         return self
 
     async def __anext__(self) -> Any:
