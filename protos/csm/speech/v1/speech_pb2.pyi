@@ -45,6 +45,38 @@ CONTAINER_WAV: Container.ValueType  # 2
 """A WAV file. A stream's header states the largest length, because the real one is not known yet."""
 Global___Container: _TypeAlias = Container  # noqa: Y015
 
+class _ConverseWarningCode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConverseWarningCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ConverseWarningCode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONVERSE_WARNING_CODE_UNSPECIFIED: _ConverseWarningCode.ValueType  # 0
+    """Not stated."""
+    CONVERSE_WARNING_CODE_TEXT_LATE: _ConverseWarningCode.ValueType  # 1
+    """The turn's text comes too late: the listener hears silence."""
+    CONVERSE_WARNING_CODE_CONTEXT_DROPPED: _ConverseWarningCode.ValueType  # 2
+    """The model has no room for the whole conversation: the oldest turns have left its context."""
+    CONVERSE_WARNING_CODE_GOING_AWAY: _ConverseWarningCode.ValueType  # 3
+    """The server is stopping: the turn ends, and no other will begin. Open another conversation."""
+    CONVERSE_WARNING_CODE_NOTHING_SPEAKABLE: _ConverseWarningCode.ValueType  # 4
+    """A turn or a unit had nothing speakable, and was left out."""
+
+class ConverseWarningCode(_ConverseWarningCode, metaclass=_ConverseWarningCodeEnumTypeWrapper):
+    """What a warning is about."""
+
+CONVERSE_WARNING_CODE_UNSPECIFIED: ConverseWarningCode.ValueType  # 0
+"""Not stated."""
+CONVERSE_WARNING_CODE_TEXT_LATE: ConverseWarningCode.ValueType  # 1
+"""The turn's text comes too late: the listener hears silence."""
+CONVERSE_WARNING_CODE_CONTEXT_DROPPED: ConverseWarningCode.ValueType  # 2
+"""The model has no room for the whole conversation: the oldest turns have left its context."""
+CONVERSE_WARNING_CODE_GOING_AWAY: ConverseWarningCode.ValueType  # 3
+"""The server is stopping: the turn ends, and no other will begin. Open another conversation."""
+CONVERSE_WARNING_CODE_NOTHING_SPEAKABLE: ConverseWarningCode.ValueType  # 4
+"""A turn or a unit had nothing speakable, and was left out."""
+Global___ConverseWarningCode: _TypeAlias = ConverseWarningCode  # noqa: Y015
+
 @_typing.final
 class ContextSegment(_message.Message):
     """One earlier turn of the conversation."""
@@ -656,3 +688,465 @@ class ListVoicesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListVoicesResponse: _TypeAlias = ListVoicesResponse  # noqa: Y015
+
+@_typing.final
+class ConverseConfigure(_message.Message):
+    """Opens a conversation, and changes it between turns: a field that is set replaces what was there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEAKER_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    MAX_AUDIO_MS_FIELD_NUMBER: _builtins.int
+    TEXT_NORMALIZATION_FIELD_NUMBER: _builtins.int
+    speaker: _builtins.int
+    """Who speaks for this side. Default 0."""
+    max_audio_ms: _builtins.int
+    """Longest audio of a turn. A cap, as in Utterance."""
+    text_normalization: _builtins.bool
+    """Whether text is turned into spoken words first. Default true."""
+    @_builtins.property
+    def sampling(self) -> _common_pb2.SamplingOptions:
+        """How codes are sampled. A seed is the first turn's; each later turn takes the next number."""
+
+    @_builtins.property
+    def output(self) -> Global___OutputOptions:
+        """How the audio is encoded, from the next turn on."""
+
+    @_builtins.property
+    def context(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextSegment]:
+        """The voice prompt, oldest first: it sets voice and tone, and stays when older turns leave. Given again, the
+        conversation starts over with it.
+        """
+
+    def __init__(
+        self,
+        *,
+        speaker: _builtins.int | None = ...,
+        sampling: _common_pb2.SamplingOptions | None = ...,
+        output: Global___OutputOptions | None = ...,
+        context: _abc.Iterable[Global___ContextSegment] | None = ...,
+        max_audio_ms: _builtins.int | None = ...,
+        text_normalization: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms", "_speaker", b"_speaker", "_text_normalization", b"_text_normalization", "max_audio_ms", b"max_audio_ms", "output", b"output", "sampling", b"sampling", "speaker", b"speaker", "text_normalization", b"text_normalization"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms", "_speaker", b"_speaker", "_text_normalization", b"_text_normalization", "context", b"context", "max_audio_ms", b"max_audio_ms", "output", b"output", "sampling", b"sampling", "speaker", b"speaker", "text_normalization", b"text_normalization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_audio_ms: _TypeAlias = _typing.Literal["max_audio_ms"]  # noqa: Y015
+    _WhichOneofArgType__max_audio_ms: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms"]  # noqa: Y015
+    _WhichOneofReturnType__speaker: _TypeAlias = _typing.Literal["speaker"]  # noqa: Y015
+    _WhichOneofArgType__speaker: _TypeAlias = _typing.Literal["_speaker", b"_speaker"]  # noqa: Y015
+    _WhichOneofReturnType__text_normalization: _TypeAlias = _typing.Literal["text_normalization"]  # noqa: Y015
+    _WhichOneofArgType__text_normalization: _TypeAlias = _typing.Literal["_text_normalization", b"_text_normalization"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_audio_ms) -> _WhichOneofReturnType__max_audio_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__speaker) -> _WhichOneofReturnType__speaker | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text_normalization) -> _WhichOneofReturnType__text_normalization | None: ...
+
+Global___ConverseConfigure: _TypeAlias = ConverseConfigure  # noqa: Y015
+
+@_typing.final
+class AppendText(_message.Message):
+    """More of the turn's text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The next characters, cut anywhere, as a language model gives them."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppendText: _TypeAlias = AppendText  # noqa: Y015
+
+@_typing.final
+class FlushTurn(_message.Message):
+    """The turn's text is complete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlushTurn: _TypeAlias = FlushTurn  # noqa: Y015
+
+@_typing.final
+class InterruptTurn(_message.Message):
+    """The listener stopped us: what was not heard is dropped, from the audio and from the context."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEARD_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
+    turn: _builtins.int
+    """Which turn. Default: the one that speaks, else the last one."""
+    @_builtins.property
+    def heard(self) -> _duration_pb2.Duration:
+        """How much of the turn's audio was played. Default: all that was sent."""
+
+    def __init__(
+        self,
+        *,
+        heard: _duration_pb2.Duration | None = ...,
+        turn: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_turn", b"_turn", "heard", b"heard", "turn", b"turn"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_turn", b"_turn", "heard", b"heard", "turn", b"turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__turn: _TypeAlias = _typing.Literal["turn"]  # noqa: Y015
+    _WhichOneofArgType__turn: _TypeAlias = _typing.Literal["_turn", b"_turn"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__turn) -> _WhichOneofReturnType__turn | None: ...
+
+Global___InterruptTurn: _TypeAlias = InterruptTurn  # noqa: Y015
+
+@_typing.final
+class UserTurn(_message.Message):
+    """What the other party said. It is encoded at once; the next turns hear it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEAKER_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    AUDIO_FIELD_NUMBER: _builtins.int
+    speaker: _builtins.int
+    """Who spoke. Default 1."""
+    text: _builtins.str
+    """What was said, word for word."""
+    @_builtins.property
+    def audio(self) -> _common_pb2.AudioClip:
+        """How it sounded."""
+
+    def __init__(
+        self,
+        *,
+        speaker: _builtins.int | None = ...,
+        text: _builtins.str = ...,
+        audio: _common_pb2.AudioClip | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_speaker", b"_speaker", "audio", b"audio", "speaker", b"speaker"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_speaker", b"_speaker", "audio", b"audio", "speaker", b"speaker", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__speaker: _TypeAlias = _typing.Literal["speaker"]  # noqa: Y015
+    _WhichOneofArgType__speaker: _TypeAlias = _typing.Literal["_speaker", b"_speaker"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__speaker) -> _WhichOneofReturnType__speaker | None: ...
+
+Global___UserTurn: _TypeAlias = UserTurn  # noqa: Y015
+
+@_typing.final
+class ConverseRequest(_message.Message):
+    """One message of the caller."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIGURE_FIELD_NUMBER: _builtins.int
+    APPEND_TEXT_FIELD_NUMBER: _builtins.int
+    FLUSH_FIELD_NUMBER: _builtins.int
+    INTERRUPT_FIELD_NUMBER: _builtins.int
+    USER_TURN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def configure(self) -> Global___ConverseConfigure:
+        """First message; again between turns."""
+
+    @_builtins.property
+    def append_text(self) -> Global___AppendText:
+        """Text of the turn."""
+
+    @_builtins.property
+    def flush(self) -> Global___FlushTurn:
+        """End of the turn's text."""
+
+    @_builtins.property
+    def interrupt(self) -> Global___InterruptTurn:
+        """Stop speaking."""
+
+    @_builtins.property
+    def user_turn(self) -> Global___UserTurn:
+        """The other party's turn."""
+
+    def __init__(
+        self,
+        *,
+        configure: Global___ConverseConfigure | None = ...,
+        append_text: Global___AppendText | None = ...,
+        flush: Global___FlushTurn | None = ...,
+        interrupt: Global___InterruptTurn | None = ...,
+        user_turn: Global___UserTurn | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append_text", b"append_text", "configure", b"configure", "flush", b"flush", "interrupt", b"interrupt", "request", b"request", "user_turn", b"user_turn"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_text", b"append_text", "configure", b"configure", "flush", b"flush", "interrupt", b"interrupt", "request", b"request", "user_turn", b"user_turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["configure", "append_text", "flush", "interrupt", "user_turn"]  # noqa: Y015
+    _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
+
+Global___ConverseRequest: _TypeAlias = ConverseRequest  # noqa: Y015
+
+@_typing.final
+class ConverseStarted(_message.Message):
+    """Sent once, first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    trace_id: _builtins.str
+    """Trace id of the conversation, 32 hexadecimal digits."""
+    @_builtins.property
+    def bundle(self) -> _common_pb2.BundleIdentity:
+        """The bundle."""
+
+    def __init__(
+        self,
+        *,
+        bundle: _common_pb2.BundleIdentity | None = ...,
+        trace_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "trace_id", b"trace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConverseStarted: _TypeAlias = ConverseStarted  # noqa: Y015
+
+@_typing.final
+class TurnStarted(_message.Message):
+    """A turn begins to be spoken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TURN_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    turn: _builtins.int
+    """Number of the turn, from 0."""
+    seed: _builtins.int
+    """Seed in use."""
+    container: Global___Container.ValueType
+    """File format around the samples."""
+    @_builtins.property
+    def format(self) -> _common_pb2.AudioFormat:
+        """Layout of the turn's samples."""
+
+    def __init__(
+        self,
+        *,
+        turn: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        format: _common_pb2.AudioFormat | None = ...,
+        container: Global___Container.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "format", b"format", "seed", b"seed", "turn", b"turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnStarted: _TypeAlias = TurnStarted  # noqa: Y015
+
+@_typing.final
+class SpokenUnit(_message.Message):
+    """Which words begin where. Sent before the first audio of the unit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TURN_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    FIRST_SAMPLE_FIELD_NUMBER: _builtins.int
+    SPOKEN_TEXT_FIELD_NUMBER: _builtins.int
+    turn: _builtins.int
+    """Number of the turn."""
+    text: _builtins.str
+    """The words as they were appended."""
+    first_sample: _builtins.int
+    """Position in the turn's audio where they begin, in samples at the output's rate."""
+    spoken_text: _builtins.str
+    """The words as they are spoken."""
+    def __init__(
+        self,
+        *,
+        turn: _builtins.int = ...,
+        text: _builtins.str = ...,
+        first_sample: _builtins.int = ...,
+        spoken_text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_sample", b"first_sample", "spoken_text", b"spoken_text", "text", b"text", "turn", b"turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpokenUnit: _TypeAlias = SpokenUnit  # noqa: Y015
+
+@_typing.final
+class TurnAudio(_message.Message):
+    """Some audio of a turn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TURN_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    turn: _builtins.int
+    """Number of the turn."""
+    data: _builtins.bytes
+    """The next bytes of the turn's audio."""
+    def __init__(
+        self,
+        *,
+        turn: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "turn", b"turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnAudio: _TypeAlias = TurnAudio  # noqa: Y015
+
+@_typing.final
+class TurnFinished(_message.Message):
+    """A turn is over. Sent again, with FINISH_REASON_INTERRUPTED, when an interrupt comes after the turn's end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TURN_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    HEARD_FIELD_NUMBER: _builtins.int
+    HEARD_TEXT_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    turn: _builtins.int
+    """Number of the turn."""
+    finish_reason: _common_pb2.FinishReason.ValueType
+    """Why it ended."""
+    heard_text: _builtins.str
+    """The words that go with it."""
+    @_builtins.property
+    def heard(self) -> _duration_pb2.Duration:
+        """How much of the turn's audio the context keeps: all of it, or what was heard before an interrupt, in whole frames."""
+
+    @_builtins.property
+    def summary(self) -> Global___SpeechSummary:
+        """The result of the turn."""
+
+    def __init__(
+        self,
+        *,
+        turn: _builtins.int = ...,
+        finish_reason: _common_pb2.FinishReason.ValueType = ...,
+        heard: _duration_pb2.Duration | None = ...,
+        heard_text: _builtins.str = ...,
+        summary: Global___SpeechSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heard", b"heard", "summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "heard", b"heard", "heard_text", b"heard_text", "summary", b"summary", "turn", b"turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnFinished: _TypeAlias = TurnFinished  # noqa: Y015
+
+@_typing.final
+class ConverseWarning(_message.Message):
+    """Something that the caller may want to know. The conversation goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    code: Global___ConverseWarningCode.ValueType
+    """What it is about."""
+    message: _builtins.str
+    """The same in words."""
+    def __init__(
+        self,
+        *,
+        code: Global___ConverseWarningCode.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConverseWarning: _TypeAlias = ConverseWarning  # noqa: Y015
+
+@_typing.final
+class ConverseResponse(_message.Message):
+    """One message of the server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTED_FIELD_NUMBER: _builtins.int
+    TURN_STARTED_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    AUDIO_FIELD_NUMBER: _builtins.int
+    TURN_FINISHED_FIELD_NUMBER: _builtins.int
+    WARNING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def started(self) -> Global___ConverseStarted:
+        """First message."""
+
+    @_builtins.property
+    def turn_started(self) -> Global___TurnStarted:
+        """A turn begins."""
+
+    @_builtins.property
+    def unit(self) -> Global___SpokenUnit:
+        """Which words begin where."""
+
+    @_builtins.property
+    def audio(self) -> Global___TurnAudio:
+        """Audio."""
+
+    @_builtins.property
+    def turn_finished(self) -> Global___TurnFinished:
+        """A turn is over."""
+
+    @_builtins.property
+    def warning(self) -> Global___ConverseWarning:
+        """The conversation goes on, but the caller should know."""
+
+    def __init__(
+        self,
+        *,
+        started: Global___ConverseStarted | None = ...,
+        turn_started: Global___TurnStarted | None = ...,
+        unit: Global___SpokenUnit | None = ...,
+        audio: Global___TurnAudio | None = ...,
+        turn_finished: Global___TurnFinished | None = ...,
+        warning: Global___ConverseWarning | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "event", b"event", "started", b"started", "turn_finished", b"turn_finished", "turn_started", b"turn_started", "unit", b"unit", "warning", b"warning"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "event", b"event", "started", b"started", "turn_finished", b"turn_finished", "turn_started", b"turn_started", "unit", b"unit", "warning", b"warning"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "turn_started", "unit", "audio", "turn_finished", "warning"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___ConverseResponse: _TypeAlias = ConverseResponse  # noqa: Y015

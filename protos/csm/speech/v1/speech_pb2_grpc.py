@@ -27,8 +27,6 @@ if _version_not_supported:
 
 class SpeechServiceStub(object):
     """Speaks text with CSM. All audio that leaves it carries the deployment's watermark.
-
-    The method name `Converse` is kept free for a bidirectional stream.
     """
 
     def __init__(self, channel):
@@ -47,6 +45,11 @@ class SpeechServiceStub(object):
                 request_serializer=csm_dot_speech_dot_v1_dot_speech__pb2.StreamSynthesizeRequest.SerializeToString,
                 response_deserializer=csm_dot_speech_dot_v1_dot_speech__pb2.StreamSynthesizeResponse.FromString,
                 _registered_method=True)
+        self.Converse = channel.stream_stream(
+                '/csm.speech.v1.SpeechService/Converse',
+                request_serializer=csm_dot_speech_dot_v1_dot_speech__pb2.ConverseRequest.SerializeToString,
+                response_deserializer=csm_dot_speech_dot_v1_dot_speech__pb2.ConverseResponse.FromString,
+                _registered_method=True)
         self.VerifyWatermark = channel.unary_unary(
                 '/csm.speech.v1.SpeechService/VerifyWatermark',
                 request_serializer=csm_dot_speech_dot_v1_dot_speech__pb2.VerifyWatermarkRequest.SerializeToString,
@@ -61,8 +64,6 @@ class SpeechServiceStub(object):
 
 class SpeechServiceServicer(object):
     """Speaks text with CSM. All audio that leaves it carries the deployment's watermark.
-
-    The method name `Converse` is kept free for a bidirectional stream.
     """
 
     def Synthesize(self, request, context):
@@ -78,6 +79,18 @@ class SpeechServiceServicer(object):
         INVALID_ARGUMENT names the field and the limit (google.rpc.BadRequest). RESOURCE_EXHAUSTED
         (with google.rpc.RetryInfo) comes before the first message. UNAVAILABLE means that a stage
         failed and no replica could take over; all audio sent before it is watermarked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Converse(self, request_iterator, context):
+        """A conversation: text streams in, speech streams out, the other party is heard, and a listener may interrupt.
+
+        The first request is configure. A turn begins with its first append_text and ends with flush; it is spoken unit by
+        unit (sentences, clauses) as its words arrive. Requests that wait for a turn before them are queued. An idle
+        conversation holds no slot. Statuses are those of StreamSynthesize; RESOURCE_EXHAUSTED may also come when a later
+        turn finds no slot, and ends the conversation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,6 +123,11 @@ def add_SpeechServiceServicer_to_server(servicer, server):
                     request_deserializer=csm_dot_speech_dot_v1_dot_speech__pb2.StreamSynthesizeRequest.FromString,
                     response_serializer=csm_dot_speech_dot_v1_dot_speech__pb2.StreamSynthesizeResponse.SerializeToString,
             ),
+            'Converse': grpc.stream_stream_rpc_method_handler(
+                    servicer.Converse,
+                    request_deserializer=csm_dot_speech_dot_v1_dot_speech__pb2.ConverseRequest.FromString,
+                    response_serializer=csm_dot_speech_dot_v1_dot_speech__pb2.ConverseResponse.SerializeToString,
+            ),
             'VerifyWatermark': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyWatermark,
                     request_deserializer=csm_dot_speech_dot_v1_dot_speech__pb2.VerifyWatermarkRequest.FromString,
@@ -130,8 +148,6 @@ def add_SpeechServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class SpeechService(object):
     """Speaks text with CSM. All audio that leaves it carries the deployment's watermark.
-
-    The method name `Converse` is kept free for a bidirectional stream.
     """
 
     @staticmethod
@@ -178,6 +194,33 @@ class SpeechService(object):
             '/csm.speech.v1.SpeechService/StreamSynthesize',
             csm_dot_speech_dot_v1_dot_speech__pb2.StreamSynthesizeRequest.SerializeToString,
             csm_dot_speech_dot_v1_dot_speech__pb2.StreamSynthesizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Converse(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/csm.speech.v1.SpeechService/Converse',
+            csm_dot_speech_dot_v1_dot_speech__pb2.ConverseRequest.SerializeToString,
+            csm_dot_speech_dot_v1_dot_speech__pb2.ConverseResponse.FromString,
             options,
             channel_credentials,
             insecure,

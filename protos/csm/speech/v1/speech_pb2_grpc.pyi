@@ -27,10 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SpeechServiceStub:
-    """Speaks text with CSM. All audio that leaves it carries the deployment's watermark.
-
-    The method name `Converse` is kept free for a bidirectional stream.
-    """
+    """Speaks text with CSM. All audio that leaves it carries the deployment's watermark."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -45,6 +42,14 @@ class SpeechServiceStub:
     (with google.rpc.RetryInfo) comes before the first message. UNAVAILABLE means that a stage
     failed and no replica could take over; all audio sent before it is watermarked.
     """
+    Converse: _grpc.StreamStreamMultiCallable[_speech_pb2.ConverseRequest, _speech_pb2.ConverseResponse]
+    """A conversation: text streams in, speech streams out, the other party is heard, and a listener may interrupt.
+
+    The first request is configure. A turn begins with its first append_text and ends with flush; it is spoken unit by
+    unit (sentences, clauses) as its words arrive. Requests that wait for a turn before them are queued. An idle
+    conversation holds no slot. Statuses are those of StreamSynthesize; RESOURCE_EXHAUSTED may also come when a later
+    turn finds no slot, and ends the conversation.
+    """
     VerifyWatermark: _grpc.UnaryUnaryMultiCallable[_speech_pb2.VerifyWatermarkRequest, _speech_pb2.VerifyWatermarkResponse]
     """Reports whether a clip carries the deployment's watermark."""
     ListVoices: _grpc.UnaryUnaryMultiCallable[_speech_pb2.ListVoicesRequest, _speech_pb2.ListVoicesResponse]
@@ -52,10 +57,7 @@ class SpeechServiceStub:
 
 @_typing.type_check_only
 class SpeechServiceAsyncStub(SpeechServiceStub):
-    """Speaks text with CSM. All audio that leaves it carries the deployment's watermark.
-
-    The method name `Converse` is kept free for a bidirectional stream.
-    """
+    """Speaks text with CSM. All audio that leaves it carries the deployment's watermark."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Synthesize: _aio.UnaryUnaryMultiCallable[_speech_pb2.SynthesizeRequest, _speech_pb2.SynthesizeResponse]  # type: ignore[assignment]
@@ -67,16 +69,21 @@ class SpeechServiceAsyncStub(SpeechServiceStub):
     (with google.rpc.RetryInfo) comes before the first message. UNAVAILABLE means that a stage
     failed and no replica could take over; all audio sent before it is watermarked.
     """
+    Converse: _aio.StreamStreamMultiCallable[_speech_pb2.ConverseRequest, _speech_pb2.ConverseResponse]  # type: ignore[assignment]
+    """A conversation: text streams in, speech streams out, the other party is heard, and a listener may interrupt.
+
+    The first request is configure. A turn begins with its first append_text and ends with flush; it is spoken unit by
+    unit (sentences, clauses) as its words arrive. Requests that wait for a turn before them are queued. An idle
+    conversation holds no slot. Statuses are those of StreamSynthesize; RESOURCE_EXHAUSTED may also come when a later
+    turn finds no slot, and ends the conversation.
+    """
     VerifyWatermark: _aio.UnaryUnaryMultiCallable[_speech_pb2.VerifyWatermarkRequest, _speech_pb2.VerifyWatermarkResponse]  # type: ignore[assignment]
     """Reports whether a clip carries the deployment's watermark."""
     ListVoices: _aio.UnaryUnaryMultiCallable[_speech_pb2.ListVoicesRequest, _speech_pb2.ListVoicesResponse]  # type: ignore[assignment]
     """Lists the voices of the deployment, its limits and its version."""
 
 class SpeechServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Speaks text with CSM. All audio that leaves it carries the deployment's watermark.
-
-    The method name `Converse` is kept free for a bidirectional stream.
-    """
+    """Speaks text with CSM. All audio that leaves it carries the deployment's watermark."""
 
     @_abc_1.abstractmethod
     def Synthesize(
@@ -97,6 +104,20 @@ class SpeechServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT names the field and the limit (google.rpc.BadRequest). RESOURCE_EXHAUSTED
         (with google.rpc.RetryInfo) comes before the first message. UNAVAILABLE means that a stage
         failed and no replica could take over; all audio sent before it is watermarked.
+        """
+
+    @_abc_1.abstractmethod
+    def Converse(
+        self,
+        request_iterator: _MaybeAsyncIterator[_speech_pb2.ConverseRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_speech_pb2.ConverseResponse], _abc.AsyncIterator[_speech_pb2.ConverseResponse]]:
+        """A conversation: text streams in, speech streams out, the other party is heard, and a listener may interrupt.
+
+        The first request is configure. A turn begins with its first append_text and ends with flush; it is spoken unit by
+        unit (sentences, clauses) as its words arrive. Requests that wait for a turn before them are queued. An idle
+        conversation holds no slot. Statuses are those of StreamSynthesize; RESOURCE_EXHAUSTED may also come when a later
+        turn finds no slot, and ends the conversation.
         """
 
     @_abc_1.abstractmethod
