@@ -7,14 +7,11 @@ import soxr
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
 
-from services.runtime.audio import MAX_RATE_HZ, MIN_RATE_HZ, to_bytes, wav_header
+from services.runtime.audio import MAX_RATE_HZ, MIN_RATE_HZ, Encoding, to_bytes, wav_header
 from services.runtime.errors import InvalidArgument
+from services.runtime.sample_encodings import ENCODINGS, PROTO_ENCODINGS
 
-_ENCODINGS = {
-    common_pb2.AUDIO_ENCODING_UNSPECIFIED: "s16le",
-    common_pb2.AUDIO_ENCODING_PCM_S16LE: "s16le",
-    common_pb2.AUDIO_ENCODING_PCM_F32LE: "f32le",
-}
+_ENCODINGS: dict[int, Encoding] = {common_pb2.AUDIO_ENCODING_UNSPECIFIED: "s16le", **ENCODINGS}
 _CONTAINERS = {
     speech_pb2.CONTAINER_UNSPECIFIED: speech_pb2.CONTAINER_RAW,
     speech_pb2.CONTAINER_RAW: speech_pb2.CONTAINER_RAW,
@@ -45,10 +42,9 @@ class Output:
     @property
     def format(self) -> common_pb2.AudioFormat:
         """Layout of the samples."""
-        encoding = (
-            common_pb2.AUDIO_ENCODING_PCM_S16LE if self._encoding == "s16le" else common_pb2.AUDIO_ENCODING_PCM_F32LE
+        return common_pb2.AudioFormat(
+            encoding=PROTO_ENCODINGS[self._encoding], sample_rate_hz=self.sample_rate_hz, channels=1
         )
-        return common_pb2.AudioFormat(encoding=encoding, sample_rate_hz=self.sample_rate_hz, channels=1)
 
     def header(self, data_bytes: int | None = None) -> bytes:
         """What goes before the samples; data_bytes is None while it is unknown."""

@@ -33,13 +33,12 @@ from gateway.stages import Stages
 from gateway.timeline import Timeline
 from services.runtime.audio import from_bytes, to_bytes
 from services.runtime.errors import CallError, InternalError, UnavailableError
+from services.runtime.sample_encodings import ENCODINGS
 
 # In flight inside a stage at most. The watermark's is on top of its look-ahead, which it holds by nature.
 CODEC_WINDOW_FRAMES = 128
 WATERMARK_WINDOW_FRAMES = 128
 OUTLET_CHUNKS = 16
-
-_ENCODINGS = {common_pb2.AUDIO_ENCODING_PCM_S16LE: "s16le", common_pb2.AUDIO_ENCODING_PCM_F32LE: "f32le"}
 
 
 @dataclass(frozen=True)
@@ -229,9 +228,9 @@ class Synthesis:
             raise broken from None
 
     async def _audio_to_watermark(self, codec: grpc.aio.StreamStreamCall, watermark: grpc.aio.StreamStreamCall) -> None:
-        if self._pcm_format.encoding not in _ENCODINGS:
+        if self._pcm_format.encoding not in ENCODINGS:
             raise InternalError("codec: unknown sample encoding")
-        encoding = _ENCODINGS[self._pcm_format.encoding]
+        encoding = ENCODINGS[self._pcm_format.encoding]
         while True:
             response = await read("codec", codec)
             match response and response.WhichOneof("event"):

@@ -15,6 +15,7 @@ from csm.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from csm.watermark.v1 import watermark_pb2, watermark_pb2_grpc
 
 from gateway.config import GatewaySettings
+from gateway.stage_names import STAGES
 from models.bundle import Bundle
 from services.runtime import tls
 from services.runtime.channels import open_channel
@@ -24,7 +25,6 @@ from services.runtime.settings import SettingError
 
 log = logging.getLogger(__name__)
 _ASK_S = 1.0  # between two rounds of questions, on average
-_NAMES = ("tokenizer", "backbone", "codec", "watermark")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Stages:
         credentials = _credentials(settings)
         self._channels = {
             name: open_channel(getattr(settings, name), max_message_mib=size, credentials=credentials)
-            for name in _NAMES
+            for name in STAGES
         }
         self.tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(self._channels["tokenizer"])
         self.backbone = backbone_pb2_grpc.BackboneServiceStub(self._channels["backbone"])
@@ -136,7 +136,7 @@ def _credentials(settings: GatewaySettings) -> ReloadableFile[grpc.ChannelCreden
                 f"CSM_UPSTREAM_CA_FILE, CSM_UPSTREAM_CERT_FILE, CSM_UPSTREAM_KEY_FILE: {error}"
             ) from error
     beyond = []
-    for name in _NAMES:
+    for name in STAGES:
         address = getattr(settings, name)
         tls.require_private(f"CSM_{name.upper()}_ADDRESS", address, "CSM_UPSTREAM_CA_FILE", settings.insecure)
         if not tls.is_loopback(address):

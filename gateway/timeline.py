@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from csm.speech.v1 import speech_pb2
 from opentelemetry import trace
 
+from gateway.stage_names import STAGES
 from services.runtime import instruments
 
-STAGES = ("tokenizer", "backbone", "codec", "watermark")
 # OpenTelemetry keeps 128 events a span unless told otherwise, and the first outputs are among them.
 MAX_AUDIO_EVENTS, MAX_UNDERRUN_EVENTS = 100, 16
 _FIRST, _LATE = 24, 32  # chunks that are told for certain when there are more than that

@@ -17,10 +17,10 @@ from gateway.cli import state
 from gateway.cli.supervisor import Child, Supervisor
 from gateway.cli.trace.collector import Collector
 from gateway.cli.trace.traces import TraceStore
+from gateway.stage_names import STAGES
 from models.bundle import Bundle, load_bundle
 from services.runtime.settings import StartError
 
-STAGES = ("tokenizer", "backbone", "codec", "watermark")
 DEFAULT_PORT = 50050
 NOISE = "This bundle's weights are random: what it says is noise."
 _HOST = "127.0.0.1"

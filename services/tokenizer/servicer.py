@@ -18,14 +18,11 @@ from services.runtime.audio import AudioError, Clip, read_raw, read_wav, resampl
 from services.runtime.batcher import Batcher
 from services.runtime.errors import InvalidArgument
 from services.runtime.identity import identity
+from services.runtime.sample_encodings import ENCODINGS
 from services.tokenizer.cache import FrameCache, content_key
 from services.tokenizer.config import TokenizerSettings
 from services.tokenizer.text import TextError, TextTokenizer
 
-_ENCODINGS = {
-    common_pb2.AUDIO_ENCODING_PCM_S16LE: "s16le",
-    common_pb2.AUDIO_ENCODING_PCM_F32LE: "f32le",
-}
 _TOKENIZE = {"stage": "tokenizer", "rpc.method": "Tokenize"}
 _ENCODE = {"stage": "tokenizer", "rpc.method": "EncodeAudio"}
 
@@ -114,11 +111,11 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
                 clip = read_wav(audio.wav, max_duration_s=most)
             case "raw":
                 form = audio.raw.format
-                if form.encoding not in _ENCODINGS:
+                if form.encoding not in ENCODINGS:
                     raise AudioError("raw.format.encoding", "must be PCM_S16LE or PCM_F32LE")
                 clip = read_raw(
                     audio.raw.data,
-                    encoding=_ENCODINGS[form.encoding],
+                    encoding=ENCODINGS[form.encoding],
                     sample_rate_hz=form.sample_rate_hz,
                     channels=form.channels if form.HasField("channels") else 1,
                     max_duration_s=most,

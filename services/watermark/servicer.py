@@ -33,6 +33,7 @@ from services.runtime.errors import InternalError, InvalidArgument
 from services.runtime.identity import identity
 from services.runtime.playback_deadline import PlaybackDeadline
 from services.runtime.pool import Pool
+from services.runtime.sample_encodings import ENCODINGS
 from services.watermark.config import WatermarkSettings
 from services.watermark.key import check_key
 
@@ -42,10 +43,6 @@ if TYPE_CHECKING:
     from services.watermark.stream import EmbedStream
 
 _tracer = trace.get_tracer("csm.watermark")
-_ENCODINGS: dict[int, Encoding] = {
-    common_pb2.AUDIO_ENCODING_PCM_S16LE: "s16le",
-    common_pb2.AUDIO_ENCODING_PCM_F32LE: "f32le",
-}
 _EMBED = {"stage": "watermark", "rpc.method": "Embed"}
 _DETECT = {"stage": "watermark", "rpc.method": "Detect"}
 # A message may hold minutes; a stream takes its turn in the pool with two seconds at most.
@@ -156,13 +153,13 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
 
     def _stream_encoding(self, form: common_pb2.AudioFormat) -> Encoding:
         rate_hz = self._bundle.sample_rate_hz
-        if form.encoding not in _ENCODINGS:
+        if form.encoding not in ENCODINGS:
             raise InvalidArgument("start.format.encoding", "must be PCM_S16LE or PCM_F32LE")
         if form.HasField("sample_rate_hz") and form.sample_rate_hz != rate_hz:
             raise InvalidArgument("start.format.sample_rate_hz", f"must be {rate_hz}, not {form.sample_rate_hz}")
         if form.HasField("channels") and form.channels != 1:
             raise InvalidArgument("start.format.channels", f"must be 1, not {form.channels}")
-        return _ENCODINGS[form.encoding]
+        return ENCODINGS[form.encoding]
 
     def _started(self, encoding: int) -> watermark_pb2.EmbedResponse:
         form = common_pb2.AudioFormat(encoding=encoding, sample_rate_hz=self._bundle.sample_rate_hz, channels=1)
@@ -222,11 +219,11 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
                 return read_wav(audio.wav, max_duration_s=most)
             case "raw":
                 form = audio.raw.format
-                if form.encoding not in _ENCODINGS:
+                if form.encoding not in ENCODINGS:
                     raise AudioError("raw.format.encoding", "must be PCM_S16LE or PCM_F32LE")
                 return read_raw(
                     audio.raw.data,
-                    encoding=_ENCODINGS[form.encoding],
+                    encoding=ENCODINGS[form.encoding],
                     sample_rate_hz=form.sample_rate_hz,
                     channels=form.channels if form.HasField("channels") else 1,
                     max_duration_s=most,

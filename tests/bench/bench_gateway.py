@@ -31,6 +31,7 @@ from csm_client.readiness import wait_ready
 from gateway.cli.bench import fleet
 from gateway.cli.bench.plan import Plan
 from gateway.cli.bench.stats import Point, point
+from gateway.stage_names import STAGES
 from models.bundle import load_bundle
 from services.backbone.chunks import Chunks
 from services.runtime.identity import identity
@@ -40,7 +41,6 @@ from services.runtime.settings import ServerSettings, read
 BUNDLE = "csm-1b"  # its shapes; no weights are read
 LOOKAHEAD = 9_000  # samples, the public watermark's
 PIECE = 24_000  # samples: the real one marks a second at a time
-STAGES = ("tokenizer", "backbone", "codec", "watermark")
 F32 = common_pb2.AUDIO_ENCODING_PCM_F32LE
 
 

@@ -15,6 +15,7 @@ from csm.codec.v1 import codec_pb2, codec_pb2_grpc
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2, speech_pb2_grpc
 
+from gateway.stage_names import STAGES
 from support.processes import Processes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -25,7 +26,6 @@ LONG_TEXT = (
     "My sister told me that the garden needs water, and that the letters are on the table in the kitchen. "
     "Please remember to close the window before you go, because the evening will be cold and full of rain."
 )
-STAGES = ("tokenizer", "backbone", "codec", "watermark")
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from csm.speech.v1 import speech_pb2
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway.stage_names import STAGES
 from services.runtime.errors import InvalidArgument, ResourceExhausted, rich_details
 from support.fake_stages import MARK, SAMPLES_PER_FRAME
 
 F32 = common_pb2.AUDIO_ENCODING_PCM_F32LE
-STREAMS = ("tokenizer", "backbone", "codec", "watermark")
 
 
 def request(text="hello", **fields):
@@ -103,7 +103,7 @@ async def test_deadline_crosses_every_hop(open_chain, probe):
     error = await fails(chain.speech.StreamSynthesize(request(), timeout=0.8))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await assert_all_free(probe)
-    for stage in STREAMS:
+    for stage in STAGES:
         assert 0 < probe.deadlines[stage] <= 0.81  # gRPC rounds to milliseconds
 
 
@@ -111,7 +111,7 @@ async def test_a_request_without_deadline_gets_the_gateways(open_chain, probe):
     chain = await open_chain(max_request_s=50.0)
     async for _ in chain.speech.StreamSynthesize(request()):
         pass
-    assert all(40 < probe.deadlines[stage] <= 50.1 for stage in STREAMS)
+    assert all(40 < probe.deadlines[stage] <= 50.1 for stage in STAGES)
 
 
 @pytest.mark.parametrize(

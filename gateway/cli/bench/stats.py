@@ -13,8 +13,7 @@ from gateway.cli.bench.fleet import Outcome
 from gateway.cli.bench.record import ACCOUNTING, OK, UNFINISHED, Record
 from gateway.cli.trace.traces import Span
 from gateway.cli.trace.waterfall import bars_of_trace
-
-STAGES = ("tokenizer", "backbone", "codec", "watermark")
+from gateway.stage_names import STAGES
 
 
 @dataclass(frozen=True)

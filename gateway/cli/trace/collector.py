@@ -15,7 +15,7 @@ from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from gateway.cli.trace.traces import MAX_SPANS, Attributes, Event, Span, TraceStore
-from gateway.timeline import STAGES
+from gateway.stage_names import STAGES
 from services.runtime.channels import MIB
 
 _HOUSEKEEPING = ("/GetModelInfo", "/GetLoad")

@@ -11,7 +11,7 @@ from functools import cached_property
 from gateway.cli.trace.cadence import Cadence, cadence_of
 from gateway.cli.trace.traces import Span, is_request, missing
 from gateway.cli.trace.waterfall import Bar, bars_of_trace, status, zero_ns
-from gateway.timeline import STAGES
+from gateway.stage_names import STAGES
 
 _TRIED_AGAIN = (
     "UNAVAILABLE",

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from gateway.timeline import STAGES
+from gateway.stage_names import STAGES
 
 MAX_SPANS = 2000
 _POLL_S = 0.05
