@@ -12,7 +12,7 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 _COLUMNS = 24
-_SPEECH = 'rpc_service="csm.speech.v1.SpeechService", rpc_method=~"StreamSynthesize|Synthesize"'
+_SPEECH = 'rpc_method=~"csm.speech.v1.SpeechService/StreamSynthesize|csm.speech.v1.SpeechService/Synthesize"'
 _NAMESPACE = 'namespace=~"$namespace"'
 _FAULTS = "UNKNOWN|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|DATA_LOSS"
 
@@ -33,7 +33,7 @@ def quantiles(metric: str, labels: str = "", by: str = "", *, of: tuple[float, .
 def here(expr: str) -> str:
     """A query of the chosen namespaces. Series that carry none, where no operator scrapes, are among all of them."""
     return re.sub(
-        r"\b(csm_\w+)(?:\{([^}]*)\})?",
+        r"\b((?:csm|rpc_server)_\w+)(?:\{([^}]*)\})?",
         lambda found: f"{found[1]}{{{', '.join(filter(None, [found[2], _NAMESPACE]))}}}",
         expr,
     )
@@ -123,14 +123,14 @@ def request() -> dict:
             ),
             panel(
                 "Requests by status", "reqps", "Every way for a request to end.",
-                [(f"sum by (code) (rate(csm_rpc_duration_seconds_count{{{_SPEECH}}}[$__rate_interval]))", "{{code}}")],
+                [(f"sum by (rpc_response_status_code) (rate(rpc_server_call_duration_seconds_count{{{_SPEECH}}}[$__rate_interval]))", "{{rpc_response_status_code}}")],
             ),
             panel(
                 "Requests that failed by our fault", "percentunit", "Of all requests. Overload is told apart.",
                 [
                     (
-                        f'(sum(rate(csm_rpc_duration_seconds_count{{{_SPEECH}, code=~"{code}"}}[$__rate_interval])) or vector(0))'
-                        f" / sum(rate(csm_rpc_duration_seconds_count{{{_SPEECH}}}[$__rate_interval]))",
+                        f'(sum(rate(rpc_server_call_duration_seconds_count{{{_SPEECH}, rpc_response_status_code=~"{code}"}}[$__rate_interval])) or vector(0))'
+                        f" / sum(rate(rpc_server_call_duration_seconds_count{{{_SPEECH}}}[$__rate_interval]))",
                         name,
                     )
                     for code, name in ((_FAULTS, "failed"), ("RESOURCE_EXHAUSTED", "refused: no room"))
@@ -199,9 +199,9 @@ def stages() -> dict:
                 "Calls that failed by the stage's fault", "reqps", "By service, method and status.",
                 [
                     (
-                        "sum by (rpc_service, rpc_method, code) "
-                        f'(rate(csm_rpc_duration_seconds_count{{code=~"{_FAULTS}"}}[$__rate_interval]))',
-                        "{{rpc_service}}/{{rpc_method}} {{code}}",
+                        "sum by (rpc_method, rpc_response_status_code) "
+                        f'(rate(rpc_server_call_duration_seconds_count{{rpc_response_status_code=~"{_FAULTS}"}}[$__rate_interval]))',
+                        "{{rpc_method}} {{rpc_response_status_code}}",
                     )
                 ],
             ),

@@ -24,7 +24,7 @@ from services.runtime import instruments
 from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted, UnavailableError
 from services.runtime.identity import identity
 
-_GENERATE = {"stage": "backbone", "rpc.method": "Generate"}
+_GENERATE = {"stage": "backbone", "rpc.method": "csm.backbone.v1.BackboneService/Generate"}
 _MAX_CHUNK_FRAMES = 64
 _MAX_TEMPERATURE = 2.0
 _LEAST_TEMPERATURE = 1e-4  # as good as greedy; logits divided by much less overflow fp32

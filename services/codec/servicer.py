@@ -20,7 +20,7 @@ from services.runtime.audio import to_bytes
 from services.runtime.errors import InvalidArgument, UnavailableError
 from services.runtime.identity import identity
 
-_DECODE = {"stage": "codec", "rpc.method": "Decode"}
+_DECODE = {"stage": "codec", "rpc.method": "csm.codec.v1.CodecService/Decode"}
 
 
 class CodecServicer(codec_pb2_grpc.CodecServiceServicer):

@@ -173,12 +173,12 @@ class _Call:
         if not is_traced(self._method):
             return
         took_s = time.perf_counter() - self._began_s
-        call = call_attributes(self._method)
-        labels = {"rpc.service": call["rpc.service"], "rpc.method": call["rpc.method"], "code": code.name}
-        instruments.rpc.record(took_s, labels)
+        instruments.rpc_duration.record(
+            took_s, {**call_attributes(self._method), "rpc.response.status_code": code.name}
+        )
         log.log(
             logging.WARNING if code in _SERVER_FAULTS else logging.DEBUG,
-            "%s ended with %s%s", call["rpc.method"], code.name, f": {text}" if text else "",
+            "%s ended with %s%s", self._method.rpartition("/")[2], code.name, f": {text}" if text else "",
             extra={"rpc": self._method, "code": code.name, "duration_ms": round(took_s * 1e3, 1)},
         )  # fmt: skip
 

@@ -34,7 +34,7 @@ def _histogram(name: str, unit: str, description: str, bounds: list[float]) -> m
 
 
 # Every server.
-rpc = _histogram("csm.rpc.duration", "s", "a call, from its request to its status", _CALL_S)
+rpc_duration = _histogram("rpc.server.call.duration", "s", "a call, from its request to its status", _CALL_S)
 event_loop_lag = _histogram("csm.event_loop.lag", "s", "how late the event loop came back from a short sleep", _WORK_S)
 
 # The stages, each of its own work.

@@ -28,8 +28,7 @@ def is_traced(method: str) -> bool:
 
 def call_attributes(method: str) -> dict[str, str]:
     """OpenTelemetry's attributes of an RPC; `method` is `/package.Service/Method`."""
-    service, _, name = method.lstrip("/").rpartition("/")
-    return {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+    return {"rpc.system.name": "grpc", "rpc.method": method.removeprefix("/")}
 
 
 def is_out_of_time(remaining_s: float | None, timeout_s: float | None) -> bool:
@@ -48,8 +47,9 @@ def is_out_of_time(remaining_s: float | None, timeout_s: float | None) -> bool:
 
 def record_code(span: Span, code: grpc.StatusCode, text: str, *, is_error: bool) -> None:
     """Put a call's outcome on its span."""
-    span.set_attribute("rpc.grpc.status_code", code.value[0])
+    span.set_attribute("rpc.response.status_code", code.name)
     if is_error:
+        span.set_attribute("error.type", code.name)
         span.set_status(Status(StatusCode.ERROR, f"{code.name}: {text}" if text else code.name))
 
 

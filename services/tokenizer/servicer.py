@@ -23,8 +23,8 @@ from services.tokenizer.cache import FrameCache, content_key
 from services.tokenizer.config import TokenizerSettings
 from services.tokenizer.text import TextError, TextTokenizer
 
-_TOKENIZE = {"stage": "tokenizer", "rpc.method": "Tokenize"}
-_ENCODE = {"stage": "tokenizer", "rpc.method": "EncodeAudio"}
+_TOKENIZE = {"stage": "tokenizer", "rpc.method": "csm.tokenizer.v1.TokenizerService/Tokenize"}
+_ENCODE = {"stage": "tokenizer", "rpc.method": "csm.tokenizer.v1.TokenizerService/EncodeAudio"}
 
 
 class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):

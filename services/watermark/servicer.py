@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from services.watermark.stream import EmbedStream
 
 _tracer = trace.get_tracer("csm.watermark")
-_EMBED = {"stage": "watermark", "rpc.method": "Embed"}
-_DETECT = {"stage": "watermark", "rpc.method": "Detect"}
+_EMBED = {"stage": "watermark", "rpc.method": "csm.watermark.v1.WatermarkService/Embed"}
+_DETECT = {"stage": "watermark", "rpc.method": "csm.watermark.v1.WatermarkService/Detect"}
 # A message may hold minutes; a stream takes its turn in the pool with two seconds at most.
 _PIECE_S = 2
 

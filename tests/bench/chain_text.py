@@ -49,7 +49,7 @@ def spread(use: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     for process, page in use["metrics"].items():
         own = sum(
             told["count"] for name, told in page["histograms"].items()
-            if name.startswith("csm_rpc_duration") and any(f"rpc_method={method}," in name for method in _METHODS)
+            if name.startswith("rpc_server_call_duration") and any(f"/{method}," in name for method in _METHODS)
         )  # fmt: skip
         calls.setdefault(process.rstrip("-0123456789"), {})[process] = own
     return {stage.removeprefix("one-"): of for stage, of in calls.items() if len(of) > 1 and any(of.values())}

@@ -56,13 +56,14 @@ def test_policies_ask_for_attributes_that_spans_have():
     for policy in policies:
         assert set(policy) == {"name", "type", policy["type"]}
         for condition in policy.get("ottl_condition", {}).get("span", ()):
-            if found := re.fullmatch(r'attributes\["([\w.]+)"\] (==|>) (\d+(?:\.\d+)?)', condition):
-                assert types[found[1]] == ("double" if "." in found[3] else "int"), condition
+            if found := re.fullmatch(r'attributes\["([\w.]+)"\] (==|>) (\d+(?:\.\d+)?|"\w+")', condition):
+                kind = "string" if found[3].startswith('"') else "double" if "." in found[3] else "int"
+                assert types[found[1]] == kind, condition
                 asked.add(found[1])
             else:
                 (name,) = re.fullmatch(r'name == "([\w.]+)"', condition).groups()
                 assert name in {span for _, span, _ in tables.spans()}
-    assert asked >= {"csm.time_to_first_audio_ms", "csm.underruns", "rpc.grpc.status_code"}
+    assert asked >= {"csm.time_to_first_audio_ms", "csm.underruns", "rpc.response.status_code"}
 
 
 @pytest.mark.parametrize("overlay", ["cpu-dev", "gpu"])
@@ -83,7 +84,7 @@ def test_span_metrics_have_dimensions_that_spans_have():
     assert {each["name"] for each in connector["dimensions"]} <= set(tables.attributes())
     assert connector["namespace"] == "traces.span.metrics" and connector["histogram"]["unit"] == "s"
     text = (tables.DEPLOY / "telemetry.md").read_text()
-    for name in ("traces_span_metrics_calls_total", "traces_span_metrics_duration_seconds", "rpc_grpc_status_code"):
+    for name in ("traces_span_metrics_calls_total", "traces_span_metrics_duration_seconds", "rpc_response_status_code"):
         assert name in text
 
 

@@ -28,11 +28,11 @@ PANELS = [(name, panel) for name, dashboard in DASHBOARDS.items() for panel in d
 METRICS = {series: metric for metric in tables.metrics() for series in metric.series}
 OF_TARGET = {"job", "instance"}  # Prometheus' own, by whichever road a series came
 OF_PLACE = {"namespace"}  # of what its operator scrapes; elsewhere there is none, and all are one group
-METHODS = {tuple(name.rsplit("/", 1)) for _, name, kind in tables.spans() if kind == "server"}
+METHODS = {name for _, name, kind in tables.spans() if kind == "server"}
 VALUES = {
-    "code": {code.name for code in grpc.StatusCode},
-    "rpc_service": {service for service, _ in METHODS},
-    "rpc_method": {method for _, method in METHODS},
+    "rpc_response_status_code": {code.name for code in grpc.StatusCode},
+    "rpc_service": {name.rpartition("/")[0] for name in METHODS},
+    "rpc_method": METHODS,
     "stage": set(tables.SERVICES) - {"gateway"},
     "result": {"hit", "miss"},
     "finish_reason": {"END_OF_SPEECH", "MAX_LENGTH"},
@@ -71,7 +71,7 @@ def plain(expr: str) -> str:
         ("sum(rate(csm_backbone_slot_active[5m]))", "not exported"),
         ("csm_request_finished", "not exported"),
         ('csm_backbone_slots_active{stage="codec"}', "has no label stage"),
-        ('csm_rpc_duration_seconds_count{code="EXHAUSTED"}', "code is never"),
+        ('rpc_server_call_duration_seconds_count{rpc_response_status_code="EXHAUSTED"}', "code is never"),
         ("sum by (le, stage) (rate(csm_backbone_queue_duration_seconds_bucket[5m]))", "no series has {'stage'}"),
         ("csm_codec_slots_active and on (pod) csm_codec_slots_capacity", "no series has {'pod'}"),
         ("1 > 0", "asks for nothing"),

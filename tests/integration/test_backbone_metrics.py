@@ -15,9 +15,13 @@ pytestmark = pytest.mark.timeout(60)
 
 def ended(measured) -> Counter[str]:
     """Generate calls by status."""
-    points = measured.get("csm.rpc.duration", ())
+    points = measured.get("rpc.server.call.duration", ())
     return Counter(
-        {point.attributes["code"]: point.count for point in points if point.attributes["rpc.method"] == "Generate"}
+        {
+            point.attributes["rpc.response.status_code"]: point.count
+            for point in points
+            if point.attributes["rpc.method"].endswith("/Generate")
+        }
     )
 
 

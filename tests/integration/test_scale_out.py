@@ -95,7 +95,7 @@ async def test_new_streams_spread_evenly(open_replicas, stage):
 async def test_a_full_replicas_refusal_is_retried_on_another(open_replicas, stage):
     chain, replicas = await open_replicas(stage, 3)
     for full in replicas[:2]:
-        full.probe.refuse[stage] = ResourceExhausted("all places are taken", 1.0)
+        full.probe.refuse[stage] = ResourceExhausted("all permits are in use", 1.0)
     answers = await asyncio.gather(*(speak(chain) for _ in range(12)))
     for audio, summary in answers:
         assert audio == summary.samples == summary.frames * SAMPLES_PER_FRAME > 0
@@ -204,7 +204,7 @@ async def test_two_gateways_behind_one_name_share_nothing(open_chain, probe):
         for count in range(1, 5):  # as many as both have places for: some are refused by one and taken by the other
             running.append(asyncio.ensure_future(client.synthesize("hello", timeout_s=60)))
             await probe.until(lambda count=count: probe.active["backbone"] == count, 20)
-        with pytest.raises(exceptions.Overloaded, match="places are taken"):
+        with pytest.raises(exceptions.Overloaded, match="permits are in use"):
             await client.synthesize("hello", timeout_s=20)
         await chain.servers["gateway"].drain()
         stopping = asyncio.ensure_future(chain.servers["gateway"].stop(20))

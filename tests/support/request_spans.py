@@ -1,22 +1,28 @@
 """The spans of a request, as the gateway and its stages tell them."""
 
+import grpc
+
 from gateway.cli.trace.traces import Event, Span
 
 MS = 10**6
 T0 = 1_700_000_000 * 10**9
 ID = "ab" * 16
+STATUS = {code.value[0]: code.name for code in grpc.StatusCode}
 SPEAK = "csm.speech.v1.SpeechService/StreamSynthesize"
 
 
 def span(service, name, kind, span_id, parent, start_ms, end_ms, code=None, **more):
-    more["attributes"] = {**more.get("attributes", {}), **({} if code is None else {"rpc.grpc.status_code": code})}
+    more["attributes"] = {
+        **more.get("attributes", {}),
+        **({} if code is None else {"rpc.response.status_code": STATUS[code]}),
+    }
     return Span(service, name, kind, span_id, parent, T0 + int(start_ms * MS), T0 + int(end_ms * MS), **more)
 
 
 def call(stage, method, number, start_ms, end_ms, code=0, parent="root", error="", events=()):
     """Both sides of the gateway's call to a stage."""
     name = f"csm.{stage}.v1.{stage.title()}Service/{method}"
-    rpc = {"rpc.service": name.partition("/")[0]}
+    rpc = {"rpc.method": name}
     return [
         span("gateway", name, "client", f"c{number}", parent, start_ms, end_ms, code, attributes=rpc, error=error),
         span(stage, name, "server", f"s{number}", f"c{number}", start_ms + 1, end_ms - 1, code, events=events),

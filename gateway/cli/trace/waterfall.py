@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-import grpc
 from csm.speech.v1 import speech_pb2
 from rich.text import Text
 
@@ -22,7 +21,6 @@ _LABEL_COLUMNS, _TIME_COLUMNS = 26, 9
 _MANY = 3  # more siblings of one name than this share a row
 _DEEPEST = 32  # rows below rows; more is no trace of ours
 _STYLES = {"gateway": "bold", "tokenizer": "cyan", "backbone": "magenta", "codec": "green", "watermark": "yellow"}
-_STATUS = {code.value[0]: code.name for code in grpc.StatusCode}
 LEGEND = "░ before its first output ◆   █ after it"
 
 
@@ -53,8 +51,7 @@ def zero_ns(spans: Iterable[Span]) -> int:
 
 def status(span: Span) -> str:
     """How a call ended, by gRPC's names; empty when `span` is no call."""
-    code = span.attributes.get("rpc.grpc.status_code")
-    return _STATUS.get(code, str(code)) if isinstance(code, int) else ""
+    return str(span.attributes.get("rpc.response.status_code", ""))
 
 
 def bars_of_trace(spans: Iterable[Span]) -> list[Bar]:
@@ -197,7 +194,7 @@ def _merged(bars: Sequence[Bar]) -> Bar:
 
 def _stage(span: Span) -> str:
     """The stage that a span is about: who is called, for a call; who did it, for work."""
-    called = str(span.attributes.get("rpc.service", "")).split(".")  # csm.<stage>.v1.<Name>Service
+    called = str(span.attributes.get("rpc.method", "")).split(".")  # csm.<stage>.v1.<Name>Service
     return called[1] if span.kind == "client" and len(called) > 1 else span.service
 
 

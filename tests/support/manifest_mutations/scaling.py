@@ -27,7 +27,7 @@ SCALING: dict[str, Mutation] = {
         name="csm_backbone_active_slots"
     ),
     "rule on what nobody exports": lambda m: one(m, "PrometheusRule", "csm")["spec"]["groups"][0]["rules"][0].update(
-        expr="rate(csm_rpc_seconds_count[5m]) > 0"
+        expr="rate(rpc_server_call_seconds_count[5m]) > 0"
     ),
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 SERVICES = ("gateway", "tokenizer", "backbone", "codec", "watermark")
-RPC = {"rpc.system", "rpc.service", "rpc.method", "rpc.grpc.status_code"}
+RPC = {"rpc.system.name", "rpc.method", "rpc.response.status_code"}
 
 
 @dataclass(frozen=True)

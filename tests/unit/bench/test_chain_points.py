@@ -85,12 +85,12 @@ def page(**calls):
     """A metrics page as read_page gives it: calls of Generate and their waits."""
     told = {}
     for code, count in calls.items():
-        labels = f"code={code},rpc_method=Generate,rpc_service=csm.backbone.v1.BackboneService"
+        labels = f"rpc_method=csm.backbone.v1.BackboneService/Generate,rpc_response_status_code={code}"
         told |= {
-            ("csm_rpc_duration_seconds_bucket", f"{labels},le=+Inf"): count,
-            ("csm_rpc_duration_seconds_sum", labels): 1.0 * count,
+            ("rpc_server_call_duration_seconds_bucket", f"{labels},le=+Inf"): count,
+            ("rpc_server_call_duration_seconds_sum", labels): 1.0 * count,
         }
-        waits = "rpc_method=Generate,stage=backbone"
+        waits = "rpc_method=csm.backbone.v1.BackboneService/Generate,stage=backbone"
         told |= {
             ("csm_stage_queue_duration_seconds_bucket", f"{waits},le=+Inf"): count,
             ("csm_stage_queue_duration_seconds_sum", waits): 0.5 * count,

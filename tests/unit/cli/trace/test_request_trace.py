@@ -53,7 +53,7 @@ def test_one_that_was_tried_again_is_one_request_and_two_calls_of_a_caller_are_t
     (one,) = requests_of([*tries, *call("codec", "Decode", 1, 310, 1200, parent="r2")])
     assert (len(one.attempts), one.status, one.took_s) == (2, "OK", 1.3)
     assert "Attempts 2" in Reader(page(ID, [*tries])).text
-    calls = [replace(tries[0], attributes={"rpc.grpc.status_code": 0}), tries[1]]
+    calls = [replace(tries[0], attributes={"rpc.response.status_code": "OK"}), tries[1]]
     first, second = requests_of([*calls, *call("codec", "Decode", 1, 310, 1200, parent="r2")])
     assert (len(first.spans), len(second.spans)) == (1, 3)
     text = Reader(page(ID, calls)).text

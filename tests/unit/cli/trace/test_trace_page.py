@@ -179,7 +179,7 @@ def test_everything_is_escaped(where):
         [
             root(
                 attributes={
-                    "rpc.grpc.status_code": 99,
+                    "rpc.response.status_code": 99,
                     "csm.chunks": -1,
                     "csm.underruns": True,
                     "csm.real_time_factor": float("nan"),
