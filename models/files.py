@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.runtime.settings import StartError
+
+class ModelError(Exception):
+    """A bundle, a part of it or a device for it cannot be used. The message is one line that says what to do."""
 
 
-class PartError(StartError):
+class PartError(ModelError):
     """A part of a bundle cannot be used. The message names part, file and remedy on one line."""
 
     def __init__(self, part: str, file: str, reason: str, remedy: str):
@@ -47,7 +49,7 @@ class FileRef:
             path = self.folder / self.name
             if not path.is_file():
                 hint = (
-                    "run 'python -m models.noise.build'"
+                    "run 'python -m training.noise.build'"
                     if self.folder.name == "noise"
                     else "put the file there or correct bundle.toml"
                 )

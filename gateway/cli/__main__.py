@@ -27,6 +27,7 @@ from gateway.cli.terminal import PlainConsole, plain
 from gateway.cli.trace import command as trace_command
 from gateway.cli.trace.lookup import TraceError
 from gateway.cli.up import DEFAULT_PORT, NOISE, Plan, consecutive_ports, free_ports, up
+from models.files import ModelError
 from services.runtime.settings import StartError
 
 EXIT_CODES = """exit codes:
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return asyncio.run(_until_signal(args.run(args)))
     except exceptions.SpeechError as error:
         return _fail(_readable(error, args), _CODES.get(type(error), 7))
-    except (StartError, ChildDied) as error:
+    except (StartError, ModelError, ChildDied) as error:
         return _fail(str(error), 1)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)

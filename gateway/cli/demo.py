@@ -20,7 +20,7 @@ _SEED = 6  # of the first sixteen, a recogniser reads thirteen word for word, an
 async def demo(model: str, out: Path, console: Console, progress: Console) -> int:
     """Start, speak, verify, show, stop. Logs and traces stay in a folder beside `out`.
 
-    Raises: SpeechError, ChildDied, StartError; everything is stopped then too.
+    Raises: SpeechError, ChildDied, StartError, ModelError; everything is stopped then too.
     """
     bundle = load_bundle(model)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from csm.backbone.v1 import backbone_pb2_grpc
 
 from models.bundle import Bundle, load_bundle
 from models.device import usable_device
+from models.files import ModelError
 from services.backbone.blocks import BLOCK_ROWS, BlockPool, blocks_for
 from services.backbone.config import BackboneSettings
 from services.backbone.engine import Engine
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def open_stage(settings: BackboneSettings) -> AsyncIterator[Stage]:
-    """The servicer with its engine. Raises: StartError."""
+    """The servicer with its engine. Raises: StartError, ModelError."""
     torch.set_num_threads(settings.threads)
     bundle = load_bundle(settings.model)
     runner = await asyncio.to_thread(_load, settings, bundle)
@@ -84,4 +85,4 @@ def _load(settings: BackboneSettings, bundle: Bundle) -> Runner | GraphRunner:
 
 
 if __name__ == "__main__":
-    main("backbone", BackboneSettings, open_stage)
+    main("backbone", BackboneSettings, open_stage, start_errors=(ModelError,))

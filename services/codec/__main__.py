@@ -11,6 +11,7 @@ from csm.codec.v1 import codec_pb2_grpc
 
 from models.bundle import load_bundle
 from models.device import usable_device
+from models.files import ModelError
 from models.mimi import load_mimi
 from services.codec.config import CodecSettings
 from services.codec.decoder import SlotDecoder
@@ -21,7 +22,7 @@ from services.runtime.server import Stage, main
 
 @asynccontextmanager
 async def open_stage(settings: CodecSettings) -> AsyncIterator[Stage]:
-    """The servicer with its worker. Raises: StartError."""
+    """The servicer with its worker. Raises: StartError, ModelError."""
     torch.set_num_threads(settings.threads)
     bundle = load_bundle(settings.model)
     device = usable_device("CSM_CODEC_DEVICE", settings.device)
@@ -52,4 +53,4 @@ async def open_stage(settings: CodecSettings) -> AsyncIterator[Stage]:
 
 
 if __name__ == "__main__":
-    main("codec", CodecSettings, open_stage)
+    main("codec", CodecSettings, open_stage, start_errors=(ModelError,))

@@ -174,11 +174,14 @@ def main(
     name: str,
     settings_type: type[S],
     open_stage: Callable[[S], AbstractAsyncContextManager[Stage]],
+    *,
+    start_errors: tuple[type[Exception], ...] = (),
 ) -> None:
     """Run service `name` until SIGTERM or SIGINT; a second signal ends running calls at once.
 
     open_stage loads the models (off the event loop) and closes them. Leaves with exit code 1 and one
     line when it cannot start, and with 1 when the stage died: a supervisor then starts a fresh process.
+    start_errors: what open_stage raises besides StartError, with a message of one line, when it cannot start.
     A service's `__main__` is this call and nothing else. The command line has nothing but --help, which says what
     can be set; with anything else it leaves with exit code 2.
     """
@@ -198,7 +201,7 @@ def main(
     except SettingError as error:
         sys.exit(f"{name}: cannot start: {error}")
     try:
-        code = asyncio.run(_serve(name, settings, open_stage))
+        code = asyncio.run(_serve(name, settings, open_stage, start_errors))
     finally:
         telemetry.shutdown()
     logging.shutdown()
@@ -207,7 +210,12 @@ def main(
     os._exit(code)
 
 
-async def _serve(name: str, settings: S, open_stage: Callable[[S], AbstractAsyncContextManager[Stage]]) -> int:
+async def _serve(
+    name: str,
+    settings: S,
+    open_stage: Callable[[S], AbstractAsyncContextManager[Stage]],
+    start_errors: tuple[type[Exception], ...],
+) -> int:
     log.info("settings %s", json.dumps(as_dict(settings), default=str))
     stopping = asyncio.Event()
     signals = 0
@@ -248,6 +256,6 @@ async def _serve(name: str, settings: S, open_stage: Callable[[S], AbstractAsync
             with suppress(asyncio.CancelledError):
                 await asyncio.gather(*hurry)
             return 1 if died else 0
-    except StartError as error:
+    except (StartError, *start_errors) as error:
         log.critical("cannot start: %s", error)
         return 1

@@ -12,6 +12,7 @@ from csm.tokenizer.v1 import tokenizer_pb2_grpc
 
 from models.bundle import load_bundle
 from models.device import usable_device
+from models.files import ModelError
 from models.mimi import load_mimi
 from services.runtime.batcher import Batcher
 from services.runtime.pool import Pool
@@ -25,7 +26,7 @@ from services.tokenizer.text import load_text_tokenizer
 
 @asynccontextmanager
 async def open_stage(settings: TokenizerSettings) -> AsyncIterator[Stage]:
-    """The servicer with its models. Raises: StartError."""
+    """The servicer with its models. Raises: StartError, ModelError."""
     torch.set_num_threads(settings.threads)
     bundle = load_bundle(settings.model)
     device = usable_device("CSM_TOKENIZER_DEVICE", settings.device)
@@ -48,4 +49,4 @@ async def open_stage(settings: TokenizerSettings) -> AsyncIterator[Stage]:
 
 
 if __name__ == "__main__":
-    main("tokenizer", TokenizerSettings, open_stage)
+    main("tokenizer", TokenizerSettings, open_stage, start_errors=(ModelError,))

@@ -12,6 +12,7 @@ from csm.watermark.v1 import watermark_pb2_grpc
 
 from models.bundle import load_bundle
 from models.device import usable_device
+from models.files import ModelError
 from services.runtime.batcher import Batcher
 from services.runtime.pool import Pool
 from services.runtime.server import Stage, main
@@ -26,7 +27,7 @@ from services.watermark.weights import load_nets
 
 @asynccontextmanager
 async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
-    """The servicer with its nets and threads. Raises: StartError."""
+    """The servicer with its nets and threads. Raises: StartError, ModelError."""
     torch.set_num_threads(settings.threads)
     bundle = load_bundle(settings.model)
     device = usable_device("CSM_WATERMARK_DEVICE", settings.device)
@@ -63,4 +64,4 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
 
 
 if __name__ == "__main__":
-    main("watermark", WatermarkSettings, open_stage)
+    main("watermark", WatermarkSettings, open_stage, start_errors=(ModelError,))

@@ -61,6 +61,7 @@ from gateway.cli.bench.stats import point as point_of
 from gateway.cli.supervisor import ChildDied, Supervisor
 from gateway.cli.trace.collector import Collector
 from gateway.cli.trace.traces import Span, TraceStore, is_whole
+from models.files import ModelError
 from services.runtime.settings import StartError
 
 _BEGAN = time.monotonic() - max(0.0, time.time() - (setting("BEGAN_S") or time.time()))
@@ -230,7 +231,7 @@ async def run(work: Path, out: Path) -> int:
                     task.cancel()
                 await asyncio.gather(*died, measuring, return_exceptions=True)
                 say("measured; stopping")
-    except (ChildDied, StartError, SpeechError, fleet.WorkerFailed) as error:
+    except (ChildDied, StartError, ModelError, SpeechError, fleet.WorkerFailed) as error:
         failure = str(error)
         say(failure)
     say("all stopped")

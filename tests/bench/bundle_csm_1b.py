@@ -21,7 +21,7 @@ from tokenizers.models import BPE
 import models as bundles
 from gateway.cli.bench.texts import sentences
 from models.bundle import Bundle, load_bundle
-from models.noise import text_tokenizer
+from training.noise import text_tokenizer
 
 PARTS = ("tokenizer", "mimi", "watermark", "generator")
 _SEED = 5
@@ -68,7 +68,7 @@ def write_mimi(bundle: Bundle, device: torch.device) -> None:
     from moshi.models import loaders
     from safetensors.torch import save_file
 
-    from models.noise import mimi_weights
+    from training.noise import mimi_weights
 
     model = loaders.get_mimi(None, None, num_codebooks=bundle.codebooks)
     random = torch.Generator().manual_seed(_SEED)

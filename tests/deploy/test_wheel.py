@@ -54,14 +54,13 @@ def test_every_part_of_the_embedded_bundle_is_in_the_wheel(installed, tmp_path):
     )
     seen = json.loads(done.stdout)
     assert all(Path(path).is_relative_to(installed) for path in [*seen["modules"], *seen["sizes"]])
-    assert seen["embedded"] and seen["bundles"] == ["csm-1b", "embedded", "noise"]
+    assert seen["embedded"] and seen["bundles"] == ["csm-1b", "embedded"]
     for path, size in seen["sizes"].items():
         assert size == (ROOT / Path(path).relative_to(installed)).stat().st_size
 
 
 def test_training_is_not_in_the_wheel(installed):
-    assert not (installed / "models/embedded/train").exists()
-    assert (ROOT / "models/embedded/train").exists()
+    assert not (installed / "training").exists() and not (installed / "models/embedded/train").exists()
 
 
 def test_files_beside_the_code_are_in_the_wheel(installed):

@@ -13,6 +13,8 @@ from csm.common.v1 import common_pb2
 from google.rpc import error_details_pb2
 
 from models.bundle import load_bundle
+from models.device import DeviceError
+from models.files import PartError
 from services.backbone.__main__ import open_stage
 from services.backbone.config import BackboneSettings
 from services.backbone.model import build_model, init_random
@@ -20,7 +22,7 @@ from services.backbone.weights import save_sesame
 from services.runtime.channels import open_channel
 from services.runtime.errors import rich_details
 from services.runtime.server import StageServer
-from services.runtime.settings import SettingError, StartError, read
+from services.runtime.settings import StartError, read
 
 CODEBOOKS, ROWS, BINS = 8, 96, 1024
 END_OF_SPEECH, MAX_LENGTH = common_pb2.FINISH_REASON_END_OF_SPEECH, common_pb2.FINISH_REASON_MAX_LENGTH
@@ -248,10 +250,10 @@ async def test_bfloat16_generates(bundle_folder):
 
 async def test_it_says_why_it_cannot_start(bundle_folder, tmp_path):
     (tmp_path / "bundle.toml").write_text((bundle_folder / "bundle.toml").read_text())
-    with pytest.raises(StartError, match=r"generator: .*config\.json: no such file"):
+    with pytest.raises(PartError, match=r"generator: .*config\.json: no such file"):
         async with serving(tmp_path):
             pass
-    with pytest.raises(SettingError, match="CSM_BACKBONE_DEVICE='toaster': cannot be used"):
+    with pytest.raises(DeviceError, match="CSM_BACKBONE_DEVICE='toaster': cannot be used"):
         async with serving(bundle_folder, device="toaster"):
             pass
 

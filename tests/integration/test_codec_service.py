@@ -10,9 +10,9 @@ from csm.common.v1 import common_pb2
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 
+from models.files import PartError
 from services.codec.decoder import SlotDecoder
 from services.runtime.errors import rich_details
-from services.runtime.settings import StartError
 from support.codec_calls import (
     SLOTS,
     SPF,
@@ -246,6 +246,6 @@ async def test_the_span_tells_the_first_frame(served, spans):
 
 async def test_missing_weights_are_a_start_error(bundle_folder, tmp_path):
     (tmp_path / "bundle.toml").write_text((bundle_folder / "bundle.toml").read_text())
-    with pytest.raises(StartError, match=r"mimi: .*no such file"):
+    with pytest.raises(PartError, match=r"mimi: .*no such file"):
         async with serve(tmp_path):
             pass

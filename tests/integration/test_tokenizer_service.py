@@ -8,9 +8,9 @@ from csm.tokenizer.v1 import tokenizer_pb2
 from google.rpc import error_details_pb2
 from transformers import PreTrainedTokenizerFast
 
+from models.files import PartError
 from services.runtime.audio import wav_bytes
 from services.runtime.errors import rich_details
-from services.runtime.settings import StartError
 from support.tokenizer_calls import FLOATS, codes_of, expected, raw, segments, serve, tone, wav
 
 S16 = common_pb2.AUDIO_ENCODING_PCM_S16LE
@@ -136,6 +136,6 @@ async def test_a_damaged_tokenizer_is_a_start_error(bundle_folder, tmp_path):
     for path in bundle_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(StartError, match=r"text_tokenizer: .*not a tokenizer\.json"):
+    with pytest.raises(PartError, match=r"text_tokenizer: .*not a tokenizer\.json"):
         async with serve(tmp_path):
             pass

@@ -10,9 +10,10 @@ from csm.watermark.v1 import watermark_pb2
 from google.rpc import error_details_pb2
 from opentelemetry.trace import SpanKind
 
+from models.files import PartError
 from services.runtime.batcher import Batcher
 from services.runtime.errors import rich_details
-from services.runtime.settings import SettingError, StartError
+from services.runtime.settings import SettingError
 from services.watermark.embedder import Embedder
 from services.watermark.key import PUBLIC_KEY
 from services.watermark.level import RunningLevel
@@ -220,6 +221,6 @@ async def test_nothing_is_served_without_a_key_or_with_the_public_one(pair_folde
 async def test_missing_files_are_one_line_at_start(tmp_path):
     folder = write_bundle(tmp_path / "bundle", "other", lambda place: write_pair(place, TINY))
     (folder / "watermark" / "dec_m_0.ckpt").unlink()
-    with pytest.raises(StartError, match=r"watermark: .*dec_m_0\.ckpt: no such file"):
+    with pytest.raises(PartError, match=r"watermark: .*dec_m_0\.ckpt: no such file"):
         async with serving(folder):
             pass

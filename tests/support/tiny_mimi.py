@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models.bundle import load_bundle
-from models.noise import text_tokenizer
+from training.noise import text_tokenizer
 
 CODEBOOKS, BINS = 4, 32
 CONFIG = {

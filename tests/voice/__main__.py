@@ -94,7 +94,7 @@ def main() -> int:
     import judges
 
     judges.use(args.judges)
-    sys.path.append(str(ROOT / "models/embedded/train"))  # the teacher's voices
+    sys.path.append(str(ROOT / "training/embedded"))  # the teacher's voices
     import judging
 
     (args.out / "scratch").mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def teacher_of(scratch: Path, kokoro: Path):
     if voices.TEACHER == "hibari":
         return voices.Teacher(scratch)
     if not kokoro.exists():
-        raise SystemExit(f"{kokoro} is missing: models/embedded/train/kokoro_pack.py says how it is made")
+        raise SystemExit(f"{kokoro} is missing: training/embedded/kokoro_pack.py says how it is made")
     import cast
 
     return cast.Teacher(kokoro)

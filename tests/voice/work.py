@@ -30,7 +30,7 @@ def sentences() -> list[dict[str, str]]:
 
 
 def teacher_frames(text: str) -> list[int]:
-    """How many frames the teacher takes, speaker by speaker; made by models/embedded/train/durations.py."""
+    """How many frames the teacher takes, speaker by speaker; made by training/embedded/durations.py."""
     return json.loads((HERE / "teacher_frames.json").read_text())[text]
 
 

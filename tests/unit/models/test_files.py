@@ -63,7 +63,7 @@ def test_a_missing_local_file(tmp_path):
 def test_a_missing_part_of_the_noise_bundle_names_the_script(tmp_path):
     bundle = load_bundle("noise")
     folder = tmp_path / "noise"
-    with pytest.raises(PartError, match=r"run 'python -m models\.noise\.build'"):
+    with pytest.raises(PartError, match=r"run 'python -m training\.noise\.build'"):
         replace(bundle.mimi, folder=folder).resolve()
 
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from models.bundle import load_bundle
 from models.files import PartError
-from models.noise import text_tokenizer
 from services.tokenizer.text import BOS, EOS, TextError, load_text_tokenizer
+from training.noise import text_tokenizer
 
 TEXTS = [
     "Hello from Sesame.",

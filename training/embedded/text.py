@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HELD_OUT = json.loads((Path(__file__).parent / "held_out.json").read_text())
-_SENTENCES = Path(__file__).parents[3] / "tests/voice/sentences.json"
+_SENTENCES = Path(__file__).parents[2] / "tests/voice/sentences.json"
 ACCEPTANCE = [row["text"] for row in json.loads(_SENTENCES.read_text())]  # what `make voice-test` says
 MAX_CHARACTERS = 200
 MONTHS = "January February March April May June July August September October November December".split()

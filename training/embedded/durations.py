@@ -1,6 +1,6 @@
 """Write how long the teacher takes for each acceptance sentence, in frames of 80 ms, speaker by speaker.
 
-python durations.py --scratch FOLDER --out ../../../tests/voice/teacher_frames.json
+python durations.py --scratch FOLDER --out ../../tests/voice/teacher_frames.json
 python durations.py --kokoro kokoro.safetensors --out FILE       # the speakers of cast.py; on a GPU if there is one
 """
 

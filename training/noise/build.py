@@ -1,9 +1,9 @@
 """Make the noise bundle: every part with random weights from a fixed seed.
 
-    python -m models.noise.build            # makes the parts that are missing
-    python -m models.noise.build --force    # makes all of them again, whatever was there
+    python -m training.noise.build            # makes the parts that are missing
+    python -m training.noise.build --force    # makes all of them again, whatever was there
 
-Shapes come from bundle.toml. A part is made in a folder beside its place and moved there whole, so
+Shapes come from models/noise/bundle.toml; the parts go beside it. A part is made in a folder beside its place and moved there whole, so
 an interrupted build leaves no half of a part behind.
 """
 
@@ -19,7 +19,6 @@ from models.files import PartError
 
 # The makers import torch and the models when there is something to make, and not before.
 
-FOLDER = Path(__file__).parent
 SEED = 20240229
 
 
@@ -56,13 +55,13 @@ def _is_there(part: GeneratorPart | FilesPart) -> bool:
 
 
 def _make_tokenizer(bundle: Bundle, place: Path) -> None:
-    from models.noise import text_tokenizer
+    from training.noise import text_tokenizer
 
     text_tokenizer.make(bundle, place)
 
 
 def _make_mimi(bundle: Bundle, place: Path) -> None:
-    from models.noise import mimi_weights
+    from training.noise import mimi_weights
 
     mimi_weights.make(bundle, place, SEED)
 
@@ -97,10 +96,10 @@ def _remove(place: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m models.noise.build", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m training.noise.build", description=__doc__.splitlines()[0])
     parser.add_argument("--force", action="store_true", help="make every part again, whatever was there")
     arguments = parser.parse_args()
-    made = build(load_bundle(str(FOLDER)), force=arguments.force)
+    made = build(load_bundle("noise"), force=arguments.force)
     print("noise bundle: " + (f"made {', '.join(made)}" if made else "complete"))
 
 

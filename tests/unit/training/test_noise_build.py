@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 from models.bundle import load_bundle
 from models.mimi import load_mimi
-from models.noise import build as script
-from models.noise import mimi_weights
 from services.backbone.weights import load_model
 from services.tokenizer.text import load_text_tokenizer
 from services.watermark.weights import load_nets
+from training.noise import build as script
+from training.noise import mimi_weights
 
 PARTS = ["tokenizer.json", "mimi", "generator", "watermark"]
 

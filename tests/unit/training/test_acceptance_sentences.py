@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-TRAIN = ROOT / "models/embedded/train"
+TRAIN = ROOT / "training/embedded"
 
 
 @pytest.fixture

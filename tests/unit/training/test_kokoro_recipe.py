@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import instance_norm
 
-TRAIN = Path(__file__).parents[3] / "models/embedded/train"
+TRAIN = Path(__file__).parents[3] / "training/embedded"
 
 
 @pytest.fixture
