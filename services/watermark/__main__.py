@@ -16,7 +16,7 @@ from models.files import ModelError
 from services.runtime.batcher import Batcher
 from services.runtime.pool import Pool
 from services.runtime.server import Stage, main
-from services.watermark.company import company
+from services.watermark.batch_policy import select_batch
 from services.watermark.config import WatermarkSettings, deployment_key
 from services.watermark.detector import OFFSETS, Detector
 from services.watermark.embedder import Embedder
@@ -49,8 +49,12 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
     is_cpu = device.type == "cpu"
     marking = Pool("watermark-marking", settings.workers or (1 if is_cpu else 2), stall_s=settings.stall_s)
     searching = Pool("watermark-searching", settings.detections)
-    most, most_samples = settings.batch or (1 if is_cpu else 256), embedder.pass_samples
-    batcher = Batcher(embedder.advance, marking, most, partial(company, most_samples=most_samples))
+    batcher = Batcher(
+        embedder.advance,
+        marking,
+        settings.batch or (1 if is_cpu else 256),
+        partial(select_batch, max_samples=embedder.pass_samples),
+    )
     servicer = WatermarkServicer(settings, bundle, key, embedder, detector, batcher, searching)
     try:
         yield Stage(

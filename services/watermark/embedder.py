@@ -1,12 +1,11 @@
-"""Mark audio as it streams by: as many samples out as in, late by a fixed look-ahead.
+"""Mark streaming audio: as many samples out as in, delayed by a fixed look-ahead.
 
-A stream is resampled to the model's rate, cut into STFT columns, and each column's mark (a
-magnitude to take away, bin by bin) is computed from the columns around it. The mark alone is
-transformed back, resampled to the stream's rate and added to the untouched input, so that the
-audio itself never goes through a resampler. What a stream gives does not depend on how it was cut,
-nor on which streams it was marked with. All of it is done for many streams in one pass, where the
-nets lie, on state in pools (passes.py, slots.py); on the host a stream is a few whole numbers, reckoned
-for all streams of a pass at once (plan.py).
+A stream is resampled to the model's rate and cut into STFT columns; each column's mark (a magnitude to
+subtract, bin by bin) is computed from the columns around it. The mark alone is transformed back, resampled to
+the stream's rate and added to the original samples, so the audio itself is never resampled. The result does not
+depend on how the stream was cut, nor on the other streams of its passes. A pass marks many streams at once, on
+the nets' device and on state in pools (embed_pass.py, state_pool.py); on the host a stream is a few integers,
+computed for all streams of a pass at once (planner.py).
 """
 
 from __future__ import annotations
@@ -23,33 +22,40 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from services.watermark.embed_pass import EmbedPass, PassInput
 from services.watermark.graphs import PassGraphs, Recorder
 from services.watermark.kernels import PRECISIONS
 from services.watermark.key import check_key, key_symbols
 from services.watermark.level import FixedLevel, Level
 from services.watermark.marker import Marker
-from services.watermark.passes import Given, Passes
-from services.watermark.plan import FAR, MOST_COLUMNS, Numbers, Places, Plan, most_streams
-from services.watermark.reach import Reach
-from services.watermark.resampler import Bank, Kernel
-from services.watermark.slots import Slots
+from services.watermark.planner import (
+    MAX_PASS_COLUMNS,
+    OPEN_LENGTH,
+    PassControl,
+    PassPlanner,
+    StreamPosition,
+    max_streams,
+)
+from services.watermark.receptive_field import ReceptiveField
+from services.watermark.resampler import FilterBank, PolyphaseFilter
 from services.watermark.spectrum import Framing
+from services.watermark.state_pool import StatePool
 from services.watermark.stream import EmbedStream
 from services.watermark.weights import Nets
 
 log = logging.getLogger(__name__)
 
-_MOST_OF_ONE = 32  # columns that a stream brings to a pass that is not filled up
-_CHUNKS_S = (0.08, 0.16, 0.32, 0.64)  # what streams mostly bring; a pass on a GPU is for one of these lengths
-# Streams that passes on a GPU are filled up to.
-_STREAMS = sorted({1, *(base << bit for bit in range(9) for base in (2, 3) if base << bit <= MOST_COLUMNS)})
+_MAX_EAGER_COLUMNS = 32  # of one stream in a pass that is not padded
+_CHUNKS_S = (0.08, 0.16, 0.32, 0.64)  # usual chunk lengths; a pass on a GPU has one of these lengths
+# Batch sizes that passes on a GPU are padded to.
+_BATCH_BUCKETS = sorted({1, *(base << bit for bit in range(9) for base in (2, 3) if base << bit <= MAX_PASS_COLUMNS)})
 
 
-class _Begun(NamedTuple):
-    """A pass that is not waited for."""
+class _StartedPass(NamedTuple):
+    """A pass whose result is not awaited yet."""
 
     streams: list[EmbedStream]
-    given: list[int]  # samples of each
+    emit_counts: list[int]  # samples of each
     marked: Tensor  # on the host, [streams, m + 1]
 
 
@@ -65,21 +71,21 @@ class Embedder:
         message_sdr_db: float | None = None,
         level: Level | None = None,
         slots: int = 1,
-        fill: bool | None = None,
+        pad: bool | None = None,
         graphs: bool = True,
         precision: str | None = None,
     ):
         """
-        key: what to write, exactly `nets.hparams.key_bytes` bytes.
-        sample_rate_hz: rate of the streams, whatever the model's.
-        message_sdr_db: how far the mark's power lies below the level's, before what cannot be taken
-            from quiet bins is left out; default the model's own.
+        key: the message, exactly `nets.hparams.key_bytes` bytes.
+        sample_rate_hz: of the streams; the model's may differ.
+        message_sdr_db: the mark's power below the level's, before the part that quiet bins cannot give is
+            left out; default: the model's.
         level: default FixedLevel().
-        slots: how many streams to have room for from the start.
-        fill: whether passes are filled up to few sizes; None: on CUDA.
-        graphs: whether warm_up() captures those on CUDA.
-        precision: of the nets' products, one of kernels.PRECISIONS; default: fp32 on the CPU, tf32 on CUDA, whose
-            cuDNN has one switch between these two for the whole process, which this sets.
+        slots: streams to allocate state for at the start.
+        pad: whether passes are padded to few sizes; None: on CUDA.
+        graphs: whether warm_up() captures those sizes on CUDA.
+        precision: of the nets' products, one of kernels.PRECISIONS; default: fp32 on the CPU, tf32 on CUDA.
+            Sets cuDNN's process-wide TF32 switch.
 
         Raises: ValueError when key, SDR or precision is out of bounds.
         """
@@ -97,55 +103,57 @@ class Embedder:
         if is_cuda and self.precision != "fp16":
             torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
         self._framing = Framing(shape.n_fft, shape.hop_length, self.device)
-        kernels = (Kernel(sample_rate_hz, shape.sample_rate_hz), Kernel(shape.sample_rate_hz, sample_rate_hz))
-        self._inward, self._outward = banks = tuple(Bank(kernel, self.device) for kernel in kernels)
-        self.reach = Reach(shape, self._framing, kernels, banks)
+        model_hz = shape.sample_rate_hz
+        filters = (PolyphaseFilter(sample_rate_hz, model_hz), PolyphaseFilter(model_hz, sample_rate_hz))
+        banks = (FilterBank(filters[0], self.device), FilterBank(filters[1], self.device))
+        self._inward, self._outward = banks
+        self.receptive_field = ReceptiveField(shape, self._framing, filters, banks)
         columns_per_second = shape.sample_rate_hz / shape.hop_length
-        self._fill = is_cuda if fill is None else fill
-        chunks = {self.reach.most_columns(round(chunk * sample_rate_hz)): chunk for chunk in _CHUNKS_S}
-        # Samples of streams that together fill one pass, whatever each of them brings.
-        self.pass_samples = min(round(chunk * sample_rate_hz) * most_streams(each) for each, chunk in chunks.items())
-        self._sizes = {each: _sizes(each, slots) for each in sorted(chunks)} if self._fill else {}
-        self._plan = Plan(self.reach, self._framing, list(self._sizes), _MOST_OF_ONE)
+        self._pad = is_cuda if pad is None else pad
+        chunks = {self.receptive_field.max_columns(round(chunk * sample_rate_hz)): chunk for chunk in _CHUNKS_S}
+        # Samples of all streams that fill one pass, at the least favourable chunk length.
+        self.pass_samples = min(round(chunk * sample_rate_hz) * max_streams(each) for each, chunk in chunks.items())
+        self._buckets = {each: _batch_buckets(each, slots) for each in sorted(chunks)} if self._pad else {}
+        self._planner = PassPlanner(self.receptive_field, self._framing, list(self._buckets), _MAX_EAGER_COLUMNS)
         with torch.inference_mode():
-            self.slots = Slots(slots + 1, self.device, numbers=len(Places._fields))
-            with self.slots.in_use(1) as spare:  # of rows that fill up a pass
-                self._spare = spare[0]
-            self._passes = Passes(
-                shape, self._framing, self.reach, banks, Marker(nets, self.slots, self.precision), self.slots,
+            self.state = StatePool(slots + 1, self.device, position_fields=len(StreamPosition._fields))
+            with self.state.pass_slots(1) as reserved:
+                self._padding_slot = reserved[0]
+            self._pass = EmbedPass(
+                shape, self._framing, self.receptive_field, banks, Marker(nets, self.state, self.precision), self.state,
                 symbols=torch.tensor(key_symbols(check_key(key, shape.key_bytes)), device=self.device),
                 strength=10 ** (-sdr_db / 20),
                 level=level or FixedLevel(),
                 columns_per_second=columns_per_second,
-                kept_samples=self.reach.kept(self.lookahead_samples, self._plan.most_columns),
-                most_columns=self._plan.most_columns,
+                history_samples=self.receptive_field.history_samples(self.lookahead_samples, self._planner.max_columns),
+                max_columns=self._planner.max_columns,
             )  # fmt: skip
-        self._turn = threading.Lock()  # passes that are filled up share what they are given, and their memory
-        self._graphs = PassGraphs(self._run, self.device, self._sizes) if graphs and self._fill else None
-        self._moved = 0  # times that the slots had when passes were captured
+        self._pass_lock = threading.Lock()  # padded passes share their input buffer and memory
+        self._graphs = PassGraphs(self._run, self.device, self._buckets) if graphs and self._pad else None
+        self._captured_reallocations = 0  # of the state pool, when passes were captured
 
     @property
     def lookahead_samples(self) -> int:
-        """Most samples that a stream holds back: one comes out at the latest when so many follow it.
+        """Most samples that a stream holds back: a sample is returned at the latest when this many follow it.
 
-        A sample lies in columns up to N_FFT ahead, each depends on `reach` further columns, and the
-        two resamplers reach half a filter ahead.
+        A sample lies in columns up to N_FFT ahead, each depends on `context_columns` further columns, and the
+        two resamplers look half a filter ahead.
         """
         shape = self.hparams
-        columns = shape.n_fft + shape.reach * shape.hop_length
+        columns = shape.n_fft + shape.context_columns * shape.hop_length
         ahead = (columns + self._outward.half) * self.sample_rate_hz / shape.sample_rate_hz + self._inward.half
         return math.ceil(ahead)
 
     @property
     def first_samples(self) -> int:
-        """Fewest samples for which a stream's first pass is worth its turn. On a GPU, where a pass costs mostly its
-        turn: those with which the first marked sample comes out. Else 1: there a pass costs its columns, and those
-        that are computed while more audio is on its way need not be waited for later."""
-        return self.reach.first_samples if self._fill else 1
+        """Fewest samples worth a stream's first pass. On a GPU, where a pass has a fixed cost: those that yield the
+        first marked sample. On the CPU 1: a pass costs its columns, and columns computed while more audio is on
+        its way shorten the later wait."""
+        return self.receptive_field.first_samples if self._pad else 1
 
     @property
     def captured(self) -> int:
-        """How many passes are captured."""
+        """Captured passes."""
         return 0 if self._graphs is None else self._graphs.captured
 
     def open(self) -> EmbedStream:
@@ -154,26 +162,26 @@ class Embedder:
 
     @torch.inference_mode()
     def warm_up(self, recorder: Recorder | None = None) -> None:
-        """Have every pass ready that the first streams would otherwise wait for.
+        """Prepare every pass size, so that the first streams do not wait for it.
 
-        recorder: what captures passes, on a device that is not CUDA's.
+        recorder: what captures passes on a device other than CUDA.
         """
-        if not self._fill:
+        if not self._pad:
             return
-        with self.slots.in_use(), on_device(self.device), self._turn:
+        with self.state.pass_slots(), on_device(self.device), self._pass_lock:
             if self._graphs is not None and (recorder is not None or self.device.type == "cuda"):
                 try:
-                    self._graphs.capture(self._idle, recorder)
-                    self._moved = self.slots.moved
-                except RuntimeError as error:  # marking goes on without them
+                    self._graphs.capture(self._padding_input, recorder)
+                    self._captured_reallocations = self.state.reallocations
+                except RuntimeError as error:  # marking works without them
                     self._graphs.drop()
                     log.warning(
                         "marking on %s without graphs, which takes several times as long: %s", self.device, error
                     )
-            for columns, sizes in self._sizes.items():
-                for streams in sizes:
-                    for _ in range(2):  # one that is gathered while another computes: memory on the host for both
-                        self._filled(self._idle(columns, streams), columns, streams, streams)
+            for columns, buckets in self._buckets.items():
+                for streams in buckets:
+                    for _ in range(2):  # allocates host memory for two passes in flight
+                        self._run_padded(self._padding_input(columns, streams), columns, streams, streams)
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
 
@@ -184,117 +192,118 @@ class Embedder:
 
     @torch.inference_mode()
     def advance(
-        self, pieces: Sequence[tuple[EmbedStream, NDArray[np.float32] | None]]
+        self, items: Sequence[tuple[EmbedStream, NDArray[np.float32] | None]]
     ) -> list[NDArray[np.float32] | Exception]:
         """Advance different streams of this embedder together.
 
-        pieces: stream and its next samples [n], None to finish it.
+        items: stream and its next samples [n]; None finishes the stream.
         Returns: for each what `push` or `finish` returns or raises; a stream that fails fails alone.
         Raises: what a pass raises; all streams are then over.
         """
-        results: list[NDArray[np.float32] | Exception] = [np.zeros(0, np.float32)] * len(pieces)
-        taken: list[int] = []
-        with np.errstate(over="ignore", invalid="ignore"):  # where streams look whether all is finite
-            for index, (stream, samples) in enumerate(pieces):
+        results: list[NDArray[np.float32] | Exception] = [np.zeros(0, np.float32)] * len(items)
+        accepted: list[int] = []
+        with np.errstate(over="ignore", invalid="ignore"):  # `accept` tests whether all is finite
+            for index, (stream, samples) in enumerate(items):
                 try:
-                    stream.take(samples)
-                    taken.append(index)
+                    stream.accept(samples)
+                    accepted.append(index)
                 except ValueError as error:
-                    results[index] = error.with_traceback(None)  # which would keep all streams of the pass
-        self._mark([pieces[index][0] for index in taken])
-        for index in taken:
+                    results[index] = error.with_traceback(None)  # a traceback would keep all streams of the pass
+        self._mark([items[index][0] for index in accepted])
+        for index in accepted:
             try:
-                results[index] = pieces[index][0].give()
+                results[index] = items[index][0].take_marked()
             except RuntimeError as error:
                 results[index] = error.with_traceback(None)
         return results
 
     def _mark(self, streams: list[EmbedStream]) -> None:
-        """Begin all that is due, those of several streams together, and wait for it once."""
-        fresh = [stream for stream in streams if stream.slot is None and stream.waiting]
-        with _together(streams):
-            # Once more, so that who has left gives its slot back before those who wait for one are called.
-            with self.slots.in_use(len(fresh)) as slots, on_device(self.device), _together(streams):
-                for stream, slot in zip(fresh, slots, strict=True):
+        """Start every pass that is due, and wait for all of them once."""
+        new = [stream for stream in streams if stream.slot is None and stream.pending]
+        with _in_pass(streams):
+            # Nested, so that closed streams release their slots before threads that wait for slots are woken.
+            with self.state.pass_slots(len(new)) as slots, on_device(self.device), _in_pass(streams):
+                for stream, slot in zip(new, slots, strict=True):
                     stream.slot = slot
-                with self._turn if self._fill else contextlib.nullcontext():
-                    if self._graphs is not None and self.slots.moved != self._moved and self._graphs.captured:
-                        log.warning("more streams than there was room for: marking goes on without graphs")
+                with self._pass_lock if self._pad else contextlib.nullcontext():
+                    moved = self.state.reallocations != self._captured_reallocations
+                    if self._graphs is not None and moved and self._graphs.captured:
+                        log.warning("more streams than slots were allocated for: marking continues without graphs")
                         self._graphs.drop()
-                    self.slots.clear(slots)
-                    Places(*self.slots.places).end[slots] = FAR
-                    begun = self._due([stream for stream in streams if stream.slot is not None])
-                if begun and self.device.type == "cuda":
-                    done = torch.cuda.Event(blocking=True)  # the thread sleeps until then, and others of Python's run
+                    self.state.clear(slots)
+                    StreamPosition(*self.state.positions).length[slots] = OPEN_LENGTH
+                    started = self._start_due([stream for stream in streams if stream.slot is not None])
+                if started and self.device.type == "cuda":
+                    done = torch.cuda.Event(blocking=True)  # sleeps, so that other Python threads run
                     done.record()
                     done.synchronize()
-            for each in begun:
+            for each in started:
                 marked = each.marked.numpy()
-                sound = (marked[:, -1] != 0).tolist()
-                for stream, row, given, is_sound in zip(each.streams, marked, each.given, sound, strict=True):
-                    if given:  # a copy: else a reader that lags keeps the memory of all that shared its pass
-                        stream.add(row[:given].copy(), is_sound)
+                finite = (marked[:, -1] != 0).tolist()
+                for stream, row, count, is_finite in zip(each.streams, marked, each.emit_counts, finite, strict=True):
+                    if count:  # a copy: otherwise a slow reader keeps the memory of all streams of its pass
+                        stream.append_marked(row[:count].copy(), is_finite)
 
-    def _due(self, streams: list[EmbedStream]) -> list[_Begun]:
-        """Passes of all columns that are due."""
+    def _start_due(self, streams: list[EmbedStream]) -> list[_StartedPass]:
+        """Start the passes for all columns that are due."""
         if not streams:
             return []
-        slots, waiting, finished = np.array([(each.slot, each.waiting, each.finished) for each in streams]).T
-        places = Places(*self.slots.places[:, slots])
-        begun = [
-            self._begin([streams[member] for member in due.members], due.numbers, due.columns)
-            for due in self._plan.due(slots, places, waiting, finished.astype(bool))
+        slots, pending, finished = np.array([(each.slot, each.pending, each.finished) for each in streams]).T
+        position = StreamPosition(*self.state.positions[:, slots])
+        started = [
+            self._start([streams[index] for index in planned.indices], planned.control, planned.columns)
+            for planned in self._planner.plan(slots, position, pending, finished.astype(bool))
         ]
-        self.slots.places[:, slots] = places
-        return begun
+        self.state.positions[:, slots] = position
+        return started
 
-    def _begin(self, streams: list[EmbedStream], numbers: Numbers, columns: int) -> _Begun:
-        """One pass of `columns` columns, of which each stream brings some, or all if passes are not filled up."""
+    def _start(self, streams: list[EmbedStream], control: PassControl, columns: int) -> _StartedPass:
+        """Start one pass of `columns` columns."""
         count = len(streams)
-        brought = numbers.received - numbers.heard
-        size, most = count, int(brought.max())
-        if self._fill:
-            size, most = (
-                next((size for size in self._sizes[columns] if size >= count), count),
-                self.reach.most_samples(columns),
-            )
-        host = Given.of(size, most, pinned=self.device.type == "cuda")
-        told = host.numbers.numpy()
-        for row, each in zip(told, numbers, strict=True):
+        new_samples = np.asarray(control.available) - np.asarray(control.consumed)
+        size, max_samples = count, int(new_samples.max())
+        if self._pad:
+            size = next((size for size in self._buckets[columns] if size >= count), count)
+            max_samples = self.receptive_field.max_samples(columns)
+        host = PassInput.allocate(size, max_samples, pinned=self.device.type == "cuda")
+        values = host.control.numpy()
+        for row, each in zip(values, control, strict=True):
             row[:count] = each
         if size > count:
-            told[:, count:] = self._plan.idle(self._spare, columns)[:, None]
-        for row, stream, samples in zip(host.samples.numpy(), streams, brought.tolist(), strict=False):
-            stream.feed(row[:samples])
-        if self._fill:
-            marked = self._filled(host, columns, size, count)
+            values[:, count:] = self._planner.padding_row(self._padding_slot, columns)[:, None]
+        for row, stream, samples in zip(host.samples.numpy(), streams, new_samples.tolist(), strict=False):
+            stream.fill(row[:samples])
+        if self._pad:
+            marked = self._run_padded(host, columns, size, count)
         else:
-            given, inside = host.to(self.device), self._plan.within(numbers)
-            marked = self._passes.run(given.numbers, given.samples, columns, mixed=False, inside=inside)
-            marked = marked.to("cpu", non_blocking=True)
-        return _Begun(streams, numbers.given.tolist(), marked)
+            device_input, interior = host.to(self.device), self._planner.is_interior(control)
+            marked = self._pass.run(
+                device_input.control, device_input.samples, columns, mixed=False, interior=interior
+            ).to("cpu", non_blocking=True)
+        return _StartedPass(streams, np.asarray(control.emit_count).tolist(), marked)
 
-    def _filled(self, host: Given, columns: int, size: int, count: int) -> Tensor:
-        """A pass of `size` rows, and on the host, once it is over, what the first `count` of them give."""
+    def _run_padded(self, host: PassInput, columns: int, size: int, count: int) -> Tensor:
+        """Start a pass of `size` rows; returns host memory that holds the first `count` results once it is done."""
         marked = self._run(host, columns) if self._graphs is None else self._graphs.run(host, columns, size)
-        heard = torch.empty(count, marked.shape[1], pin_memory=self.device.type == "cuda")
-        return heard.copy_(marked[:count], non_blocking=True)  # the next pass may write over it on the device
+        output = torch.empty(count, marked.shape[1], pin_memory=self.device.type == "cuda")
+        return output.copy_(marked[:count], non_blocking=True)  # the next pass may overwrite it on the device
 
-    def _run(self, given: Given, columns: int) -> Tensor:
-        given = given.to(self.device)
-        return self._passes.run(given.numbers, given.samples, columns)
+    def _run(self, pass_input: PassInput, columns: int) -> Tensor:
+        device_input = pass_input.to(self.device)
+        return self._pass.run(device_input.control, device_input.samples, columns)
 
-    def _idle(self, columns: int, streams: int) -> Given:
-        """A pass of nobody's."""
-        given = Given.of(streams, self.reach.most_samples(columns), pinned=self.device.type == "cuda")
-        given.numbers.numpy()[:] = self._plan.idle(self._spare, columns)[:, None]
-        given.samples.zero_()
-        return given
+    def _padding_input(self, columns: int, streams: int) -> PassInput:
+        """The input of a pass that has padding rows only."""
+        max_samples = self.receptive_field.max_samples(columns)
+        padding = PassInput.allocate(streams, max_samples, pinned=self.device.type == "cuda")
+        padding.control.numpy()[:] = self._planner.padding_row(self._padding_slot, columns)[:, None]
+        padding.samples.zero_()
+        return padding
 
 
 @contextlib.contextmanager
-def _together(streams: Sequence[EmbedStream]) -> Iterator[None]:
-    """Streams in passes. Where those fail nobody knows where the streams are: they are over."""
+def _in_pass(streams: Sequence[EmbedStream]) -> Iterator[None]:
+    """Runs passes of these streams. If one fails, their positions are unknown: they are closed."""
     try:
         yield
     except BaseException:
@@ -303,15 +312,15 @@ def _together(streams: Sequence[EmbedStream]) -> Iterator[None]:
         raise
     finally:
         for stream in streams:
-            stream.rest()
+            stream.end_pass()
 
 
-def _sizes(columns: int, slots: int) -> list[int]:
-    """Streams that passes of so many columns are filled up to, with room for `slots` streams in all."""
-    most = min(most_streams(columns), slots)
-    return [size for size in _STREAMS if size < most] + [most]
+def _batch_buckets(columns: int, slots: int) -> list[int]:
+    """Batch sizes that passes of `columns` columns are padded to, when `slots` streams are expected."""
+    largest = min(max_streams(columns), slots)
+    return [size for size in _BATCH_BUCKETS if size < largest] + [largest]
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager:
-    """A thread of the pool may have another device current, on whose stream kernels would be launched."""
+    """Make `device` current: a pool thread may have another one current, and kernels would launch there."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -1,12 +1,13 @@
-"""Passes as captured CUDA graphs: one for each (columns, streams) that passes are filled up to.
+"""Passes as captured CUDA graphs, one for each (columns, streams) size that passes are padded to.
 
-A pass is more than a hundred small kernels, and launching them one by one takes Python ten times longer than
-they run. A graph reads all that it needs to know from one piece of memory that stays where it is; rows that a
-pass has no stream for work on a spare slot. Where nothing is captured the same passes run as they come.
+A pass launches more than a hundred small kernels; launching them from Python takes ten times as long as they
+run. A graph reads its input from one fixed buffer; padding rows work on a slot that no stream has. A size that
+was not captured runs eagerly.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.watermark.passes import Given
+from services.watermark.embed_pass import PassInput
 
 log = logging.getLogger(__name__)
 
@@ -23,21 +24,21 @@ Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 @dataclass
 class _Pass:
-    given: Given
+    buffer: PassInput
     replay: Callable[[], None]
     marked: Tensor  # written by the replay
 
 
 class CudaRecorder:
-    """Call it with what is to be captured: what does it again, and the tensor that then holds the result."""
+    """Captures a function: returns what replays it, and the tensor that holds the result after a replay."""
 
     def __init__(self) -> None:
-        """On the current device. All that is captured shares memory, so no two may be replayed side by side."""
+        """On the current device. All captures share memory, so replays must not overlap."""
         self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):  # what a library does the first time may not be captured
+        with torch.cuda.stream(self._stream):  # first-use initialisation of libraries cannot be captured
             run()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
@@ -47,11 +48,13 @@ class CudaRecorder:
 
 
 class PassGraphs:
-    """Made by capture() at the start; afterwards run() is a pass."""
+    """Call capture() at start-up; afterwards run() executes a pass."""
 
-    def __init__(self, run: Callable[[Given, int], Tensor], device: torch.device, sizes: Mapping[int, Sequence[int]]):
+    def __init__(
+        self, run: Callable[[PassInput, int], Tensor], device: torch.device, sizes: Mapping[int, Sequence[int]]
+    ):
         """
-        run: what a pass is given, its columns → samples [B, m], without waiting for the device.
+        run: a pass's input and its columns → samples [B, m], without waiting for the device.
         sizes: columns → numbers of streams.
         """
         self._run, self._device, self._sizes = run, device, sizes
@@ -59,32 +62,31 @@ class PassGraphs:
 
     @property
     def captured(self) -> int:
-        """How many there are."""
+        """Captured passes."""
         return len(self._passes)
 
-    def capture(self, given_of: Callable[[int, int], Given], recorder: Recorder | None = None) -> None:
-        """All of them, the largest first, whose memory the others then use too.
+    def capture(self, padding_input: Callable[[int, int], PassInput], recorder: Recorder | None = None) -> None:
+        """Capture every size, the largest first, so that the others reuse its memory.
 
-        given_of: columns, streams → what a pass of nobody's is given, on the host.
-        recorder: what captures; default: CUDA's.
+        padding_input: columns, streams → the input of a pass without streams, on the host.
+        recorder: default: CUDA's.
         """
         recorder = recorder or CudaRecorder()
         pairs = [(columns, streams) for columns, sizes in self._sizes.items() for streams in sizes]
         for columns, streams in sorted(pairs, key=lambda pair: -pair[0] * pair[1]):
-            host = given_of(columns, streams)
-            given = host.to(self._device)
-            replay, marked = recorder(lambda given=given, columns=columns: self._run(given, columns))
-            self._passes[columns, streams] = _Pass(given, replay, marked)
+            buffer = padding_input(columns, streams).to(self._device)
+            replay, marked = recorder(functools.partial(self._run, buffer, columns))
+            self._passes[columns, streams] = _Pass(buffer, replay, marked)
 
     def drop(self) -> None:
-        """Forget them: passes run as they come from here on."""
+        """Forget all captures: passes run eagerly from here on."""
         self._passes.clear()
 
-    def run(self, host: Given, columns: int, streams: int) -> Tensor:
-        """host: of exactly so many rows. Returns: samples [streams, m] on the device, good until the next pass."""
+    def run(self, host: PassInput, columns: int, streams: int) -> Tensor:
+        """host: input of exactly `streams` rows. Returns: samples [streams, m] on the device, valid until the next pass."""
         chosen = self._passes.get((columns, streams))
         if chosen is None:
             return self._run(host.to(self._device), columns)
-        chosen.given.whole.copy_(host.whole, non_blocking=True)
+        chosen.buffer.buffer.copy_(host.buffer, non_blocking=True)
         chosen.replay()
         return chosen.marked

@@ -31,8 +31,8 @@ _NAMES = {  # field -> key in hparams.yaml
 
 @dataclass(frozen=True)
 class Hparams:
-    """What marking and detecting need to know of a model. The defaults are those of the public
-    44.1 kHz model (sony/silentcipher, 44_1_khz/73999_iteration)."""
+    """The parameters of a model that marking and detection use. Defaults: the public 44.1 kHz model
+    (sony/silentcipher, 44_1_khz/73999_iteration)."""
 
     sample_rate_hz: int = 44100
     n_fft: int = 4096
@@ -72,17 +72,17 @@ class Hparams:
         return (self.message_len - 1) * 2 // 8
 
     @property
-    def reach(self) -> int:
-        """How many STFT columns (and bins) on each side one marked cell depends on.
+    def context_columns(self) -> int:
+        """STFT columns (and bins) on each side that one marked cell depends on.
 
-        Each 3x3 convolution reaches one further; the carrier decoder's last layer is 1x1.
+        One per 3x3 convolution; the carrier decoder's last layer is 1x1.
         """
         return self.enc_n_layers + self.dec_c_n_layers - 1
 
     @property
     def rows(self) -> int:
-        """Bins that the marked band depends on; those above change nothing."""
-        return min(self.bins, self.message_band_size + self.reach)
+        """Bins that the marked band depends on."""
+        return min(self.bins, self.message_band_size + self.context_columns)
 
     @property
     def message_seconds(self) -> float:
@@ -103,10 +103,10 @@ class Hparams:
 
 
 def read_hparams(path: Path) -> Hparams:
-    """Read an hparams.yaml; keys that only training needs are passed over.
+    """Read an hparams.yaml; ignores keys that only training needs.
 
-    Raises: PartError when it cannot be read, lacks a key, or describes a model of a kind that the
-    streaming embedder does not know.
+    Raises: PartError when it cannot be read, lacks a key, or describes a model that the
+    streaming embedder does not support.
     """
     try:
         table = yaml.safe_load(path.read_text())
@@ -134,6 +134,6 @@ def _typed(table: dict[str, Any], field: str, name: str) -> Any:
     return value
 
 
-def _require(holds: bool, name: str, rule: str) -> None:
-    if not holds:
+def _require(condition: bool, name: str, rule: str) -> None:
+    if not condition:
         raise ValueError(f"{name} must be {rule}")

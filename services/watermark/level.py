@@ -1,8 +1,8 @@
-"""How loud the mark is. The stock scales a clip to its training level, marks, and scales back, which
-needs the whole clip's power; a stream must fix the level beforehand or learn it as it goes.
+"""The level that the mark's strength follows. The stock scales a clip to its training level, marks it and
+scales it back, which needs the whole clip's power; a stream uses a fixed level or estimates it as it goes.
 
-Both kinds give one value per STFT column that depends on the stream's columns up to that one, so
-the result does not depend on how the stream was cut.
+Both give one value per STFT column from the stream's columns up to that one, so the result does not depend
+on how the stream was cut.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from services.watermark.hparams import TRAINING_POWER
 
 
 class Level(Protocol):
-    """A way to know the level; shared by all streams, of which it holds nothing."""
+    """A level estimate. Stateless, shared by all streams."""
 
     def step(self, power: Tensor, before: Tensor, first: Tensor, columns_per_second: float) -> Tensor:
         """
         power: mean square of the audio under each column's window [B, k].
-        before: the same, summed up over the stream's columns before these [B], float64.
-        first: how many those are [B].
+        before: the same, summed over the stream's earlier columns [B], float64.
+        first: the number of earlier columns [B].
         Returns: the level's power [B, k].
         """
         ...
@@ -31,7 +31,7 @@ class Level(Protocol):
 
 @dataclass(frozen=True)
 class FixedLevel:
-    """Always the same: marks speech as loud as `power` exactly as strongly as the stock does.
+    """A constant level: speech of mean square `power` is marked exactly as strongly as by the stock.
 
     power: mean square; default the training material's, -25.5 dBFS, about where speech normalised
     to -23 LUFS lies. Quieter speech gets a relatively stronger mark, louder a weaker one.
@@ -45,11 +45,11 @@ class FixedLevel:
 
 @dataclass(frozen=True)
 class RunningLevel:
-    """The mean power so far, which tends to the whole clip's, as the stock has it.
+    """The mean power so far, which tends to the whole clip's, which the stock uses.
 
-    prior_seconds: how much audio of the training level the mean starts from. Short follows quiet or
-    loud voices soon; long is not misled by silence at the start.
-    floor: lowest level, so that near-silence is not blown up: -60 dBFS.
+    prior_seconds: weight of the training level as a prior, in seconds of audio. A short prior adapts fast to
+    quiet or loud voices; a long one is robust against silence at the start.
+    floor: lowest level, so that near-silence is not amplified: -60 dBFS.
     """
 
     prior_seconds: float = 0.3

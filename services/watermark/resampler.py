@@ -1,7 +1,7 @@
 """A resampler between two fixed rates, exact in length and alignment, for windows of many streams at once.
 
-soxr's ResampleStream is as exact but holds back about 900 samples (38 ms at 24 kHz) each way; a
-plain polyphase filter needs 1.5 ms, which is what a stream that waits for its look-ahead wants.
+soxr's ResampleStream is as exact but delays by about 900 samples (38 ms at 24 kHz) each way; a plain
+polyphase filter delays by 1.5 ms, which shortens the stream's look-ahead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Whole = TypeVar("Whole", int, NDArray[np.int64])
+IntOrArray = TypeVar("IntOrArray", int, NDArray[np.int64])
 
 # Share of the lower rate's Nyquist frequency that the transition takes on each side of it. The
 # public model marks up to 11.03 kHz; with 24 kHz audio the filter is flat up to 11.1 kHz.
@@ -22,10 +22,10 @@ _TRANSITION = 0.075
 _STOP_DB = 90.0
 
 
-class Kernel:
-    """The filter bank between two rates: one row of taps for each output phase; shared, never changed.
+class PolyphaseFilter:
+    """The filter between two rates, one row of taps per output phase; immutable.
 
-    Output sample m stands at input position m * down / up. Kaiser-windowed sinc (Oppenheim and
+    Output sample m lies at input position m * down / up. Kaiser-windowed sinc (Oppenheim and
     Schafer, Discrete-Time Signal Processing, 7.5.3): beta and length from stop band and transition.
     """
 
@@ -46,43 +46,43 @@ class Kernel:
         taps = cutoff * np.sinc(cutoff * offset) * window
         self.taps = (taps / taps.sum(axis=1, keepdims=True)).astype(np.float32)
 
-    def outputs(self, samples: Whole) -> Whole:
+    def outputs(self, samples: IntOrArray) -> IntOrArray:
         """Output positions that lie within `samples` input samples."""
         return -(-samples * self.up // self.down)
 
-    def known(self, samples: Whole) -> Whole:
+    def complete_outputs(self, samples: IntOrArray) -> IntOrArray:
         """Output positions whose taps lie within `samples` input samples."""
         return self.outputs(np.maximum(samples - self.half, 0))
 
 
-class Bank:
-    """A kernel as one matrix: each `down` input samples, with what the taps reach beyond, → `up` outputs.
+class FilterBank:
+    """A polyphase filter as one matrix: a block of `up` outputs from `down` input samples and the taps' overlap.
 
-    Block b holds the outputs from b * up on, and its input begins at b * down - lead. Nothing is kept
-    between calls: whoever calls gives all that the outputs reach back to.
+    Block b holds the outputs from b * up on; its input begins at b * down - lookback. Stateless: the caller
+    passes all the input that the outputs depend on.
     """
 
-    def __init__(self, kernel: Kernel, device: torch.device | str = "cpu"):
-        self.up, self.down, self.half = kernel.up, kernel.down, kernel.half
-        self.lead = max(0, kernel.half - 1)
-        self._length = kernel.down - 1 + 2 * kernel.half
-        matrix = np.zeros((self._length, kernel.up), np.float32)
-        if kernel.half:
-            for output in range(kernel.up):
-                first, phase = divmod(output * kernel.down, kernel.up)
-                matrix[first : first + 2 * kernel.half, output] = kernel.taps[phase]
+    def __init__(self, polyphase: PolyphaseFilter, device: torch.device | str = "cpu"):
+        self.up, self.down, self.half = polyphase.up, polyphase.down, polyphase.half
+        self.lookback = max(0, polyphase.half - 1)
+        self._length = polyphase.down - 1 + 2 * polyphase.half
+        matrix = np.zeros((self._length, polyphase.up), np.float32)
+        if polyphase.half:
+            for output in range(polyphase.up):
+                first, phase = divmod(output * polyphase.down, polyphase.up)
+                matrix[first : first + 2 * polyphase.half, output] = polyphase.taps[phase]
         self._matrix = torch.from_numpy(matrix).to(device)
 
     def blocks(self, outputs: int) -> int:
-        """Blocks that hold so many outputs, wherever in a block they begin."""
+        """Blocks that hold `outputs` outputs, wherever in a block they begin."""
         return -(-(outputs + self.up - 1) // self.up)
 
-    def window(self, blocks: int) -> int:
-        """Input samples of so many blocks."""
+    def input_length(self, blocks: int) -> int:
+        """Input samples that `blocks` blocks need."""
         return (blocks - 1) * self.down + self._length if self.half else blocks
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """samples [B, window(n)] → [B, n * up]."""
+        """samples [B, input_length(n)] → [B, n * up]."""
         if not self.half:
             return samples
         return (samples.unfold(1, self._length, self.down) @ self._matrix).flatten(1)

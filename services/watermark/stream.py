@@ -1,7 +1,7 @@
 """One stream as its owner sees it: audio in, marked audio out. Knows no torch.
 
-Where it is, and its samples that are in a pass already, lie in its slot (slots.py, passes.py); here is what
-waits to be part of one, and what has come back.
+The stream's position, and its samples that a pass has taken, lie in its slot (state_pool.py, embed_pass.py).
+Here are the samples that no pass has taken yet, and the marked ones that were not returned yet.
 """
 
 from __future__ import annotations
@@ -19,110 +19,110 @@ if TYPE_CHECKING:
 
 
 class EmbedStream:
-    """Not for several threads at once, but for `close`; dropping it frees everything."""
+    """Only `close` is thread-safe. Dropping the stream frees its slot."""
 
     def __init__(self, embedder: Embedder):
         self._embedder = embedder
-        self.slot: int | None = None  # in the embedder's pools, from the first sample on
-        self.waiting = 0  # samples that are in no pass yet
+        self.slot: int | None = None  # in the embedder's state pool, from the first sample on
+        self.pending = 0  # samples that no pass has taken
         self.finished = False
-        self._samples: deque[NDArray[np.float32]] = deque()  # those
-        self._marked: list[NDArray[np.float32]] = []  # not given yet
-        self._damaged = False
-        self._leaving = threading.Lock()
-        self._busy = self._closed = False
+        self._samples: deque[NDArray[np.float32]] = deque()  # the pending ones
+        self._marked: list[NDArray[np.float32]] = []  # not returned yet
+        self._non_finite = False
+        self._close_lock = threading.Lock()
+        self._in_pass = self._closed = False
 
     def __del__(self) -> None:
-        self._leave()
+        self._release_slot()
 
     def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Take audio [n], n from 0 on, in [-1, 1]; give the marked audio [m] that is ready.
+        """Take audio [n], n ≥ 0, in [-1, 1]; return the marked audio [m] that is ready.
 
         Raises: ValueError when a sample is not finite, or the stream is over.
         """
-        return self._alone(samples)
+        return self._advance(samples)
 
     def finish(self) -> NDArray[np.float32]:
-        """The rest of the marked audio; the stream is over."""
-        return self._alone(None)
+        """The rest of the marked audio; ends the stream."""
+        return self._advance(None)
 
     def close(self) -> None:
-        """Leave the slot to another stream, in any thread, at once or after the pass that it takes part in."""
-        with self._leaving:
+        """Free the slot, at once or after the pass that the stream is in. May be called in any thread."""
+        with self._close_lock:
             self._closed = True
-            busy = self._busy
-        if not busy:
-            self._leave()
+            in_pass = self._in_pass
+        if not in_pass:
+            self._release_slot()
 
-    def _alone(self, samples: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    def _advance(self, samples: NDArray[np.float32] | None) -> NDArray[np.float32]:
         [result] = self._embedder.advance([(self, samples)])
         if isinstance(result, Exception):
             raise result
         return result
 
-    # The parts of a step, before and after the passes; for Embedder.advance.
+    # For Embedder.advance: before, during and after the passes.
 
-    def take(self, samples: NDArray[np.float32] | None) -> None:
-        """Audio [n], None at the end. Raises: ValueError as `push` does."""
+    def accept(self, samples: NDArray[np.float32] | None) -> None:
+        """Queue audio [n]; None ends the stream. Raises: ValueError as `push` does."""
         if self.finished:
             raise ValueError("the stream is finished")
         if samples is not None:
             samples = np.asarray(samples, np.float32)
             if samples.ndim != 1:
                 raise ValueError(f"samples have {samples.ndim} dimensions, must have 1")
-            # Whether a sum of squares is finite is quickly seen; one that is not may be of numbers that are.
+            # The sum of squares is a fast test: it is finite only if all samples are, but may overflow if they are.
             if not math.isfinite(np.dot(samples, samples)) and not np.isfinite(samples).all():
                 raise ValueError("samples must be finite, found NaN or infinity")
-        with self._leaving:
+        with self._close_lock:
             if self._closed:
                 raise ValueError("the stream is closed")
-            self._busy = True
+            self._in_pass = True
         if samples is None:
             self.finished = True
         elif len(samples):
             self._samples.append(samples)
-            self.waiting += len(samples)
+            self.pending += len(samples)
 
-    def feed(self, into: NDArray[np.float32]) -> None:
-        """Write the next samples [n] to a pass."""
-        self.waiting -= len(into)
-        place = 0
-        while place < len(into):
+    def fill(self, into: NDArray[np.float32]) -> None:
+        """Move the next len(into) pending samples to a pass's input."""
+        self.pending -= len(into)
+        start = 0
+        while start < len(into):
             samples = self._samples.popleft()
-            count = min(len(samples), len(into) - place)
-            into[place : place + count] = samples[:count]
+            count = min(len(samples), len(into) - start)
+            into[start : start + count] = samples[:count]
             if count < len(samples):
                 self._samples.appendleft(samples[count:])
-            place += count
+            start += count
 
-    def add(self, marked: NDArray[np.float32], sound: bool) -> None:
-        """The next marked samples; sound: whether all are finite."""
+    def append_marked(self, marked: NDArray[np.float32], finite: bool) -> None:
+        """The next marked samples; finite: whether all of them are."""
         self._marked.append(marked)
-        self._damaged |= not sound
+        self._non_finite |= not finite
 
-    def give(self) -> NDArray[np.float32]:
+    def take_marked(self) -> NDArray[np.float32]:
         """The marked audio that is ready. Raises: RuntimeError when the mark is not finite."""
         marked, self._marked = self._marked, []
-        if self._damaged:
+        if self._non_finite:
             raise RuntimeError("the nets gave a mark that is not finite: their weights are damaged")
         if not marked:
             return np.zeros(0, np.float32)
         return marked[0] if len(marked) == 1 else np.concatenate(marked)
 
-    def rest(self) -> None:
-        """It takes part in no pass any more; asked twice, it rests already."""
-        if not self._busy:
+    def end_pass(self) -> None:
+        """The stream is in no pass any more. Harmless when called twice."""
+        if not self._in_pass:
             return
-        if self._samples:  # the caller may write over what it gave; in one piece, however small those of the caller
+        if self._samples:  # copied, since the caller may reuse its buffer; joined, however small its pieces were
             self._samples = deque([np.concatenate(self._samples)])
-        with self._leaving:
-            self._busy = False
+        with self._close_lock:
+            self._in_pass = False
             closed = self._closed
         if closed:
-            self._leave()
+            self._release_slot()
 
-    def _leave(self) -> None:
-        with self._leaving:
+    def _release_slot(self) -> None:
+        with self._close_lock:
             slot, self.slot = self.slot, None
         if slot is not None:
-            self._embedder.slots.give_back(slot)
+            self._embedder.state.release(slot)

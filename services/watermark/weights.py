@@ -1,7 +1,7 @@
 """SilentCipher's three nets and their files: the stock modules, filled from the stock file layout.
 
 The package's own loader never calls `.eval()`, so its BatchNorm would take statistics from
-whatever is in the batch and mix requests. Here the nets are in eval mode, always.
+the batch and mix requests. Here the nets are always in eval mode.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FILES = {"hparams": "hparams.yaml", "enc_c": "enc_c.ckpt", "dec_c": "dec_c.ckpt"
 
 @dataclass(frozen=True)
 class Nets:
-    """The stock modules of one model, in eval mode; shared by all streams, never changed.
+    """The stock modules of one model, in eval mode; immutable, shared by all streams.
 
     enc_c: carrier magnitudes [B, 1, F, T] → features [B, 32, F, T]; its `linear` spells symbols.
     dec_c: features, carrier and message [B, 96, F, T] → mark [B, 1, F, T].
@@ -62,9 +62,9 @@ def build_nets(hparams: Hparams) -> Nets:
 def load_nets(
     files: Mapping[str, Path], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Nets:
-    """The nets in `files` (roles hparams, enc_c, dec_c, dec_m, as a bundle's watermark part resolves them).
+    """Load the nets from `files`: role (hparams, enc_c, dec_c, dec_m) → path, as the bundle resolves them.
 
-    Raises: PartError when a file is missing, truncated, or of another shape than hparams says.
+    Raises: PartError when a file is missing, truncated, or does not fit hparams.
     """
     hparams = read_hparams(files["hparams"])
     with torch.device("meta"):
@@ -86,7 +86,7 @@ def save_nets(nets: Nets, folder: Path) -> dict[str, Path]:
 
 
 def write_random(folder: Path, hparams: Hparams, seed: int) -> dict[str, Path]:
-    """Untrained nets with weights from `seed`: they mark, but nothing can read their mark."""
+    """Write untrained nets with weights from `seed`: they mark, but no decoder can read the mark."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return save_nets(build_nets(hparams), folder)

@@ -18,7 +18,7 @@ from services.watermark.kernels import PRECISIONS, operations_for, plain
 from services.watermark.key import PUBLIC_KEY
 from services.watermark.level import RunningLevel
 from services.watermark.marker import Marker
-from services.watermark.slots import Slots
+from services.watermark.state_pool import StatePool
 from services.watermark.weights import load_nets, write_random
 from support.watermark_pair import speech_like
 
@@ -71,13 +71,13 @@ class Callers:
 def test_streams_that_come_go_and_leave_are_marked_as_each_alone(tmp_path, device, precision):
     files, callers = write_random(tmp_path, SHAPE, 1), Callers(9, leave={2, 5})
     embedder = Embedder(
-        load_nets(files, device), PUBLIC_KEY, level=RunningLevel(), slots=9, fill=True, precision=precision
+        load_nets(files, device), PUBLIC_KEY, level=RunningLevel(), slots=9, pad=True, precision=precision
     )
     if device == "cuda":
         embedder.warm_up()
         assert embedder.captured > 12
     heard = callers.marked_by(embedder)
-    assert embedder.slots.free == 9 and embedder.slots.moved == 0
+    assert embedder.state.free == 9 and embedder.state.reallocations == 0
     assert device == "cpu" or embedder.captured > 12
     near = 1e-5 if precision == "fp32" else 2e-3  # where sums differ in their last bits, roundings do
     alone = Embedder(load_nets(files), PUBLIC_KEY, level=RunningLevel(), precision=precision)
@@ -133,7 +133,7 @@ def test_kernels_mark_as_their_twins_do(tmp_path, precision):
     nets = load_nets(write_random(tmp_path, SHAPE, 1), "cuda")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     device, columns = torch.device("cuda"), 8
-    makers = [Marker(nets, Slots(40, device), precision, each) for each in (operations_for(device), plain)]
+    makers = [Marker(nets, StatePool(40, device), precision, each) for each in (operations_for(device), plain)]
     assert makers[0]._operations is not plain
     draw = torch.Generator("cuda").manual_seed(0)
     for _ in range(3):

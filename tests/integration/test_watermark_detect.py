@@ -59,13 +59,13 @@ async def test_bad_clips_and_keys_are_refused(service, request_, field):
 
 
 async def test_a_caller_who_leaves_ends_the_search(pair_folder, monkeypatch):
-    began, ended = threading.Event(), threading.Event()
+    began, output_layers = threading.Event(), threading.Event()
 
     def search(self, samples, sample_rate_hz, key, stopped):
         began.set()
         while not stopped():
             pass
-        ended.set()
+        output_layers.set()
         raise InterruptedError
 
     monkeypatch.setattr("services.watermark.detector.Detector.detect", search)
@@ -76,7 +76,7 @@ async def test_a_caller_who_leaves_ends_the_search(pair_folder, monkeypatch):
         full = await refusal(stub.Detect(watermark_pb2.DetectRequest(audio=raw(speech_like(0.5))), timeout=10))
         assert full.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         call.cancel()
-        assert await asyncio.to_thread(ended.wait, 10)
+        assert await asyncio.to_thread(output_layers.wait, 10)
         await asyncio.gather(waiting, return_exceptions=True)
 
 

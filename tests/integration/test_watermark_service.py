@@ -107,7 +107,7 @@ async def test_what_is_streamed_through_is_what_the_core_marks_and_detect_finds_
 @pytest.mark.parametrize("seconds", [0.01, 0.08, 1.0])
 async def test_what_nothing_can_come_out_for_takes_no_turn(pair_folder, monkeypatch, seconds):
     """As where passes are filled up: little is kept for the piece that follows, a whole clip marked all the same."""
-    monkeypatch.setattr(Embedder, "first_samples", property(lambda embedder: embedder.reach.first_samples))
+    monkeypatch.setattr(Embedder, "first_samples", property(lambda embedder: embedder.receptive_field.first_samples))
     stock, pieces = Embedder.advance, []
 
     def counted(embedder, taken):

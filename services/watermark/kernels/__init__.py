@@ -1,11 +1,11 @@
-"""What the embedding nets compute layer by layer, as two operations in two forms.
+"""The layers of the embedding nets as two operations, each implemented twice.
 
-plain.py says in torch what each one computes, and runs anywhere; fused.py holds the same names for CUDA
-devices, where cuDNN has the convolutions and one Triton kernel each all that lies between two of them: bias,
-gate, norm, what is kept of each stream, and the next layer's window. Tests hold the one against the other.
+plain.py defines them in torch and runs anywhere. fused.py has the same names for CUDA devices: cuDNN computes
+the convolutions, and one Triton kernel each does everything between two of them: bias, gate, norm, the streams'
+history and the next layer's window. Tests compare the two.
 
-A window is [B, PAST + k, rows, C], channels last: the two columns before a pass's k, which come from a pool of
-all slots, and those that the pass brings. The pool keeps the last two of them for the next pass.
+A window is [B, HISTORY + k, rows, C], channels last: the two columns before a pass, from a pool of all slots,
+and the k columns of the pass. The pool keeps the last two for the next pass.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-PAST = 2  # columns that a 3x3 layer looks back on
+HISTORY = 2  # earlier columns that a 3x3 layer depends on
 PRECISIONS = ("fp32", "tf32", "fp16")
-MOST_HALF = 65504.0  # the largest number of fp16; what is beyond stays there, and is not infinite
+FP16_MAX = 65504.0  # larger values saturate instead of becoming infinite
 
 
 class Layer(NamedTuple):
     """BatchNorm(conv(x) * sigmoid(gate(x))) of a 3x3 layer in eval mode: both convolutions as one, the norm's
-    factor in the first one's weights.
+    factor folded into the first one's weights.
 
     weight: [2 * C, C_in, columns, bins], channels last; fp16 where windows are.
     bias: [2 * C]. shift: [C].
-    rounds: whether what it gives is rounded to TF32, for the next one's product.
+    rounds: whether its output is rounded to TF32, for the next layer's product.
     """
 
     weight: Tensor
@@ -40,8 +40,8 @@ class Layer(NamedTuple):
     rounds: bool = False
 
 
-class Ending(NamedTuple):
-    """The last layer, 1x1, from C channels to one, made as Layer is.
+class OutputLayer(NamedTuple):
+    """The last layer, 1x1, from C channels to one, folded like Layer.
 
     weight: [2, C]. bias: [3]: both biases and the shift.
     """
@@ -50,11 +50,11 @@ class Ending(NamedTuple):
     bias: Tensor
 
 
-class Kept(NamedTuple):
-    """Where the last columns of a layer's input lie.
+class History(NamedTuple):
+    """The pool with the last columns of a layer's input.
 
-    pool: [slots, PAST, rows, C_in]. rows: slots [B] int64. counts: how many of a pass's columns each stream brings
-    [B] int64, 1 at least; what comes after them leaves no trace. None: all.
+    pool: [slots, HISTORY, rows, C_in]. rows: slots [B] int64. counts: how many of a pass's columns each stream
+    brings [B] int64, at least 1; later columns are not stored. None: all.
     """
 
     pool: Tensor
@@ -62,34 +62,34 @@ class Kept(NamedTuple):
     counts: Tensor | None = None
 
 
-def rounded(x: Tensor) -> Tensor:
-    """fp32 to the nearest number of TF32, which keeps 10 bits: half of the last one is added, the rest cut off."""
+def round_to_tf32(x: Tensor) -> Tensor:
+    """fp32 to the nearest TF32 number, 10 bits of mantissa: add half of the last bit, truncate the rest."""
     return (x.contiguous().view(torch.int32) + 0x1000 & -0x2000).view(torch.float32)
 
 
 def operations_for(device: torch.device) -> ModuleType:
-    """The module of operations for a device: on CUDA the kernels, if a first launch of one succeeds.
+    """The module of operations for a device: on CUDA the kernels, if a first launch succeeds.
 
-    Triton builds its launchers where they run, and an image without a C compiler is enough for it to fail.
+    Triton compiles its launchers at run time and fails, for example, in an image without a C compiler.
     """
     if device.type == "cuda":
         try:
             fused = importlib.import_module("services.watermark.kernels.fused")
-            _try(fused, device)
+            _launch_once(fused, device)
             return fused
-        except Exception as error:  # whatever Triton raises: marking goes on without it
+        except Exception as error:  # Triton raises many types; marking works without it
             log.warning(
                 "marking on %s without kernels, which takes twice as long: %s: %s", device, type(error).__name__, error
             )
     return importlib.import_module("services.watermark.kernels.plain")
 
 
-def _try(operations: ModuleType, device: torch.device) -> None:
-    """One layer from one channel to 32. Raises: whatever building or launching raises."""
-    window = torch.zeros(1, PAST + 1, 8, 1, device=device)
+def _launch_once(operations: ModuleType, device: torch.device) -> None:
+    """One layer from 1 to 32 channels. Raises: any error of compilation or launch."""
+    window = torch.zeros(1, HISTORY + 1, 8, 1, device=device)
     layer = Layer(torch.zeros(64, 1, 3, 3, device=device), *(torch.zeros(size, device=device) for size in (64, 32)))
     row, one = torch.zeros(1, dtype=torch.int64, device=device), torch.ones(1, dtype=torch.int64, device=device)
-    kept = Kept(torch.zeros(1, PAST, 8, 32, device=device), row, one)
+    history = History(torch.zeros(1, HISTORY, 8, 32, device=device), row, one)
     with torch.cuda.device(device):
-        operations.gated(window, layer, kept, None)
+        operations.gated_layer(window, layer, history, None)
         torch.cuda.synchronize()

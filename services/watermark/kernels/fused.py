@@ -1,8 +1,8 @@
-"""The operations of plain.py, which says what each computes, for CUDA devices: a convolution by cuDNN, which
-adds nothing, and one Triton kernel for all that follows. The first layer, which has one channel to read, is
-one kernel altogether; the last layer, which has one to write, is part of the kernel before it.
+"""The operations of plain.py for CUDA devices: a convolution by cuDNN without bias, and one Triton kernel for
+everything that follows it. The first layer, with one input channel, is a single kernel; the last layer, with
+one output channel, is part of the kernel before it.
 
-A program writes some of one column's cells, in the window and in the pool, and no other program touches those.
+A program writes some cells of one column, in the window and in the pool; no other program touches them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from services.watermark.kernels import MOST_HALF, PAST, Ending, Kept, Layer
+from services.watermark.kernels import FP16_MAX, HISTORY, History, Layer, OutputLayer
 
-_BLOCK = 1024  # cells of a program
-_MOST_HALF = tl.constexpr(MOST_HALF)
+_BLOCK = 1024  # cells per program
+_FP16_MAX = tl.constexpr(FP16_MAX)
 
 
 @triton.jit
@@ -25,23 +25,23 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _held(x):
-    """Within what fp16 can say; NaN stays NaN."""
-    return tl.where(x > _MOST_HALF, _MOST_HALF, tl.where(x < -_MOST_HALF, -_MOST_HALF, x))
+def _saturate(x):
+    """Clamp to the range of fp16; NaN stays NaN."""
+    return tl.where(x > _FP16_MAX, _FP16_MAX, tl.where(x < -_FP16_MAX, -_FP16_MAX, x))
 
 
 @triton.jit
-def _rounded(x):
-    """As kernels.rounded. The tensor cores would cut the low bits off, which errs to one side."""
+def _round_to_tf32(x):
+    """As kernels.round_to_tf32. Tensor cores would truncate the low bits, which biases the result."""
     return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _turn(new, out, pool, rows, counts, stream, column, steps, size, index, mask, COUNTED: tl.constexpr):
-    """Write cells of a pass's column to the window; what was kept goes before it, and the stream's last columns are kept.
+def _exchange_history(new, out, pool, rows, counts, stream, column, steps, size, index, mask, COUNTED: tl.constexpr):
+    """Write a column's cells to the window, the history before it, and store the stream's last columns in the pool.
 
-    A column that is to be kept takes the place of one that is read here before; of a stream that brings one column
-    the second one kept moves up.
+    A column is stored where this program has read one before; for a stream that brings a single column the
+    second stored column moves up.
     """
     window = out + stream * (2 + steps) * size + index
     kept = pool + tl.load(rows + stream) * 2 * size + index
@@ -56,7 +56,7 @@ def _turn(new, out, pool, rows, counts, stream, column, steps, size, index, mask
             second = tl.load(kept + size, mask=mask)
             tl.store(window, first, mask=mask)
             tl.store(window + size, second, mask=mask)
-            tl.debug_barrier()  # all is read before anything is written over
+            tl.debug_barrier()  # read everything before overwriting
             tl.store(kept, second, mask=mask)
             tl.store(kept + size, new, mask=mask)
     elif (column >= brought - 2) & (column < brought):
@@ -67,9 +67,9 @@ def _turn(new, out, pool, rows, counts, stream, column, steps, size, index, mask
         tl.store(kept + past * size, new, mask=mask)
 
 
-# What changes with the pass is not specialised: one variant serves every size, and a size of 1 stays a tensor.
+# Not specialised on what varies by pass: one compiled variant serves every size, 1 included.
 @triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["inside", "rows", "counts"])
-def _gated(
+def _gate_kernel(
     both, bias, shift, extra, inside, pool, rows, counts, out, steps, bins,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, EXTRA: tl.constexpr, CUT: tl.constexpr, COUNTED: tl.constexpr,
     HALF: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
@@ -85,7 +85,7 @@ def _gated(
     value = tl.load(place, mask=own, other=0.0).to(tl.float32)
     gate = tl.load(place + CHANNELS, mask=own, other=0.0).to(tl.float32)
     if HALF:
-        value, gate = _held(value), _held(gate)
+        value, gate = _saturate(value), _saturate(gate)
     value += tl.load(bias + channel, mask=own, other=0.0)
     gate += tl.load(bias + CHANNELS + channel, mask=own, other=0.0)
     new = value * _sigmoid(gate) + tl.load(shift + channel, mask=own, other=0.0)
@@ -96,16 +96,16 @@ def _gated(
     if CUT:
         new = tl.where(tl.load(inside + at) != 0, new, 0.0)
     if HALF:
-        new = _held(new)
+        new = _saturate(new)
     if ROUNDS:
-        new = _rounded(new)
-    _turn(
+        new = _round_to_tf32(new)
+    _exchange_history(
         new.to(out.dtype.element_ty), out, pool, rows, counts, stream, column, steps, bins * WIDTH, index, mask, COUNTED
     )
 
 
 @triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["inside", "rows", "counts"])
-def _first(
+def _first_kernel(
     x, weight, bias, shift, inside, pool, rows, counts, out, steps, bins,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, CUT: tl.constexpr, COUNTED: tl.constexpr, HALF: tl.constexpr,
     ROUNDS: tl.constexpr, ROWS: tl.constexpr,
@@ -129,12 +129,12 @@ def _first(
     if CUT:
         new = tl.where(tl.load(inside + at) != 0, new, 0.0)
     if HALF:
-        new = _held(new)
+        new = _saturate(new)
     if ROUNDS:
-        new = _rounded(new)
+        new = _round_to_tf32(new)
     index = row[:, None] * CHANNELS + channel[None, :]
     mask = (row < bins)[:, None] & own[None, :]
-    _turn(
+    _exchange_history(
         new.to(out.dtype.element_ty),
         out,
         pool,
@@ -151,7 +151,7 @@ def _first(
 
 
 @triton.jit(do_not_specialize_on_alignment=["inside"])
-def _ended(
+def _output_kernel(
     both, bias, shift, weight, ending, inside, out, bins,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, CUT: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -164,11 +164,11 @@ def _ended(
     value = tl.load(place, mask=mask, other=0.0).to(tl.float32)
     gate = tl.load(place + CHANNELS, mask=mask, other=0.0).to(tl.float32)
     if HALF:
-        value, gate = _held(value), _held(gate)
+        value, gate = _saturate(value), _saturate(gate)
     value += tl.load(bias + channel, mask=own, other=0.0)[None, :]
     gate += tl.load(bias + CHANNELS + channel, mask=own, other=0.0)[None, :]
     hidden = value * _sigmoid(gate) + tl.load(shift + channel, mask=own, other=0.0)[None, :]
-    # Beyond the last channel the weights are zero.
+    # The weights beyond the last channel are zero.
     last = tl.sum(hidden * tl.load(weight + channel, mask=own, other=0.0)[None, :], axis=1) + tl.load(ending)
     opens = tl.load(weight + CHANNELS + channel, mask=own, other=0.0)[None, :]
     opened = _sigmoid(tl.sum(hidden * opens, axis=1) + tl.load(ending + 1))
@@ -178,51 +178,53 @@ def _ended(
     tl.store(out + at * bins + row, mark, mask=row < bins)
 
 
-def gated(window: Tensor, layer: Layer, kept: Kept, inside: Tensor | None, extra: Tensor | None = None) -> Tensor:
+def gated_layer(
+    window: Tensor, layer: Layer, history: History, inside: Tensor | None, extra: Tensor | None = None
+) -> Tensor:
     count, columns, bins, _ = window.shape
-    columns -= PAST
-    channels, width = len(layer.shift), kept.pool.shape[3]
-    out = kept.pool.new_empty(count, PAST + columns, bins, width)
+    columns -= HISTORY
+    channels, width = len(layer.shift), history.pool.shape[3]
+    out = history.pool.new_empty(count, HISTORY + columns, bins, width)
     cut = out if inside is None else inside.contiguous().view(torch.int8)
-    counts = kept.rows if kept.counts is None else kept.counts
-    half, counted = kept.pool.dtype != layer.bias.dtype, kept.counts is not None
-    assert kept.pool.is_contiguous() and kept.rows.is_contiguous() and counts.is_contiguous()
+    counts = history.rows if history.counts is None else history.counts
+    half, counted = history.pool.dtype != layer.bias.dtype, history.counts is not None
+    assert history.pool.is_contiguous() and history.rows.is_contiguous() and counts.is_contiguous()
     if window.shape[3] == 1:
         assert width == channels and window.is_contiguous() and layer.weight.is_contiguous()
-        _first[(count * columns, triton.cdiv(bins, 32))](
-            window, layer.weight, layer.bias, layer.shift, cut, kept.pool, kept.rows, counts, out, columns, bins,
+        _first_kernel[(count * columns, triton.cdiv(bins, 32))](
+            window, layer.weight, layer.bias, layer.shift, cut, history.pool, history.rows, counts, out, columns, bins,
             CHANNELS=channels, PADDED=triton.next_power_of_2(channels), CUT=inside is not None, COUNTED=counted, HALF=half,
             ROUNDS=layer.rounds, ROWS=32, num_warps=4,
         )  # fmt: skip
         return out
-    both = _convolved(window, layer)
+    both = _convolve(window, layer)
     more = out if extra is None else extra.contiguous()
-    _gated[(count * columns, triton.cdiv(bins * width, _BLOCK))](
-        both, layer.bias, layer.shift, more, cut, kept.pool, kept.rows, counts, out, columns, bins,
+    _gate_kernel[(count * columns, triton.cdiv(bins * width, _BLOCK))](
+        both, layer.bias, layer.shift, more, cut, history.pool, history.rows, counts, out, columns, bins,
         CHANNELS=channels, WIDTH=width, EXTRA=0 if extra is None else extra.shape[3], CUT=inside is not None,
         COUNTED=counted, HALF=half, ROUNDS=layer.rounds, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip
     return out
 
 
-def ended(window: Tensor, layer: Layer, ending: Ending, inside: Tensor | None) -> Tensor:
-    both = _convolved(window, layer)
+def output_layers(window: Tensor, layer: Layer, output: OutputLayer, inside: Tensor | None) -> Tensor:
+    both = _convolve(window, layer)
     count, columns, bins, channels = both.shape
     channels //= 2
     out = layer.bias.new_empty(count, columns, bins)
     cut = out if inside is None else inside.contiguous().view(torch.int8)
-    _ended[(count * columns, triton.cdiv(bins, 16))](
-        both, layer.bias, layer.shift, ending.weight, ending.bias, cut, out, bins,
+    _output_kernel[(count * columns, triton.cdiv(bins, 16))](
+        both, layer.bias, layer.shift, output.weight, output.bias, cut, out, bins,
         CHANNELS=channels, PADDED=triton.next_power_of_2(channels), CUT=inside is not None,
         HALF=both.dtype != layer.bias.dtype, ROWS=16, num_warps=4,
     )  # fmt: skip
     return out
 
 
-def _convolved(window: Tensor, layer: Layer) -> Tensor:
-    """[B, PAST + k, rows, C_in] → both halves, without their bias [B, k, rows, 2 * C]."""
+def _convolve(window: Tensor, layer: Layer) -> Tensor:
+    """[B, HISTORY + k, rows, C_in] → both halves, without bias [B, k, rows, 2 * C]."""
     x = window.permute(0, 3, 1, 2)
-    if layer.weight.dtype == torch.float16 and window.device.type == "cpu":  # interpreted: for tests
+    if layer.weight.dtype == torch.float16 and window.device.type == "cpu":  # for the interpreter
         both = F.conv2d(x.float(), layer.weight.float(), padding=(0, 1)).half()
     else:
         both = F.conv2d(x, layer.weight, padding=(0, 1))

@@ -7,9 +7,9 @@ from services.watermark.level import RunningLevel
 from support.watermark_pair import speech_like
 
 
-@pytest.mark.parametrize("fill", [False, True])
-def test_streams_marked_together_are_marked_as_each_alone(untrained, fill):
-    embedder = Embedder(untrained, PUBLIC_KEY, level=RunningLevel(), fill=fill)
+@pytest.mark.parametrize("pad", [False, True])
+def test_streams_marked_together_are_marked_as_each_alone(untrained, pad):
+    embedder = Embedder(untrained, PUBLIC_KEY, level=RunningLevel(), pad=pad)
     clips = [speech_like(seconds, seed=seed) for seed, seconds in enumerate((0.9, 0.9, 0.5, 0.013, 0.9))]
     streams = [embedder.open() for _ in clips]
     sizes = (1920, 1920, 1920, 1920, 777)  # alike and not

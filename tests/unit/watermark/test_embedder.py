@@ -9,7 +9,7 @@ from services.watermark.embedder import Embedder
 from services.watermark.key import PUBLIC_KEY
 from services.watermark.level import FixedLevel, RunningLevel
 from services.watermark.marker import Marker
-from services.watermark.slots import Slots
+from services.watermark.state_pool import StatePool
 from services.watermark.weights import load_nets
 from support.watermark_pair import speech_like, stock_model
 
@@ -94,8 +94,14 @@ def test_folded_nets_equal_the_stock_modules(untrained):
     message = untrained.enc_c.transform_message(one_hot)
     merged = torch.cat([untrained.enc_c(carrier), carrier.repeat(1, 32, 1, 1), message.repeat(1, 32, 1, 1)], dim=1)
     expected = untrained.dec_c(merged, 0.0)[0, 0]
-    marker = Marker(untrained, Slots(1, torch.device("cpu")))
-    [got] = marks_of(marker, untrained.hparams.reach, [carrier[0, 0, : shape.rows].T], symbols, [columns + shape.reach])
+    marker = Marker(untrained, StatePool(1, torch.device("cpu")))
+    [got] = marks_of(
+        marker,
+        untrained.hparams.context_columns,
+        [carrier[0, 0, : shape.rows].T],
+        symbols,
+        [columns + shape.context_columns],
+    )
     assert not marker._layers[shape.enc_n_layers].weight[:, 34:].any()
     assert torch.all(expected[shape.message_band_size :] == 0)
     assert (got.T - expected[: shape.message_band_size]).abs().max() < 1e-4
@@ -123,11 +129,17 @@ def test_two_streams_in_one_pass_are_each_as_alone_and_as_whole(untrained):
     shape = untrained.hparams
     carriers, symbols = torch.rand(2, 40, shape.rows), torch.randint(0, 5, (2, 40))
     both = marks_of(
-        Marker(untrained, Slots(2, torch.device("cpu"))), shape.reach, list(carriers), symbols, [3, 17, 20, shape.reach]
+        Marker(untrained, StatePool(2, torch.device("cpu"))),
+        shape.context_columns,
+        list(carriers),
+        symbols,
+        [3, 17, 20, shape.context_columns],
     )
     for index in range(2):
-        marker = Marker(untrained, Slots(1, torch.device("cpu")))
-        [alone] = marks_of(marker, shape.reach, [carriers[index]], symbols[index : index + 1], [40 + shape.reach])
+        marker = Marker(untrained, StatePool(1, torch.device("cpu")))
+        [alone] = marks_of(
+            marker, shape.context_columns, [carriers[index]], symbols[index : index + 1], [40 + shape.context_columns]
+        )
         assert (both[index] - alone).abs().max() < 1e-5
 
 

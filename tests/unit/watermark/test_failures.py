@@ -1,23 +1,23 @@
-"""Passes that fail, streams that are dropped after an error, and callers who bring a sample at a time."""
+"""EmbedPass that fail, streams that are dropped after an error, and callers who bring a sample at a time."""
 
 import gc
 
 import numpy as np
 import pytest
 
+from services.watermark.embed_pass import EmbedPass
 from services.watermark.embedder import Embedder
 from services.watermark.key import PUBLIC_KEY
 from services.watermark.level import RunningLevel
-from services.watermark.passes import Passes
 from support.watermark_pair import speech_like
 
 FRAME = 1920
 
 
-@pytest.mark.parametrize("fill", [False, True])
-def test_streams_of_a_failed_pass_are_over_and_the_others_go_on(untrained, fill, monkeypatch):
+@pytest.mark.parametrize("pad", [False, True])
+def test_streams_of_a_failed_pass_are_over_and_the_others_go_on(untrained, pad, monkeypatch):
     """What they brought to it is lost: going on, they would give audio with a gap, and a mark that fits neither side."""
-    embedder = Embedder(untrained, PUBLIC_KEY, level=RunningLevel(), slots=3, fill=fill)
+    embedder = Embedder(untrained, PUBLIC_KEY, level=RunningLevel(), slots=3, pad=pad)
     clip = speech_like(0.4)
     first, second, other = (embedder.open() for _ in range(3))
     heard = [other.push(clip[:FRAME])]
@@ -27,10 +27,10 @@ def test_streams_of_a_failed_pass_are_over_and_the_others_go_on(untrained, fill,
         def fail(self, *arguments, **named):
             raise RuntimeError("no memory")
 
-        broken.setattr(Passes, "run", fail)
+        broken.setattr(EmbedPass, "run", fail)
         with pytest.raises(RuntimeError, match="no memory"):
             embedder.advance([(first, clip[FRAME:]), (second, clip[FRAME:])])
-    assert embedder.slots.free == 2
+    assert embedder.state.free == 2
     for stream in (first, second):
         with pytest.raises(ValueError, match="closed"):
             stream.push(clip[FRAME:])
@@ -41,7 +41,7 @@ def test_streams_of_a_failed_pass_are_over_and_the_others_go_on(untrained, fill,
     assert np.abs(np.concatenate(heard) - alone).max() < 1e-6
     again = embedder.open()
     assert np.abs(np.concatenate([again.push(clip), again.finish()]) - alone).max() < 1e-6
-    assert embedder.slots.moved == 0
+    assert embedder.state.reallocations == 0
 
 
 def test_where_there_is_no_memory_for_more_slots_none_is_lost(untrained, monkeypatch):
@@ -54,13 +54,13 @@ def test_where_there_is_no_memory_for_more_slots_none_is_lost(untrained, monkeyp
     def fail():
         raise MemoryError("no room")
 
-    monkeypatch.setattr(embedder.slots, "_enlarge", fail)
+    monkeypatch.setattr(embedder.state, "_grow", fail)
     with pytest.raises(MemoryError):
         embedder.advance([(streams[0], clip), (streams[2], clip)])
     streams[1].close()
     for stream in streams:
         stream.close()
-    assert embedder.slots.free == 2
+    assert embedder.state.free == 2
 
 
 def test_a_stream_dropped_after_an_error_frees_its_slot_at_once(untrained):
@@ -75,10 +75,10 @@ def test_a_stream_dropped_after_an_error_frees_its_slot_at_once(untrained):
             results = embedder.advance([(streams[0], wrong), (streams[1], clip)])
             assert isinstance(results[0], ValueError)
             del streams, results
-            assert embedder.slots.free == 2
+            assert embedder.state.free == 2
     finally:
         gc.enable()
-    assert embedder.slots.moved == 0
+    assert embedder.state.reallocations == 0
 
 
 def test_what_waits_lies_in_one_piece_however_small_those_that_came(untrained):

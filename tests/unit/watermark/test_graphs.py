@@ -24,13 +24,13 @@ FRAME = 1920
 
 @pytest.fixture(autouse=True)
 def short_passes(monkeypatch):
-    """Passes of 3, 6 and 11 columns with `untrained`, of 5, 9 and 18 with `untrained_44k`: seconds, not minutes, to record."""
+    """EmbedPass of 3, 6 and 11 columns with `untrained`, of 5, 9 and 18 with `untrained_44k`: seconds, not minutes, to record."""
     monkeypatch.setattr(module, "_CHUNKS_S", (0.015, 0.03, 0.055, 0.1))
 
 
 def captured(nets, **options):
     tape = Tape()
-    embedder = Embedder(nets, PUBLIC_KEY, **{"level": RunningLevel(), "fill": True} | options)
+    embedder = Embedder(nets, PUBLIC_KEY, **{"level": RunningLevel(), "pad": True} | options)
     embedder.warm_up(tape)
     assert embedder.captured == tape.recorded > 3
     return embedder, tape
@@ -68,8 +68,8 @@ def test_streams_come_go_and_are_cancelled_in_replayed_passes(nets, request):
                 live.pop(index).close()
             elif index in leaves and sent[index] > len(clips[index]) // 2:
                 live.pop(index).close()
-    assert tape.replays > 12 and embedder.captured and embedder.slots.moved == 0
-    assert embedder.slots.free == 5
+    assert tape.replays > 12 and embedder.captured and embedder.state.reallocations == 0
+    assert embedder.state.free == 5
     for index, (clip, parts) in enumerate(zip(clips, marked, strict=True)):
         expected, heard = alone(nets, clip), np.concatenate(parts)
         assert len(heard) == len(clip) or index in leaves
@@ -138,7 +138,7 @@ def test_where_nothing_can_be_captured_marking_goes_on(untrained, caplog):
     def refuses(run):
         raise RuntimeError("no graphs on this driver")
 
-    embedder = Embedder(untrained, PUBLIC_KEY, level=RunningLevel(), fill=True)
+    embedder = Embedder(untrained, PUBLIC_KEY, level=RunningLevel(), pad=True)
     with caplog.at_level(logging.WARNING):
         embedder.warm_up(refuses)
     assert embedder.captured == 0 and "no graphs on this driver" in caplog.text
@@ -159,9 +159,9 @@ def test_a_pass_full_of_like_chunks_has_no_second_one(untrained_44k):
     chunks = [round(chunk * 24000) for chunk in module._CHUNKS_S]
     together = [embedder.pass_samples // samples for samples in chunks]
     for samples, streams in zip(chunks, together, strict=True):
-        columns = embedder.reach.most_columns(samples)
-        assert columns in embedder._sizes and streams * columns <= module.MOST_COLUMNS
-    assert max(map(int.__mul__, together, embedder._sizes)) > module.MOST_COLUMNS * 0.9
+        columns = embedder.receptive_field.max_columns(samples)
+        assert columns in embedder._buckets and streams * columns <= module.MAX_PASS_COLUMNS
+    assert max(map(int.__mul__, together, embedder._buckets)) > module.MAX_PASS_COLUMNS * 0.9
 
 
 def test_passes_are_for_what_streams_bring(untrained, monkeypatch):
@@ -173,7 +173,7 @@ def test_passes_are_for_what_streams_bring(untrained, monkeypatch):
     streams = [embedder.open() for _ in range(4)]
     clip = speech_like(0.5)
     hop = embedder.hparams.hop_length
-    assert list(embedder._sizes) == [3, 6, 11, 19]
+    assert list(embedder._buckets) == [3, 6, 11, 19]
     embedder.advance([(stream, clip[: 2 * hop]) for stream in streams])
     embedder.advance([(stream, clip[2 * hop : 3 * hop + 5]) for stream in streams[:3]])
     embedder.advance([(stream, clip[2 * hop : 26 * hop]) for stream in streams[3:]])
@@ -210,20 +210,20 @@ def test_a_slot_that_is_left_in_the_middle_of_a_pass_is_free_when_that_is_over(u
     try:
         assert entered.wait(30)
         streams[0].close()
-        assert embedder.slots.free == 0
+        assert embedder.state.free == 0
     finally:
         goes_on.set()
         passing.join(30)
-    assert embedder.slots.free == 1
+    assert embedder.state.free == 1
     streams[0].close()  # once more gives nothing back twice
-    assert embedder.slots.free == 1
+    assert embedder.state.free == 1
     with pytest.raises(ValueError, match="closed"):
         streams[0].push(clips[0])
     third = np.concatenate([streams[2].push(clips[2]), streams[2].finish()])
     assert np.abs(third - alone(untrained, clips[2])).max() < 1e-5
     second = np.concatenate([heard[1], streams[1].finish()])
     assert np.abs(second - alone(untrained, clips[1])).max() < 1e-5
-    assert embedder.captured and embedder.slots.moved == 0
+    assert embedder.captured and embedder.state.reallocations == 0
 
 
 def test_a_new_stream_waits_for_a_slot_that_a_running_pass_gives_back(untrained, monkeypatch):
@@ -241,14 +241,14 @@ def test_a_new_stream_waits_for_a_slot_that_a_running_pass_gives_back(untrained,
     goes_on.set()
     for thread in threads:
         thread.join(30)
-    assert embedder.slots.moved == 0 and embedder.captured
+    assert embedder.state.reallocations == 0 and embedder.captured
     assert np.abs(np.concatenate([heard[0], late.finish()]) - alone(untrained, clip)).max() < 1e-5
 
 
-@pytest.mark.parametrize("fill", [True, False])
-def test_threads_mark_side_by_side(untrained, fill):
+@pytest.mark.parametrize("pad", [True, False])
+def test_threads_mark_side_by_side(untrained, pad):
     embedder = (
-        captured(untrained, slots=6)[0] if fill else Embedder(untrained, PUBLIC_KEY, level=RunningLevel(), slots=2)
+        captured(untrained, slots=6)[0] if pad else Embedder(untrained, PUBLIC_KEY, level=RunningLevel(), slots=2)
     )
     clips = [speech_like(0.4, seed=seed) for seed in range(6)]
     heard = [None] * 6

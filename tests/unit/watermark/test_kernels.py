@@ -14,9 +14,9 @@ import torch
 pytest.importorskip("triton")
 
 from services.watermark.hparams import Hparams
-from services.watermark.kernels import PRECISIONS, Ending, Kept, Layer, fused, plain, rounded
+from services.watermark.kernels import PRECISIONS, History, Layer, OutputLayer, fused, plain, round_to_tf32
 from services.watermark.marker import Marker
-from services.watermark.slots import Slots
+from services.watermark.state_pool import StatePool
 from services.watermark.weights import load_nets, write_random
 
 BINS = 21
@@ -34,7 +34,7 @@ def device(request, monkeypatch):
 def layer_of(device, precision, given, channels) -> Layer:
     weight = torch.randn(2 * channels, given, 3, 3, device=device) / (9 * given) ** 0.5
     if precision == "tf32" and given > 1:
-        weight = rounded(weight)
+        weight = round_to_tf32(weight)
     weight = weight.to(dtype_of(precision, given)).contiguous(memory_format=torch.channels_last)
     bias, shift = torch.randn(2 * channels, device=device), torch.randn(channels, device=device)
     return Layer(weight, bias, shift, precision == "tf32")
@@ -46,7 +46,7 @@ def dtype_of(precision, given) -> torch.dtype:
 
 def inputs(device, precision, count, columns, given) -> torch.Tensor:
     window = torch.randn(count, 2 + columns, BINS, given, device=device).to(dtype_of(precision, given))
-    return rounded(window) if precision == "tf32" and given > 1 else window
+    return round_to_tf32(window) if precision == "tf32" and given > 1 else window
 
 
 def near(got, wanted, precision) -> None:
@@ -76,8 +76,8 @@ def test_gated(device, precision, given, channels, width, extra, count, columns,
     inside = torch.rand(count, columns, device=device) < 0.5 if cut else None
     more = 100 * torch.randn(count, columns, BINS, extra, device=device) if extra else None
     counts = None if brought is None else torch.tensor(brought, device=device)
-    got = fused.gated(window, layer, Kept(ours, rows, counts), inside, more)
-    wanted = plain.gated(window, layer, Kept(theirs, rows, counts), inside, more)
+    got = fused.gated_layer(window, layer, History(ours, rows, counts), inside, more)
+    wanted = plain.gated_layer(window, layer, History(theirs, rows, counts), inside, more)
     assert got.dtype == wanted.dtype == theirs.dtype and got.shape == wanted.shape == (count, 2 + columns, BINS, width)
     assert torch.equal(got[:, :2], before[rows]) and torch.equal(wanted[:, :2], before[rows])
     near(got, wanted, precision)
@@ -91,7 +91,7 @@ def test_gated(device, precision, given, channels, width, extra, count, columns,
     if extra:
         assert not got[:, 2:, :, channels + extra :].any()
     if precision == "tf32":
-        assert torch.equal(rounded(got[:, 2:]), got[:, 2:])
+        assert torch.equal(round_to_tf32(got[:, 2:]), got[:, 2:])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -100,9 +100,9 @@ def test_gated(device, precision, given, channels, width, extra, count, columns,
 )
 def test_ended(device, precision, count, columns, channels, cut):
     layer, window = layer_of(device, precision, 32, channels), inputs(device, precision, count, columns, 32)
-    ending = Ending(torch.randn(2, channels, device=device) / channels**0.5, torch.randn(3, device=device))
+    ending = OutputLayer(torch.randn(2, channels, device=device) / channels**0.5, torch.randn(3, device=device))
     inside = torch.rand(count, columns, device=device) < 0.5 if cut else None
-    got, wanted = (each.ended(window, layer, ending, inside) for each in (fused, plain))
+    got, wanted = (each.output_layers(window, layer, ending, inside) for each in (fused, plain))
     assert got.dtype == wanted.dtype == torch.float32 and got.shape == wanted.shape == (count, columns, BINS)
     near(got, wanted, precision)
     assert not cut or not got[~inside].any()
@@ -114,11 +114,11 @@ def test_half_precision_holds_what_is_too_large_and_shows_what_is_no_number(devi
     layer.bias[32:] = 30.0  # gates wide open
     layer.weight[32:] = 0.0
     pool = torch.zeros(1, 2, BINS, 32, device=device, dtype=torch.float16)
-    kept = Kept(pool, torch.zeros(1, dtype=torch.int64, device=device))
-    loud = each.gated((window * 30000).clamp(-65504, 65504), layer, kept, None)
+    kept = History(pool, torch.zeros(1, dtype=torch.int64, device=device))
+    loud = each.gated_layer((window * 30000).clamp(-65504, 65504), layer, kept, None)
     assert torch.isfinite(loud).all() and loud.abs().max() == 65504
     window[0, 2, 3, 4] = torch.nan
-    assert torch.isnan(each.gated(window, layer, kept, None)).any()
+    assert torch.isnan(each.gated_layer(window, layer, kept, None)).any()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -126,7 +126,7 @@ def test_marks_of_streams_at_different_points(device, precision, tmp_path):
     """The nets as a whole, streams that begin and end in the middle of passes included."""
     shape = Hparams(sample_rate_hz=24000, n_fft=64, hop_length=32, message_band_size=20, message_sdr_db=20.0)
     nets = load_nets(write_random(tmp_path, shape, 3), device)
-    makers = [Marker(nets, Slots(3, device), precision, operations) for operations in (fused, plain)]
+    makers = [Marker(nets, StatePool(3, device), precision, operations) for operations in (fused, plain)]
     lengths, first, at = torch.tensor([5, 3], device=device), torch.tensor([0, -1], device=device), 0
     rows = torch.tensor([2, 0], device=device)
     for columns in (1, 2, 1, 8):
@@ -140,4 +140,4 @@ def test_marks_of_streams_at_different_points(device, precision, tmp_path):
         got, wanted = (maker.step(rows, carrier, symbols, valid, counts) for maker in makers)
         assert (got - wanted).norm() <= (1e-5 if precision == "fp32" else 3e-3) * wanted.norm()
         at += columns
-    assert at > 5 + shape.reach
+    assert at > 5 + shape.context_columns

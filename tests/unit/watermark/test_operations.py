@@ -26,7 +26,7 @@ def built(monkeypatch):
 
 
 def test_kernels_that_launch_are_taken(built, monkeypatch, caplog):
-    monkeypatch.setattr(kernels, "_try", lambda operations, device: None)
+    monkeypatch.setattr(kernels, "_launch_once", lambda operations, device: None)
     assert kernels.operations_for(torch.device("cuda")) is built
     assert not caplog.records
 
@@ -35,7 +35,7 @@ def test_kernels_that_do_not_launch_are_left_with_a_warning(built, monkeypatch, 
     def fails(operations, device):
         raise RuntimeError("no C compiler")
 
-    monkeypatch.setattr(kernels, "_try", fails)
+    monkeypatch.setattr(kernels, "_launch_once", fails)
     with caplog.at_level(logging.WARNING):
         assert kernels.operations_for(torch.device("cuda")) is plain
     assert "without kernels" in caplog.text and "no C compiler" in caplog.text

@@ -3,7 +3,7 @@ import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from services.watermark.resampler import Bank, Kernel
+from services.watermark.resampler import FilterBank, PolyphaseFilter
 
 RATES = [(24000, 44100), (44100, 24000), (24000, 16000), (24000, 24000)]
 
@@ -11,7 +11,7 @@ RATES = [(24000, 44100), (44100, 24000), (24000, 16000), (24000, 24000)]
 class Resampler:
     """One stream through a kernel: what comes out does not depend on how the input was cut."""
 
-    def __init__(self, kernel: Kernel):
+    def __init__(self, kernel: PolyphaseFilter):
         self._kernel = kernel
         # Input from position `_start` on; the silence before the stream lets the first taps reach back.
         self._start = -max(0, kernel.half - 1)
@@ -54,7 +54,7 @@ def through(kernel, samples, cut):
 @pytest.mark.parametrize("rates", RATES)
 @pytest.mark.parametrize("cut", [1, 80, 1921])
 def test_cuts_change_nothing(rates, cut):
-    kernel = Kernel(*rates)
+    kernel = PolyphaseFilter(*rates)
     samples = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
     whole = Resampler(kernel).push(samples, last=True)
     pieces = through(kernel, samples, cut)
@@ -67,32 +67,32 @@ def test_cuts_change_nothing(rates, cut):
 def test_a_tone_keeps_place_and_height(rates, share):
     tone_hz = share * min(rates) / 2
     sine = [np.sin(2 * np.pi * tone_hz * np.arange(rate // 4) / rate) for rate in rates]
-    got = Resampler(Kernel(*rates)).push(sine[0].astype(np.float32), last=True)
+    got = Resampler(PolyphaseFilter(*rates)).push(sine[0].astype(np.float32), last=True)
     inner = slice(300, len(sine[1]) - 300)
     assert np.abs(got[: len(sine[1])] - sine[1])[inner].max() < 1e-4
 
 
 def test_what_the_lower_rate_cannot_hold_is_gone():
     tone = np.sin(2 * np.pi * 13000 * np.arange(11025) / 44100).astype(np.float32)
-    got = Resampler(Kernel(44100, 24000)).push(tone, last=True)
+    got = Resampler(PolyphaseFilter(44100, 24000)).push(tone, last=True)
     assert np.abs(got[300:-300]).max() < 1e-4
 
 
 @pytest.mark.parametrize("rates", RATES)
 def test_an_empty_stream_gives_nothing(rates):
-    assert len(Resampler(Kernel(*rates)).push(np.zeros(0, np.float32), last=True)) == 0
+    assert len(Resampler(PolyphaseFilter(*rates)).push(np.zeros(0, np.float32), last=True)) == 0
 
 
 @pytest.mark.parametrize("rates", RATES)
 @pytest.mark.parametrize("first", [0, 1, 500, 1234])
 def test_windows_give_what_the_stream_gives_at_any_place(rates, first):
     # `first`: the output from which on a window's outputs are wanted.
-    kernel = Kernel(*rates)
-    bank, count = Bank(kernel), 333
+    kernel = PolyphaseFilter(*rates)
+    bank, count = FilterBank(kernel), 333
     clips = np.random.default_rng(0).standard_normal((2, 4000)).astype(np.float32)
     block, skipped = divmod(first, bank.up)
-    padded = np.pad(clips, ((0, 0), (bank.lead, 0)))
-    windows = padded[:, block * bank.down :][:, : bank.window(bank.blocks(count))]
+    padded = np.pad(clips, ((0, 0), (bank.lookback, 0)))
+    windows = padded[:, block * bank.down :][:, : bank.input_length(bank.blocks(count))]
     got = bank(torch.from_numpy(windows))[:, skipped : skipped + count].numpy()
     for row, clip in zip(got, clips, strict=True):
         assert np.abs(row - Resampler(kernel).push(clip)[first : first + count]).max() < 1e-5
