@@ -1,6 +1,7 @@
-"""Certificate files: what is taken, what is refused, and the words for it. Held against `cryptography`."""
+"""Certificate files: what is taken, what is refused, and the words for it."""
 
 import datetime
+import re
 
 import pytest
 from cryptography import x509
@@ -30,11 +31,11 @@ def test_a_pair_is_read_as_it_stands(authority, tmp_path):
     ("mutate", "why"),
     [
         (lambda one, other: (one.cert, other.key), "the key belongs to another certificate"),
-        (lambda one, other: (one.cert[:300], one.key), "not a PEM certificate"),
-        (lambda one, other: (b"", one.key), "not a PEM certificate"),
-        (lambda one, other: (one.cert, one.key[:60]), "not a PEM certificate and its unencrypted key"),
-        (lambda one, other: (one.cert + other.cert[:300], one.key), "not a PEM certificate"),
-        (lambda one, other: (one.key, one.cert), "not a PEM certificate"),
+        (lambda one, other: (one.cert[:300], one.key), "not PEM certificates"),
+        (lambda one, other: (b"", one.key), "not PEM certificates"),
+        (lambda one, other: (one.cert, one.key[:60]), "not an unencrypted private key"),
+        (lambda one, other: (one.cert + other.cert[:300], one.key), "not PEM certificates"),
+        (lambda one, other: (one.key, one.cert), "not PEM certificates"),
     ],
     ids=["another's key", "half a certificate", "empty", "half a key", "half a chain", "exchanged"],
 )
@@ -44,7 +45,7 @@ def test_what_does_not_fit_is_refused(authority, tmp_path, mutate, why):
     (tmp_path / "a.key").write_bytes(mutate(one, other)[1])
     with pytest.raises(CertificateError, match=why) as caught:
         read_pair(tmp_path / "a.crt", tmp_path / "a.key")
-    assert "a.crt" in str(caught.value) and "\n" not in str(caught.value)
+    assert re.search(r"a\.(crt|key)", str(caught.value)) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("password", [b"secret", b"none"])
@@ -59,7 +60,7 @@ def test_an_encrypted_key_is_refused_and_asks_no_terminal(authority, tmp_path, p
         read_pair(cert, path)
 
 
-def test_a_key_that_openssl_finds_too_short_is_told_from_bad_pem(tmp_path):
+def test_a_short_rsa_key_is_refused(tmp_path):
     key = rsa.generate_private_key(65537, 1024)
     name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "short")]), datetime.datetime.now(datetime.UTC)
     cert = (
@@ -69,7 +70,7 @@ def test_a_key_that_openssl_finds_too_short_is_told_from_bad_pem(tmp_path):
     )  # fmt: skip
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     pair = Issued(cert.public_bytes(serialization.Encoding.PEM), pem, 1).write(tmp_path)
-    with pytest.raises(CertificateError, match=r"tls.crt, .*the certificate's key is too short"):
+    with pytest.raises(CertificateError, match=r"tls.crt: the certificate's RSA key is too short: 1024 bits"):
         read_pair(*pair)
 
 
