@@ -19,6 +19,7 @@ from services.runtime.admission import Admission, PendingStreams
 from services.runtime.audio import to_bytes
 from services.runtime.errors import InvalidArgument, UnavailableError
 from services.runtime.identity import identity
+from services.runtime.version import version
 
 _DECODE = {"stage": "codec", "rpc.method": "csm.codec.v1.CodecService/Decode"}
 
@@ -77,6 +78,7 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
             samples_per_frame=self._samples_per_frame,
             slots_capacity=self._slots.limit,
             slots_active=self._worker.active,
+            version=version(),
         )
 
     def _open(self) -> DecodeStream:

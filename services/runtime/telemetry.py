@@ -15,12 +15,13 @@ import uuid
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_NAMESPACE, Resource
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_NAMESPACE, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from services.runtime import instruments
 from services.runtime.settings import SettingError
+from services.runtime.version import version
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def shutdown() -> None:
 
 def _resource(service: str) -> Resource:
     """This process among its like. OTEL_RESOURCE_ATTRIBUTES may add to it, and name the instance."""
-    own = {SERVICE_NAME: f"csm-{service}", SERVICE_NAMESPACE: "csm"}
+    own = {SERVICE_NAME: f"csm-{service}", SERVICE_NAMESPACE: "csm", SERVICE_VERSION: version()}
     given = Resource.create()
     if SERVICE_INSTANCE_ID not in given.attributes:
         own[SERVICE_INSTANCE_ID] = str(uuid.uuid4())

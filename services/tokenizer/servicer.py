@@ -19,6 +19,7 @@ from services.runtime.batcher import Batcher
 from services.runtime.errors import InvalidArgument
 from services.runtime.identity import identity
 from services.runtime.sample_encodings import ENCODINGS
+from services.runtime.version import version
 from services.tokenizer.cache import FrameCache, content_key
 from services.tokenizer.config import TokenizerSettings
 from services.tokenizer.text import TextError, TextTokenizer
@@ -99,6 +100,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         info = tokenizer_pb2.GetModelInfoResponse(
             bundle=identity(self._bundle),
             max_text_chars=self._settings.max_text_chars,
+            version=version(),
         )
         info.max_audio_duration.FromNanoseconds(int(self._settings.max_audio_s * 1e9))
         return info

@@ -34,6 +34,7 @@ from services.runtime.identity import identity
 from services.runtime.playback_deadline import PlaybackDeadline
 from services.runtime.pool import Pool
 from services.runtime.sample_encodings import ENCODINGS
+from services.runtime.version import version
 from services.watermark.config import WatermarkSettings
 from services.watermark.key import check_key
 
@@ -145,6 +146,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
             bundle=identity(self._bundle),
             lookahead_samples=self._embedder.lookahead_samples,
             trained=self._bundle.trained,
+            version=version(),
         )
         info.max_detect_duration.FromNanoseconds(int(self._settings.max_detect_s * 1e9))
         return info

@@ -8,6 +8,7 @@ from collections import defaultdict
 from opentelemetry.proto.trace.v1 import trace_pb2
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.runtime.version import version
 from support.telemetry import tables
 from support.telemetry.chain_under_observation import MARK, records
 
@@ -63,6 +64,7 @@ def test_every_process_says_who_it_is(observed):
         (info,) = [sample for family in text_string_to_metric_families(page) if family.name == "target_info"
                    for sample in family.samples]  # fmt: skip
         assert info.labels["service_name"] == f"csm-{service}" and info.labels["service_namespace"] == "csm"
+        assert info.labels["service_version"] == version() != ""
         assert info.labels["service_instance_id"] == observed.resources[service]["service.instance.id"]
 
 

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2
 from models.files import PartError
 from services.codec.decoder import SlotDecoder
 from services.runtime.errors import rich_details
+from services.runtime.version import version
 from support.codec_calls import (
     SLOTS,
     SPF,
@@ -80,7 +81,7 @@ async def test_format_and_info(served):
     )
     info = await served.info()
     assert (info.bundle.bundle_id, info.bundle.codebooks, info.bundle.frame_rate_hz) == ("tiny", 4, 12.5)
-    assert (info.samples_per_frame, info.slots_capacity, info.slots_active) == (SPF, SLOTS, 1)
+    assert (info.samples_per_frame, info.slots_capacity, info.slots_active, info.version) == (SPF, SLOTS, 1, version())
     call.cancel()
     await served.until_active(0)
 

@@ -240,12 +240,15 @@ class GetModelInfoResponse(_message.Message):
     SAMPLES_PER_FRAME_FIELD_NUMBER: _builtins.int
     SLOTS_CAPACITY_FIELD_NUMBER: _builtins.int
     SLOTS_ACTIVE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     samples_per_frame: _builtins.int
     """Samples that each frame gives."""
     slots_capacity: _builtins.int
     """Streams that can be decoded at once."""
     slots_active: _builtins.int
     """Streams being decoded."""
+    version: _builtins.str
+    """Version of the software."""
     @_builtins.property
     def bundle(self) -> _common_pb2.BundleIdentity:
         """The bundle."""
@@ -257,10 +260,11 @@ class GetModelInfoResponse(_message.Message):
         samples_per_frame: _builtins.int = ...,
         slots_capacity: _builtins.int = ...,
         slots_active: _builtins.int = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "samples_per_frame", b"samples_per_frame", "slots_active", b"slots_active", "slots_capacity", b"slots_capacity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "samples_per_frame", b"samples_per_frame", "slots_active", b"slots_active", "slots_capacity", b"slots_capacity", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -319,10 +319,13 @@ class GetModelInfoResponse(_message.Message):
     LOOKAHEAD_SAMPLES_FIELD_NUMBER: _builtins.int
     MAX_DETECT_DURATION_FIELD_NUMBER: _builtins.int
     TRAINED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     lookahead_samples: _builtins.int
     """Samples that must be known beyond one before it can be marked."""
     trained: _builtins.bool
     """Whether the nets were trained; the mark of untrained nets cannot be found."""
+    version: _builtins.str
+    """Version of the software."""
     @_builtins.property
     def bundle(self) -> _common_pb2.BundleIdentity:
         """The bundle."""
@@ -338,10 +341,11 @@ class GetModelInfoResponse(_message.Message):
         lookahead_samples: _builtins.int = ...,
         max_detect_duration: _duration_pb2.Duration | None = ...,
         trained: _builtins.bool = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "max_detect_duration", b"max_detect_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "lookahead_samples", b"lookahead_samples", "max_detect_duration", b"max_detect_duration", "trained", b"trained"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "lookahead_samples", b"lookahead_samples", "max_detect_duration", b"max_detect_duration", "trained", b"trained", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
