@@ -102,7 +102,7 @@ class Synthesis:
             codec, watermark = await asyncio.gather(*tasks)
             self._codec_window = Window(CODEC_WINDOW_FRAMES)
             self._watermark_window = Window(self._lookahead_samples + WATERMARK_WINDOW_FRAMES * self._samples_per_frame)
-            yield Admitted(started.seed, started.prompt_rows)
+            yield Admitted(started.seed, started.prompt_tokens)
             tasks = [
                 self._pump(self._frames_to_codec(generation, codec)),
                 self._pump(self._audio_to_watermark(codec, watermark)),

@@ -109,7 +109,7 @@ class Stages:
             self._not_ready(", ".join(strangers or silent))
         elif not silent:
             _, backbone, _, watermark = answers
-            self.info = StageInfo(watermark.lookahead_samples, watermark.trained, backbone.max_rows)
+            self.info = StageInfo(watermark.lookahead_samples, watermark.trained, backbone.max_seq_len)
 
     def _not_ready(self, why: str) -> None:
         self.info = None

@@ -26,7 +26,7 @@ class LlamaShape:
     kv_heads: int
     dim: int
     intermediate_dim: int
-    max_rows: int
+    max_seq_len: int
     norm_eps: float = 1e-5
     rope_base: float = 500_000.0
     rope_scale_factor: float = 32.0

@@ -286,11 +286,11 @@ def generator() -> dict:
                 ],
             ),
             panel(
-                "Prompt rows found in the cache", "percentunit", "Rows that need not be read again.",
+                "Prefix cache hits", "percentunit", "Share of prompt tokens found in the cache.",
                 [
                     (
-                        f"sum(rate(csm_backbone_prompt_shared_rows_total{{{of}}}[$__rate_interval]))"
-                        f" / sum(rate(csm_backbone_prompt_rows_total{{{of}}}[$__rate_interval]))",
+                        f"sum(rate(csm_backbone_prompt_prefix_hit_tokens_total{{{of}}}[$__rate_interval]))"
+                        f" / sum(rate(csm_backbone_prompt_tokens_total{{{of}}}[$__rate_interval]))",
                         "hits",
                     )
                 ],

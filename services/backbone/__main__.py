@@ -1,4 +1,4 @@
-"""`python -m services.backbone`: prompts to frames of codes."""
+"""`python -m services.backbone`: the backbone server, prompts to frames of codes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from csm.backbone.v1 import backbone_pb2_grpc
 from models.bundle import Bundle, load_bundle
 from models.device import usable_device
 from models.files import ModelError
-from services.backbone.blocks import BLOCK_ROWS, BlockPool, blocks_for
+from services.backbone.blocks import BLOCK_TOKENS, BlockPool, blocks_for
 from services.backbone.config import BackboneSettings
+from services.backbone.eager_runner import EagerRunner
 from services.backbone.engine import Engine
 from services.backbone.graph_runner import GraphRunner
-from services.backbone.runner import Runner
 from services.backbone.scheduler import Scheduler
 from services.backbone.servicer import BackboneServicer
 from services.backbone.weights import load_model
@@ -38,7 +38,7 @@ async def open_stage(settings: BackboneSettings) -> AsyncIterator[Stage]:
     scheduler = Scheduler(
         slots=settings.slots,
         queue_capacity=settings.queue,
-        pool=BlockPool(runner.blocks, share_rows=runner.share_rows if settings.share_prefixes else 0),
+        pool=BlockPool(runner.blocks, share_tokens=runner.share_tokens if settings.prefix_cache else 0),
         buffer_frames=settings.buffer_frames,
         stall_limit_s=settings.reader_stall_s,
     )
@@ -62,24 +62,28 @@ async def open_stage(settings: BackboneSettings) -> AsyncIterator[Stage]:
         await engine.stop(0)
 
 
-def _load(settings: BackboneSettings, bundle: Bundle) -> Runner | GraphRunner:
-    """Weights on the device, and one frame made with them."""
+def _load(settings: BackboneSettings, bundle: Bundle) -> EagerRunner | GraphRunner:
+    """The runner, warmed up. Raises: StartError."""
     device = usable_device("CSM_BACKBONE_DEVICE", settings.device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
         settings.dtype, torch.float32 if device.type == "cpu" else torch.bfloat16
     )
-    if settings.prefill_rows % BLOCK_ROWS:
-        raise StartError(f"CSM_BACKBONE_PREFILL_ROWS={settings.prefill_rows}: must be a multiple of {BLOCK_ROWS}")
-    least = blocks_for(bundle.generator.backbone.max_rows)
-    if settings.blocks and settings.blocks < least:
-        raise StartError(f"CSM_BACKBONE_BLOCKS={settings.blocks}: the longest request takes {least}")
+    if settings.max_prefill_tokens % BLOCK_TOKENS:
+        raise StartError(
+            f"CSM_BACKBONE_MAX_PREFILL_TOKENS={settings.max_prefill_tokens}: must be a multiple of {BLOCK_TOKENS}"
+        )
+    min_blocks = blocks_for(bundle.generator.backbone.max_seq_len)
+    if settings.blocks and settings.blocks < min_blocks:
+        raise StartError(f"CSM_BACKBONE_BLOCKS={settings.blocks}: the longest request takes {min_blocks}")
     model = load_model(bundle.generator, device, dtype)
     sizes = {"slots": settings.slots, "blocks": settings.blocks or None}
-    runner: Runner | GraphRunner
+    runner: EagerRunner | GraphRunner
     if settings.runner == "graph" or (settings.runner == "auto" and device.type == "cuda"):
-        runner = GraphRunner(model, prefill_rows=settings.prefill_rows or 512, **sizes)
+        runner = GraphRunner(model, max_prefill_tokens=settings.max_prefill_tokens or 512, **sizes)
     else:
-        runner = Runner(model, block_rows=settings.block_rows, prefill_rows=settings.prefill_rows or 64, **sizes)
+        runner = EagerRunner(
+            model, batch_size=settings.eager_batch, max_prefill_tokens=settings.max_prefill_tokens or 64, **sizes
+        )
     runner.warm_up()
     return runner
 

@@ -16,54 +16,56 @@ class BackboneSettings(ServerSettings):
     dtype: str = setting(
         "CSM_BACKBONE_DTYPE",
         "auto",
-        "weights' number format; auto is float32 on cpu, else bfloat16",
+        "number format of the weights; auto is float32 on cpu, otherwise bfloat16",
         choices=("auto", "float32", "bfloat16"),
     )
     runner: str = setting(
         "CSM_BACKBONE_RUNNER",
         "auto",
-        "how frames are run: eager, or graph, captured CUDA graphs; auto is graph on a GPU",
+        "eager, or graph for captured CUDA graphs; auto is graph on a GPU",
         choices=("auto", "eager", "graph"),
     )
-    threads: int = setting("CSM_BACKBONE_THREADS", 1, "CPU threads of one step", min=1, max=256)
+    threads: int = setting("CSM_BACKBONE_THREADS", 1, "CPU threads of the model", min=1, max=256)
     slots: int = setting("CSM_BACKBONE_SLOTS", 4, "requests generated at once", min=1, max=4096)
     queue: int = setting("CSM_BACKBONE_QUEUE", 8, "requests that may wait for a slot", min=0, max=4096)
-    block_rows: int = setting(
-        "CSM_BACKBONE_BLOCK_ROWS",
+    eager_batch: int = setting(
+        "CSM_BACKBONE_EAGER_BATCH",
         4,
-        "rows computed in one pass, idle ones included; more slots take more passes",
+        "batch size of the eager runner; fewer requests are padded to it, more take several passes",
         min=1,
         max=4096,
     )
-    prefill_rows: int = setting(
-        "CSM_BACKBONE_PREFILL_ROWS",
+    max_prefill_tokens: int = setting(
+        "CSM_BACKBONE_MAX_PREFILL_TOKENS",
         0,
-        "prompt rows read between two frames of the others, a multiple of 16; 0 is 64 when eager, 512 with graphs",
+        "prompt tokens of one prefill pass, a multiple of 16; 0 is 64 for the eager runner, 512 for the graph runner",
         min=0,
         max=4096,
     )
     blocks: int = setting(
         "CSM_BACKBONE_BLOCKS",
         0,
-        "blocks of 16 rows in the key-value cache; 0 is as many as all slots can fill",
+        "blocks of 16 positions in the key-value cache; 0 is enough for all slots, as far as memory goes",
         min=0,
         max=4_194_304,
     )
-    share_prefixes: bool = setting(
-        "CSM_BACKBONE_SHARE_PREFIXES", True, "requests whose prompts begin alike share what was read of them"
+    prefix_cache: bool = setting(
+        "CSM_BACKBONE_PREFIX_CACHE", True, "prompts that begin alike share their key-value blocks"
     )
     max_frames: int = setting("CSM_BACKBONE_MAX_FRAMES", 1125, "longest utterance, frames", min=1, max=100_000)
     buffer_frames: int = setting(
         "CSM_BACKBONE_BUFFER_FRAMES",
         128,
-        "frames a reader may leave unread before its slot pauses",
+        "unread frames of a request before its slot pauses",
         min=64,
         max=4096,
     )
     reader_stall_s: float = setting(
-        "CSM_BACKBONE_READER_STALL_S", 30.0, "a slot paused for longer is taken from its reader", min=0.1
+        "CSM_BACKBONE_READER_STALL_S", 30.0, "a request that stays paused for longer is ended", min=0.1
     )
     trace_steps: int = setting(
-        "CSM_BACKBONE_TRACE_STEPS", 0, "one step in so many is a span, linked to its requests; 0 is none", min=0
+        "CSM_BACKBONE_TRACE_STEPS", 0, "every Nth step becomes a span, linked to its requests; 0 is none", min=0
     )
-    stall_s: float = setting("CSM_BACKBONE_STALL_S", 30.0, "a step longer than this means a stuck device", min=1)
+    stall_s: float = setting(
+        "CSM_BACKBONE_STALL_S", 30.0, "seconds without a step after which the device counts as stuck", min=1
+    )

@@ -1,11 +1,11 @@
-"""The engine: one plain thread owns the device and moves all slots on, frame by frame.
+"""The engine: one thread owns the device and advances all slots, frame by frame.
 
-    plan → release → begin → prefill (a bounded amount) → launch one step for all slots → collect → hand over
+    schedule → release → begin → prefill (a bounded amount) → launch one step for all slots → collect → send events
 
 A runner on a device may be ahead: step n + 1 is launched before the frames of step n are read, so
-that the device never waits for this thread. Frames reach the event loop in one hop a step, whatever
-the number of streams. The lock guards the scheduler and is never held while the device works. Knows
-neither grpc nor torch: anything that is a runner_api.Runner will do.
+that the device never waits for this thread. Frames reach the event loop in one hop a step, for all
+streams together. The lock guards the scheduler and is never held while the device works. Knows
+neither grpc nor torch: any runner_api.Runner will do.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from services.backbone.generation import Delivery, Generation
+from services.backbone.generation import Generation, StreamEvent
 from services.backbone.runner_api import Pending, Runner
-from services.backbone.scheduler import Entry, Finish, Plan, Request, Scheduler
+from services.backbone.scheduler import FinishReason, Request, Schedule, Scheduler, SequenceState
 
 log = logging.getLogger(__name__)
 
-_HEARTBEAT_S = 0.5  # an idle engine shows signs of life this often
+_HEARTBEAT_S = 0.5  # an idle engine wakes up this often
 
 
-class Stopping(Exception):
-    """The engine takes no more requests: it is stopping, or it has broken."""
+class EngineStopped(Exception):
+    """The engine takes no more requests: it is stopping, or it has failed."""
 
 
 @dataclass(frozen=True)
 class Load:
     """How busy an engine is. frame_step_s: median of recent steps, 0 before the first.
 
-    blocks_*: of the key-value cache, see blocks.py. prompt_rows, shared_rows: of all prompts admitted
-    since the start, and how many of them another prompt had already put into the cache.
+    blocks_*: of the key-value cache, see blocks.py. prompt_tokens, prefix_hit_tokens: of all prompts admitted
+    since the start, and how many of them were found in the prefix cache.
     """
 
     slots_active: int
@@ -48,12 +48,12 @@ class Load:
     blocks_used: int = 0
     blocks_idle: int = 0
     blocks_capacity: int = 0
-    prompt_rows: int = 0
-    shared_rows: int = 0
+    prompt_tokens: int = 0
+    prefix_hit_tokens: int = 0
 
 
 class Engine:
-    """Runs requests. Made and used on the event loop; `_run` and what it calls is the thread's side."""
+    """Runs requests. Created and used on the event loop; `_run` and what it calls are on the thread."""
 
     def __init__(
         self,
@@ -62,47 +62,49 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
     ):
-        # Told each step's time and requests, by the thread.
-        self.on_step: Callable[[float, Sequence[Entry]], None] = lambda seconds, entries: None
+        # Called by the thread after each step, with its time and requests.
+        self.on_step: Callable[[float, Sequence[SequenceState]], None] = lambda seconds, seqs: None
         self._runner = runner
         self._scheduler = scheduler
         self._clock = clock
         self._wake = threading.Condition()
         self._stopping = False
         self._error: BaseException | None = None
-        self._beat_s = clock()
+        self._heartbeat_s = clock()
         self._step_s: deque[float] = deque(maxlen=64)
         self._collected_s = clock()
-        self._pending: deque[tuple[list[Entry], float, Pending]] = deque()  # launched (when), not collected
-        self._outbox: list[Delivery] = []  # the thread's own until it hands them over
+        self._in_flight: deque[tuple[list[SequenceState], float, Pending]] = deque()  # launched (at), not collected
+        self._outbox: list[StreamEvent] = []  # the thread's own until it sends them
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="backbone-engine", daemon=True)
 
     def start(self) -> None:
-        """Start the thread; frames will be handed to the running event loop."""
+        """Start the thread; frames go to the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def submit(self, request: Request) -> Generation:
-        """Take a request in. Raises: Busy (come back later), Stopping."""
+        """Take a request in. Raises: QueueFull, EngineStopped."""
         generation = Generation(self)
         with self._wake:
             if self._stopping or self._error is not None:
-                raise Stopping("the engine is stopping" if self._error is None else f"the engine broke: {self._error}")
-            generation.entry = self._scheduler.submit(request, self._clock(), generation)
+                raise EngineStopped(
+                    "the engine is stopping" if self._error is None else f"the engine failed: {self._error}"
+                )
+            generation.seq = self._scheduler.submit(request, self._clock(), generation)
             self._wake.notify()
         return generation
 
-    def cancel(self, entry: Entry) -> None:
-        """End a request; its slot is free before the next frame. Harmless when it has ended."""
+    def cancel(self, seq: SequenceState) -> None:
+        """End a request; its slot is free before the next frame. Harmless after the end."""
         with self._wake:
-            self._scheduler.cancel(entry, self._clock())
+            self._scheduler.cancel(seq, self._clock())
             self._wake.notify()
 
-    def consumed(self, entry: Entry, frames: int) -> None:
-        """A reader took frames off its buffer."""
+    def on_read(self, seq: SequenceState, frames: int) -> None:
+        """A reader took frames from its buffer."""
         with self._wake:
-            if self._scheduler.consumed(entry, frames):
+            if self._scheduler.on_read(seq, frames):
                 self._wake.notify()
 
     def load(self) -> Load:
@@ -117,20 +119,20 @@ class Engine:
                 blocks_used=pool.used,
                 blocks_idle=pool.idle,
                 blocks_capacity=pool.blocks,
-                prompt_rows=pool.asked_rows,
-                shared_rows=pool.hit_rows,
+                prompt_tokens=pool.prompt_tokens,
+                prefix_hit_tokens=pool.prefix_hit_tokens,
             )
 
     def is_live(self, stall_limit_s: float) -> bool:
-        """False when the thread is gone or has not come round for `stall_limit_s`: only a restart helps."""
-        return self._thread.is_alive() and self._clock() - self._beat_s < stall_limit_s
+        """False when the thread is gone or stuck for `stall_limit_s`: only a restart helps."""
+        return self._thread.is_alive() and self._clock() - self._heartbeat_s < stall_limit_s
 
     def now(self) -> float:
         """The clock that deadlines are on."""
         return self._clock()
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more requests, give those under way `grace_s`, then end them; the thread is gone after."""
+        """Refuse new requests, give running ones `grace_s`, then end them and the thread."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -140,98 +142,100 @@ class Engine:
             self._wake.notify()
         await asyncio.to_thread(self._thread.join, 10.0)
         if self._thread.is_alive():
-            log.error("the engine's thread does not come back from the device; leaving it behind")
+            log.error("the engine thread is stuck in a device call; leaving it")
 
-    # ---- the thread's side
+    # ---- on the thread
 
     def _run(self) -> None:
         try:
-            while self._turn():
+            while self._iterate():
                 pass
-        except BaseException as error:  # the device may be in any state: all streams end, a restart is needed
-            log.exception("the engine broke")
+        except BaseException as error:  # the device may be in any state: end all streams and wait for a restart
+            log.exception("the engine failed")
             with self._wake:
                 self._error = error
-                self._scheduler.cancel_all(self._clock(), Finish.FAILED)
-                plan = self._scheduler.plan(self._clock())
-            self._outbox += [Delivery(entry.stream, finish=entry.finish) for entry in plan.ended]
-            self._hand_over()
+                self._scheduler.cancel_all(self._clock(), FinishReason.FAILED)
+                schedule = self._scheduler.schedule(self._clock())
+            self._outbox += [StreamEvent(seq.stream, finish=seq.finish) for seq in schedule.ended]
+            self._send_events()
 
-    def _turn(self) -> bool:
+    def _iterate(self) -> bool:
         """One round of the loop; False when it was the last."""
         with self._wake:
-            self._beat_s = self._clock()
-            plan = self._scheduler.plan(self._beat_s)
-            if plan.is_idle and not self._pending:
+            self._heartbeat_s = self._clock()
+            schedule = self._scheduler.schedule(self._heartbeat_s)
+            if schedule.is_idle and not self._in_flight:
                 if self._stopping and not self._scheduler.active and not self._scheduler.waiting:
                     return False
-                self._wake.wait(_HEARTBEAT_S if plan.wait_s is None else min(plan.wait_s, _HEARTBEAT_S))
+                self._wake.wait(_HEARTBEAT_S if schedule.wait_s is None else min(schedule.wait_s, _HEARTBEAT_S))
                 return True
-        self._outbox += [Delivery(entry.stream, finish=entry.finish) for entry in plan.ended]
-        for entry in plan.ended:
-            self._release(entry)
-        for entry in plan.admitted:
-            assert entry.slot is not None and entry.table is not None
-            self._runner.begin(entry.slot, entry.request.prompt, entry.request.sampling, entry.table)
-        self._prefill(plan)
-        if plan.step:
+        self._outbox += [StreamEvent(seq.stream, finish=seq.finish) for seq in schedule.ended]
+        for seq in schedule.ended:
+            self._release(seq)
+        for seq in schedule.admitted:
+            assert seq.slot is not None and seq.table is not None
+            self._runner.begin(seq.slot, seq.request.prompt, seq.request.sampling, seq.table)
+        self._prefill(schedule)
+        if schedule.step:
             launched_s = self._clock()
-            pending = self._runner.launch([entry.slot for entry in plan.step])  # type: ignore[misc]
-            self._pending.append((plan.step, launched_s, pending))
-        while len(self._pending) > (self._runner.frames_ahead if plan.step else 0):
+            pending = self._runner.launch([seq.slot for seq in schedule.step])  # type: ignore[misc]
+            self._in_flight.append((schedule.step, launched_s, pending))
+        while len(self._in_flight) > (self._runner.frames_ahead if schedule.step else 0):
             self._collect()
-        self._hand_over()
+        self._send_events()
         return True
 
-    def _prefill(self, plan: Plan) -> None:
-        """Read prompts; those that are read to the end are in this round's step."""
-        if not plan.prefill:
+    def _prefill(self, schedule: Schedule) -> None:
+        """Prefill prompts; those that are complete join this round's step."""
+        if not schedule.prefill:
             return
-        ready = set(self._runner.prefill([entry.slot for entry in plan.prefill]))  # type: ignore[misc]
-        for entry in plan.prefill:
-            if entry.slot in ready:
+        ready = set(self._runner.prefill([seq.slot for seq in schedule.prefill]))  # type: ignore[misc]
+        for seq in schedule.prefill:
+            if seq.slot in ready:
                 with self._wake:
-                    self._scheduler.prefilled(entry, self._clock())
-                    if self._scheduler.joins(entry):
-                        plan.step.append(entry)
-                self._outbox.append(Delivery(entry.stream, is_prefilled=True))
-        self._hand_over()  # a step may take long, and some wait for this alone
+                    self._scheduler.on_prefilled(seq, self._clock())
+                    if self._scheduler.try_schedule(seq):
+                        schedule.step.append(seq)
+                self._outbox.append(StreamEvent(seq.stream, is_prefilled=True))
+        self._send_events()  # before the step: GenerateStarted waits for this alone
 
     def _collect(self) -> None:
-        """The frames of the oldest step under way."""
-        entries, launched_s, pending = self._pending.popleft()
+        """Read the frames of the oldest step in flight."""
+        seqs, launched_s, pending = self._in_flight.popleft()
         codes = pending()
         now = self._clock()
         step_s = now - max(launched_s, self._collected_s)
-        self.on_step(step_s, entries)
+        self.on_step(step_s, seqs)
         with self._wake:
             self._step_s.append(step_s)
             self._collected_s = now
-            for entry, frame in zip(entries, codes, strict=True):
-                if entry.finish is not None:  # ended while the step was under way; a plan ends it if it was cancelled
+            for seq, frame in zip(seqs, codes, strict=True):
+                if (
+                    seq.finish is not None
+                ):  # ended while the step was in flight; the next schedule reports it if cancelled
                     continue
-                is_frame = self._scheduler.stepped(entry, frame, now)
-                self._outbox.append(Delivery(entry.stream, frame=frame if is_frame else None, finish=entry.finish))
-                if entry.finish is not None:
-                    self._release(entry)
+                is_frame = self._scheduler.on_frame(seq, frame, now)
+                self._outbox.append(StreamEvent(seq.stream, frame=frame if is_frame else None, finish=seq.finish))
+                if seq.finish is not None:
+                    self._release(seq)
 
-    def _release(self, entry: Entry) -> None:
-        if entry.slot is not None:
-            self._runner.release(entry.slot)
+    def _release(self, seq: SequenceState) -> None:
+        if seq.slot is not None:
+            self._runner.release(seq.slot)
 
-    def _hand_over(self) -> None:
-        """All streams' news in one hop to the event loop."""
+    def _send_events(self) -> None:
+        """All streams' events in one hop to the event loop."""
         if not self._outbox:
             return
         assert self._loop is not None
-        deliveries, self._outbox = self._outbox, []
+        events, self._outbox = self._outbox, []
         try:
-            self._loop.call_soon_threadsafe(_deliver, deliveries)
-        except RuntimeError:  # the loop is closed: nobody is left to read
-            log.warning("the event loop is gone; %d deliveries dropped", len(deliveries))
+            self._loop.call_soon_threadsafe(_dispatch, events)
+        except RuntimeError:  # the loop is closed: no reader is left
+            log.warning("the event loop is closed; %d events dropped", len(events))
 
 
-def _deliver(deliveries: list[Delivery]) -> None:
-    """On the event loop: every stream gets what is its own."""
-    for delivery in deliveries:
-        delivery.generation.receive(delivery)
+def _dispatch(events: list[StreamEvent]) -> None:
+    """On the event loop: pass each event to its stream."""
+    for event in events:
+        event.generation.on_event(event)

@@ -1,16 +1,16 @@
 """The runner for CUDA devices: a whole frame is one captured graph, and the host stays a step ahead.
 
-Satisfies runner_api.Runner. There is a graph for each batch size in `sizes`; a batch takes the
-smallest that holds it, the rest is idle rows. A graph reads which slots it serves, and all that is
-theirs, from tables on the device (frame.State); between two frames only changes to them are sent.
-Everything goes through one stream, so a slot's next owner comes after its last frame without waiting
-for it. Codes come back through pinned memory; only asking for them waits for the device.
+Satisfies runner_api.Runner. There is a graph for each size in `batch_buckets`; a batch takes the smallest
+that holds it and is padded. A graph reads which slots it serves, and their state, from tables on the device
+(frame_step.SlotState); between two frames only changes to them are uploaded. All work is on one stream, so a
+slot's next request comes after its last frame without a wait. Codes come back through pinned memory; only
+reading them waits for the device.
 
-Prefill packs the prompts of several slots into one pass of at most `prefill_rows` rows between two frames,
-captured too, for a few numbers of rows; what is left over are rows of nobody's. Rows are computed together with whatever shares their pass or batch, so results
-may differ in the last bits with the company a request keeps; its noise does not.
+Prefill packs the prompts of several slots into one pass of at most `max_prefill_tokens` between two frames,
+captured too, for a few sizes, and padded. Rows are computed together with the rest of their pass or batch, so
+results may differ in the last bits with the batch; a request's noise does not.
 
-On a CPU device the same code runs without capture and with the plain operations, for tests.
+On a CPU device the same code runs without capture and with the reference operations, for tests.
 """
 
 from __future__ import annotations
@@ -24,42 +24,44 @@ import torch
 from torch import Tensor
 
 from models.bundle import LlamaShape
-from services.backbone.blocks import BLOCK_ROWS, Table, blocks_for
+from services.backbone.blocks import BLOCK_TOKENS, BlockTable, blocks_for
 from services.backbone.cache import block_bytes
-from services.backbone.frame import Frame, State
+from services.backbone.frame_step import FrameStep, SlotState
+from services.backbone.fused_llama import KernelPlan
 from services.backbone.kernels import operations_for
 from services.backbone.model import CsmModel
 from services.backbone.prompt import Prompt
 from services.backbone.runner_api import Pending
 from services.backbone.scheduler import Sampling
-from services.backbone.stack import Launches
 
-_SIZES = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 896, 1024)
-_MOST_SPLITS = 16
-_MEMORY_SHARE = 0.85  # of what is free once the weights are there; graphs, prefill and the depth cache take the rest
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 896, 1024)
+_MAX_SPLITS = 16
+_MEMORY_SHARE = (
+    0.85  # of the memory that is free once the weights are loaded; graphs, prefill and the depth cache take the rest
+)
 
 
-def launches_for(size: int) -> Launches:
+def kernel_plan_for(batch: int) -> KernelPlan:
     """The fastest kernels for a batch size, by tests/bench/bench_variants.py."""
-    if size == 1:
-        return Launches(products=True, overlap=True)
-    return Launches(gated=size >= 64)
+    if batch == 1:
+        return KernelPlan(matvec=True, overlap=True)
+    return KernelPlan(gated_matmul=batch >= 64)
 
 
 @dataclass
 class _Slot:
     prompt: Prompt
     sampling: Sampling
-    table: Table
-    position: int  # prompt rows read
-    sent_blocks: int = 0  # blocks of the table that the device knows
+    table: BlockTable
+    position: int  # prompt tokens in the cache
+    uploaded_blocks: int = 0  # blocks of the table that are on the device
 
 
 class GraphRunner:
     """See runner_api.Runner."""
 
     frames_ahead = 1
-    share_rows = BLOCK_ROWS  # what prompts may share is a multiple of this many rows
+    share_tokens = BLOCK_TOKENS  # prompts share multiples of this many tokens
 
     def __init__(
         self,
@@ -67,68 +69,70 @@ class GraphRunner:
         *,
         slots: int,
         blocks: int | None = None,
-        prefill_rows: int = 512,
-        sizes: Sequence[int] = _SIZES,
-        launches: Callable[[int], Launches] = launches_for,
+        max_prefill_tokens: int = 512,
+        batch_buckets: Sequence[int] = _BATCH_BUCKETS,
+        kernel_plan: Callable[[int], KernelPlan] = kernel_plan_for,
     ):
         """
         slots: requests that can be under way at once.
-        blocks: of the cache; None is as many as all slots can fill, or as most of the free memory holds.
-        prefill_rows: most prompt rows that one call of prefill() reads, of all slots together.
-        sizes: batch sizes to make graphs for; `slots` itself is always one.
-        launches: which kernels the frames of a batch size are made of.
+        blocks: of the cache; None is enough for all slots, as far as free memory goes.
+        max_prefill_tokens: prompt tokens of one call of prefill(), of all slots together.
+        batch_buckets: batch sizes to capture graphs for; `slots` itself is always one.
+        kernel_plan: which kernels a batch size uses.
         """
         part, weight = model.part, model.codebook0_head.weight
         self.slots = slots
-        self.max_rows = part.backbone.max_rows
+        self.max_seq_len = part.backbone.max_seq_len
         self.device, self.dtype = weight.device, weight.dtype
         self._is_cuda = self.device.type == "cuda"
-        self.blocks = self._room(part.backbone) if blocks is None else blocks
+        self.blocks = self._blocks_that_fit(part.backbone) if blocks is None else blocks
         self._model = model
-        self._prefill_rows = prefill_rows
-        self._launches = launches
-        self._sizes = sorted({size for size in sizes if size < slots} | {slots})
+        self._max_prefill_tokens = max_prefill_tokens
+        self._kernel_plan = kernel_plan
+        self._batch_buckets = sorted({size for size in batch_buckets if size < slots} | {slots})
         with torch.no_grad(), self._on_device():
-            self._state = State(model, slots, idle_block=self.blocks)
-            self._frame = Frame(
-                model, self._state, blocks=self.blocks + 1, most=slots, operations=operations_for(self.device)
+            self._state = SlotState(model, slots, padding_block=self.blocks)
+            self._frame = FrameStep(
+                model, self._state, blocks=self.blocks + 1, max_batch=slots, operations=operations_for(self.device)
             )
-            if any(launches(size).packed for size in self._sizes):
-                self._frame.pack()
-            self._batch = torch.full((slots,), slots, device=self.device)  # the slots that a step serves
+            self._batch = torch.full((slots,), slots, device=self.device)  # slots of the next step
             self._codes = torch.zeros(slots, part.codebooks, dtype=torch.int64, device=self.device)
-            self._rows = torch.zeros(prefill_rows, part.backbone.dim, device=self.device)  # that a prefill reads
-            self._rows_at = torch.zeros(
-                2, prefill_rows, dtype=torch.int64, device=self.device
-            )  # their slots, positions
-        self._passes = sorted({prefill_rows, *(1 << bit for bit in range(5, prefill_rows.bit_length()))} - {0})
-        # One for the step whose frames are waited for, one for the step after it.
-        self._landings = [torch.zeros(slots, part.codebooks, dtype=torch.int64, pin_memory=self._is_cuda) for _ in "ab"]
+            self._prefill_inputs = torch.zeros(max_prefill_tokens, part.backbone.dim, device=self.device)
+            self._prefill_at = torch.zeros(
+                2, max_prefill_tokens, dtype=torch.int64, device=self.device
+            )  # slots, positions
+        self._prefill_buckets = sorted(
+            {max_prefill_tokens, *(1 << bit for bit in range(5, max_prefill_tokens.bit_length()))} - {0}
+        )
+        # One for the step that is being read, one for the step after it.
+        self._readback_buffers = [
+            torch.zeros(slots, part.codebooks, dtype=torch.int64, pin_memory=self._is_cuda) for _ in "ab"
+        ]
         self._sent_batch: list[int] = []
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._prefill_graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._held: dict[int, _Slot] = {}
-        self._turn = 0
+        self._slots: dict[int, _Slot] = {}
+        self._step_index = 0
 
-    def begin(self, slot: int, prompt: Prompt, sampling: Sampling, table: Table) -> None:
+    def begin(self, slot: int, prompt: Prompt, sampling: Sampling, table: BlockTable) -> None:
         """Put a prompt into a free slot. Frames continue after those the prompt says were generated."""
-        if slot in self._held or not 0 <= slot < self.slots:
+        if slot in self._slots or not 0 <= slot < self.slots:
             raise ValueError(f"slot {slot} is not free")
-        if len(prompt.rows) > self.max_rows:
-            raise ValueError(f"prompt of {len(prompt.rows)} rows, {self.max_rows} fit")
-        self._held[slot] = _Slot(prompt, sampling, table, table.cached_rows)
+        if len(prompt.tokens) > self.max_seq_len:
+            raise ValueError(f"prompt of {len(prompt.tokens)} tokens, {self.max_seq_len} fit")
+        self._slots[slot] = _Slot(prompt, sampling, table, table.cached_tokens)
 
     def release(self, slot: int) -> None:
-        """The slot is free; a step under way may still write to it, before anything its next owner does."""
-        self._held.pop(slot, None)
+        """The slot is free; a step in flight may still write to it, before anything of its next request."""
+        self._slots.pop(slot, None)
 
     @torch.inference_mode()
     def prefill(self, slots: Sequence[int]) -> list[int]:
-        """Read up to `prefill_rows` rows of these slots' prompts in one pass. Returns: slots that can step now."""
-        left, pieces, ready = self._prefill_rows, [], []
+        """Prefill up to `max_prefill_tokens` of these slots' prompts in one pass. Returns: slots that can step now."""
+        left, pieces, ready = self._max_prefill_tokens, [], []
         for slot in slots:
-            held = self._held[slot]
-            last = len(held.prompt.rows) - 1  # left to the first step
+            held = self._slots[slot]
+            last = len(held.prompt.tokens) - 1  # left to the first step
             start, stop = held.position, min(held.position + left, last)
             if start < stop:
                 pieces.append((slot, start, stop))
@@ -139,80 +143,81 @@ class GraphRunner:
             if not left:
                 break
         with self._on_device():
-            self._send_blocks(dict.fromkeys([*(slot for slot, _, _ in pieces), *ready]))
+            self._upload_tables(dict.fromkeys([*(slot for slot, _, _ in pieces), *ready]))
             if pieces:
-                self._read(pieces)
+                self._prefill_pass(pieces)
             if ready:
-                self._send_state(ready)
+                self._upload_state(ready)
         return ready
 
-    def _read(self, pieces: Sequence[tuple[int, int, int]]) -> None:
-        """One pass over rows of prompts, (slot, start, stop) each. What is left of it is the idle slot's row 0."""
-        places = [(slot, row) for slot, start, stop in pieces for row in range(start, stop)]
-        count, size = len(places), next(size for size in self._passes if size >= len(places))
-        self._rows_at[:, :size] = self._send([*places, *[(self.slots, 0)] * (size - count)]).T
-        self._rows[:count] = self._embed(pieces)
+    def _prefill_pass(self, pieces: Sequence[tuple[int, int, int]]) -> None:
+        """One pass over parts of prompts, (slot, start, stop) each, padded with position 0 of the padding slot."""
+        at = [(slot, position) for slot, start, stop in pieces for position in range(start, stop)]
+        count, size = len(at), next(size for size in self._prefill_buckets if size >= len(at))
+        self._prefill_at[:, :size] = self._upload([*at, *[(self.slots, 0)] * (size - count)]).T
+        self._prefill_inputs[:count] = self._embed(pieces)
         if size in self._prefill_graphs:
             self._prefill_graphs[size].replay()
         else:
-            self._pass(size)
+            self._run_prefill(size)
 
-    def _pass(self, size: int) -> None:
-        backbone, (slots, positions) = self._frame.backbone, self._rows_at[:, :size]
-        backbone.forward(self._rows[:size], backbone.paged(slots, positions, self._state.tables), Launches())
+    def _run_prefill(self, size: int) -> None:
+        backbone, (slots, positions) = self._frame.backbone, self._prefill_at[:, :size]
+        backbone.forward(
+            self._prefill_inputs[:size], backbone.paged_attention(slots, positions, self._state.tables), KernelPlan()
+        )
 
     @torch.inference_mode()
     def launch(self, slots: Sequence[int]) -> Pending:
-        """Start one frame for each slot; the frames come when they are asked for."""
+        """Start one frame for each slot; the result waits for it."""
         count = len(slots)
-        size = next(size for size in self._sizes if size >= count)
+        size = next(size for size in self._batch_buckets if size >= count)
         batch = [*slots, *[self.slots] * (size - count)]
-        landing = self._landings[self._turn % 2]
-        self._turn += 1
+        readback = self._readback_buffers[self._step_index % 2]
+        self._step_index += 1
         with self._on_device():
-            self._send_blocks(slots)
+            self._upload_tables(slots)
             if batch != self._sent_batch:
-                self._batch[:size] = self._send(batch)
+                self._batch[:size] = self._upload(batch)
                 self._sent_batch = batch
             if size in self._graphs:
                 self._graphs[size].replay()
             else:
-                self._make(size)
-            landing[:count].copy_(self._codes[:count], non_blocking=True)
-            landed = torch.cuda.Event(blocking=True) if self._is_cuda else None  # who waits leaves its core to others
+                self._run_frame(size)
+            readback[:count].copy_(self._codes[:count], non_blocking=True)
+            landed = torch.cuda.Event(blocking=True) if self._is_cuda else None  # blocking: waits without spinning
             if landed is not None:
                 landed.record()
 
         def collect() -> list[list[int]]:
             if landed is not None:
                 landed.synchronize()
-            return landing[:count].tolist()
+            return readback[:count].tolist()
 
         return collect
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Capture all graphs, the largest first, whose memory the others then use too; read prompts; make a frame.
+        """Capture all graphs, largest first so that the others reuse its memory; prefill prompts; make a frame.
 
-        Prompts of several lengths, as a library's kernels are loaded when they are first used, and that
-        would stall the streams beside whoever joins first.
+        Prompts of several lengths, because libraries load kernels on first use, which would stall running streams.
         """
         with self._on_device():
             if self._is_cuda:
                 stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-                self._rows_at[0] = self.slots
-                for size in reversed(self._passes):
-                    self._prefill_graphs[size] = self._capture(lambda size=size: self._pass(size), stream, pool)
-                for size in reversed(self._sizes):
-                    self._graphs[size] = self._capture(lambda size=size: self._make(size), stream, pool)
-        most = min(self._prefill_rows + 1, self.max_rows, self.blocks * BLOCK_ROWS)
-        for length in sorted({1 << bit for bit in range(1, most.bit_length())} | {most}):
-            rows = np.zeros((length, self._model.part.codebooks + 1), dtype=np.int64)
-            prompt = Prompt(rows, np.ones_like(rows, dtype=bool), length, 0)
-            self.begin(0, prompt, Sampling(top_k=1), Table(list(range(blocks_for(length)))))
+                self._prefill_at[0] = self.slots
+                for size in reversed(self._prefill_buckets):
+                    self._prefill_graphs[size] = self._capture(lambda size=size: self._run_prefill(size), stream, pool)
+                for size in reversed(self._batch_buckets):
+                    self._graphs[size] = self._capture(lambda size=size: self._run_frame(size), stream, pool)
+        longest = min(self._max_prefill_tokens + 1, self.max_seq_len, self.blocks * BLOCK_TOKENS)
+        for length in sorted({1 << bit for bit in range(1, longest.bit_length())} | {longest}):
+            tokens = np.zeros((length, self._model.part.codebooks + 1), dtype=np.int64)
+            prompt = Prompt(tokens, np.ones_like(tokens, dtype=bool), length, 0)
+            self.begin(0, prompt, Sampling(top_k=1), BlockTable(list(range(blocks_for(length)))))
             while not self.prefill([0]):
                 pass
-            if length < most:
+            if length < longest:
                 self.release(0)
         self.launch([0])()
         self.release(0)
@@ -220,9 +225,9 @@ class GraphRunner:
     def _capture(
         self, work: Callable[[], None], stream: torch.cuda.Stream, pool: tuple[int, int]
     ) -> torch.cuda.CUDAGraph:
-        """All rows are idle meanwhile; the kernels have to be compiled before, which capture forbids.
+        """Runs `work` once before capture, which forbids compilation. All rows are padding meanwhile.
 
-        One stream for all: the library keeps a workspace of 32 MiB for each stream it has worked on.
+        One stream for all graphs: cuBLAS keeps a workspace of 32 MiB a stream.
         """
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -233,47 +238,49 @@ class GraphRunner:
             work()
         return graph
 
-    def _make(self, size: int) -> None:
-        self._frame.make(self._batch[:size], self._codes[:size], self._splits(size), self._launches(size))
+    def _run_frame(self, size: int) -> None:
+        self._frame.run(self._batch[:size], self._codes[:size], self._splits(size), self._kernel_plan(size))
 
     def _splits(self, size: int) -> int:
-        """Parts of the context, so that a small batch still gives every multiprocessor two programs."""
+        """Context splits that give every multiprocessor two programs at a small batch."""
         if not self._is_cuda:
             return 1
         wanted = 2 * torch.cuda.get_device_properties(self.device).multi_processor_count
-        return max(1, min(_MOST_SPLITS, wanted // (size * self._model.part.backbone.kv_heads)))
+        return max(1, min(_MAX_SPLITS, wanted // (size * self._model.part.backbone.kv_heads)))
 
-    def _room(self, shape: LlamaShape) -> int:
-        """Blocks for all rows of all slots, as far as the device's memory goes."""
-        wanted = self.slots * blocks_for(shape.max_rows)
+    def _blocks_that_fit(self, shape: LlamaShape) -> int:
+        """Blocks for the longest request in every slot, as far as free memory goes."""
+        wanted = self.slots * blocks_for(shape.max_seq_len)
         if not self._is_cuda:
             return wanted
         free, _ = torch.cuda.mem_get_info(self.device)
-        return max(blocks_for(shape.max_rows), min(wanted, int(free * _MEMORY_SHARE) // block_bytes(shape, self.dtype)))
+        return max(
+            blocks_for(shape.max_seq_len), min(wanted, int(free * _MEMORY_SHARE) // block_bytes(shape, self.dtype))
+        )
 
-    def _send_blocks(self, slots: Sequence[int] | dict[int, None]) -> None:
-        """Tell the device of blocks that these slots have taken since it was last told."""
-        news: list[tuple[int, int, int]] = []
+    def _upload_tables(self, slots: Sequence[int] | dict[int, None]) -> None:
+        """Upload table entries that these slots have got since the last upload."""
+        added: list[tuple[int, int, int]] = []
         for slot in slots:
-            held = self._held[slot]
+            held = self._slots[slot]
             blocks = held.table.blocks
-            if len(blocks) > held.sent_blocks:
-                news += [(slot, index, blocks[index]) for index in range(held.sent_blocks, len(blocks))]
-                held.sent_blocks = len(blocks)
-        if news:
-            at, index, block = self._send(news).unbind(1)
-            self._state.tables.index_put_((at, index), block.int())
+            if len(blocks) > held.uploaded_blocks:
+                added += [(slot, index, blocks[index]) for index in range(held.uploaded_blocks, len(blocks))]
+                held.uploaded_blocks = len(blocks)
+        if added:
+            slot_index, table_index, block = self._upload(added).unbind(1)
+            self._state.tables.index_put_((slot_index, table_index), block.int())
 
-    def _send_state(self, slots: Sequence[int]) -> None:
-        """Slots whose prompts have been read: what their first step reads."""
-        state, held = self._state, [self._held[slot] for slot in slots]
+    def _upload_state(self, slots: Sequence[int]) -> None:
+        """Upload the first step's inputs of slots whose prompts are prefilled."""
+        state, held = self._state, [self._slots[slot] for slot in slots]
         last = [
-            (slot, len(each.prompt.rows) - 1, len(each.prompt.rows)) for slot, each in zip(slots, held, strict=True)
+            (slot, len(each.prompt.tokens) - 1, len(each.prompt.tokens)) for slot, each in zip(slots, held, strict=True)
         ]
-        index = self._send(list(slots))
-        numbers = self._send([
+        index = self._upload(list(slots))
+        values = self._upload([
             [
-                len(each.prompt.rows) - 1,
+                len(each.prompt.tokens) - 1,
                 each.prompt.generated_frames,
                 each.sampling.seed - (each.sampling.seed >> 63 << 64),  # the same 64 bits as a signed number
                 each.sampling.top_k,
@@ -281,22 +288,22 @@ class GraphRunner:
             for each in held
         ])  # fmt: skip
         for column, table in enumerate((state.positions, state.frames, state.seeds, state.top_k)):
-            table.index_copy_(0, index, numbers[:, column])
-        state.temperature.index_copy_(0, index, self._send([each.sampling.temperature for each in held]))
-        state.next_rows.index_copy_(0, index, self._embed(last))
+            table.index_copy_(0, index, values[:, column])
+        state.temperature.index_copy_(0, index, self._upload([each.sampling.temperature for each in held]))
+        state.next_inputs.index_copy_(0, index, self._embed(last))
 
     def _embed(self, pieces: Sequence[tuple[int, int, int]]) -> Tensor:
-        """Rows of prompts, (slot, start, stop) each, one after another: [N, D] fp32."""
-        prompts = [(self._held[slot].prompt, slice(start, stop)) for slot, start, stop in pieces]
-        rows = self._send(np.concatenate([prompt.rows[part] for prompt, part in prompts]))
-        mask = self._send(np.concatenate([prompt.mask[part] for prompt, part in prompts]))
-        return self._model.embed_rows(rows, mask).float()
+        """Embeddings of parts of prompts, (slot, start, stop) each, concatenated: [N, D] fp32."""
+        prompts = [(self._slots[slot].prompt, slice(start, stop)) for slot, start, stop in pieces]
+        tokens = self._upload(np.concatenate([prompt.tokens[part] for prompt, part in prompts]))
+        mask = self._upload(np.concatenate([prompt.mask[part] for prompt, part in prompts]))
+        return self._model.embed_tokens(tokens, mask).float()
 
-    def _send(self, numbers: list | np.ndarray) -> Tensor:
-        """To the device without waiting for it: from pinned memory, which is kept until the copy is done."""
-        tensor = torch.as_tensor(numbers)
+    def _upload(self, values: list | np.ndarray) -> Tensor:
+        """To the device without a wait: from pinned memory, which lives until the copy is done."""
+        tensor = torch.as_tensor(values)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self._is_cuda else tensor
 
     def _on_device(self) -> contextlib.AbstractContextManager:
-        """The engine's thread may have another device current; kernels go to the current one."""
+        """Make the model's device current: kernels go to the current one."""
         return torch.cuda.device(self.device) if self._is_cuda else contextlib.nullcontext()

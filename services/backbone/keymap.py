@@ -1,7 +1,7 @@
 """Names and layouts of CSM's tensors: Sesame's, and the one transformers publishes, both ways.
 
-The two differ in names and in one thing more: torchtune turns the interleaved pairs (2j, 2j + 1)
-of a head, transformers turns (j, j + hd / 2), so rows of q and k are permuted within each head.
+The two differ in names and in RoPE: torchtune rotates the interleaved pairs (2j, 2j + 1)
+of a head, transformers rotates (j, j + hd / 2), so rows of q and k are permuted within each head.
 The transformers files also hold the codec (`codec_model.*`, not ours) and may hold the audio
 embeddings twice, as `depth_decoder.model.embed_tokens` is tied to the backbone's.
 """
@@ -53,7 +53,7 @@ def to_transformers(name: str, tensor: Tensor, part: GeneratorPart) -> tuple[str
     stack, index, leaf = _split(name)
     return (
         f"{_STACK[stack]}.layers.{index}.{_IN_LAYER[leaf]}",
-        _turn(tensor, _heads(part, stack, leaf), to_halves=True),
+        _permute(tensor, _heads(part, stack, leaf), to_halves=True),
     )
 
 
@@ -68,7 +68,7 @@ def from_transformers(name: str, tensor: Tensor, part: GeneratorPart) -> tuple[s
         return _WHOLE_BACK[name], tensor
     stack, index, leaf = _split(name)
     stack, leaf = _STACK_BACK[stack], _IN_LAYER_BACK[leaf]
-    return f"{stack}.layers.{index}.{leaf}", _turn(tensor, _heads(part, stack, leaf), to_halves=False)
+    return f"{stack}.layers.{index}.{leaf}", _permute(tensor, _heads(part, stack, leaf), to_halves=False)
 
 
 def _split(name: str) -> tuple[str, str, str]:
@@ -79,12 +79,12 @@ def _split(name: str) -> tuple[str, str, str]:
 
 
 def _heads(part: GeneratorPart, stack: str, leaf: str) -> int | None:
-    """Heads of a tensor that RoPE turns; None when it turns nothing."""
+    """Heads of a tensor that RoPE rotates; None for the others."""
     shape = part.backbone if stack == "backbone" else part.decoder
     return {"attn.q_proj.weight": shape.heads, "attn.k_proj.weight": shape.kv_heads}.get(leaf)
 
 
-def _turn(tensor: Tensor, heads: int | None, *, to_halves: bool) -> Tensor:
+def _permute(tensor: Tensor, heads: int | None, *, to_halves: bool) -> Tensor:
     """Permute the rows of a q or k weight [heads * hd, D] between pairs and halves."""
     if heads is None or tensor.ndim != 2 or tensor.shape[0] % (2 * heads):
         return tensor  # a tensor of a wrong shape is refused when it is put in place

@@ -1,11 +1,11 @@
 """CSM's parameters, under Sesame's own names. The one module that knows torchtune.
 
-It holds weights and how rows are embedded; how the transformers are run lies in transformer.py
-and depth.py, so that a faster runner can take the same weights.
+It holds weights and embeddings. Forward passes are in transformer.py, depth_decoder.py and
+fused_llama.py, so that both runners use the same weights.
 
     backbone.*  decoder.*                 Llama transformers, torchtune's names
     text_embeddings.weight                [text_vocab, D]
-    audio_embeddings.weight               [K * audio_vocab, D], codebook k's rows start at k * audio_vocab
+    audio_embeddings.weight               [K * audio_vocab, D], codebook k starts at row k * audio_vocab
     projection.weight                     [d, D], backbone width to depth-decoder width
     codebook0_head.weight                 [audio_vocab, D]
     audio_head                            [K - 1, d, audio_vocab], used as h @ audio_head[k - 1]
@@ -44,18 +44,18 @@ class CsmModel(nn.Module):
         return self.audio_embeddings(codes + codebook * self.part.audio_vocab_size)
 
     def embed_frames(self, codes: Tensor) -> Tensor:
-        """One row for each frame: the sum of its codes' embeddings, [B, K] → [B, D]."""
+        """The sum of the embeddings of each frame's codes: [B, K] → [B, D]."""
         return self.audio_embeddings(codes + self._offsets(codes.device)).sum(dim=1)
 
-    def embed_rows(self, rows: Tensor, mask: Tensor) -> Tensor:
-        """Prompt rows: the sum of the embeddings whose mask is true.
+    def embed_tokens(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Prompt tokens: the sum of the embeddings whose mask is true.
 
-        rows: [T, K + 1], audio codes in columns 0 … K-1, the text id in column K.
+        tokens: [T, K + 1], audio codes in columns 0 … K-1, the text id in column K.
         mask: [T, K + 1] bool.
         Returns: [T, D].
         """
-        audio = self.audio_embeddings(rows[:, :-1] + self._offsets(rows.device))
-        text = self.text_embeddings(rows[:, -1:])
+        audio = self.audio_embeddings(tokens[:, :-1] + self._offsets(tokens.device))
+        text = self.text_embeddings(tokens[:, -1:])
         return (torch.cat([audio, text], dim=1) * mask.unsqueeze(-1)).sum(dim=1)
 
     def _offsets(self, device: torch.device) -> Tensor:
@@ -69,15 +69,15 @@ def build_model(part: GeneratorPart) -> CsmModel:
 
 
 def rope_table(shape: LlamaShape, device: torch.device | str) -> Tensor:
-    """Rotations e^(i·position·θ) as complex64, [max_rows, head_dim / 2].
+    """Rotations e^(i·position·θ) as complex64, [max_seq_len, head_dim / 2].
 
-    Llama 3's scaled frequencies, as torchtune computes them; one entry turns the interleaved
+    Llama 3's scaled frequencies, as torchtune computes them; one seq turns the interleaved
     pair (2j, 2j + 1) of a head.
     """
     with torch.device("cpu"):
         rope = Llama3ScaledRoPE(
             dim=shape.dim // shape.heads,
-            max_seq_len=shape.max_rows,
+            max_seq_len=shape.max_seq_len,
             base=shape.rope_base,
             scale_factor=shape.rope_scale_factor,
         )
@@ -98,7 +98,7 @@ def init_random(model: CsmModel, seed: int) -> CsmModel:
                 parameter.fill_(1.0)
                 continue
             if "embeddings" in name:
-                fan_in = model.part.codebooks  # a row sums that many
+                fan_in = model.part.codebooks  # a token sums that many
             elif name == "audio_head":
                 fan_in = parameter.shape[1]
             else:
@@ -115,7 +115,7 @@ def _llama(shape: LlamaShape) -> TransformerDecoder:
         num_heads=shape.heads,
         num_kv_heads=shape.kv_heads,
         embed_dim=shape.dim,
-        max_seq_len=shape.max_rows,
+        max_seq_len=shape.max_seq_len,
         intermediate_dim=shape.intermediate_dim,
         norm_eps=shape.norm_eps,
         rope_base=shape.rope_base,

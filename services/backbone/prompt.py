@@ -1,8 +1,8 @@
-"""A prompt's typed parts to the rows the model reads. Knows numpy, neither torch nor grpc.
+"""A prompt's typed parts to the model's tokens. Knows numpy, neither torch nor grpc.
 
-A row has K + 1 columns: K audio codes and one text id; a mask says which count. A text id fills
+A token has K + 1 columns: K audio codes and one text id; a mask says which count. A text id fills
 the last column, a frame the first K. A segment of audio ends with one all-zero frame whose mask
-is true, which is what the model itself emits at the end of speech.
+is true, which is what the model itself generates at the end of speech.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.backbone.blocks import BLOCK_ROWS
+from services.backbone.blocks import BLOCK_TOKENS
 
 
 class PromptError(ValueError):
@@ -33,39 +33,39 @@ class Text:
 
 @dataclass(frozen=True)
 class Audio:
-    """Frames of one segment, without the all-zero one that ends it."""
+    """Frames of one segment, without the all-zero frame that ends it."""
 
     frames: Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """rows: [T, K + 1] int64. mask: [T, K + 1] bool. The frames already generated come last."""
+    """tokens: [T, K + 1] int64. mask: [T, K + 1] bool. The frames already generated come last."""
 
-    rows: np.ndarray
+    tokens: np.ndarray
     mask: np.ndarray
-    prompt_rows: int
+    prompt_tokens: int
     generated_frames: int
 
     def block_keys(self) -> tuple[bytes, ...]:
-        """One key for each full block of rows: equal keys mean equal rows and masks up to the block's end."""
-        rows, mask = np.where(self.mask, self.rows, 0), np.packbits(self.mask, axis=1)
+        """One key for each full block: equal keys mean equal tokens and masks up to the block's end."""
+        tokens, mask = np.where(self.mask, self.tokens, 0), np.packbits(self.mask, axis=1)
         keys, key = [], b""
-        for start in range(0, len(rows) - BLOCK_ROWS + 1, BLOCK_ROWS):
-            part = slice(start, start + BLOCK_ROWS)
-            key = hashlib.blake2b(key + rows[part].tobytes() + mask[part].tobytes(), digest_size=32).digest()
+        for start in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+            part = slice(start, start + BLOCK_TOKENS)
+            key = hashlib.blake2b(key + tokens[part].tobytes() + mask[part].tobytes(), digest_size=32).digest()
             keys.append(key)
         return tuple(keys)
 
 
 @dataclass(frozen=True)
 class PromptLimits:
-    """What a model takes: the sizes ids and codes must stay below, and how many rows it has."""
+    """What a model takes: the limits of ids and codes, and its longest sequence."""
 
     codebooks: int
     text_vocab_size: int
     codec_bins: int
-    max_rows: int
+    max_seq_len: int
 
     def build(
         self,
@@ -74,7 +74,7 @@ class PromptLimits:
         max_frames: int | None = None,
         frame_limit: int | None = None,
     ) -> tuple[Prompt, int]:
-        """Rows of `parts` and of the frames in `generated`, which an earlier stream made.
+        """Tokens of `parts` and of the frames in `generated`, which an earlier stream made.
 
         max_frames: frames asked for, those in `generated` included; None is as many as fit.
         frame_limit: the server's own limit on frames.
@@ -86,32 +86,34 @@ class PromptLimits:
         if not isinstance(parts[-1], Text):
             raise PromptError(f"prompt[{len(parts) - 1}]", "the last part must be text")
         lengths = [len(part.ids) if isinstance(part, Text) else len(part.frames) + 1 for part in parts]
-        prompt_rows = sum(lengths)
-        frames = self._fit(prompt_rows, len(generated), max_frames, frame_limit)
-        rows = np.zeros((prompt_rows + len(generated), self.codebooks + 1), dtype=np.int64)
-        mask = np.zeros_like(rows, dtype=bool)
+        prompt_tokens = sum(lengths)
+        frames = self._fit(prompt_tokens, len(generated), max_frames, frame_limit)
+        tokens = np.zeros((prompt_tokens + len(generated), self.codebooks + 1), dtype=np.int64)
+        mask = np.zeros_like(tokens, dtype=bool)
         start = 0
         for index, (part, length) in enumerate(zip(parts, lengths, strict=True)):
             stop = start + length
             if isinstance(part, Text):
-                rows[start:stop, -1] = self._ids(part.ids, f"prompt[{index}].text.ids")
+                tokens[start:stop, -1] = self._ids(part.ids, f"prompt[{index}].text.ids")
                 mask[start:stop, -1] = True
             else:
-                rows[start : stop - 1, :-1] = self._frames(part.frames, f"prompt[{index}].audio.frames")
+                tokens[start : stop - 1, :-1] = self._frames(part.frames, f"prompt[{index}].audio.frames")
                 mask[start:stop, :-1] = True
             start = stop
         if generated:
-            rows[start:, :-1] = self._frames(generated, "generated")
+            tokens[start:, :-1] = self._frames(generated, "generated")
             mask[start:, :-1] = True
-            ends = ~rows[start:, :-1].any(axis=1)
+            ends = ~tokens[start:, :-1].any(axis=1)
             if ends.any():
                 raise PromptError(f"generated[{int(ends.argmax())}].codes", "an all-zero frame ends speech")
-        return Prompt(rows, mask, prompt_rows, len(generated)), frames
+        return Prompt(tokens, mask, prompt_tokens, len(generated)), frames
 
-    def _fit(self, prompt_rows: int, generated: int, max_frames: int | None, frame_limit: int | None) -> int:
-        room = self.max_rows - prompt_rows
+    def _fit(self, prompt_tokens: int, generated: int, max_frames: int | None, frame_limit: int | None) -> int:
+        room = self.max_seq_len - prompt_tokens
         if room < 1:
-            raise PromptError("prompt", f"takes {prompt_rows} rows, at most {self.max_rows - 1} of {self.max_rows} fit")
+            raise PromptError(
+                "prompt", f"takes {prompt_tokens} tokens, at most {self.max_seq_len - 1} of {self.max_seq_len} fit"
+            )
         if max_frames is None:
             frames = room if frame_limit is None else min(room, frame_limit)
         else:
@@ -123,8 +125,8 @@ class PromptLimits:
             if frames > room:
                 raise PromptError(
                     "max_frames",
-                    f"prompt of {prompt_rows} rows and max_frames {frames} take {prompt_rows + frames} rows, "
-                    f"{self.max_rows} fit: at most {room} frames",
+                    f"prompt of {prompt_tokens} tokens and max_frames {frames} take {prompt_tokens + frames} tokens, "
+                    f"{self.max_seq_len} fit: at most {room} frames",
                 )
         if generated > frames:
             raise PromptError("generated", f"has {generated} frames, more than max_frames {frames}")

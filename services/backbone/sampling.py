@@ -14,7 +14,7 @@ def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, max_top_k: int, n
     """One code for each row.
 
     logits: [B, V] fp32; only the first tokens that `noise` covers can be chosen, which is how
-        the values no codec knows are left out.
+        the values that no codec knows are left out.
     temperature: [B, 1] fp32, above 0. top_k: [B, 1] int64, at least 1; tokens that tie with the
         k-th are kept, and 1 means the first maximum, without noise.
     max_top_k: the greatest of top_k, known to the host.

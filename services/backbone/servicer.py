@@ -14,12 +14,12 @@ from csm.common.v1 import common_pb2
 from opentelemetry import trace
 
 from models.bundle import Bundle
-from services.backbone.chunks import Chunks
-from services.backbone.engine import Engine, Stopping
+from services.backbone.chunk_sizer import ChunkSizer
+from services.backbone.engine import Engine, EngineStopped
 from services.backbone.generation import Generation, GenerationEnded
 from services.backbone.prompt import Audio, PromptError, PromptLimits, Text
-from services.backbone.scheduler import Busy, Entry, Finish, Request, Sampling
-from services.backbone.step_report import StepReport
+from services.backbone.scheduler import FinishReason, QueueFull, Request, Sampling, SequenceState
+from services.backbone.step_telemetry import StepTelemetry
 from services.runtime import instruments
 from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted, UnavailableError
 from services.runtime.identity import identity
@@ -27,10 +27,10 @@ from services.runtime.identity import identity
 _GENERATE = {"stage": "backbone", "rpc.method": "csm.backbone.v1.BackboneService/Generate"}
 _MAX_CHUNK_FRAMES = 64
 _MAX_TEMPERATURE = 2.0
-_LEAST_TEMPERATURE = 1e-4  # as good as greedy; logits divided by much less overflow fp32
-_REASONS = {
-    Finish.END_OF_SPEECH: common_pb2.FINISH_REASON_END_OF_SPEECH,
-    Finish.MAX_LENGTH: common_pb2.FINISH_REASON_MAX_LENGTH,
+_MIN_TEMPERATURE = 1e-4  # as good as greedy; logits divided by much less overflow fp32
+_FINISH_REASONS = {
+    FinishReason.END_OF_SPEECH: common_pb2.FINISH_REASON_END_OF_SPEECH,
+    FinishReason.MAX_LENGTH: common_pb2.FINISH_REASON_MAX_LENGTH,
 }
 _tracer = trace.get_tracer("csm.backbone")
 _LOAD = {
@@ -41,8 +41,8 @@ _LOAD = {
     "blocks.used": lambda load: load.blocks_used,
     "blocks.idle": lambda load: load.blocks_idle,
     "blocks.capacity": lambda load: load.blocks_capacity,
-    "prompt.rows": lambda load: load.prompt_rows,
-    "prompt.shared_rows": lambda load: load.shared_rows,
+    "prompt.tokens": lambda load: load.prompt_tokens,
+    "prompt.prefix_hit_tokens": lambda load: load.prefix_hit_tokens,
 }
 
 
@@ -52,45 +52,47 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
     def __init__(
         self, bundle: Bundle, engine: Engine, *, max_frames: int, device: str, dtype: str, trace_steps: int = 0
     ):
-        """trace_steps: one step of the engine in so many becomes a span; 0 is none."""
+        """trace_steps: every Nth step of the engine becomes a span; 0 is none."""
         self._bundle, self._engine = bundle, engine
         self._max_frames, self._device, self._dtype = max_frames, device, dtype
         self._limits = PromptLimits(
             codebooks=bundle.codebooks,
             text_vocab_size=bundle.generator.text_vocab_size,
             codec_bins=bundle.codec_bins,
-            max_rows=bundle.generator.backbone.max_rows,
+            max_seq_len=bundle.generator.backbone.max_seq_len,
         )
         for name, value in _LOAD.items():
             instruments.observe(engine, f"csm.backbone.{name}", lambda engine, value=value: value(engine.load()))
-        engine.on_step = StepReport(trace_steps)
+        engine.on_step = StepTelemetry(trace_steps)
 
     async def Generate(
         self, request: backbone_pb2.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[backbone_pb2.GenerateResponse]:
         began = time.perf_counter()
         sampling = _sampling(request)
-        chunks = _chunks(request.chunk_policy, 1 / self._bundle.frame_rate_hz)
-        # A long prompt takes milliseconds to check, so that is done off the event loop.
-        wanted = await asyncio.to_thread(self._read, request, sampling, context.time_remaining())
-        generation = self._submit(wanted)
+        sizer = _chunk_sizer(request.chunk_policy, 1 / self._bundle.frame_rate_hz)
+        # A long prompt takes milliseconds to check: not on the event loop.
+        engine_request = await asyncio.to_thread(self._read, request, sampling, context.time_remaining())
+        generation = self._submit(engine_request)
         generation.span_context = trace.get_current_span().get_span_context()
         try:
             await generation.prefilled()
             yield backbone_pb2.GenerateResponse(
                 started=backbone_pb2.GenerateStarted(
-                    seed=sampling.seed, prompt_rows=wanted.prompt.prompt_rows, max_frames=wanted.max_frames
+                    seed=sampling.seed,
+                    prompt_tokens=engine_request.prompt.prompt_tokens,
+                    max_frames=engine_request.max_frames,
                 )
             )
-            index = wanted.generated_frames
+            index = engine_request.generated_frames
             while True:
                 waited = time.perf_counter()
-                # Counted from this call on: how far an earlier one was ahead of its listener is not known here.
-                sent = index - wanted.generated_frames
-                frames = await generation.read(chunks.size(sent, waited, generation.ready))
+                # Counted from this call on: the playback buffer of an earlier call is not known here.
+                sent = index - engine_request.generated_frames
+                frames = await generation.read(sizer.next_size(sent, waited, generation.ready_frames))
                 if not frames:
                     break
-                if index == wanted.generated_frames:
+                if index == engine_request.generated_frames:
                     instruments.stage_first_output.record(time.perf_counter() - began, _GENERATE)
                     trace.get_current_span().add_event("first_frame")
                 instruments.stage_chunk.record(time.perf_counter() - waited, _GENERATE)
@@ -99,7 +101,9 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                     response.chunk.frames.add(codes=frame)
                 index += len(frames)
                 yield response
-            yield backbone_pb2.GenerateResponse(finished=_finished(generation.entry, index - wanted.generated_frames))
+            yield backbone_pb2.GenerateResponse(
+                finished=_finished(generation.seq, index - engine_request.generated_frames)
+            )
         except GenerationEnded as ended:
             raise _status(ended.finish) from None
         finally:
@@ -111,7 +115,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
     ) -> backbone_pb2.GetModelInfoResponse:
         return backbone_pb2.GetModelInfoResponse(
             bundle=identity(self._bundle),
-            max_rows=self._limits.max_rows,
+            max_seq_len=self._limits.max_seq_len,
             text_vocab_size=self._limits.text_vocab_size,
             codec_bins=self._limits.codec_bins,
             device=self._device,
@@ -131,21 +135,21 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             blocks_used=load.blocks_used,
             blocks_idle=load.blocks_idle,
             blocks_capacity=load.blocks_capacity,
-            prompt_rows=load.prompt_rows,
-            shared_rows=load.shared_rows,
+            prompt_tokens=load.prompt_tokens,
+            prefix_hit_tokens=load.prefix_hit_tokens,
         )
         response.frame_step_duration.FromNanoseconds(_ns(load.frame_step_s))
         return response
 
     def _read(self, request: backbone_pb2.GenerateRequest, sampling: Sampling, remaining_s: float | None) -> Request:
-        """The request as the engine takes it. Raises: InvalidArgument."""
-        # Before any list is built: an empty frame is two bytes, and millions fit a message. What is only
-        # a little too long gets the exact answer below.
-        rows = len(request.prompt) + len(request.generated)
-        rows += sum(len(part.text.ids) + len(part.audio.frames) for part in request.prompt)
-        if rows > 4 * self._limits.max_rows:
+        """The engine's request. Raises: InvalidArgument."""
+        # Before any list is built: an empty frame is two bytes, and millions fit a message. A prompt that is a
+        # little too long gets an exact error below.
+        tokens = len(request.prompt) + len(request.generated)
+        tokens += sum(len(part.text.ids) + len(part.audio.frames) for part in request.prompt)
+        if tokens > 4 * self._limits.max_seq_len:
             raise InvalidArgument(
-                "prompt", f"takes more than {4 * self._limits.max_rows} rows, {self._limits.max_rows} fit"
+                "prompt", f"takes more than {4 * self._limits.max_seq_len} tokens, {self._limits.max_seq_len} fit"
             )
         parts: list[Text | Audio] = []
         for index, part in enumerate(request.prompt):
@@ -172,28 +176,28 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             max_frames,
             prompt.generated_frames,
             deadline_s,
-            prompt_rows=len(prompt.rows),
+            prefill_tokens=len(prompt.tokens),
             block_keys=prompt.block_keys(),
         )
 
-    def _submit(self, wanted: Request) -> Generation:
+    def _submit(self, engine_request: Request) -> Generation:
         try:
-            return self._engine.submit(wanted)
-        except Busy as busy:
-            raise ResourceExhausted(str(busy), busy.retry_after_s) from None
-        except Stopping as stopping:
+            return self._engine.submit(engine_request)
+        except QueueFull as full:
+            raise ResourceExhausted(str(full), full.retry_after_s) from None
+        except EngineStopped as stopping:
             raise UnavailableError(str(stopping)) from None
 
     def _trace(self, generation: Generation) -> None:
-        """Spans and times of what came before the first frame, made when all is over: they are the engine's."""
-        entry = generation.entry
+        """Spans and times of queue and prefill, recorded at the end: the engine measured them."""
+        seq = generation.seq
         now_s, now_ns = self._engine.now(), time.time_ns()
         for name, histogram, start_s, end_s in (
-            ("queue", instruments.backbone_queue, entry.submitted_s, entry.admitted_s),
-            ("prefill", instruments.backbone_prefill, entry.admitted_s, entry.prefilled_s),
+            ("queue", instruments.backbone_queue, seq.submitted_s, seq.admitted_s),
+            ("prefill", instruments.backbone_prefill, seq.admitted_s, seq.prefilled_s),
         ):
             if start_s is not None:
-                end_s = end_s or entry.ended_s or now_s  # it may have ended in there
+                end_s = end_s or seq.ended_s or now_s  # the request may have ended in between
                 span = _tracer.start_span(name, start_time=now_ns - _ns(now_s - start_s))
                 span.end(end_time=now_ns - _ns(now_s - end_s))
                 histogram.record(end_s - start_s)
@@ -207,7 +211,7 @@ def _sampling(request: backbone_pb2.GenerateRequest) -> Sampling:
         raise InvalidArgument(
             "sampling.temperature", f"is {temperature:g}, must be greater than 0 and at most {_MAX_TEMPERATURE:g}"
         )
-    temperature = max(temperature, _LEAST_TEMPERATURE)
+    temperature = max(temperature, _MIN_TEMPERATURE)
     top_k = options.top_k if options.HasField("top_k") else 50
     if top_k < 1:
         raise InvalidArgument("sampling.top_k", f"is {top_k}, must be at least 1")
@@ -217,7 +221,7 @@ def _sampling(request: backbone_pb2.GenerateRequest) -> Sampling:
     return Sampling(temperature, top_k, seed)
 
 
-def _chunks(policy: backbone_pb2.ChunkPolicy, frame_s: float) -> Chunks:
+def _chunk_sizer(policy: backbone_pb2.ChunkPolicy, frame_s: float) -> ChunkSizer:
     """Raises: InvalidArgument."""
     for index, size in enumerate(policy.ramp_frames):
         if not 1 <= size <= _MAX_CHUNK_FRAMES:
@@ -225,28 +229,28 @@ def _chunks(policy: backbone_pb2.ChunkPolicy, frame_s: float) -> Chunks:
     held_back = policy.held_back_frames if policy.HasField("held_back_frames") else None
     if held_back is not None and not 0 <= held_back <= _MAX_CHUNK_FRAMES:
         raise InvalidArgument("chunk_policy.held_back_frames", f"is {held_back}, must be 0 to {_MAX_CHUNK_FRAMES}")
-    return Chunks(tuple(policy.ramp_frames), frame_s, held_back)
+    return ChunkSizer(tuple(policy.ramp_frames), frame_s, held_back)
 
 
-def _finished(entry: Entry, frames: int) -> backbone_pb2.GenerateFinished:
-    assert entry.finish and entry.admitted_s is not None
-    assert entry.prefilled_s is not None and entry.ended_s is not None
-    finished = backbone_pb2.GenerateFinished(finish_reason=_REASONS[entry.finish], frames=frames)
-    finished.queue_duration.FromNanoseconds(_ns(entry.admitted_s - entry.submitted_s))
-    finished.prefill_duration.FromNanoseconds(_ns(entry.prefilled_s - entry.admitted_s))
-    finished.decode_duration.FromNanoseconds(_ns(entry.ended_s - entry.prefilled_s))
+def _finished(seq: SequenceState, frames: int) -> backbone_pb2.GenerateFinished:
+    assert seq.finish and seq.admitted_s is not None
+    assert seq.prefilled_s is not None and seq.ended_s is not None
+    finished = backbone_pb2.GenerateFinished(finish_reason=_FINISH_REASONS[seq.finish], frames=frames)
+    finished.queue_duration.FromNanoseconds(_ns(seq.admitted_s - seq.submitted_s))
+    finished.prefill_duration.FromNanoseconds(_ns(seq.prefilled_s - seq.admitted_s))
+    finished.decode_duration.FromNanoseconds(_ns(seq.ended_s - seq.prefilled_s))
     return finished
 
 
-def _status(finish: Finish) -> CallError:
-    """What a caller is told of an end that nobody asked for."""
+def _status(finish: FinishReason) -> CallError:
+    """The status of a generation that did not end normally."""
     match finish:
-        case Finish.DEADLINE:
+        case FinishReason.DEADLINE:
             return CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "deadline exceeded", reason="DEADLINE")
-        case Finish.STALLED:
+        case FinishReason.STALLED:
             return CallError(grpc.StatusCode.ABORTED, "frames were not read for too long", reason="READER_STALLED")
-        case Finish.FAILED:
-            return UnavailableError("the engine broke", "ENGINE_BROKEN")
+        case FinishReason.FAILED:
+            return UnavailableError("the engine failed", "ENGINE_FAILED")
         case _:
             return UnavailableError("the server is stopping")
 

@@ -1,7 +1,7 @@
-"""Run a Llama transformer row by row: N rows, each with its own position, one attention callback.
+"""A Llama transformer over N rows, each with its own position, and one attention callback.
 
-Rows may belong to different requests; only `attend` knows which keys a row may see. Knows
-neither torchtune nor where keys are kept. Attention is two matmuls and a softmax in fp32, with
+Rows may belong to different requests; only `attend` knows which keys a row attends to. Knows
+neither torchtune nor the cache. Attention is two matmuls and a softmax in fp32, with
 no backend to choose: cuDNN's attention has returned wrong results with two kv heads.
 """
 
@@ -32,14 +32,14 @@ class _Layer:
 
 
 class Transformer:
-    """One Llama stack over the weights of a torchtune decoder, which it shares, not copies.
+    """One Llama stack over the weights of a torchtune decoder, shared, not copied.
 
     q, k, v and the two halves of the gated MLP are put side by side in memory, so that each is
     one matmul; the module's own parameters become views of the fused storage.
     """
 
     def __init__(self, module: nn.Module, shape: LlamaShape, rope: Tensor):
-        """rope: [max_rows, hd / 2] complex64, see model.rope_table."""
+        """rope: [max_seq_len, hd / 2] complex64, see model.rope_table."""
         self.shape = shape
         self.head_dim = shape.dim // shape.heads
         self.rope = rope
@@ -59,7 +59,7 @@ class Transformer:
     def forward(self, rows: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Hidden states after the last norm.
 
-        rows: [N, D]. positions: [N] int64, each row's place in its own sequence.
+        rows: [N, D]. positions: [N] int64, each row's position in its own sequence.
         Returns: [N, D].
         """
         heads, kv_heads = self.shape.heads, self.shape.kv_heads

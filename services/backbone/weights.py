@@ -22,7 +22,7 @@ from services.backbone.keymap import TIED, from_transformers
 from services.backbone.model import CsmModel, build_model
 
 _PART = "generator"
-# Names that Sesame's config.json gives to shapes; max_rows of a depth decoder follows from the codebooks.
+# Names that Sesame's config.json gives to shapes; max_seq_len of a depth decoder follows from the codebooks.
 _FLAVORS = {
     "llama-1B": LlamaShape(16, 32, 8, 2048, 8192, 2048),
     "llama-100M": LlamaShape(4, 8, 2, 1024, 8192, 33),

@@ -99,8 +99,8 @@ _GAUGES = {
     "csm.watermark.detections.capacity": ("{call}", "Detect calls that may be inside"),
 }
 _COUNTERS = {
-    "csm.backbone.prompt.rows": ("{row}", "rows of all prompts admitted"),
-    "csm.backbone.prompt.shared_rows": ("{row}", "rows of them that were in the cache already"),
+    "csm.backbone.prompt.tokens": ("{token}", "positions of all prompts admitted: text tokens and frames"),
+    "csm.backbone.prompt.prefix_hit_tokens": ("{token}", "of these: found in the prefix cache"),
 }
 # Counters that begin at 0 when their service does: one that first appears with its first count hides it from rate().
 _ZEROS = {

@@ -59,7 +59,7 @@ def sesame_loop(
     with torch.device(device):
         model.backbone.setup_caches(1, dtype)
         model.decoder.setup_caches(1, dtype, decoder_max_seq_len=part.codebooks)
-        backbone_mask = torch.tril(torch.ones(part.backbone.max_rows, part.backbone.max_rows, dtype=torch.bool))
+        backbone_mask = torch.tril(torch.ones(part.backbone.max_seq_len, part.backbone.max_seq_len, dtype=torch.bool))
         decoder_mask = torch.tril(torch.ones(part.codebooks, part.codebooks, dtype=torch.bool))
     backbone: Callable[..., Tensor] = model.backbone
     decoder: Callable[..., Tensor] = model.decoder

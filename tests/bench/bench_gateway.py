@@ -33,7 +33,7 @@ from gateway.cli.bench.plan import Plan
 from gateway.cli.bench.stats import Point, point
 from gateway.stage_names import STAGES
 from models.bundle import load_bundle
-from services.backbone.chunks import Chunks
+from services.backbone.chunk_sizer import ChunkSizer
 from services.runtime.identity import identity
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
@@ -60,13 +60,13 @@ class Backbone(backbone_pb2_grpc.BackboneServiceServicer):
         self._frames = [common_pb2.Frame(codes=[(7 * n) % 2048 for n in range(32)])] * 64
 
     async def Generate(self, request, context):
-        yield backbone_pb2.GenerateResponse(started=backbone_pb2.GenerateStarted(seed=1, prompt_rows=20))
+        yield backbone_pb2.GenerateResponse(started=backbone_pb2.GenerateStarted(seed=1, prompt_tokens=20))
         policy = request.chunk_policy
         held_back = policy.held_back_frames if policy.HasField("held_back_frames") else None
-        chunks = Chunks(tuple(policy.ramp_frames), 0.08, held_back)
+        chunks = ChunkSizer(tuple(policy.ramp_frames), 0.08, held_back)
         made, due = 0, time.perf_counter()
         while made < request.max_frames:
-            count = min(chunks.size(made, time.perf_counter()), request.max_frames - made)
+            count = min(chunks.next_size(made, time.perf_counter()), request.max_frames - made)
             due += count * self._frame_s
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             chunk = backbone_pb2.FrameChunk(first_frame_index=made, frames=self._frames[:count])

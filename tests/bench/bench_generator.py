@@ -21,21 +21,21 @@ import torch
 from baselines import random_model, sesame_loop, transformers_generate
 
 from models.bundle import GeneratorPart, LlamaShape, load_bundle
-from services.backbone.blocks import BLOCK_ROWS, BlockPool, blocks_for
+from services.backbone.blocks import BLOCK_TOKENS, BlockPool, blocks_for
 from services.backbone.cache import block_bytes
 from services.backbone.engine import Engine
+from services.backbone.fused_llama import KernelPlan
 from services.backbone.generation import Generation
-from services.backbone.graph_runner import GraphRunner, launches_for
+from services.backbone.graph_runner import GraphRunner, kernel_plan_for
 from services.backbone.prompt import Prompt
 from services.backbone.scheduler import Request, Sampling, Scheduler
-from services.backbone.stack import Launches
 
 SECTIONS = ("ours", "first", "joins", "memory", "torchtune", "transformers")
 RAMP = (1, 1, 2, 4, 8)
 TINY = GeneratorPart(
     96, 67, 32,
-    LlamaShape(layers=2, heads=4, kv_heads=2, dim=64, intermediate_dim=160, max_rows=2048),
-    LlamaShape(layers=2, heads=2, kv_heads=1, dim=32, intermediate_dim=96, max_rows=33),
+    LlamaShape(layers=2, heads=4, kv_heads=2, dim=64, intermediate_dim=160, max_seq_len=2048),
+    LlamaShape(layers=2, heads=2, kv_heads=1, dim=32, intermediate_dim=96, max_seq_len=33),
     (), Path(),
 )  # fmt: skip
 
@@ -70,7 +70,7 @@ class Bench:
 
     def __init__(self, runner: GraphRunner, part: GeneratorPart, slots: int):
         self.timed, self._runner, self._part = Timed(runner), runner, part
-        self.pool = BlockPool(runner.blocks, share_rows=0)
+        self.pool = BlockPool(runner.blocks, share_tokens=0)
         self.scheduler = Scheduler(slots=slots, queue_capacity=slots, pool=self.pool, buffer_frames=1)
         self.engine = Engine(self.timed, self.scheduler)
         self.readers: list[asyncio.Task] = []
@@ -97,7 +97,7 @@ class Bench:
         values[:, -1] = self._draw.integers(1, part.text_vocab_size, rows)
         mask[-10:, -1] = True
         prompt = Prompt(values, mask, rows, 0)
-        return self.engine.submit(Request(prompt, Sampling(seed=self._seed), frames, prompt_rows=rows))
+        return self.engine.submit(Request(prompt, Sampling(seed=self._seed), frames, prefill_tokens=rows))
 
     async def fill(self, count: int, rows: int, frames: int) -> None:
         """`count` streams with their prompts read; each makes one frame and waits for its reader."""
@@ -166,7 +166,7 @@ async def joins(runner: GraphRunner, part: GeneratorPart, running: int, context:
 
 def memory(runner: GraphRunner, part: GeneratorPart, grew: int) -> str:
     """The cache as allocated, against 2 · layers · kv heads · head dim · bytes a row."""
-    row_bytes = block_bytes(part.backbone, runner.dtype) / BLOCK_ROWS
+    row_bytes = block_bytes(part.backbone, runner.dtype) / BLOCK_TOKENS
     measured = grew / runner.blocks * blocks_for(500)
     return (
         f"\nA stream of 500 rows: {500 * row_bytes / 1e6:.2f} MB by arithmetic, {measured / 1e6:.2f} MB as allocated "
@@ -206,8 +206,8 @@ def main() -> None:
         model = random_model(part, device, dtype)
         before = torch.cuda.memory_allocated(device) if is_cuda else 0
         blocks = (most + 64) * blocks_for(context + 250)
-        launches = (lambda _: Launches(step=False)) if arguments.library else launches_for
-        runner = GraphRunner(model, slots=most + 64, blocks=blocks, launches=launches)
+        plan = (lambda _: KernelPlan(step_attention=False)) if arguments.library else kernel_plan_for
+        runner = GraphRunner(model, slots=most + 64, blocks=blocks, kernel_plan=plan)
         grew = torch.cuda.memory_allocated(device) - before if is_cuda else 0
         began = time.perf_counter()
         runner.warm_up()

@@ -1,13 +1,12 @@
 """Milliseconds a frame for each choice of kernels and batch: python tests/bench/bench_variants.py
 
 Graphs alone, without scheduler and hand-over. "same codes" is the share of a first frame's codes that
-the plainest choice gives too: rounding changes some in bf16, eight bits more, a wrong kernel nearly all.
+the library's kernels give: rounding changes some in bf16, a wrong kernel nearly all.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 import time
 import traceback
@@ -18,17 +17,16 @@ from bench_generator import TINY
 from frames import Frames
 
 from models.bundle import load_bundle
-from services.backbone.stack import Launches
+from services.backbone.fused_llama import KernelPlan
 
 
-def choices(batch: int) -> dict[str, Launches]:
-    found = {"library": Launches(step=False), "step": Launches()}
+def choices(batch: int) -> dict[str, KernelPlan]:
+    found = {"library": KernelPlan(step_attention=False), "step attention": KernelPlan()}
     if batch == 1:
-        found["products"] = Launches(products=True)
-        found["products, overlap"] = quick = Launches(products=True, overlap=True)
-        found["products, overlap, packed"] = dataclasses.replace(quick, packed=True)
+        found["matvec"] = KernelPlan(matvec=True)
+        found["matvec, overlap"] = KernelPlan(matvec=True, overlap=True)
     else:
-        found["step, gated"] = Launches(gated=True)
+        found["step attention, gated matmul"] = KernelPlan(gated_matmul=True)
     return found
 
 
@@ -44,14 +42,13 @@ def main() -> None:
     part = TINY if arguments.tiny else load_bundle("csm-1b").generator
     model = random_model(part, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     frames = Frames(model, part, max(arguments.batches), arguments.context)
-    frames.runner._frame.pack()
-    print("| batch | launches | ms: min | median | same codes | made in s |\n|---|---|---|---|---|---|", flush=True)
+    print("| batch | kernel plan | ms: min | median | same codes | made in s |\n|---|---|---|---|---|---|", flush=True)
     for batch in arguments.batches:
         reference = None
-        for name, launches in choices(batch).items():
+        for name, plan in choices(batch).items():
             began = time.perf_counter()
             try:
-                frame, _graph = frames.make(batch, launches)
+                frame, _graph = frames.build(batch, plan)
                 took = time.perf_counter() - began
                 frames.rewind(batch)
                 frame()

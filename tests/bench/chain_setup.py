@@ -172,7 +172,7 @@ def configure(model: str, counts: Counts) -> None:
         "CSM_GATEWAY_MAX_STREAMS": 2 * slots * counts.of["backbone"],
         # As many as are needed, not all that fits: codec and watermark live on the same device.
         "CSM_BACKBONE_BLOCKS": max(128, math.ceil(rows / 16) * slots),
-        "CSM_BACKBONE_PREFILL_ROWS": 512 if on_gpu else 64,
+        "CSM_BACKBONE_MAX_PREFILL_TOKENS": 512 if on_gpu else 64,
         "CSM_WATERMARK_KEY": secrets.token_hex(5),
         "OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": setting("TRACED"),
     }  # fmt: skip

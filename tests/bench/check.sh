@@ -2,7 +2,7 @@
 # Everything that only a GPU can show, in one go:   tests/bench/check.sh [PART…]
 #
 #   tests      kernels against their twins, the graph runner, the codec
-#   variants   milliseconds a frame for every choice of kernels and batch (which is which: stack.Launches)
+#   variants   milliseconds a frame for every choice of kernels and batch (which is which: fused_llama.KernelPlan)
 #   bench      the table of the generator through its engine, first frames, joins, memory
 #   profile    time of each kernel in a frame, batch 1, 64 and 512
 #   codec      the codec's passes beside stock moshi's

@@ -18,8 +18,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from services.backbone.blocks import BLOCK_ROWS
-from services.backbone.kernels import aligned, attention, products, rows, sampling, step
+from services.backbone.blocks import BLOCK_TOKENS
+from services.backbone.kernels import aligned_attention, attention, elementwise, matmul, sampling, step_attention
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else None  # for the kernels' PTX
 MOST_SHARED = 227 * 1024  # bytes that a block of a Hopper GPU can have
@@ -71,12 +71,12 @@ def main() -> int:
         place = {"slots": "*i64", "positions": "*i64", "tables": "*i32", "keys": data, "values": data}
         sizes = {"blocks": "i32", "table_width": "i32"}
         types = {"x": "*fp32", "delta": data, "scale": data, "out": data, "width": "i32", "eps": "fp32"}
-        good &= report(f"add_norm {kind}", rows._add_norm, types, {"HAS_DELTA": True, "WIDTH": 2048}, 8)
+        good &= report(f"add_norm {kind}", elementwise._add_norm, types, {"HAS_DELTA": True, "WIDTH": 2048}, 8)
         types = {"gate_up": data, "out": data, "width": "i32"}
-        good &= report(f"silu_mul {kind}", rows._silu_mul, types, {"BLOCK": 1024}, 4)
+        good &= report(f"silu_mul {kind}", elementwise._silu_mul, types, {"BLOCK": 1024}, 4)
         types = {"codes": "*i64", "embeddings": data, "out": "*fp32", "vocab": "i32", "width": "i32"}
         good &= report(
-            f"embed_frames {kind}", rows._embed_frames, types, {"CODEBOOKS": 32, "PADDED": 32, "BLOCK": 64}, 4
+            f"embed_frames {kind}", elementwise._embed_frames, types, {"CODEBOOKS": 32, "PADDED": 32, "BLOCK": 64}, 4
         )
         types = {"logits": data, "temperatures": "*fp32", "top_ks": "*i64", "seeds": "*i64", "frames": "*i64",
                  "codes": "*i64", "embeddings": data, "rows": "*fp32", "codebook": "i32", "bins": "i32",
@@ -84,23 +84,29 @@ def main() -> int:
         constants = {"HAS_ROWS": True, "BINS": 2048, "WIDTH": 1024, "OVERLAP": True}
         good &= report(f"sample {kind}", sampling._sample, types, constants, 8, launch_pdl=True)
         for heads, kv_heads, width in ((32, 8, 64), (8, 2, 128)):
-            shape = {"HEADS": heads, "KV_HEADS": kv_heads, "HEAD_DIM": width, "ROWS": BLOCK_ROWS, "WIDTH": width}
+            shape = {
+                "HEADS": heads,
+                "KV_HEADS": kv_heads,
+                "HEAD_DIM": width,
+                "BLOCK_TOKENS": BLOCK_TOKENS,
+                "WIDTH": width,
+            }
             types = {"qkv": data, "rope": "*fp32", **place, "out": data, **sizes}
             constants = {**shape, "PART": attention._HEADS_A_PROGRAM}
             good &= report(f"rope_write {width} {kind}", attention._rope_write, types, constants, 4)
             for splits in (1, 8):
                 out = data if splits == 1 else "*fp32"
                 types = {"q": data, **place, "out": out, "highest": out, "total": out, **sizes, "scale": "fp32"}
-                constants = {**shape, "TILE": attention.TILE_ROWS, "GROUP": 4, "PADDED": 16, "SPLITS": splits}
+                constants = {**shape, "TILE": attention.TILE_TOKENS, "GROUP": 4, "PADDED": 16, "SPLITS": splits}
                 good &= report(f"attend {width}, {splits} splits, {kind}", attention._attend, types, constants, 4)
                 types = {"qkv": data, "rope": "*fp32", **{name: each for name, each in types.items() if name != "q"}}
                 label = f"step_attend {width}, {splits} splits, {kind}"
-                good &= report(label, step._step, types, {**constants, "OVERLAP": True}, 4, launch_pdl=True)
+                good &= report(label, step_attention._step, types, {**constants, "OVERLAP": True}, 4, launch_pdl=True)
             types = {"sums": "*fp32", "highest": "*fp32", "total": "*fp32", "out": data}
             constants = {"SPLITS": 8, "PADDED": 8, "HEAD_DIM": width, "WIDTH": width, "OVERLAP": True}
             good &= report(f"combine {width} {kind}", attention._combine, types, constants, 1)
         types = {"qkv": data, "rope": "*fp32", "keys": data, "values": data, "out": data, "position": "i32",
-                 "rows_all": "i32", "rows_each": "i32", "scale": "fp32"}  # fmt: skip
+                 "tokens_all": "i32", "tokens_per_slot": "i32", "scale": "fp32"}  # fmt: skip
         constants = {
             "HEADS": 8,
             "KV_HEADS": 2,
@@ -113,16 +119,21 @@ def main() -> int:
         for tile in (16, 32):
             label = f"aligned_attend {tile} {kind}"
             good &= report(
-                label, aligned._aligned, types, {**constants, "TILE": tile}, 1 if kind == "bf16" else 4, launch_pdl=True
+                label,
+                aligned_attention._aligned,
+                types,
+                {**constants, "TILE": tile},
+                1 if kind == "bf16" else 4,
+                launch_pdl=True,
             )
         good &= report_products(kind)
     return 0 if good else 1
 
 
 def report_products(kind: str) -> bool:
-    """What the wrappers of products.py launch, caught before it is: every product of CSM-1B's layers."""
+    """What the wrappers of matmul.py launch, caught before it is: every product of CSM-1B's layers."""
     good, dtype = True, {"bf16": torch.bfloat16, "fp32": torch.float32}[kind]
-    names = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32", torch.float8_e4m3fn: "*fp8e4nv"}
+    names = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
     label = ""
 
     class Caught:
@@ -146,33 +157,27 @@ def report_products(kind: str) -> bool:
 
             return launch
 
-    kernels = {name: getattr(products, name) for name in ("_one_row", "_gated")}
+    kernels = {name: getattr(matmul, name) for name in ("_one_row", "_gated")}
     for name, kernel in kernels.items():
-        setattr(products, name, Caught(kernel))
+        setattr(matmul, name, Caught(kernel))
     for width, heads, hidden in ((2048, 3072, 8192), (1024, 1536, 8192)):
         scale = torch.empty(width, dtype=dtype)
         wide = torch.empty(2 * hidden, width, dtype=dtype)
         x, gated = torch.empty(1, width), torch.empty(1, hidden, dtype=dtype)
         for what, outputs in (("qkv", heads), ("head", 2048)):
             label = f"{what} {width}"
-            products.norm_linear(x, scale, 1e-5, torch.empty(outputs, width, dtype=dtype), None, True)
+            matmul.norm_linear(x, scale, 1e-5, torch.empty(outputs, width, dtype=dtype), True)
         label = f"gate_up {width}"
-        products.norm_gated(x, scale, 1e-5, wide, None, True)
+        matmul.norm_gated(x, scale, 1e-5, wide, True)
         label = f"out {width}"
-        products.linear_add(x.to(dtype), torch.empty(width, width, dtype=dtype), None, x, True)
+        matmul.linear_add(x.to(dtype), torch.empty(width, width, dtype=dtype), x, True)
         label = f"down {width}"
-        products.linear_add(gated, torch.empty(width, hidden, dtype=dtype), None, x, True)
-        if kind == "bf16":
-            few, factors = torch.float8_e4m3fn, torch.empty(2 * hidden)
-            label = f"packed gate_up {width}"
-            products.norm_gated(x, scale, 1e-5, torch.empty(2 * hidden, width, dtype=few), factors, True)
-            label = f"packed down {width}"
-            products.linear_add(gated, torch.empty(width, hidden, dtype=few), factors[:width], x, True)
+        matmul.linear_add(gated, torch.empty(width, hidden, dtype=dtype), x, True)
         for count in (64, 128) if kind == "bf16" else ():  # more is _gated_tiles, which asks a GPU for its descriptors
             label = f"gate_up {width}, {count} rows"
-            products.linear_gated(torch.empty(count, width, dtype=dtype), wide)
+            matmul.linear_gated(torch.empty(count, width, dtype=dtype), wide)
     for name, kernel in kernels.items():
-        setattr(products, name, kernel)
+        setattr(matmul, name, kernel)
     return good
 
 

@@ -1,4 +1,4 @@
-"""Frames without an engine: slots that have so many rows of context, and graphs of a chosen kind for them."""
+"""Frames without an engine: slots with a given length of context, and graphs of a chosen kernel plan."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from baselines import synchronize
 
 from models.bundle import GeneratorPart
 from services.backbone.blocks import blocks_for
+from services.backbone.fused_llama import KernelPlan
 from services.backbone.graph_runner import GraphRunner
 from services.backbone.model import CsmModel
-from services.backbone.stack import Launches
 
 
 class Frames:
-    """A runner whose slots are as if their prompts had been read; their keys and values are noise."""
+    """A runner whose slots look prefilled; their keys and values are noise."""
 
     def __init__(self, model: CsmModel, part: GeneratorPart, slots: int, context: int):
         self._context, each = context, blocks_for(context + 100)
@@ -31,23 +31,25 @@ class Frames:
             for store in (cache.keys, cache.values):
                 for layer in store:
                     layer.normal_()
-            self._rows = torch.randn_like(state.next_rows)
+            self._inputs = torch.randn_like(state.next_inputs)
 
     @torch.inference_mode()
     def rewind(self, batch: int) -> None:
         state = self.runner._state
         state.positions[:-1], state.frames[:-1] = self._context, 0
-        state.next_rows.copy_(self._rows)
+        state.next_inputs.copy_(self._inputs)
         self.runner._batch[:batch] = torch.arange(batch, device=state.positions.device)
 
-    def make(self, batch: int, launches: Launches) -> tuple[Callable[[], None], torch.cuda.CUDAGraph | None]:
-        """Call the first to make a frame; the graph it replays must be kept. On a CPU there is none."""
+    def build(self, batch: int, plan: KernelPlan) -> tuple[Callable[[], None], torch.cuda.CUDAGraph | None]:
+        """Returns: a function that computes a frame, and the graph it replays, which must be kept; None on a CPU."""
         runner = self.runner
-        runner._launches = lambda _: launches
+        runner._kernel_plan = lambda _: plan
         if not runner._is_cuda:
-            return torch.inference_mode()(lambda: runner._make(batch)), None
+            return torch.inference_mode()(lambda: runner._run_frame(batch)), None
         with torch.inference_mode():
-            graph = runner._capture(lambda: runner._make(batch), torch.cuda.Stream(), torch.cuda.graph_pool_handle())
+            graph = runner._capture(
+                lambda: runner._run_frame(batch), torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+            )
         return graph.replay, graph
 
     def codes(self, batch: int) -> torch.Tensor:

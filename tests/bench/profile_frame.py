@@ -16,7 +16,7 @@ from frames import Frames
 from kernel_times import KernelTimes
 
 from models.bundle import load_bundle
-from services.backbone.graph_runner import launches_for
+from services.backbone.graph_runner import kernel_plan_for
 
 
 def main() -> None:
@@ -34,10 +34,10 @@ def main() -> None:
     model = random_model(part, device, torch.bfloat16 if is_cuda else torch.float32)
     frames = Frames(model, part, max(arguments.batches), arguments.context)
     for batch in arguments.batches:
-        frame, _graph = frames.make(batch, launches_for(batch))
+        frame, _graph = frames.build(batch, kernel_plan_for(batch))
         wall_ms = statistics.median(frames.times_ms(frame, batch, 20))
         kernels = KernelTimes(frame, device, arguments.frames)
-        print(f"\nbatch {batch}, {launches_for(batch)}")
+        print(f"\nbatch {batch}, {kernel_plan_for(batch)}")
         print(f"frame {wall_ms:.2f} ms; {kernels.launches:.0f} launches, {kernels.busy_ms:.2f} ms in kernels\n")
         print(kernels.table("frame", arguments.rows), "\n", flush=True)
         del frame, _graph

@@ -16,15 +16,15 @@ import pytest
 import torch
 
 from models.bundle import GeneratorPart, LlamaShape, load_bundle
-from services.backbone import graph_runner, runner
+from services.backbone import eager_runner, graph_runner
 from services.backbone.blocks import BlockPool
 from services.backbone.engine import Engine
+from services.backbone.fused_llama import KernelPlan
 from services.backbone.generation import GenerationEnded
 from services.backbone.kernels import operations_for
 from services.backbone.model import build_model, init_random
 from services.backbone.prompt import Audio, PromptLimits, Text
 from services.backbone.scheduler import Request, Sampling, Scheduler
-from services.backbone.stack import Launches
 from support.backbone_slots import open_slot
 
 CSM_1B = load_bundle("csm-1b").generator
@@ -39,8 +39,8 @@ TINY = GeneratorPart(
     text_vocab_size=96,
     audio_vocab_size=67,
     codebooks=32,
-    backbone=LlamaShape(layers=2, heads=4, kv_heads=2, dim=64, intermediate_dim=160, max_rows=160),
-    decoder=LlamaShape(layers=2, heads=2, kv_heads=1, dim=32, intermediate_dim=96, max_rows=33),
+    backbone=LlamaShape(layers=2, heads=4, kv_heads=2, dim=64, intermediate_dim=160, max_seq_len=160),
+    decoder=LlamaShape(layers=2, heads=2, kv_heads=1, dim=32, intermediate_dim=96, max_seq_len=33),
     sources=(),
     folder=CSM_1B.folder,
 )
@@ -48,7 +48,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def limits(part):
-    return PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_rows)
+    return PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_seq_len)
 
 
 def prompt_of(part, index):
@@ -72,15 +72,15 @@ def eager_logits(model, prompt, forced, monkeypatch):
         frame, codebook = divmod(len(seen) - 1, model.part.codebooks)
         return torch.tensor([forced[frame][codebook]])
 
-    monkeypatch.setattr(runner, "sample", draw)
-    eager = runner.Runner(model, slots=1)
+    monkeypatch.setattr(eager_runner, "sample", draw)
+    eager = eager_runner.EagerRunner(model, slots=1)
     open_slot(eager, 0, prompt, Sampling())
     for _ in forced:
         eager.step([0])
     return torch.stack(seen).view(len(forced), model.part.codebooks, -1)
 
 
-def frame_logits(model, prompts, forced, monkeypatch, launches):
+def frame_logits(model, prompts, forced, monkeypatch, plan):
     """The same of the graph runner's frames, all prompts in one batch: [F, K, B, bins]."""
     seen, operations = [], operations_for(model.codebook0_head.weight.device)
 
@@ -93,7 +93,7 @@ def frame_logits(model, prompts, forced, monkeypatch, launches):
 
     replaced = SimpleNamespace(**{**vars(operations), "sample": draw})
     monkeypatch.setattr(graph_runner, "operations_for", lambda _: replaced)
-    ours = graph_runner.GraphRunner(model, slots=len(prompts), prefill_rows=32, launches=lambda _: launches)
+    ours = graph_runner.GraphRunner(model, slots=len(prompts), max_prefill_tokens=32, kernel_plan=lambda _: plan)
     for slot, prompt in enumerate(prompts):
         open_slot(ours, slot, prompt, Sampling())
     for frame in range(len(forced[0])):
@@ -111,22 +111,22 @@ def frame_logits(model, prompts, forced, monkeypatch, launches):
     pytest.param(NARROW, marks=pytest.mark.slow),
     pytest.param(CSM_1B, marks=pytest.mark.slow),
 ], ids=["tiny", "narrow", "csm-1b"])  # fmt: skip
-@pytest.mark.parametrize("launches", [
-    Launches(step=False), Launches(products=True), Launches(gated=True),
-    pytest.param(Launches(products=True, overlap=True), marks=pytest.mark.gpu),
-], ids=["library", "products", "gated", "overlap"])  # fmt: skip
-def test_teacher_forced_logits(device, dtype, most, part, launches, monkeypatch):
+@pytest.mark.parametrize("plan", [
+    KernelPlan(step_attention=False), KernelPlan(matvec=True), KernelPlan(gated_matmul=True),
+    pytest.param(KernelPlan(matvec=True, overlap=True), marks=pytest.mark.gpu),
+], ids=["library", "matvec", "gated_matmul", "overlap"])  # fmt: skip
+def test_teacher_forced_logits(device, dtype, most, part, plan, monkeypatch):
     """‖ours - eager fp32‖ / ‖eager fp32‖ over all logits of each stream."""
     if device == "cpu" and dtype == torch.bfloat16:
         pytest.skip("a CPU's bf16 matrix products round otherwise; the bound is a GPU's")
-    if device == "cpu" and launches.overlap:
+    if device == "cpu" and plan.overlap:
         pytest.skip("only a GPU's launches overlap")
     reference, model = rounded(part, dtype, device)
     prompts = [prompt_of(part, index) for index in range(3)]
     draw = np.random.default_rng(9)
     forced = draw.integers(0, part.audio_vocab_size - 3, (3, 4, part.codebooks)).tolist()
-    for count in (1,) if launches.products else (1, 3):  # alone, too: a batch of one has shapes of its own
-        ours = frame_logits(model, prompts[:count], forced[:count], monkeypatch, launches)
+    for count in (1,) if plan.matvec else (1, 3):  # alone, too: a batch of one has shapes of its own
+        ours = frame_logits(model, prompts[:count], forced[:count], monkeypatch, plan)
         for index, prompt in enumerate(prompts[:count]):
             theirs = eager_logits(reference, prompt, forced[index], monkeypatch)
             assert theirs.std() > 0.3
@@ -138,9 +138,9 @@ def test_teacher_forced_logits(device, dtype, most, part, launches, monkeypatch)
 async def test_churn_through_the_engine_leaks_nothing(device):
     """Requests of all lengths come, are cancelled and go: 10,000 frames on a GPU, 400 on a CPU."""
     model = init_random(build_model(TINY), seed=4).to(device)
-    ours = graph_runner.GraphRunner(model, slots=13, blocks=60, prefill_rows=64, sizes=(1, 2, 4, 8))
+    ours = graph_runner.GraphRunner(model, slots=13, blocks=60, max_prefill_tokens=64, batch_buckets=(1, 2, 4, 8))
     ours.warm_up()
-    pool = BlockPool(ours.blocks, share_rows=ours.share_rows)
+    pool = BlockPool(ours.blocks, share_tokens=ours.share_tokens)
     engine = Engine(ours, Scheduler(slots=13, queue_capacity=100, pool=pool))
     engine.start()
     chance, frames, emitted = random.Random(3), 0, 0
@@ -152,7 +152,11 @@ async def test_churn_through_the_engine_leaks_nothing(device):
                 index, seed, length = chance.randrange(5), chance.randrange(4), chance.randrange(1, 40)
                 prompt = prompt_of(TINY, index)
                 request = Request(
-                    prompt, Sampling(seed=seed), length, prompt_rows=len(prompt.rows), block_keys=prompt.block_keys()
+                    prompt,
+                    Sampling(seed=seed),
+                    length,
+                    prefill_tokens=len(prompt.tokens),
+                    block_keys=prompt.block_keys(),
                 )
                 streams.append((index, seed, length, chance.random() < 0.2, engine.submit(request)))
             for index, seed, length, leaves, stream in streams:
@@ -172,5 +176,5 @@ async def test_churn_through_the_engine_leaks_nothing(device):
     finally:
         await engine.stop(10)
     assert emitted < 64  # of 67 values, the codec knows 64
-    assert (pool.used, pool.promised, ours._held) == (0, 0, {})
-    assert pool.hit_rows > 0
+    assert (pool.used, pool.reserved, ours._slots) == (0, 0, {})
+    assert pool.prefix_hit_tokens > 0

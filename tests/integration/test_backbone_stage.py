@@ -35,7 +35,7 @@ heads = 4
 kv_heads = 2
 dim = 64
 intermediate_dim = 128
-max_rows = {ROWS}
+max_seq_len = {ROWS}
 
 [generator.decoder]
 layers = 2
@@ -43,7 +43,7 @@ heads = 4
 kv_heads = 2
 dim = 64
 intermediate_dim = 128
-max_rows = {CODEBOOKS + 1}
+max_seq_len = {CODEBOOKS + 1}
 """
 
 
@@ -118,7 +118,7 @@ def codes_of(chunks):
 
 async def test_a_stream_from_started_to_finished(stub):
     started, chunks, finished = await collect(stub.Generate(request(audio([5] * 8), text(1, 2), max_frames=20)))
-    assert (started.seed, started.prompt_rows, started.max_frames) == (7, 4, 20)
+    assert (started.seed, started.prompt_tokens, started.max_frames) == (7, 4, 20)
     assert [len(chunk.frames) for chunk in chunks] == [1, 1, 2, 4, 8, 4]
     assert [chunk.first_frame_index for chunk in chunks] == [0, 1, 2, 4, 8, 16]
     assert all(len(frame) == CODEBOOKS and max(frame) < BINS for frame in codes_of(chunks))
@@ -194,8 +194,8 @@ async def test_a_broken_stream_is_taken_up_where_it_ended(stub):
         (request(audio([1] * 7), text(1)), "prompt[0].audio.frames[0].codes", "has 7 codes, must have 8"),
         (request(audio([1] * 7 + [1024]), text(1)), "prompt[0].audio.frames[0].codes[7]", "must be below 1024"),
         (request(audio([2**32 - 1] * 8), text(1)), "prompt[0].audio.frames[0].codes[0]", "must be below 1024"),
-        (request(text(*[1] * 96)), "prompt", "takes 96 rows, at most 95 of 96 fit"),
-        (request(text(*[1] * 90), max_frames=7), "max_frames", "take 97 rows, 96 fit"),
+        (request(text(*[1] * 96)), "prompt", "takes 96 tokens, at most 95 of 96 fit"),
+        (request(text(*[1] * 90), max_frames=7), "max_frames", "take 97 tokens, 96 fit"),
         (request(max_frames=0), "max_frames", "must be at least 1"),
         (request(max_frames=65), "max_frames", "must be at most 64"),
         (request(sampling={"temperature": 0.0}), "sampling.temperature", "must be greater than 0 and at most 2"),
@@ -234,7 +234,7 @@ async def test_what_it_serves_and_how_busy_it_is(stub):
     assert info.bundle == common_pb2.BundleIdentity(
         bundle_id="noise", codebooks=8, frame_rate_hz=12.5, sample_rate_hz=24000
     )
-    assert (info.max_rows, info.text_vocab_size, info.codec_bins, info.max_frames) == (ROWS, 512, BINS, 64)
+    assert (info.max_seq_len, info.text_vocab_size, info.codec_bins, info.max_frames) == (ROWS, 512, BINS, 64)
     assert (info.device, info.dtype) == ("cpu", "float32")
     load = await stub.GetLoad(backbone_pb2.GetLoadRequest())
     assert (load.slots_active, load.slots_capacity, load.queue_depth, load.queue_capacity) == (0, 3, 0, 8)
@@ -259,11 +259,11 @@ async def test_it_says_why_it_cannot_start(bundle_folder, tmp_path):
 
 
 async def test_a_prompt_read_before_is_not_read_again(bundle_folder):
-    """The same voice prompt twice: shared rows are counted, codes stay what they are without sharing."""
+    """The same voice prompt twice: shared tokens are counted, codes stay what they are without sharing."""
     voice = audio(*[[code] * 8 for code in range(1, 41)])
 
     async def codes_and_load(**overrides):
-        async with serving(bundle_folder, prefill_rows=16, **overrides) as stub:
+        async with serving(bundle_folder, max_prefill_tokens=16, **overrides) as stub:
             codes = []
             for words in ([5], [6, 7, 8]):
                 call = stub.Generate(request(text(1, 2), voice, text(*words), max_frames=8))
@@ -271,15 +271,15 @@ async def test_a_prompt_read_before_is_not_read_again(bundle_folder):
             return codes, await stub.GetLoad(backbone_pb2.GetLoadRequest())
 
     codes, load = await codes_and_load()
-    assert (load.prompt_rows, load.shared_rows) == (44 + 46, 32)
+    assert (load.prompt_tokens, load.prefix_hit_tokens) == (44 + 46, 32)
     assert (load.blocks_used, load.blocks_idle, load.blocks_capacity) == (0, 2, 3 * ROWS // 16)
-    unshared, load = await codes_and_load(share_prefixes=False)
-    assert load.shared_rows == 0 and load.blocks_idle == 0
+    unshared, load = await codes_and_load(prefix_cache=False)
+    assert load.prefix_hit_tokens == 0 and load.blocks_idle == 0
     assert codes == unshared
 
 
 async def test_metrics_say_how_long_and_how_full(bundle_folder, metrics):
-    async with serving(bundle_folder, prefill_rows=16) as stub:
+    async with serving(bundle_folder, max_prefill_tokens=16) as stub:
         for _ in range(2):
             await collect(stub.Generate(request(text(*range(1, 41)), max_frames=5)))
         points = {name: points for name, (points, *_) in metrics().items() if name.startswith("csm.backbone.")}
@@ -289,13 +289,16 @@ async def test_metrics_say_how_long_and_how_full(bundle_folder, metrics):
     assert (points["csm.backbone.batch.size"].count, points["csm.backbone.batch.size"].sum) == (10, 10)
     assert points["csm.backbone.blocks.capacity"].value == 3 * ROWS // 16
     assert (points["csm.backbone.blocks.used"].value, points["csm.backbone.blocks.idle"].value) == (0, 2)
-    assert (points["csm.backbone.prompt.rows"].value, points["csm.backbone.prompt.shared_rows"].value) == (80, 32)
+    assert (points["csm.backbone.prompt.tokens"].value, points["csm.backbone.prompt.prefix_hit_tokens"].value) == (
+        80,
+        32,
+    )
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"prefill_rows": 24}, "CSM_BACKBONE_PREFILL_ROWS=24: must be a multiple of 16"),
+        ({"max_prefill_tokens": 24}, "CSM_BACKBONE_MAX_PREFILL_TOKENS=24: must be a multiple of 16"),
         ({"blocks": 5}, "CSM_BACKBONE_BLOCKS=5: the longest request takes 6"),
     ],
 )

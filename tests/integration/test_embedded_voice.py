@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-import services.backbone.runner as runner_module
+import services.backbone.eager_runner as runner_module
 from models.bundle import load_bundle
 from models.mimi import load_mimi
+from services.backbone.eager_runner import EagerRunner
 from services.backbone.prompt import PromptLimits, Text
-from services.backbone.runner import Runner
 from services.backbone.sampling import sample
 from services.backbone.scheduler import Sampling
 from services.backbone.weights import load_model
@@ -50,7 +50,7 @@ def bundle():
 def read(bundle):
     part = bundle.generator
     ids = load_text_tokenizer(bundle, 100).encode(SPEAKER, TEXT)
-    limits = PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_rows)
+    limits = PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_seq_len)
     return limits.build([Text(ids)], ())[0]
 
 
@@ -77,7 +77,7 @@ def frames(model, prompt, seed: int, most: int, margins: list[float]) -> list[li
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner_module, "sample", drawn)
-        runner = Runner(model, slots=1)
+        runner = EagerRunner(model, slots=1)
         open_slot(runner, 0, prompt, Sampling(temperature=0.9, top_k=50, seed=seed))
         made = []
         while len(made) < most and any(frame := runner.step([0])[0]):

@@ -27,7 +27,7 @@ def stock(model: CsmModel):
     state = dict(to_transformers(name, tensor, model.part) for name, tensor in model.state_dict().items())
     missing, unexpected = stock.load_state_dict(state, strict=False)
     assert not unexpected
-    # tied to the audio embeddings, so it needs no entry of its own; the codec is not ours
+    # tied to the audio embeddings, so it needs no seq of its own; the codec is not ours
     assert [name for name in missing if not name.startswith("codec_model.")] == [
         "depth_decoder.model.embed_tokens.weight"
     ]

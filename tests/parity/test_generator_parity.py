@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from services.backbone.depth import DepthDecoder
+from services.backbone.depth_decoder import DepthDecoder
+from services.backbone.eager_runner import EagerRunner
 from services.backbone.keymap import from_transformers, to_transformers
 from services.backbone.model import build_model, rope_table
 from services.backbone.prompt import Audio, PromptLimits, Text
-from services.backbone.runner import Runner
 from services.backbone.scheduler import Sampling
 from services.backbone.transformer import Transformer, attention
 from support.backbone_slots import open_slot
@@ -79,7 +79,7 @@ def our_hidden(model, case: Case) -> torch.Tensor:
     """Backbone hidden states of every prompt row, [T, D], in one pass."""
     shape = model.part.backbone
     prompt, _ = limits(model).build(case.parts)
-    embedded = model.embed_rows(torch.from_numpy(prompt.rows), torch.from_numpy(prompt.mask))
+    embedded = model.embed_tokens(torch.from_numpy(prompt.tokens), torch.from_numpy(prompt.mask))
     causal = torch.ones(len(embedded), len(embedded), dtype=torch.bool).tril()
 
     def attend(layer, q, k, v):
@@ -92,11 +92,11 @@ def our_hidden(model, case: Case) -> torch.Tensor:
 
 def limits(model) -> PromptLimits:
     part = model.part
-    return PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_rows)
+    return PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_seq_len)
 
 
 def our_frames(model, case: Case, sampling: Sampling, frames: int = FRAMES) -> list[list[int]]:
-    runner = Runner(model, slots=2, block_rows=2, prefill_rows=32)
+    runner = EagerRunner(model, slots=2, batch_size=2, max_prefill_tokens=32)
     prompt, _ = limits(model).build(case.parts)
     open_slot(runner, 1, prompt, sampling)
     return [runner.step([1])[0] for _ in range(frames)]
@@ -155,7 +155,7 @@ def test_greedy_codes_equal_transformers(model, stock, case):
 def test_forward_equals_torchtunes_own(model, case):
     """The same module run by torchtune's forward, as Sesame's code does."""
     prompt, _ = limits(model).build(case.parts)
-    rows = model.embed_rows(torch.from_numpy(prompt.rows), torch.from_numpy(prompt.mask))
+    rows = model.embed_tokens(torch.from_numpy(prompt.tokens), torch.from_numpy(prompt.mask))
     ours = our_hidden(model, case)
     for layer in model.backbone.layers:
         layer.attn.pos_embeddings.rope_init()  # built on the meta device, it skipped its table
@@ -168,8 +168,8 @@ def test_embeddings_are_a_masked_sum_as_sesame_writes_it(model, case):
     """Sesame's `_embed_tokens` then mask and sum, written out row by row."""
     part = model.part
     prompt, _ = limits(model).build(case.parts)
-    ours = model.embed_rows(torch.from_numpy(prompt.rows), torch.from_numpy(prompt.mask))
-    for at, (row, mask) in enumerate(zip(prompt.rows, prompt.mask, strict=True)):
+    ours = model.embed_tokens(torch.from_numpy(prompt.tokens), torch.from_numpy(prompt.mask))
+    for at, (row, mask) in enumerate(zip(prompt.tokens, prompt.mask, strict=True)):
         wanted = torch.zeros(part.backbone.dim)
         for codebook in range(part.codebooks):
             if mask[codebook]:

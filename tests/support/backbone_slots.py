@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from services.backbone.blocks import Table, blocks_for
+from services.backbone.blocks import BlockTable, blocks_for
 
 
-def own_table(runner, slot: int) -> Table:
+def own_table(runner, slot: int) -> BlockTable:
     """Blocks for all rows that the model has, nobody else's."""
-    each = blocks_for(runner.max_rows)
-    return Table(list(range(slot * each, (slot + 1) * each)))
+    each = blocks_for(runner.max_seq_len)
+    return BlockTable(list(range(slot * each, (slot + 1) * each)))
 
 
 def open_slot(runner, slot: int, prompt, sampling) -> None:

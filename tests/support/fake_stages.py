@@ -131,7 +131,7 @@ class FakeBackbone(backbone_pb2_grpc.BackboneServiceServicer):
             probe.requests.append(request)
             seed = request.sampling.seed if request.sampling.HasField("seed") else 77
             rows = sum(len(part.text.ids) + len(part.audio.frames) for part in request.prompt)
-            yield backbone_pb2.GenerateResponse(started=backbone_pb2.GenerateStarted(seed=seed, prompt_rows=rows))
+            yield backbone_pb2.GenerateResponse(started=backbone_pb2.GenerateStarted(seed=seed, prompt_tokens=rows))
             for index in range(len(request.generated), probe.frames):
                 if probe.gate is not None:
                     await probe.until(lambda index=index: probe.gate is None or index < probe.gate, 60)

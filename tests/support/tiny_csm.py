@@ -17,8 +17,8 @@ def tiny_part(codebooks: int) -> GeneratorPart:
         text_vocab_size=96,
         audio_vocab_size=67,
         codebooks=codebooks,
-        backbone=LlamaShape(layers=3, heads=4, kv_heads=2, dim=64, intermediate_dim=160, max_rows=256),
-        decoder=LlamaShape(layers=2, heads=2, kv_heads=1, dim=32, intermediate_dim=96, max_rows=codebooks + 1),
+        backbone=LlamaShape(layers=3, heads=4, kv_heads=2, dim=64, intermediate_dim=160, max_seq_len=256),
+        decoder=LlamaShape(layers=2, heads=2, kv_heads=1, dim=32, intermediate_dim=96, max_seq_len=codebooks + 1),
         sources=(),
         folder=Path(),
     )
@@ -45,7 +45,7 @@ def make_stock(part: GeneratorPart):
             "num_key_value_heads": shape.kv_heads,
             "hidden_size": shape.dim,
             "intermediate_size": shape.intermediate_dim,
-            "max_position_embeddings": shape.max_rows,
+            "max_position_embeddings": shape.max_seq_len,
         }
 
     config = CsmConfig(

@@ -76,10 +76,10 @@ audio_vocab_size = {BINS + 3}
 source = [{{ layout = "sesame", weights = ["none"] }}]
 [generator.backbone]
 {shape}
-max_rows = 64
+max_seq_len = 64
 [generator.decoder]
 {shape}
-max_rows = {CODEBOOKS + 1}
+max_seq_len = {CODEBOOKS + 1}
 [text_tokenizer]
 source = [{{ tokenizer = "tokenizer.json" }}]
 [mimi]

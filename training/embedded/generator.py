@@ -29,7 +29,7 @@ class Shape:
     kv_heads: int
     dim: int
     intermediate_dim: int
-    max_rows: int
+    max_seq_len: int
     rope_base: float = 500_000
     rope_scale_factor: float = 32
     norm_eps: float = 1e-5
@@ -148,7 +148,7 @@ class Llama(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
         self.norm = Norm(shape.dim, shape.norm_eps)
-        angles = torch.arange(shape.max_rows)[:, None] * frequencies(shape)
+        angles = torch.arange(shape.max_seq_len)[:, None] * frequencies(shape)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 

@@ -1,8 +1,8 @@
-"""Triton kernels of attention over paged keys and values. Twins in plain.py.
+"""Triton kernels of attention over paged keys and values. reference.py says what they compute.
 
 One program of `_attend` holds all query heads that share a kv head, so that keys and values are read
-once. At small batches the context is cut into `splits` parts, each a program with a softmax of its
-own, and `_combine` weighs their results (flash decoding).
+once. At small batches the context is split into `splits` parts, each a program with its own softmax,
+and `_combine` merges them (flash decoding).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from services.backbone.blocks import BLOCK_ROWS
+from services.backbone.blocks import BLOCK_TOKENS
 
-TILE_ROWS = 64
+TILE_TOKENS = 64
 _HEADS_A_PROGRAM = 8
 
 
-# Not specialised: one variant serves every size, and a size of 1 stays a tensor.
+# Not specialised: one compiled variant serves every size.
 @triton.jit(do_not_specialize=["blocks", "table_width"])
 def _rope_write(
     qkv, rope, slots, positions, tables, keys, values, out, blocks, table_width,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
     PART: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -40,15 +40,15 @@ def _rope_write(
     cos, sin = tl.load(pair, mask=column < HEAD_DIM), tl.load(pair + 1, mask=column < HEAD_DIM)
     # (a + ib)(cos + i sin): the even column is a cos - b sin, the odd one b cos + a sin
     sign = tl.where((column & 1) != 0, 1.0, -1.0)
-    turned = (own.to(tl.float32) * cos + sign * partner.to(tl.float32) * sin).to(own.dtype)
-    block = tl.load(tables + slot * table_width + position // ROWS).to(tl.int64)
-    place = (block * ROWS + position % ROWS) * HEAD_DIM + column
-    a_head = blocks.to(tl.int64) * ROWS * HEAD_DIM
+    rotated = (own.to(tl.float32) * cos + sign * partner.to(tl.float32) * sin).to(own.dtype)
+    block = tl.load(tables + slot * table_width + position // BLOCK_TOKENS).to(tl.int64)
+    place = (block * BLOCK_TOKENS + position % BLOCK_TOKENS) * HEAD_DIM + column
+    head_size = blocks.to(tl.int64) * BLOCK_TOKENS * HEAD_DIM
     is_key = (head >= HEADS) & (head < HEADS + KV_HEADS) & inside
     is_value = (head >= HEADS + KV_HEADS) & inside
-    tl.store(out + row * HEADS * HEAD_DIM + head * HEAD_DIM + column, turned, mask=inside & (head < HEADS))
-    tl.store(keys + (head - HEADS) * a_head + place, turned, mask=is_key)
-    tl.store(values + (head - HEADS - KV_HEADS) * a_head + place, own, mask=is_value)
+    tl.store(out + row * HEADS * HEAD_DIM + head * HEAD_DIM + column, rotated, mask=inside & (head < HEADS))
+    tl.store(keys + (head - HEADS) * head_size + place, rotated, mask=is_key)
+    tl.store(values + (head - HEADS - KV_HEADS) * head_size + place, own, mask=is_value)
 
 
 def rope_write(
@@ -61,12 +61,12 @@ def rope_write(
     values: Tensor,
     heads: int,
 ) -> Tensor:
-    kv_heads, blocks, rows, head_dim = keys.shape
+    kv_heads, blocks, block_tokens, head_dim = keys.shape
     assert slots.is_contiguous() and positions.is_contiguous() and tables.is_contiguous()
     out = torch.empty(qkv.shape[0], heads, head_dim, device=qkv.device, dtype=qkv.dtype)
     _rope_write[(qkv.shape[0], triton.cdiv(heads + 2 * kv_heads, _HEADS_A_PROGRAM))](
         qkv, rope, slots, positions, tables, keys, values, out, blocks, tables.shape[1],
-        HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, ROWS=rows, WIDTH=triton.next_power_of_2(head_dim),
+        HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_TOKENS=block_tokens, WIDTH=triton.next_power_of_2(head_dim),
         PART=_HEADS_A_PROGRAM, num_warps=4,
     )  # fmt: skip
     return out
@@ -75,7 +75,7 @@ def rope_write(
 @triton.jit(do_not_specialize=["blocks", "table_width"])
 def _attend(
     q, slots, positions, tables, keys, values, out, highest, total, blocks, table_width, scale,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
     WIDTH: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     row, kv, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
@@ -92,12 +92,12 @@ def _attend(
     best = tl.full((PADDED,), float("-inf"), dtype=tl.float32)
     weight = tl.zeros((PADDED,), dtype=tl.float32)
     sums = tl.zeros((PADDED, WIDTH), dtype=tl.float32)
-    first = kv.to(tl.int64) * blocks * ROWS
+    first = kv.to(tl.int64) * blocks * BLOCK_TOKENS
     for tile in range(start, stop, TILE):
         at = tile + tl.arange(0, TILE)
         known = at < stop
-        block = tl.load(tables + slot * table_width + at // ROWS, mask=known, other=0).to(tl.int64)
-        place = ((first + block * ROWS + at % ROWS) * HEAD_DIM)[:, None] + column[None, :]
+        block = tl.load(tables + slot * table_width + at // BLOCK_TOKENS, mask=known, other=0).to(tl.int64)
+        place = ((first + block * BLOCK_TOKENS + at % BLOCK_TOKENS) * HEAD_DIM)[:, None] + column[None, :]
         key = tl.load(keys + place, mask=known[:, None] & fits, other=0.0)
         value = tl.load(values + place, mask=known[:, None] & fits, other=0.0)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
@@ -134,7 +134,7 @@ def _combine(
     fits = column < HEAD_DIM
     inside = split < SPLITS
     best = tl.load(highest + at * SPLITS + split, mask=inside, other=float("-inf"))
-    fade = tl.exp(best - tl.max(best, axis=0))  # a part without rows has -inf here, and 0 below
+    fade = tl.exp(best - tl.max(best, axis=0))  # an empty part has -inf here, and 0 below
     weight = tl.sum(fade * tl.load(total + at * SPLITS + split, mask=inside, other=0.0), axis=0)
     place = (at * SPLITS + split)[:, None] * HEAD_DIM + column[None, :]
     parts = tl.load(sums + place, mask=inside[:, None] & fits[None, :], other=0.0)
@@ -146,8 +146,10 @@ def attend(
     q: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, keys: Tensor, values: Tensor, splits: int = 1
 ) -> Tensor:
     count, heads, head_dim = q.shape
-    kv_heads, blocks, rows, _ = keys.shape
-    assert rows == BLOCK_ROWS and slots.is_contiguous() and positions.is_contiguous() and tables.is_contiguous()
+    kv_heads, blocks, block_tokens, _ = keys.shape
+    assert (
+        block_tokens == BLOCK_TOKENS and slots.is_contiguous() and positions.is_contiguous() and tables.is_contiguous()
+    )
     out = torch.empty(count, heads * head_dim, device=q.device, dtype=q.dtype)
     if splits == 1:
         sums = highest = total = out
@@ -157,8 +159,8 @@ def attend(
     group = heads // kv_heads
     _attend[(count, kv_heads, splits)](
         q, slots, positions, tables, keys, values, sums, highest, total, blocks, tables.shape[1], 1 / math.sqrt(head_dim),
-        HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, ROWS=rows,
-        WIDTH=triton.next_power_of_2(head_dim), TILE=TILE_ROWS, GROUP=group,
+        HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_TOKENS=block_tokens,
+        WIDTH=triton.next_power_of_2(head_dim), TILE=TILE_TOKENS, GROUP=group,
         PADDED=max(16, triton.next_power_of_2(group)), SPLITS=splits, num_warps=4,
     )  # fmt: skip
     if splits > 1:
@@ -167,7 +169,7 @@ def attend(
 
 
 def combine_parts(sums: Tensor, highest: Tensor, total: Tensor, out: Tensor, overlap: bool = False) -> None:
-    """Results of the parts of a context, weighed together. sums: [N, H, splits, hd]; highest, total: [N, H, splits]."""
+    """Merge the results of the parts of a context. sums: [N, H, splits, hd]; highest, total: [N, H, splits]."""
     count, heads, splits, head_dim = sums.shape
     _combine[(count * heads,)](
         sums, highest, total, out, SPLITS=splits, PADDED=triton.next_power_of_2(splits), HEAD_DIM=head_dim,

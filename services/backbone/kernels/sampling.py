@@ -1,9 +1,9 @@
-"""Top-k sampling with counter noise in one Triton kernel. Twin in plain.py.
+"""Top-k sampling with counter noise in one Triton kernel. reference.py says what it computes.
 
-The k-th largest logit is found by bisection over the bits of a float, which order as integers do (of
-bf16 the upper half says all), two bits a round: the search ends as soon as exactly k logits are at or
-above a cut, or, with ties at the k-th, at the k-th's own value. Then argmax(logit / temperature + Gumbel), as sampling.py says; the noise is
-noise.py's, made from the same counters by the same generator.
+The k-th largest logit is found by bisection over the bits of a float, which sort as integers do (of
+bf16 the upper half is enough), two bits a round. The search ends when exactly k logits are at or above
+the threshold or, with ties at the k-th, at the k-th's own value. Then argmax(logit / temperature + Gumbel),
+see sampling.py; the noise is noise.py's, from the same counters and generator.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 def _gumbel(seed, frame, codebook, BINS: tl.constexpr):
     """Noise of BINS tokens, a power of two from 4 on: four words from each counter.
 
-    The uniform numbers are exact in fp32, their logarithms the nearest to a bit or two: noise.py takes them in
-    fp64, which is most of a draw's time where hundreds are made at once.
+    The uniform numbers are exact in fp32, their logarithms accurate to a bit or two: noise.py takes them in
+    fp64, which would be most of a draw's time at large batches.
     """
     group = tl.arange(0, BINS // 4)
     zero = group * 0
@@ -31,7 +31,7 @@ def _gumbel(seed, frame, codebook, BINS: tl.constexpr):
     return -tl.log(-tl.log(uniform))
 
 
-@triton.jit(do_not_specialize=["codebook"])  # else every frame's codebooks 0, 1 and 16 were variants
+@triton.jit(do_not_specialize=["codebook"])  # otherwise codebooks 0, 1 and 16 would be compiled variants
 def _sample(
     logits, temperatures, top_ks, seeds, frames, codes, embeddings, rows,
     codebook, bins, codebooks, vocab, width, HAS_ROWS: tl.constexpr, BINS: tl.constexpr, WIDTH: tl.constexpr,
@@ -39,7 +39,7 @@ def _sample(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     token = tl.arange(0, BINS)
-    # Seeds and counters were there long before the launch ahead, which gives the logits.
+    # Seeds and counters were written long before the previous kernel, which writes the logits.
     noise = _gumbel(tl.load(seeds + row), tl.load(frames + row), codebook, BINS)
     if OVERLAP:
         gdc_launch_dependents()
@@ -53,12 +53,12 @@ def _sample(
         order = order >> 16  # the rest is all zeros, or all ones below 0
     order = tl.where(inside, order, -0x80000000)  # below any number
     top_k = tl.minimum(tl.load(top_ks + row), bins).to(tl.int32)
-    # At least top_k are at or above low, fewer at or above high; in 64 bits, as their difference may be.
+    # At least top_k logits are at or above low, fewer at or above high; 64 bits, as their difference needs them.
     low = tl.min(tl.where(inside, order, 0x7FFFFFFF), axis=0).to(tl.int64)
     high = tl.max(order, axis=0).to(tl.int64) + 1
     count = bins.to(tl.int32)  # below 2^20
     while (high - low > 1) & (count != top_k):
-        # Three cuts a round: the sums of a round cost one trip through all warps, and there are half as many.
+        # Three thresholds a round: a round's sums cost one reduction over all warps, and this halves the rounds.
         half = low + (high - low) // 2
         first, third = low + (high - low) // 4, half + (high - half) // 2
         above = (order >= first.to(tl.int32)).to(tl.int64) + ((order >= half.to(tl.int32)).to(tl.int64) << 20)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.backbone.scheduler import Busy, Finish
+from services.backbone.scheduler import FinishReason, QueueFull
 from support.backbone_engines import Bench, FakeRunner, until
 
 pytestmark = pytest.mark.timeout(30)
@@ -16,10 +16,10 @@ async def test_frames_then_the_end():
         await generation.prefilled()
         assert await generation.read(2) == [[7, 1], [7, 2]]
         assert await generation.read(100) == [[7, 3], [7, 4], [7, 5]]
-        assert generation.finish is Finish.MAX_LENGTH
+        assert generation.finish is FinishReason.MAX_LENGTH
         assert await generation.read(1) == []
-        entry = generation.entry
-        assert entry.submitted_s <= entry.admitted_s <= entry.prefilled_s <= entry.ended_s
+        seq = generation.seq
+        assert seq.submitted_s <= seq.admitted_s <= seq.prefilled_s <= seq.ended_s
         assert bench.engine.load().slots_active == 0
         assert bench.engine.load().frame_step_s > 0
 
@@ -27,9 +27,9 @@ async def test_frames_then_the_end():
 async def test_ready_counts_what_can_be_read_without_waiting():
     async with Bench(FakeRunner()) as bench:
         generation = bench.submit(7, max_frames=5)
-        await until(lambda: generation.ready == 5)
+        await until(lambda: generation.ready_frames == 5)
         assert await generation.read(2) == [[7, 1], [7, 2]]
-        assert generation.ready == 3
+        assert generation.ready_frames == 3
 
 
 @pytest.mark.parametrize("end", [0, 3])
@@ -38,7 +38,7 @@ async def test_end_of_speech_is_not_delivered(end):
         bench.runner.ends[7] = end
         generation = bench.submit(7, max_frames=9)
         assert await generation.read(9) == [[7, frame + 1] for frame in range(end)]
-        assert generation.finish is Finish.END_OF_SPEECH
+        assert generation.finish is FinishReason.END_OF_SPEECH
 
 
 async def test_one_step_serves_all_and_requests_join_between_frames():
@@ -90,7 +90,7 @@ async def test_prefill_is_cut_up_between_steps():
 async def test_refusal_and_the_queue():
     async with Bench(FakeRunner(free=False), slots=1, queue=1) as bench:
         first, second = bench.submit(1, max_frames=1), bench.submit(2, max_frames=1)
-        with pytest.raises(Busy) as busy:
+        with pytest.raises(QueueFull) as busy:
             bench.submit(3)
         assert busy.value.retry_after_s > 0
         await first.prefilled()
@@ -108,7 +108,7 @@ async def test_a_slow_reader_stalls_only_itself():
             frames += batch
         assert len(frames) == 500
         await until(lambda: len(slow._frames) == 64)
-        assert bench.runner.held[slow.entry.slot][1] == 64  # made no more than its reader may leave unread
+        assert bench.runner.held[slow.seq.slot][1] == 64  # made no more than its reader may leave unread
         frames = []
         while batch := await slow.read(50):
             frames += batch
@@ -149,7 +149,7 @@ async def test_a_runner_that_is_a_frame_ahead_gives_the_same_streams():
                 continue
             end = min(runner.ends.get(number, 11), 11)
             assert await generation.read(20) == [[number, frame + 1] for frame in range(end)]
-            assert generation.finish is (Finish.END_OF_SPEECH if end < 11 else Finish.MAX_LENGTH)
+            assert generation.finish is (FinishReason.END_OF_SPEECH if end < 11 else FinishReason.MAX_LENGTH)
         await until(lambda: runner.held == {})
         load = bench.engine.load()
         assert (load.slots_active, load.blocks_used, runner.under_way) == (0, 0, 0)

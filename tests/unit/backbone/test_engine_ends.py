@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from services.backbone.blocks import BlockPool
-from services.backbone.engine import Engine, Stopping
+from services.backbone.engine import Engine, EngineStopped
 from services.backbone.generation import GenerationEnded
-from services.backbone.scheduler import Finish, Request, Sampling, Scheduler
+from services.backbone.scheduler import FinishReason, Request, Sampling, Scheduler
 from support.backbone_engines import Bench, FakeRunner, until
 
 pytestmark = pytest.mark.timeout(30)
@@ -20,14 +20,14 @@ async def test_cancel_frees_the_slot_within_one_frame():
         first, second = bench.submit(1, max_frames=1000), bench.submit(2, max_frames=3)
         bench.runner.allow(2)
         await first.read(2)
-        steps = sum(entry[0] == "step" for entry in bench.runner.log)
+        steps = sum(seq[0] == "step" for seq in bench.runner.log)
         first.cancel()
         bench.runner.allow(2)  # one for the step the engine may be in, one for the next
         assert await second.read(1) == [[2, 1]]
-        assert sum(entry == ("step", [1]) for entry in bench.runner.log) <= steps + 1
+        assert sum(seq == ("step", [1]) for seq in bench.runner.log) <= steps + 1
         with pytest.raises(GenerationEnded) as ended:
             await first.read(1)
-        assert ended.value.finish is Finish.CANCELLED
+        assert ended.value.finish is FinishReason.CANCELLED
 
 
 async def test_cancel_in_the_queue_and_while_prefilling():
@@ -49,14 +49,14 @@ async def test_a_deadline_ends_a_request():
         late = bench.submit(1, deadline_s=bench.engine.now())
         with pytest.raises(GenerationEnded) as ended:
             await late.prefilled()
-        assert ended.value.finish is Finish.DEADLINE
+        assert ended.value.finish is FinishReason.DEADLINE
 
 
 async def test_a_reader_that_never_comes_back_loses_its_slot():
     async with Bench(FakeRunner(), buffer_frames=4, stall_limit_s=0.05) as bench:
         generation = bench.submit(1, max_frames=500)
         await until(lambda: generation.finish is not None)
-        assert generation.finish is Finish.STALLED
+        assert generation.finish is FinishReason.STALLED
         assert bench.engine.load().slots_active == 0
         with pytest.raises(GenerationEnded):
             await generation.read(1)
@@ -66,7 +66,7 @@ async def test_a_request_whose_frames_were_all_made_ends_at_once():
     async with Bench(FakeRunner(free=False)) as bench:
         generation = bench.submit(1, max_frames=4, generated=4)
         await generation.prefilled()
-        assert await generation.read(1) == [] and generation.finish is Finish.MAX_LENGTH
+        assert await generation.read(1) == [] and generation.finish is FinishReason.MAX_LENGTH
         assert bench.runner.log == []
 
 
@@ -80,10 +80,10 @@ async def test_a_broken_runner_fails_every_stream_and_the_engine_says_so():
         for stream in streams:
             with pytest.raises(GenerationEnded) as ended:
                 await stream.read(5)
-            assert ended.value.finish is Finish.FAILED
+            assert ended.value.finish is FinishReason.FAILED
         await asyncio.to_thread(bench.engine._thread.join)
         assert not bench.engine.is_live(60.0)
-        with pytest.raises(Stopping, match="device lost"):
+        with pytest.raises(EngineStopped, match="device lost"):
             bench.submit(9)
 
 
@@ -108,7 +108,7 @@ async def test_an_idle_engine_stays_live():
     async with Bench(FakeRunner()) as bench:
         beats = set()
         while len(beats) < 3:  # it comes round by itself
-            beats.add(bench.engine._beat_s)
+            beats.add(bench.engine._heartbeat_s)
             await asyncio.sleep(0.05)
 
 
@@ -119,7 +119,7 @@ async def test_stop_lets_streams_finish_and_takes_no_more():
     await generation.prefilled()
     stopping = asyncio.ensure_future(bench.engine.stop(20))
     await until(lambda: bench.engine._stopping)
-    with pytest.raises(Stopping):
+    with pytest.raises(EngineStopped):
         bench.submit(2)
     bench.runner.allow(3)
     assert await generation.read(5) == [[1, 1], [1, 2], [1, 3]]
@@ -132,10 +132,10 @@ async def test_stop_ends_streams_when_the_grace_is_over():
     generation = bench.submit(1, max_frames=1000)
     await generation.prefilled()
     stopping = asyncio.ensure_future(bench.engine.stop(0))
-    await until(lambda: generation.entry.finish is not None)
+    await until(lambda: generation.seq.finish is not None)
     bench.runner.allow(1)  # the engine comes out of the step it was in
     with pytest.raises(GenerationEnded) as ended:
         await generation.read(1)
-    assert ended.value.finish is Finish.CANCELLED
+    assert ended.value.finish is FinishReason.CANCELLED
     await stopping
     assert not bench.engine._thread.is_alive() and bench.runner.held == {}

@@ -5,8 +5,6 @@ What a CUDA device adds (capture, kernels, copies that nobody waits for) needs o
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +13,20 @@ import torch
 
 from models.bundle import GeneratorPart, LlamaShape
 from services.backbone.blocks import BlockPool
+from services.backbone.eager_runner import EagerRunner
 from services.backbone.engine import Engine
 from services.backbone.graph_runner import GraphRunner
-from services.backbone.kernels import plain
 from services.backbone.model import build_model, init_random
 from services.backbone.prompt import Audio, PromptLimits, Text
-from services.backbone.runner import Runner
-from services.backbone.scheduler import Finish, Request, Sampling, Scheduler
-from services.backbone.stack import Launches
+from services.backbone.scheduler import FinishReason, Request, Sampling, Scheduler
 from support.backbone_slots import open_slot, own_table
 
 PART = GeneratorPart(
     text_vocab_size=96,
     audio_vocab_size=67,
     codebooks=32,
-    backbone=LlamaShape(layers=2, heads=4, kv_heads=2, dim=64, intermediate_dim=160, max_rows=160),
-    decoder=LlamaShape(layers=2, heads=2, kv_heads=1, dim=32, intermediate_dim=96, max_rows=33),
+    backbone=LlamaShape(layers=2, heads=4, kv_heads=2, dim=64, intermediate_dim=160, max_seq_len=160),
+    decoder=LlamaShape(layers=2, heads=2, kv_heads=1, dim=32, intermediate_dim=96, max_seq_len=33),
     sources=(),
     folder=Path(),
 )
@@ -53,7 +49,7 @@ def sampling_of(index):
 
 
 def alone(model, index, frames):
-    runner = Runner(model, slots=1)
+    runner = EagerRunner(model, slots=1)
     open_slot(runner, 0, prompt_of(index), sampling_of(index))
     return [runner.step([0])[0] for _ in range(frames)]
 
@@ -62,7 +58,7 @@ def test_staggered_streams_equal_the_eager_runners(model):
     """Six requests in five slots, joining and leaving; batches of 1, 2, 4 and 5; always a step ahead."""
     lives = {0: (0, 14), 1: (2, 5), 2: (3, 11), 3: (3, 2), 4: (6, 9), 5: (12, 6)}
     expected = {index: alone(model, index, frames) for index, (_, frames) in lives.items()}
-    runner = GraphRunner(model, slots=5, prefill_rows=32, sizes=(1, 2, 4))
+    runner = GraphRunner(model, slots=5, max_prefill_tokens=32, batch_buckets=(1, 2, 4))
     runner.warm_up()
     free, slots, filling, together = [3, 1, 4, 0, 2], {}, [], {index: [] for index in lives}
     launched = dict.fromkeys(lives, 0)
@@ -95,10 +91,10 @@ def test_staggered_streams_equal_the_eager_runners(model):
 
 
 def test_prefill_packs_prompts_up_to_its_bound(model):
-    runner = GraphRunner(model, slots=4, prefill_rows=40)
+    runner = GraphRunner(model, slots=4, max_prefill_tokens=40)
     lengths = []
     for slot in range(4):
-        lengths.append(len(prompt_of(slot).rows))
+        lengths.append(len(prompt_of(slot).tokens))
         runner.begin(slot, prompt_of(slot), sampling_of(slot), own_table(runner, slot))
     assert lengths == [11, 21, 31, 41]
     # 10 + 20 rows and 10 of the third; then its other 20 and 20 of the fourth; then the last 20
@@ -114,12 +110,12 @@ def test_a_resumed_stream_goes_on_as_the_unbroken_one(model):
     assert [runner.launch([1])()[0] for _ in range(7)] == whole[5:]
 
 
-@pytest.mark.parametrize("share_rows", [0, 16])
-async def test_churn_through_the_engine_loses_no_block_and_changes_no_code(model, share_rows):
+@pytest.mark.parametrize("share_tokens", [0, 16])
+async def test_churn_through_the_engine_loses_no_block_and_changes_no_code(model, share_tokens):
     """Thirty requests of five kinds on four slots and few blocks, some cancelled, with and without sharing."""
     expected = {index: alone(model, index, 8) for index in range(5)}
-    runner = GraphRunner(model, slots=4, blocks=14, prefill_rows=48)
-    pool = BlockPool(runner.blocks, share_rows=share_rows)
+    runner = GraphRunner(model, slots=4, blocks=14, max_prefill_tokens=48)
+    pool = BlockPool(runner.blocks, share_tokens=share_tokens)
     engine = Engine(runner, Scheduler(slots=4, queue_capacity=40, pool=pool))
     engine.start()
     try:
@@ -128,7 +124,7 @@ async def test_churn_through_the_engine_loses_no_block_and_changes_no_code(model
             index, frames = number * 7 % 5, 1 + number % 8
             prompt = prompt_of(index)
             wanted = Request(
-                prompt, sampling_of(index), frames, prompt_rows=len(prompt.rows), block_keys=prompt.block_keys()
+                prompt, sampling_of(index), frames, prefill_tokens=len(prompt.tokens), block_keys=prompt.block_keys()
             )
             generations.append((index, frames, engine.submit(wanted)))
         for _, _, generation in generations[3::9]:
@@ -136,54 +132,34 @@ async def test_churn_through_the_engine_loses_no_block_and_changes_no_code(model
         kept = [one for number, one in enumerate(generations) if number % 9 != 3]
         for index, frames, generation in kept:
             assert await generation.read(20) == expected[index][:frames]
-            assert generation.finish is Finish.MAX_LENGTH
+            assert generation.finish is FinishReason.MAX_LENGTH
     finally:
         await engine.stop(10)
     load = engine.load()
-    assert (load.blocks_used, pool.promised, load.slots_active) == (0, 0, 0)
-    assert (load.shared_rows > 0) == (share_rows > 0)
+    assert (load.blocks_used, pool.reserved, load.slots_active) == (0, 0, 0)
+    assert (load.prefix_hit_tokens > 0) == (share_tokens > 0)
 
 
 async def test_one_voice_for_all_who_come_together_is_read_once(model):
-    runner = GraphRunner(model, slots=6, prefill_rows=16)
+    runner = GraphRunner(model, slots=6, max_prefill_tokens=16)
     rows = []
     embed = runner._embed
     runner._embed = lambda pieces: (rows.extend(stop - start for _, start, stop in pieces), embed(pieces))[1]
-    engine = Engine(runner, Scheduler(slots=6, queue_capacity=0, pool=BlockPool(runner.blocks, share_rows=16)))
+    engine = Engine(runner, Scheduler(slots=6, queue_capacity=0, pool=BlockPool(runner.blocks, share_tokens=16)))
     prompt = prompt_of(4)
-    request = Request(prompt, sampling_of(1), 6, prompt_rows=len(prompt.rows), block_keys=prompt.block_keys())
+    request = Request(prompt, sampling_of(1), 6, prefill_tokens=len(prompt.tokens), block_keys=prompt.block_keys())
     generations = [engine.submit(request) for _ in range(6)]  # before the engine runs: all are there at once
     engine.start()
     try:
         runs = [await generation.read(6) for generation in generations]
     finally:
         await engine.stop(10)
-    runner = Runner(model, slots=1)
+    runner = EagerRunner(model, slots=1)
     open_slot(runner, 0, prompt, sampling_of(1))
     assert runs == [[runner.step([0])[0] for _ in range(6)]] * 6
-    shared = (len(prompt.rows) - 1) // 16 * 16
+    shared = (len(prompt.tokens) - 1) // 16 * 16
     # one reads all but the last row, the others what no block holds; and each the last row, for its first step
-    assert sum(rows) == shared + 6 * (len(prompt.rows) - shared)
-
-
-def test_packed_weights_give_what_the_weights_they_stand_for_do(model):
-    rounded = copy.deepcopy(model)
-    for name, parameter in rounded.named_parameters():
-        if ".attn." in name or ".mlp." in name:
-            packed, factors = plain.pack(parameter)
-            parameter.copy_(packed.float() * factors.unsqueeze(1))
-    runner = GraphRunner(model, slots=1, launches=lambda _: Launches(products=True, packed=True))
-    frame, given = runner._frame, torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
-    wanted = GraphRunner(rounded, slots=1)._frame
-    rows = torch.tensor([0, 0]), torch.tensor([0, 1]), runner._state.tables
-    attends = [each.backbone.paged(*rows) for each in (frame, wanted)]
-    launches = Launches(step=False, products=True)
-    with torch.inference_mode():
-        ours = frame.backbone.forward(given.clone(), attends[0], dataclasses.replace(launches, packed=True))
-        theirs = wanted.backbone.forward(given.clone(), attends[1], launches)
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-        plainly = frame.backbone.forward(given.clone(), attends[0], launches)
-    assert not torch.allclose(ours, plainly, atol=1e-3)
+    assert sum(rows) == shared + 6 * (len(prompt.tokens) - shared)
 
 
 def test_refusals(model):
@@ -196,7 +172,7 @@ def test_refusals(model):
 
 @torch.inference_mode()
 def test_idle_rows_leave_no_trace(model):
-    runner = GraphRunner(model, slots=4, sizes=(4,))
+    runner = GraphRunner(model, slots=4, batch_buckets=(4,))
     open_slot(runner, 2, prompt_of(0), sampling_of(0))
     before = {name: tensor.clone() for name, tensor in vars(runner._state).items() if name != "slots"}
     runner.launch([2])()
@@ -206,4 +182,4 @@ def test_idle_rows_leave_no_trace(model):
             if tensor.ndim > 1
             else (getattr(runner._state, name) != tensor)
         )
-        assert set(changed.nonzero().flatten().tolist()) <= ({2, 4} if name == "next_rows" else {2})
+        assert set(changed.nonzero().flatten().tolist()) <= ({2, 4} if name == "next_inputs" else {2})

@@ -16,13 +16,13 @@ import torch
 pytest.importorskip("triton")
 
 from models.bundle import GeneratorPart, LlamaShape
-from services.backbone.blocks import BLOCK_ROWS
-from services.backbone.frame import Frame, State
-from services.backbone.kernels import fused, plain
+from services.backbone.blocks import BLOCK_TOKENS
+from services.backbone.frame_step import FrameStep, SlotState
+from services.backbone.fused_llama import KernelPlan
+from services.backbone.kernels import reference, triton_ops
 from services.backbone.model import build_model, init_random, rope_table
 from services.backbone.noise import gumbel
 from services.backbone.sampling import sample
-from services.backbone.stack import Launches
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -60,8 +60,8 @@ def test_add_norm(device, dtype, count, width):
     scale = torch.rand(width, device=device, dtype=dtype)
     for given in (None, delta):
         ours, theirs = x.clone(), x.clone()
-        normed = fused.add_norm(ours, given, scale, 1e-5)
-        assert error(normed, plain.add_norm(theirs, given, scale, 1e-5)) < limit(dtype)
+        normed = triton_ops.add_norm(ours, given, scale, 1e-5)
+        assert error(normed, reference.add_norm(theirs, given, scale, 1e-5)) < limit(dtype)
         assert normed.dtype == dtype and torch.equal(ours, theirs)
 
 
@@ -69,14 +69,14 @@ def test_add_norm(device, dtype, count, width):
 @pytest.mark.parametrize(("count", "width"), [(1, 160), (3, 1536), (2, 8192)])
 def test_silu_mul(device, dtype, count, width):
     gate_up = torch.randn(count, 2 * width, device=device, dtype=dtype) * 4
-    assert error(fused.silu_mul(gate_up), plain.silu_mul(gate_up)) < limit(dtype)
+    assert error(triton_ops.silu_mul(gate_up), reference.silu_mul(gate_up)) < limit(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_embed_frames(device, dtype):
     embeddings = torch.randn(8, 67, 384, device=device, dtype=dtype)
     codes = torch.randint(67, (5, 8), device=device)
-    assert error(fused.embed_frames(codes, embeddings), plain.embed_frames(codes, embeddings)) < limit(dtype)
+    assert error(triton_ops.embed_frames(codes, embeddings), reference.embed_frames(codes, embeddings)) < limit(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -85,28 +85,28 @@ def test_embed_frames(device, dtype):
 def test_rope_and_paged_attention(device, dtype, heads, kv_heads, head_dim, splits):
     """Rows of four slots, two of one slot among them, in blocks that lie anywhere."""
     interpreter_takes(device, dtype)
-    width, blocks, longest = 24, 100, 24 * BLOCK_ROWS
+    width, blocks, longest = 24, 100, 24 * BLOCK_TOKENS
     shape = LlamaShape(1, heads, kv_heads, heads * head_dim, 1, longest)
     rope = torch.view_as_real(rope_table(shape, device)).flatten(1)
     tables = torch.randperm(blocks, device=device)[: 4 * width].view(4, width).int()
     slots = torch.tensor([2, 0, 3, 3, 1], device=device)
     positions = torch.tensor([0, 17, 200, 201, longest - 1], device=device)
     qkv = torch.randn(5, (heads + 2 * kv_heads) * head_dim, device=device, dtype=dtype)
-    stores = torch.randn(2, kv_heads, blocks, BLOCK_ROWS, head_dim, device=device, dtype=dtype)
+    stores = torch.randn(2, kv_heads, blocks, BLOCK_TOKENS, head_dim, device=device, dtype=dtype)
     ours, theirs = stores.clone(), stores.clone()
-    q = fused.rope_write(qkv, rope, slots, positions, tables, *ours, heads)
-    wanted = plain.rope_write(qkv, rope, slots, positions, tables, *theirs, heads)
+    q = triton_ops.rope_write(qkv, rope, slots, positions, tables, *ours, heads)
+    wanted = reference.rope_write(qkv, rope, slots, positions, tables, *theirs, heads)
     assert error(q, wanted) < limit(dtype)
     assert error(ours, theirs) < limit(dtype)
     written = (theirs != stores).any(dim=-1)  # [2, KV, blocks, rows]
     assert int(written.sum()) == 2 * kv_heads * 5
     assert torch.equal(ours[~written], stores[~written])
     # Rows behind a stream's own are somebody's leavings and must count for nothing.
-    attended = fused.attend(wanted, slots, positions, tables, *theirs, splits)
-    assert error(attended, plain.attend(wanted, slots, positions, tables, *theirs)) < limit(dtype)
+    attended = triton_ops.attend(wanted, slots, positions, tables, *theirs, splits)
+    assert error(attended, reference.attend(wanted, slots, positions, tables, *theirs)) < limit(dtype)
     for store in theirs:
         store[:, tables[2, 0].long(), 1:] = float("nan")
-    again = fused.attend(wanted, slots, positions, tables, *theirs, splits)
+    again = triton_ops.attend(wanted, slots, positions, tables, *theirs, splits)
     assert torch.equal(again[0], attended[0])
 
 
@@ -119,18 +119,18 @@ def test_step_attention(device, dtype, heads, kv_heads, head_dim, splits, overla
     interpreter_takes(device, dtype)
     if overlap and device.type == "cpu":
         pytest.skip("only a GPU's launches overlap")
-    width, blocks, longest = 24, 100, 24 * BLOCK_ROWS
+    width, blocks, longest = 24, 100, 24 * BLOCK_TOKENS
     shape = LlamaShape(1, heads, kv_heads, heads * head_dim, 1, longest)
     rope = torch.view_as_real(rope_table(shape, device)).flatten(1)
     tables = torch.randperm(blocks, device=device)[: 4 * width].view(4, width).int()
     slots, positions = torch.tensor([2, 0, 3, 1], device=device), torch.tensor([0, 17, 256, longest - 1], device=device)
     qkv = torch.randn(4, (heads + 2 * kv_heads) * head_dim, device=device, dtype=dtype)
-    stores = torch.randn(2, kv_heads, blocks, BLOCK_ROWS, head_dim, device=device, dtype=dtype)
+    stores = torch.randn(2, kv_heads, blocks, BLOCK_TOKENS, head_dim, device=device, dtype=dtype)
     stores[:, :, tables[2, 0].long(), 1:] = float("nan")
     stores[:, :, tables[0, 1].long(), 1:] = float("nan")  # the row itself, at 17, too
     ours, theirs = stores.clone(), stores.clone()
-    attended = fused.step_attend(qkv, rope, slots, positions, tables, *ours, heads, splits, overlap)
-    wanted = plain.step_attend(qkv, rope, slots, positions, tables, *theirs.nan_to_num_(), heads)
+    attended = triton_ops.step_attend(qkv, rope, slots, positions, tables, *ours, heads, splits, overlap)
+    wanted = reference.step_attend(qkv, rope, slots, positions, tables, *theirs.nan_to_num_(), heads)
     assert error(attended, wanted) < limit(dtype)
     assert error(ours.nan_to_num_(), theirs) < limit(dtype)
 
@@ -147,12 +147,12 @@ def test_aligned_attention(device, dtype, heads, kv_heads, head_dim, position, o
     each = 3
     rope = torch.view_as_real(rope_table(LlamaShape(1, heads, kv_heads, heads * head_dim, 1, 48), device)).flatten(1)
     qkv = torch.randn(3, (heads + 2 * kv_heads) * head_dim, device=device, dtype=dtype)
-    stores = torch.randn(2, kv_heads, 4 * each, BLOCK_ROWS, head_dim, device=device, dtype=dtype)
-    rows = stores.view(2, kv_heads, 4, each * BLOCK_ROWS, head_dim)
+    stores = torch.randn(2, kv_heads, 4 * each, BLOCK_TOKENS, head_dim, device=device, dtype=dtype)
+    rows = stores.view(2, kv_heads, 4, each * BLOCK_TOKENS, head_dim)
     rows[:, :, :, position:] = float("nan")  # the row itself and those behind it
     ours, theirs = stores.clone(), stores.clone()
-    attended = fused.aligned_attend(qkv, rope, position, each, *ours, heads, overlap)
-    wanted = plain.aligned_attend(qkv, rope, position, each, *theirs.nan_to_num_(), heads)
+    attended = triton_ops.aligned_attend(qkv, rope, position, each, *ours, heads, overlap)
+    wanted = reference.aligned_attend(qkv, rope, position, each, *theirs.nan_to_num_(), heads)
     assert error(attended, wanted) < limit(dtype)
     assert error(ours.nan_to_num_(), theirs) < limit(dtype)
 
@@ -168,24 +168,21 @@ SHAPES = [
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("width", "outputs"), SHAPES)
-@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("overlap", [False, pytest.param(True, marks=pytest.mark.gpu)])
-def test_products_of_one_row(device, dtype, width, outputs, overlap, packed):
+def test_products_of_one_row(device, dtype, width, outputs, overlap):
     if overlap and device.type == "cpu":
         pytest.skip("only a GPU's launches overlap")
     x = torch.randn(1, width, device=device) * 3
     scale = torch.rand(width, device=device, dtype=dtype)
-    weight, factors = torch.randn(2 * outputs, width, device=device, dtype=dtype) * width**-0.5, None
-    if packed:
-        weight, factors = plain.pack(weight)
-    normed = fused.norm_linear(x, scale, 1e-5, weight, factors, overlap)
-    assert error(normed, plain.norm_linear(x, scale, 1e-5, weight, factors, overlap)) < limit(dtype)
-    gated = fused.norm_gated(x, scale, 1e-5, weight, factors, overlap)
-    assert error(gated, plain.norm_gated(x, scale, 1e-5, weight, factors, overlap)) < 2 * limit(dtype)
+    weight = torch.randn(2 * outputs, width, device=device, dtype=dtype) * width**-0.5
+    normed = triton_ops.norm_linear(x, scale, 1e-5, weight, overlap)
+    assert error(normed, reference.norm_linear(x, scale, 1e-5, weight, overlap)) < limit(dtype)
+    gated = triton_ops.norm_gated(x, scale, 1e-5, weight, overlap)
+    assert error(gated, reference.norm_gated(x, scale, 1e-5, weight, overlap)) < 2 * limit(dtype)
     rows, stream = x.to(dtype), torch.randn(1, 2 * outputs, device=device)
     ours, theirs = stream.clone(), stream.clone()
-    fused.linear_add(rows, weight, factors, ours, overlap)
-    plain.linear_add(rows, weight, factors, theirs, overlap)
+    triton_ops.linear_add(rows, weight, ours, overlap)
+    reference.linear_add(rows, weight, theirs, overlap)
     assert error(ours, theirs) < limit(dtype)
 
 
@@ -195,7 +192,7 @@ def test_gated_product_of_many_rows(device, dtype, count, width, outputs):
     interpreter_takes(device, dtype)
     rows = torch.randn(count, width, device=device, dtype=dtype)
     weight = torch.randn(2 * outputs, width, device=device, dtype=dtype) * width**-0.5
-    assert error(fused.linear_gated(rows, weight), plain.linear_gated(rows, weight)) < 2 * limit(dtype)
+    assert error(triton_ops.linear_gated(rows, weight), reference.linear_gated(rows, weight)) < 2 * limit(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -214,7 +211,7 @@ def test_sampling(device, dtype, codebooks, bins, width):
     frames = torch.tensor([0, 1, 2000, 3, 4, 5, 6, 7, 8], device=device)
     embeddings = torch.randn(codebooks, bins + 3, width, device=device, dtype=dtype)
     drawn = []
-    for operations in (plain, fused):
+    for operations in (reference, triton_ops):
         codes = torch.full((count, codebooks), -1, device=device)
         rows = torch.full((count, width), float("nan"), device=device, dtype=dtype)
         operations.sample(logits, temperature, top_k, seeds, frames, codebook, codes, embeddings, rows)
@@ -232,40 +229,40 @@ PART = GeneratorPart(
     96, 67, 4, LlamaShape(1, 4, 2, 64, 96, 64), LlamaShape(1, 2, 1, 32, 48, 5), (), Path()
 )  # fmt: skip
 CHOICES = [
-    Launches(step=False), Launches(products=True), Launches(gated=True),
-    pytest.param(Launches(products=True, overlap=True), marks=pytest.mark.gpu),
+    KernelPlan(step_attention=False), KernelPlan(matvec=True), KernelPlan(gated_matmul=True),
+    pytest.param(KernelPlan(matvec=True, overlap=True), marks=pytest.mark.gpu),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("launches", CHOICES, ids=["library", "products", "gated", "overlap"])
+@pytest.mark.parametrize("plan", CHOICES, ids=["library", "matvec", "gated_matmul", "overlap"])
 @pytest.mark.parametrize("count", [1, 3])
 @torch.inference_mode()
-def test_frames_of_kernels(device, launches, count):
+def test_frames_of_kernels(device, plan, count):
     """Two whole frames: the codes and all that the third would start from, as the twins give them."""
     interpreter_takes(device, torch.float32)
-    if launches.overlap and device.type == "cpu":
+    if plan.overlap and device.type == "cpu":
         pytest.skip("only a GPU's launches overlap")
-    if launches.products and count > 1:
+    if plan.matvec and count > 1:
         pytest.skip("these products take one row")
-    idle = [] if launches.products else [count]
+    idle = [] if plan.matvec else [count]
     model, seen = init_random(build_model(PART), seed=4).to(device), []
-    for operations in (plain, fused):
-        state = State(model, count, idle_block=3 * count)
-        frame = Frame(model, state, blocks=3 * count + 1, most=count + 1, operations=operations)
+    for operations in (reference, triton_ops):
+        state = SlotState(model, count, padding_block=3 * count)
+        frame = FrameStep(model, state, blocks=3 * count + 1, max_batch=count + 1, operations=operations)
         state.tables[:count, :3] = torch.arange(3 * count, device=device).view(count, 3).flip(0).int()
-        state.next_rows[:count] = torch.randn(count, 64, generator=torch.Generator().manual_seed(1)).to(device)
+        state.next_inputs[:count] = torch.randn(count, 64, generator=torch.Generator().manual_seed(1)).to(device)
         state.seeds[:count] = torch.arange(count, device=device) - 1
         state.top_k[:] = 20
         slots = torch.tensor([*idle, *range(count)], device=device)
         codes = torch.full((len(slots), 4), -1, device=device)
         drawn = []
         for _ in range(2):
-            frame.make(slots, codes, 2, launches)
+            frame.run(slots, codes, 2, plan)
             drawn.append(codes[len(idle) :].clone())
         seen.append((torch.stack(drawn), state, frame.backbone.cache))
     (codes, state, cache), (ours, our_state, our_cache) = seen
     assert torch.equal(ours, codes) and 0 <= int(codes.min()) and int(codes.max()) < 64
     assert our_state.positions.tolist() == [*[2] * count, 0] == our_state.frames.tolist()
-    assert error(our_state.next_rows[:count], state.next_rows[:count]) < 1e-5
+    assert error(our_state.next_inputs[:count], state.next_inputs[:count]) < 1e-5
     assert error(our_cache.keys[:, :, :-1], cache.keys[:, :, :-1]) < 1e-4
     assert error(our_cache.values[:, :, :-1], cache.values[:, :, :-1]) < 1e-4

@@ -7,13 +7,13 @@ import pytest
 
 from services.backbone.prompt import Audio, PromptError, PromptLimits, Text
 
-LIMITS = PromptLimits(codebooks=4, text_vocab_size=100, codec_bins=64, max_rows=20)
+LIMITS = PromptLimits(codebooks=4, text_vocab_size=100, codec_bins=64, max_seq_len=20)
 
 
 def test_rows_and_masks():
     prompt, _ = LIMITS.build([Text([1, 50]), Audio([[1, 2, 3, 4], [0, 0, 0, 0]]), Text([7])])
     # Sesame's layout: audio in columns 0 … K-1, text in column K, an all-zero frame ends audio
-    assert prompt.rows.tolist() == [
+    assert prompt.tokens.tolist() == [
         [0, 0, 0, 0, 1],
         [0, 0, 0, 0, 50],
         [1, 2, 3, 4, 0],
@@ -23,14 +23,14 @@ def test_rows_and_masks():
     ]
     text, audio = [False] * 4 + [True], [True] * 4 + [False]
     assert prompt.mask.tolist() == [text, text, audio, audio, audio, text]
-    assert (prompt.prompt_rows, prompt.generated_frames) == (6, 0)
+    assert (prompt.prompt_tokens, prompt.generated_frames) == (6, 0)
 
 
 def test_generated_frames_follow_the_prompt_without_an_end():
     prompt, _ = LIMITS.build([Text([1])], generated=[[1, 2, 3, 4], [0, 0, 0, 5]])
-    assert prompt.rows[1:].tolist() == [[1, 2, 3, 4, 0], [0, 0, 0, 5, 0]]
+    assert prompt.tokens[1:].tolist() == [[1, 2, 3, 4, 0], [0, 0, 0, 5, 0]]
     assert prompt.mask[1:].tolist() == [[True] * 4 + [False]] * 2
-    assert (prompt.prompt_rows, prompt.generated_frames) == (1, 2)
+    assert (prompt.prompt_tokens, prompt.generated_frames) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,9 @@ def test_all_frames_may_have_been_generated():
         ([Text([-1])], {}, "prompt[0].text.ids[0]", "is -1"),
         ([Audio([[1] * 4, [1] * 3]), Text([1])], {}, "prompt[0].audio.frames[1].codes", "has 3 codes, must have 4"),
         ([Audio([[1, 1, 64, 1]]), Text([1])], {}, "prompt[0].audio.frames[0].codes[2]", "is 64, must be below 64"),
-        ([Text([1] * 20)], {}, "prompt", "takes 20 rows, at most 19 of 20 fit"),
-        ([Audio([[1] * 4] * 15), Text([1] * 5)], {}, "prompt", "takes 21 rows"),
-        ([Text([1] * 15)], {"max_frames": 6}, "max_frames", "take 21 rows, 20 fit: at most 5 frames"),
+        ([Text([1] * 20)], {}, "prompt", "takes 20 tokens, at most 19 of 20 fit"),
+        ([Audio([[1] * 4] * 15), Text([1] * 5)], {}, "prompt", "takes 21 tokens"),
+        ([Text([1] * 15)], {"max_frames": 6}, "max_frames", "take 21 tokens, 20 fit: at most 5 frames"),
         ([Text([1])], {"max_frames": 0}, "max_frames", "must be at least 1"),
         ([Text([1])], {"max_frames": -3}, "max_frames", "must be at least 1"),
         ([Text([1])], {"max_frames": 9, "frame_limit": 8}, "max_frames", "must be at most 8"),
@@ -76,5 +76,5 @@ def test_refusals_name_field_and_limit(parts, options, field, reason):
 
 def test_a_prompt_that_just_fits():
     prompt, frames = LIMITS.build([Text([1] * 19)])
-    assert len(prompt.rows) == 19 and frames == 1
-    assert prompt.rows.dtype == np.int64 and prompt.mask.dtype == bool
+    assert len(prompt.tokens) == 19 and frames == 1
+    assert prompt.tokens.dtype == np.int64 and prompt.mask.dtype == bool

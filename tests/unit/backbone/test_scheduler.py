@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.backbone.blocks import BlockPool
-from services.backbone.scheduler import Busy, Finish, Request, Sampling, Scheduler
+from services.backbone.scheduler import FinishReason, QueueFull, Request, Sampling, Scheduler
 
 FRAME = [1, 2]
 END = [0, 0]
@@ -17,23 +17,23 @@ def request(max_frames=5, **options):
 
 def running(scheduler, count, now=0.0, **options):
     """`count` requests with their prompts in the model."""
-    entries = [scheduler.submit(request(**options), now) for _ in range(count)]
-    for entry in scheduler.plan(now).admitted:
-        scheduler.prefilled(entry, now)
-    return entries
+    seqs = [scheduler.submit(request(**options), now) for _ in range(count)]
+    for seq in scheduler.schedule(now).admitted:
+        scheduler.on_prefilled(seq, now)
+    return seqs
 
 
 def test_slots_then_queue_then_refusal():
     scheduler = Scheduler(slots=2, queue_capacity=1, pool=BlockPool(64))
     first, second, third = (scheduler.submit(request(), 0.0) for _ in range(3))
-    with pytest.raises(Busy) as busy:
+    with pytest.raises(QueueFull) as busy:
         scheduler.submit(request(), 0.0)
     assert busy.value.retry_after_s > 0
-    plan = scheduler.plan(1.0)
-    assert plan.admitted == [first, second] and plan.prefill == [first, second] and plan.step == []
+    schedule = scheduler.schedule(1.0)
+    assert schedule.admitted == [first, second] and schedule.prefill == [first, second] and schedule.step == []
     assert {first.slot, second.slot} == {0, 1} and third.slot is None
     assert (scheduler.active, scheduler.waiting) == (2, 1)
-    with pytest.raises(Busy):
+    with pytest.raises(QueueFull):
         scheduler.submit(request(), 1.0)
     assert (first.admitted_s, third.admitted_s) == (1.0, None)
 
@@ -43,44 +43,44 @@ def test_a_freed_slot_goes_to_who_waited_longest():
     first, second, third = (scheduler.submit(request(max_frames=1), 0.0) for _ in range(3))
     order = []
     for now in range(1, 4):
-        (entry,) = scheduler.plan(float(now)).admitted
-        order.append(entry)
-        scheduler.prefilled(entry, now)
-        assert scheduler.plan(float(now)).step == [entry]
-        assert scheduler.stepped(entry, FRAME, now) and entry.finish is Finish.MAX_LENGTH
+        (seq,) = scheduler.schedule(float(now)).admitted
+        order.append(seq)
+        scheduler.on_prefilled(seq, now)
+        assert scheduler.schedule(float(now)).step == [seq]
+        assert scheduler.on_frame(seq, FRAME, now) and seq.finish is FinishReason.MAX_LENGTH
     assert order == [first, second, third]
 
 
 def test_ends():
     scheduler = Scheduler(slots=2, queue_capacity=0, pool=BlockPool(64))
     silent, long = running(scheduler, 2, max_frames=2)
-    assert not scheduler.stepped(silent, END, 1.0)  # the all-zero frame is not delivered, frame 0 or not
-    assert silent.finish is Finish.END_OF_SPEECH and silent.next_frame == 0
-    assert scheduler.stepped(long, [0, 7], 1.0) and long.finish is None  # codebook 0 alone ends nothing
-    assert scheduler.stepped(long, FRAME, 2.0) and long.finish is Finish.MAX_LENGTH
+    assert not scheduler.on_frame(silent, END, 1.0)  # the all-zero frame is not delivered, frame 0 or not
+    assert silent.finish is FinishReason.END_OF_SPEECH and silent.next_frame == 0
+    assert scheduler.on_frame(long, [0, 7], 1.0) and long.finish is None  # codebook 0 alone ends nothing
+    assert scheduler.on_frame(long, FRAME, 2.0) and long.finish is FinishReason.MAX_LENGTH
     assert scheduler.active == 0 and long.ended_s == 2.0
 
 
 def test_frames_of_an_earlier_stream_count():
     scheduler = Scheduler(slots=1, queue_capacity=1, pool=BlockPool(64))
-    (entry,) = running(scheduler, 1, max_frames=5, generated_frames=4)
-    assert scheduler.stepped(entry, FRAME, 1.0) and entry.finish is Finish.MAX_LENGTH
+    (seq,) = running(scheduler, 1, max_frames=5, generated_frames=4)
+    assert scheduler.on_frame(seq, FRAME, 1.0) and seq.finish is FinishReason.MAX_LENGTH
     done = scheduler.submit(request(max_frames=3, generated_frames=3), 2.0)
-    plan = scheduler.plan(2.0)
-    assert plan.ended == [done] and plan.admitted == [] and done.finish is Finish.MAX_LENGTH
+    schedule = scheduler.schedule(2.0)
+    assert schedule.ended == [done] and schedule.admitted == [] and done.finish is FinishReason.MAX_LENGTH
     assert scheduler.active == 0
 
 
-def test_cancel_frees_the_slot_at_the_next_plan():
+def test_cancel_frees_the_slot_at_the_next_schedule():
     scheduler = Scheduler(slots=1, queue_capacity=1, pool=BlockPool(64))
-    (entry,) = running(scheduler, 1)
+    (seq,) = running(scheduler, 1)
     waiting = scheduler.submit(request(), 0.0)
-    scheduler.cancel(entry, 1.0)
-    scheduler.cancel(entry, 1.5)  # twice does no harm
-    plan = scheduler.plan(2.0)
-    assert plan.ended == [entry] and plan.step == []
-    assert plan.admitted == [waiting] and waiting.slot == entry.slot
-    assert scheduler.plan(2.0).ended == []
+    scheduler.cancel(seq, 1.0)
+    scheduler.cancel(seq, 1.5)  # twice does no harm
+    schedule = scheduler.schedule(2.0)
+    assert schedule.ended == [seq] and schedule.step == []
+    assert schedule.admitted == [waiting] and waiting.slot == seq.slot
+    assert scheduler.schedule(2.0).ended == []
 
 
 def test_cancel_while_waiting():
@@ -90,18 +90,18 @@ def test_cancel_while_waiting():
     scheduler.cancel(first, 0.5)
     assert scheduler.waiting == 1
     scheduler.submit(request(), 0.6)  # its place is free at once
-    assert scheduler.plan(1.0).ended == [first] and second.finish is None
+    assert scheduler.schedule(1.0).ended == [first] and second.finish is None
 
 
 def test_deadlines_running_and_waiting():
     scheduler = Scheduler(slots=1, queue_capacity=1, pool=BlockPool(64))
-    (entry,) = running(scheduler, 1, deadline_s=5.0)
+    (seq,) = running(scheduler, 1, deadline_s=5.0)
     late = scheduler.submit(request(deadline_s=3.0), 0.0)
-    assert scheduler.plan(2.9).ended == []
-    assert scheduler.plan(3.0).ended == [late]
-    plan = scheduler.plan(5.0)
-    assert plan.ended == [entry] and plan.step == []
-    assert entry.finish is late.finish is Finish.DEADLINE
+    assert scheduler.schedule(2.9).ended == []
+    assert scheduler.schedule(3.0).ended == [late]
+    schedule = scheduler.schedule(5.0)
+    assert schedule.ended == [seq] and schedule.step == []
+    assert seq.finish is late.finish is FinishReason.DEADLINE
 
 
 def test_a_slow_reader_pauses_its_own_slot_alone():
@@ -110,42 +110,42 @@ def test_a_slow_reader_pauses_its_own_slot_alone():
 
     def steps(now):
         """Who steps; `quick` reads what it gets."""
-        stepping = scheduler.plan(now).step
-        for entry in stepping:
-            scheduler.stepped(entry, FRAME, now)
-        scheduler.consumed(quick, 1)
+        stepping = scheduler.schedule(now).step
+        for seq in stepping:
+            scheduler.on_frame(seq, FRAME, now)
+        scheduler.on_read(quick, 1)
         return stepping
 
     assert [steps(1.0), steps(2.0)] == [[slow, quick], [slow, quick]]
     assert steps(3.0) == [quick]
-    assert scheduler.consumed(slow, 1)  # one taken: goes on
+    assert scheduler.on_read(slow, 1)  # one taken: goes on
     assert steps(4.0) == [slow, quick]
     assert steps(13.9) == [quick]
-    assert scheduler.plan(14.0).ended == [slow] and slow.finish is Finish.STALLED
+    assert scheduler.schedule(14.0).ended == [slow] and slow.finish is FinishReason.STALLED
 
 
 def test_an_idle_plan_says_when_something_expires():
     scheduler = Scheduler(slots=1, queue_capacity=0, pool=BlockPool(64), buffer_frames=1, stall_limit_s=30.0)
-    assert scheduler.plan(0.0).is_idle and scheduler.plan(0.0).wait_s is None
-    (entry,) = running(scheduler, 1, deadline_s=20.0)
-    scheduler.stepped(entry, FRAME, 1.0)
-    plan = scheduler.plan(2.0)
-    assert plan.is_idle and plan.wait_s == 18.0
+    assert scheduler.schedule(0.0).is_idle and scheduler.schedule(0.0).wait_s is None
+    (seq,) = running(scheduler, 1, deadline_s=20.0)
+    scheduler.on_frame(seq, FRAME, 1.0)
+    schedule = scheduler.schedule(2.0)
+    assert schedule.is_idle and schedule.wait_s == 18.0
 
 
 def test_retry_after_follows_how_long_requests_take():
     scheduler = Scheduler(slots=1, queue_capacity=0, pool=BlockPool(64))
 
     def refused():
-        with pytest.raises(Busy) as busy:
+        with pytest.raises(QueueFull) as busy:
             scheduler.submit(request(), 0.0)
         return busy.value.retry_after_s
 
     now = 0.0
     for _ in range(40):
-        (entry,) = running(scheduler, 1, now, max_frames=1)
+        (seq,) = running(scheduler, 1, now, max_frames=1)
         now += 8.0
-        scheduler.stepped(entry, FRAME, now)
+        scheduler.on_frame(seq, FRAME, now)
     running(scheduler, 1, now)
     assert refused() == pytest.approx(8.0, rel=0.01)
 
@@ -153,51 +153,51 @@ def test_retry_after_follows_how_long_requests_take():
 def test_a_runner_that_is_a_frame_ahead_never_makes_a_frame_too_many():
     scheduler = Scheduler(slots=2, queue_capacity=0, pool=BlockPool(8), buffer_frames=2)
     short, unread = (scheduler.submit(request(max_frames=frames), 0.0) for frames in (2, 50))
-    for entry in scheduler.plan(0.0).admitted:
-        scheduler.prefilled(entry, 0.0)
-    assert scheduler.plan(1.0).step == [short, unread]
-    assert scheduler.plan(2.0).step == [short, unread]
-    assert scheduler.plan(3.0).step == []  # one has all its frames under way, the other's buffer could fill
-    for entry in (short, unread):
-        scheduler.stepped(entry, FRAME, 3.5)
-    scheduler.consumed(unread, 1)
-    assert scheduler.plan(4.0).step == [unread]
-    scheduler.stepped(short, FRAME, 4.5)
-    assert short.finish is Finish.MAX_LENGTH
+    for seq in scheduler.schedule(0.0).admitted:
+        scheduler.on_prefilled(seq, 0.0)
+    assert scheduler.schedule(1.0).step == [short, unread]
+    assert scheduler.schedule(2.0).step == [short, unread]
+    assert scheduler.schedule(3.0).step == []  # one has all its frames under way, the other's buffer could fill
+    for seq in (short, unread):
+        scheduler.on_frame(seq, FRAME, 3.5)
+    scheduler.on_read(unread, 1)
+    assert scheduler.schedule(4.0).step == [unread]
+    scheduler.on_frame(short, FRAME, 4.5)
+    assert short.finish is FinishReason.MAX_LENGTH
 
 
 def test_who_lacks_blocks_waits_and_is_not_overtaken():
     scheduler = Scheduler(slots=3, queue_capacity=1, pool=BlockPool(4))
-    (entry,) = running(scheduler, 1, max_frames=33, prompt_rows=16)  # 48 rows, 3 blocks
-    large = scheduler.submit(request(max_frames=17, prompt_rows=16), 0.0)  # 32 rows, 2 blocks
-    assert scheduler.plan(1.0).admitted == [] and large.table is None
-    with pytest.raises(Busy, match="all blocks of the cache and 1 places"):
+    (seq,) = running(scheduler, 1, max_frames=33, prefill_tokens=16)  # 48 rows, 3 blocks
+    large = scheduler.submit(request(max_frames=17, prefill_tokens=16), 0.0)  # 32 rows, 2 blocks
+    assert scheduler.schedule(1.0).admitted == [] and large.table is None
+    with pytest.raises(QueueFull, match="all blocks of the cache are in use and 1 requests wait"):
         scheduler.submit(request(max_frames=1), 1.0)  # it would fit, but it came later
-    scheduler.cancel(entry, 2.0)
-    assert scheduler.plan(3.0).admitted == [large]
+    scheduler.cancel(seq, 2.0)
+    assert scheduler.schedule(3.0).admitted == [large]
     small = scheduler.submit(request(max_frames=1), 3.0)
-    assert scheduler.plan(3.0).admitted == [small]
+    assert scheduler.schedule(3.0).admitted == [small]
 
 
 def test_a_stream_takes_blocks_as_it_grows_and_gives_all_back():
     pool = BlockPool(8)
     scheduler = Scheduler(slots=1, queue_capacity=0, pool=pool)
-    (entry,) = running(scheduler, 1, max_frames=30, prompt_rows=15)  # 15 + 30 - 1 rows: 3 blocks
+    (seq,) = running(scheduler, 1, max_frames=30, prefill_tokens=15)  # 15 + 30 - 1 rows: 3 blocks
     held = []
-    while entry.finish is None:
-        assert scheduler.plan(1.0).step == [entry]
-        held.append(len(entry.table.blocks))
-        assert pool.used == held[-1] and pool.promised == 3 - held[-1]
-        scheduler.stepped(entry, FRAME, 1.0)
-        scheduler.consumed(entry, 1)
+    while seq.finish is None:
+        assert scheduler.schedule(1.0).step == [seq]
+        held.append(len(seq.table.blocks))
+        assert pool.used == held[-1] and pool.reserved == 3 - held[-1]
+        scheduler.on_frame(seq, FRAME, 1.0)
+        scheduler.on_read(seq, 1)
     # frame n is computed with 15 + n rows in the cache
     assert held == [1] * 2 + [2] * 16 + [3] * 12
-    assert (pool.used, pool.promised) == (0, 0)
+    assert (pool.used, pool.reserved) == (0, 0)
 
 
 def keyed(keys, rows=None):
     """A request whose prompt fills a block for each key and goes on for five rows."""
-    return request(prompt_rows=rows or 16 * len(keys) + 5, block_keys=tuple(key.encode() for key in keys))
+    return request(prefill_tokens=rows or 16 * len(keys) + 5, block_keys=tuple(key.encode() for key in keys))
 
 
 def test_prompts_that_begin_alike_and_come_together_are_read_once():
@@ -205,42 +205,42 @@ def test_prompts_that_begin_alike_and_come_together_are_read_once():
     scheduler = Scheduler(slots=6, queue_capacity=0, pool=pool)
     first = scheduler.submit(keyed("abc"), 0.0)
     same, longer, alsolonger, other = (scheduler.submit(keyed(keys), 0.0) for keys in ("abc", "abde", "abdf", "xbc"))
-    plan = scheduler.plan(1.0)
-    assert plan.admitted == plan.prefill == [first, other]
-    assert scheduler.active == 5 and all(entry.slot is not None for entry in (same, longer, alsolonger))
-    assert scheduler.plan(2.0).admitted == []  # nor while it is being read
-    scheduler.prefilled(first, 3.0)
-    plan = scheduler.plan(3.0)
-    assert plan.admitted == [same, longer]  # the fourth waits for the third, who reads on what both begin with
-    assert plan.prefill == [same, longer, other]  # in order of admission, as ever
-    assert (same.table.cached_rows, same.table.blocks[:3]) == (48, first.table.blocks[:3])
-    assert (longer.table.cached_rows, longer.table.blocks[:2]) == (32, first.table.blocks[:2])
-    scheduler.prefilled(longer, 4.0)
-    (begun,) = scheduler.plan(4.0).admitted
+    schedule = scheduler.schedule(1.0)
+    assert schedule.admitted == schedule.prefill == [first, other]
+    assert scheduler.active == 5 and all(seq.slot is not None for seq in (same, longer, alsolonger))
+    assert scheduler.schedule(2.0).admitted == []  # nor while it is being read
+    scheduler.on_prefilled(first, 3.0)
+    schedule = scheduler.schedule(3.0)
+    assert schedule.admitted == [same, longer]  # the fourth waits for the third, who reads on what both begin with
+    assert schedule.prefill == [same, longer, other]  # in order of admission, as ever
+    assert (same.table.cached_tokens, same.table.blocks[:3]) == (48, first.table.blocks[:3])
+    assert (longer.table.cached_tokens, longer.table.blocks[:2]) == (32, first.table.blocks[:2])
+    scheduler.on_prefilled(longer, 4.0)
+    (begun,) = scheduler.schedule(4.0).admitted
     assert begun is alsolonger and alsolonger.table.blocks[:3] == longer.table.blocks[:3]
-    for entry in (first, same, longer, alsolonger, other):
-        scheduler.cancel(entry, 5.0)
-    assert (pool.used, pool.promised, scheduler._reading, scheduler._joining) == (0, 0, {}, [])
+    for seq in (first, same, longer, alsolonger, other):
+        scheduler.cancel(seq, 5.0)
+    assert (pool.used, pool.reserved, scheduler._prefilling, scheduler._unstarted) == (0, 0, {}, [])
 
 
 def test_who_waits_for_a_reader_that_leaves_reads_itself():
     pool = BlockPool(64)
     scheduler = Scheduler(slots=4, queue_capacity=0, pool=pool)
     first, second, third = (scheduler.submit(keyed("abc"), 0.0) for _ in range(3))
-    assert scheduler.plan(1.0).admitted == [first]
+    assert scheduler.schedule(1.0).admitted == [first]
     scheduler.cancel(first, 2.0)
-    assert scheduler.plan(2.0).admitted == [second]
+    assert scheduler.schedule(2.0).admitted == [second]
     scheduler.cancel(third, 3.0)  # and one that never began leaves nothing behind
-    scheduler.prefilled(second, 3.0)
-    assert scheduler.plan(3.0).admitted == [] and second.table.cached_rows == 0
+    scheduler.on_prefilled(second, 3.0)
+    assert scheduler.schedule(3.0).admitted == [] and second.table.cached_tokens == 0
     scheduler.cancel(second, 4.0)
-    assert (pool.used, pool.promised, scheduler.active, scheduler._reading) == (0, 0, 0, {})
+    assert (pool.used, pool.reserved, scheduler.active, scheduler._prefilling) == (0, 0, 0, {})
 
 
 def test_without_sharing_nobody_waits():
-    scheduler = Scheduler(slots=2, queue_capacity=0, pool=BlockPool(64, share_rows=0))
-    entries = [scheduler.submit(keyed("abc"), 0.0) for _ in range(2)]
-    assert scheduler.plan(1.0).admitted == entries
+    scheduler = Scheduler(slots=2, queue_capacity=0, pool=BlockPool(64, share_tokens=0))
+    seqs = [scheduler.submit(keyed("abc"), 0.0) for _ in range(2)]
+    assert scheduler.schedule(1.0).admitted == seqs
 
 
 def test_waiting_for_a_reader_takes_no_block_that_was_not_promised():
@@ -248,12 +248,12 @@ def test_waiting_for_a_reader_takes_no_block_that_was_not_promised():
     pool = BlockPool(8)
     scheduler = Scheduler(slots=3, queue_capacity=3, pool=pool)
     first, second = (scheduler.submit(keyed("abc"), 0.0) for _ in range(2))  # four blocks each with five frames
-    scheduler.plan(1.0)
-    assert pool.used + pool.promised == 8
-    scheduler.prefilled(first, 1.0)
-    assert scheduler.plan(1.5).admitted == [second]
-    assert pool.used + pool.promised == 5
+    scheduler.schedule(1.0)
+    assert pool.used + pool.reserved == 8
+    scheduler.on_prefilled(first, 1.0)
+    assert scheduler.schedule(1.5).admitted == [second]
+    assert pool.used + pool.reserved == 5
     third = scheduler.submit(keyed("xyz"), 2.0)
-    assert scheduler.plan(2.0).admitted == [] and third.slot is None  # four blocks, three are left
+    assert scheduler.schedule(2.0).admitted == [] and third.slot is None  # four blocks, three are left
     scheduler.cancel(first, 3.0)
-    assert scheduler.plan(3.0).admitted == [third]
+    assert scheduler.schedule(3.0).admitted == [third]

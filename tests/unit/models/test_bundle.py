@@ -23,7 +23,7 @@ def test_csm_1b_has_the_shapes_that_sesame_published():
     bundle = load_bundle("csm-1b")
     assert (bundle.codebooks, bundle.samples_per_frame, bundle.codec_bins) == (32, 1920, 2048)
     backbone, decoder = bundle.generator.backbone, bundle.generator.decoder
-    assert (backbone.layers, backbone.dim, backbone.heads, backbone.kv_heads, backbone.max_rows) == (
+    assert (backbone.layers, backbone.dim, backbone.heads, backbone.kv_heads, backbone.max_seq_len) == (
         16,
         2048,
         32,
@@ -43,7 +43,7 @@ def test_csm_1b_names_fixed_commits():
 @pytest.mark.parametrize("name", ["embedded", "noise", "csm-1b"])
 def test_shapes_agree_with_each_other(name):
     bundle = load_bundle(name)
-    assert bundle.generator.decoder.max_rows == bundle.codebooks + 1
+    assert bundle.generator.decoder.max_seq_len == bundle.codebooks + 1
     for shape in (bundle.generator.backbone, bundle.generator.decoder):
         assert shape.dim % shape.heads == 0 and shape.heads % shape.kv_heads == 0
     assert bundle.sample_rate_hz == bundle.frame_rate_hz * bundle.samples_per_frame

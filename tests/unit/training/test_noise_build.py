@@ -21,7 +21,7 @@ PARTS = ["tokenizer.json", "mimi", "generator", "watermark"]
 def placed(bundle, folder):
     """The bundle with its files in `folder`, and a generator small enough to make quickly."""
     small = replace(bundle.generator.backbone, layers=1, dim=32, heads=2, kv_heads=2, intermediate_dim=32)
-    generator = replace(bundle.generator, backbone=small, decoder=replace(small, max_rows=9), folder=folder)
+    generator = replace(bundle.generator, backbone=small, decoder=replace(small, max_seq_len=9), folder=folder)
     parts = {name: replace(getattr(bundle, name), folder=folder) for name in ("text_tokenizer", "mimi", "watermark")}
     return replace(bundle, generator=generator, folder=folder, **parts)
 

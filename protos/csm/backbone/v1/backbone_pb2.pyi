@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class TextPart(_message.Message):
-    """Text tokens of the prompt: one row each."""
+    """Text tokens of the prompt: one position each."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -46,7 +46,7 @@ Global___TextPart: _TypeAlias = TextPart  # noqa: Y015
 
 @_typing.final
 class AudioPart(_message.Message):
-    """Audio of the prompt: one row for each frame, and one all-zero row that ends the segment."""
+    """Audio of the prompt: one position for each frame, and one for the all-zero frame that ends the segment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -109,14 +109,13 @@ class ChunkPolicy(_message.Message):
     RAMP_FRAMES_FIELD_NUMBER: _builtins.int
     HELD_BACK_FRAMES_FIELD_NUMBER: _builtins.int
     held_back_frames: _builtins.int
-    """Frames that the stages behind hold back before anything is heard, 0 to 64. When given, chunks follow
-    the listener, who plays from the first frame beyond these on: small while there is little left to
-    play, up to ramp_frames when there is much or as much is made already. Otherwise every chunk is as large
-    as ramp_frames says.
+    """Frames that later stages hold back before any audio, 0 to 64. When given, chunks follow the playback
+    buffer, which fills from the first frame beyond these on: small while the buffer is short, up to
+    ramp_frames when it is long or that many frames are ready. Otherwise every chunk has ramp_frames.
     """
     @_builtins.property
     def ramp_frames(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Most frames in the first, second, … chunk, each 1 to 64; the last value goes on. Default 1, 1, 2, 4, 8."""
+        """Most frames in the first, second, … chunk, each 1 to 64; the last value is repeated. Default 1, 1, 2, 4, 8."""
 
     def __init__(
         self,
@@ -146,8 +145,8 @@ class GenerateRequest(_message.Message):
     CHUNK_POLICY_FIELD_NUMBER: _builtins.int
     GENERATED_FIELD_NUMBER: _builtins.int
     max_frames: _builtins.int
-    """Most frames to make, those in generated included; prompt rows + max_frames must fit the
-    model's rows. Default: as many as fit, up to the server's own limit.
+    """Most frames to make, those in generated included; prompt tokens + max_frames must fit
+    max_seq_len. Default: as many as fit, up to the server's own limit.
     """
     @_builtins.property
     def prompt(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptPart]:
@@ -163,8 +162,8 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def generated(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Frame]:
-        """Frames that an earlier, broken stream with the same prompt and seed has delivered already.
-        Generation goes on with the next; seed must be given.
+        """Frames that an earlier, broken stream with the same prompt and seed has delivered.
+        Generation continues with the next one; seed must be given.
         """
 
     def __init__(
@@ -188,29 +187,29 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
 class GenerateStarted(_message.Message):
-    """Sent once, when the request was admitted and its prompt is in the model."""
+    """Sent once, when the prompt is prefilled."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SEED_FIELD_NUMBER: _builtins.int
-    PROMPT_ROWS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_FRAMES_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     """The seed in use."""
-    prompt_rows: _builtins.int
-    """Rows the prompt took."""
+    prompt_tokens: _builtins.int
+    """Tokens of the prompt: text ids, frames and the frames that end segments."""
     max_frames: _builtins.int
     """The limit on frames in use."""
     def __init__(
         self,
         *,
         seed: _builtins.int = ...,
-        prompt_rows: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
         max_frames: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_frames", b"max_frames", "prompt_rows", b"prompt_rows", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_frames", b"max_frames", "prompt_tokens", b"prompt_tokens", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -256,7 +255,7 @@ class GenerateFinished(_message.Message):
     PREFILL_DURATION_FIELD_NUMBER: _builtins.int
     DECODE_DURATION_FIELD_NUMBER: _builtins.int
     finish_reason: _common_pb2.FinishReason.ValueType
-    """Why it ended."""
+    """Why generation ended."""
     frames: _builtins.int
     """Frames made by this call."""
     @_builtins.property
@@ -265,7 +264,7 @@ class GenerateFinished(_message.Message):
 
     @_builtins.property
     def prefill_duration(self) -> _duration_pb2.Duration:
-        """Time to put the prompt into the model."""
+        """Time to prefill the prompt."""
 
     @_builtins.property
     def decode_duration(self) -> _duration_pb2.Duration:
@@ -350,14 +349,14 @@ class GetModelInfoResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BUNDLE_FIELD_NUMBER: _builtins.int
-    MAX_ROWS_FIELD_NUMBER: _builtins.int
+    MAX_SEQ_LEN_FIELD_NUMBER: _builtins.int
     TEXT_VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     CODEC_BINS_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     MAX_FRAMES_FIELD_NUMBER: _builtins.int
-    max_rows: _builtins.int
-    """Rows that prompt and generated frames may take together."""
+    max_seq_len: _builtins.int
+    """Positions that prompt and generated frames may take together."""
     text_vocab_size: _builtins.int
     """Size of the text vocabulary."""
     codec_bins: _builtins.int
@@ -376,7 +375,7 @@ class GetModelInfoResponse(_message.Message):
         self,
         *,
         bundle: _common_pb2.BundleIdentity | None = ...,
-        max_rows: _builtins.int = ...,
+        max_seq_len: _builtins.int = ...,
         text_vocab_size: _builtins.int = ...,
         codec_bins: _builtins.int = ...,
         device: _builtins.str = ...,
@@ -385,7 +384,7 @@ class GetModelInfoResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "codec_bins", b"codec_bins", "device", b"device", "dtype", b"dtype", "max_frames", b"max_frames", "max_rows", b"max_rows", "text_vocab_size", b"text_vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "codec_bins", b"codec_bins", "device", b"device", "dtype", b"dtype", "max_frames", b"max_frames", "max_seq_len", b"max_seq_len", "text_vocab_size", b"text_vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -422,8 +421,8 @@ class GetLoadResponse(_message.Message):
     BLOCKS_USED_FIELD_NUMBER: _builtins.int
     BLOCKS_IDLE_FIELD_NUMBER: _builtins.int
     BLOCKS_CAPACITY_FIELD_NUMBER: _builtins.int
-    PROMPT_ROWS_FIELD_NUMBER: _builtins.int
-    SHARED_ROWS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFIX_HIT_TOKENS_FIELD_NUMBER: _builtins.int
     slots_active: _builtins.int
     """Slots in use."""
     slots_capacity: _builtins.int
@@ -433,15 +432,15 @@ class GetLoadResponse(_message.Message):
     queue_capacity: _builtins.int
     """Requests that may wait."""
     blocks_used: _builtins.int
-    """Blocks of the key-value cache that running requests hold."""
+    """Blocks of the key-value cache that requests hold."""
     blocks_idle: _builtins.int
-    """Blocks that none holds, kept because a prompt may begin with what they contain."""
+    """Blocks that no request holds, kept in the prefix cache."""
     blocks_capacity: _builtins.int
     """Blocks in all."""
-    prompt_rows: _builtins.int
-    """Rows of all prompts admitted since the start."""
-    shared_rows: _builtins.int
-    """How many of them were in the cache already, read for an earlier prompt."""
+    prompt_tokens: _builtins.int
+    """Tokens of all prompts admitted since the start."""
+    prefix_hit_tokens: _builtins.int
+    """How many of them were found in the prefix cache."""
     @_builtins.property
     def frame_step_duration(self) -> _duration_pb2.Duration:
         """Median time of recent frame steps."""
@@ -457,12 +456,12 @@ class GetLoadResponse(_message.Message):
         blocks_used: _builtins.int = ...,
         blocks_idle: _builtins.int = ...,
         blocks_capacity: _builtins.int = ...,
-        prompt_rows: _builtins.int = ...,
-        shared_rows: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        prefix_hit_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["frame_step_duration", b"frame_step_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_capacity", b"blocks_capacity", "blocks_idle", b"blocks_idle", "blocks_used", b"blocks_used", "frame_step_duration", b"frame_step_duration", "prompt_rows", b"prompt_rows", "queue_capacity", b"queue_capacity", "queue_depth", b"queue_depth", "shared_rows", b"shared_rows", "slots_active", b"slots_active", "slots_capacity", b"slots_capacity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_capacity", b"blocks_capacity", "blocks_idle", b"blocks_idle", "blocks_used", b"blocks_used", "frame_step_duration", b"frame_step_duration", "prefix_hit_tokens", b"prefix_hit_tokens", "prompt_tokens", b"prompt_tokens", "queue_capacity", b"queue_capacity", "queue_depth", b"queue_depth", "slots_active", b"slots_active", "slots_capacity", b"slots_capacity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

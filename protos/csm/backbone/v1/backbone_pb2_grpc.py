@@ -60,7 +60,7 @@ class BackboneServiceServicer(object):
         """Frames that follow a prompt, in chunks, as they are made.
 
         INVALID_ARGUMENT names the field and the limit. RESOURCE_EXHAUSTED (with RetryInfo) comes
-        before the first message when neither a slot nor a place in the queue is free.
+        before the first message when all slots are in use and the queue is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,7 @@ class BackboneServiceStub:
     """Frames that follow a prompt, in chunks, as they are made.
 
     INVALID_ARGUMENT names the field and the limit. RESOURCE_EXHAUSTED (with RetryInfo) comes
-    before the first message when neither a slot nor a place in the queue is free.
+    before the first message when all slots are in use and the queue is full.
     """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_backbone_pb2.GetModelInfoRequest, _backbone_pb2.GetModelInfoResponse]
     """What this server serves."""
@@ -53,7 +53,7 @@ class BackboneServiceAsyncStub(BackboneServiceStub):
     """Frames that follow a prompt, in chunks, as they are made.
 
     INVALID_ARGUMENT names the field and the limit. RESOURCE_EXHAUSTED (with RetryInfo) comes
-    before the first message when neither a slot nor a place in the queue is free.
+    before the first message when all slots are in use and the queue is full.
     """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_backbone_pb2.GetModelInfoRequest, _backbone_pb2.GetModelInfoResponse]  # type: ignore[assignment]
     """What this server serves."""
@@ -72,7 +72,7 @@ class BackboneServiceServicer(metaclass=_abc_1.ABCMeta):
         """Frames that follow a prompt, in chunks, as they are made.
 
         INVALID_ARGUMENT names the field and the limit. RESOURCE_EXHAUSTED (with RetryInfo) comes
-        before the first message when neither a slot nor a place in the queue is free.
+        before the first message when all slots are in use and the queue is full.
         """
 
     @_abc_1.abstractmethod

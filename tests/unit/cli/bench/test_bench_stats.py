@@ -117,7 +117,7 @@ def test_lengths_are_those_of_prose():
 )
 def test_sentences_that_may_not_fit_are_left_out(plan):
     bundle = load_bundle("embedded")
-    tokenizer, most = load_text_tokenizer(bundle, max_chars=4096), bundle.generator.backbone.max_rows
+    tokenizer, most = load_text_tokenizer(bundle, max_chars=4096), bundle.generator.backbone.max_seq_len
     fitting = replace(plan, max_rows=most, frame_rate_hz=bundle.frame_rate_hz).texts
     assert plan.texts == sentences() and 300 < len(fitting) < 400
     rows = {

@@ -8,27 +8,27 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from services.backbone import step_report
+from services.backbone import step_telemetry
 
 
 @pytest.fixture
 def exporter(monkeypatch):
     held, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(held))
-    monkeypatch.setattr(step_report, "_tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(step_telemetry, "_tracer", provider.get_tracer("test"))
     return held
 
 
-def entry(number: int, *, sampled: bool = True):
+def seq(number: int, *, sampled: bool = True):
     flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if sampled else trace.TraceFlags.DEFAULT)
     context = trace.SpanContext(number, number, is_remote=False, trace_flags=flags)
     return SimpleNamespace(stream=SimpleNamespace(span_context=context))
 
 
 def test_one_step_in_so_many_is_a_span(exporter):
-    report = step_report.StepReport(4)
+    telemetry = step_telemetry.StepTelemetry(4)
     for _ in range(11):
-        report(0.02, [entry(1), entry(2)])
+        telemetry(0.02, [seq(1), seq(2)])
     first, second = exporter.get_finished_spans()
     assert first.parent is None and first.context.trace_id != second.context.trace_id
     assert [link.context.span_id for link in first.links] == [1, 2]
@@ -37,9 +37,9 @@ def test_one_step_in_so_many_is_a_span(exporter):
 
 
 def test_none_unless_asked_for(exporter, metrics):
-    report = step_report.StepReport(0)
+    telemetry = step_telemetry.StepTelemetry(0)
     for _ in range(10):
-        report(0.02, [entry(1)])
+        telemetry(0.02, [seq(1)])
     assert not exporter.get_finished_spans()
     (sizes,) = metrics()["csm.backbone.batch.size"]
     assert (sizes.count, sizes.sum) == (10, 10)
@@ -47,13 +47,13 @@ def test_none_unless_asked_for(exporter, metrics):
 
 def test_a_large_batch_is_linked_as_far_as_links_go(exporter):
     unseen = SimpleNamespace(stream=SimpleNamespace(span_context=None))
-    step_report.StepReport(1)(0.02, [unseen, entry(7, sampled=False), *(entry(n) for n in range(1, 201))])
+    step_telemetry.StepTelemetry(1)(0.02, [unseen, seq(7, sampled=False), *(seq(n) for n in range(1, 201))])
     (span,) = exporter.get_finished_spans()
     assert [link.context.span_id for link in span.links] == list(range(1, 129)) and not span.dropped_links
     assert span.attributes["csm.batch_size"] == 202
 
 
 def test_it_is_a_root_whatever_is_current(exporter):
-    with trace.use_span(trace.NonRecordingSpan(entry(9).stream.span_context)):
-        step_report.StepReport(1)(0.02, [entry(1)])
+    with trace.use_span(trace.NonRecordingSpan(seq(9).stream.span_context)):
+        step_telemetry.StepTelemetry(1)(0.02, [seq(1)])
     assert exporter.get_finished_spans()[0].parent is None

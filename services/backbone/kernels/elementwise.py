@@ -1,6 +1,6 @@
-"""Triton kernels that work row by row: norm with residual, gated activation, sum of embeddings.
+"""Triton kernels without products: norm with residual, gated activation, sum of embeddings.
 
-All arithmetic is fp32; what is stored is rounded once. Twins in plain.py.
+All arithmetic is fp32; what is stored is rounded once. reference.py says what they compute.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _embed_frames(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     codebook = tl.arange(0, PADDED)
-    # All codes, then all rows: in a loop each would wait for the one before.
+    # All codes at once, then all embeddings: in a loop each load would wait for the one before.
     code = tl.load(codes + row * CODEBOOKS + codebook, mask=codebook < CODEBOOKS, other=0)
     at = (code + codebook * vocab)[:, None] * width + columns[None, :]
     inside = (codebook < CODEBOOKS)[:, None] & (columns < width)[None, :]
@@ -72,7 +72,7 @@ def embed_frames(codes: Tensor, embeddings: Tensor) -> Tensor:
     count, codebooks = codes.shape
     vocab, width = embeddings.shape[1:]
     out = torch.empty(count, width, device=codes.device, dtype=torch.float32)
-    block = 64 if count < 64 else 256  # few rows take more programs, many longer runs of memory
+    block = 64 if count < 64 else 256  # a small batch needs more programs, a large one longer reads
     _embed_frames[(count, triton.cdiv(width, block))](
         codes, embeddings, out, vocab, width,
         CODEBOOKS=codebooks, PADDED=triton.next_power_of_2(codebooks), BLOCK=block, num_warps=4,

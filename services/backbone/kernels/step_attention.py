@@ -1,9 +1,9 @@
-"""Triton kernel of one row of attention for each slot, with all that goes before it. Twin in plain.py.
+"""Triton kernel of one decode step's attention: rotation, cache write and attention in one launch.
 
-What `rope_write` and `attend` do in two launches: a program turns the queries of one kv head and its
-own new key, puts key and value into the cache, begins its softmax with them and goes on to the rows
-before. It never reads back what it wrote, so nothing has to wait for the write. Rows of one call must
-lie in different slots.
+The same as `rope_write` and `attend` in two launches. A program rotates the queries of one kv head and its
+new key, writes key and value to the cache, starts its softmax with them and goes on to the earlier
+positions. It never reads back what it wrote, so no write has to be waited for. Rows of one call must
+be of different slots. reference.py says what it computes.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from services.backbone.kernels.attention import TILE_ROWS, combine_parts
+from services.backbone.kernels.attention import TILE_TOKENS, combine_parts
 
 
 @triton.jit
 def _rotation(rope, position, column, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr):
-    """(cos, sin) of a row's pairs, [WIDTH / 2] each."""
+    """(cos, sin) of the pairs, [WIDTH / 2] each."""
     pairs = tl.load(rope + position.to(tl.int64) * HEAD_DIM + column, mask=column < HEAD_DIM, other=0.0)
     return tl.split(tl.reshape(pairs, (WIDTH // 2, 2)))
 
 
 @triton.jit
-def _turned(values, cos, sin, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """[ROWS, WIDTH], their interleaved pairs turned."""
-    even, odd = tl.split(tl.reshape(values.to(tl.float32), (ROWS, WIDTH // 2, 2)))
+def _rotated(values, cos, sin, COUNT: tl.constexpr, WIDTH: tl.constexpr):
+    """Rotate interleaved pairs: [COUNT, WIDTH]."""
+    even, odd = tl.split(tl.reshape(values.to(tl.float32), (COUNT, WIDTH // 2, 2)))
     cos, sin = cos[None, :], sin[None, :]
-    return tl.reshape(tl.join(even * cos - odd * sin, odd * cos + even * sin), (ROWS, WIDTH)).to(values.dtype)
+    return tl.reshape(tl.join(even * cos - odd * sin, odd * cos + even * sin), (COUNT, WIDTH)).to(values.dtype)
 
 
 @triton.jit(do_not_specialize=["blocks", "table_width"])
 def _step(
     qkv, rope, slots, positions, tables, keys, values, out, highest, total, blocks, table_width, scale,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_TOKENS: tl.constexpr, WIDTH: tl.constexpr,
     TILE: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, SPLITS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     row, kv, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
@@ -52,18 +52,18 @@ def _step(
     here = (member < GROUP)[:, None] & fits[None, :]
     own = qkv + row * (HEADS + 2 * KV_HEADS) * HEAD_DIM
     cos, sin = _rotation(rope, position, column, HEAD_DIM, WIDTH)
-    own_block = tl.load(tables + slot * table_width + position // ROWS).to(tl.int64)
-    if OVERLAP:  # slots, positions and tables were there before the launch ahead, which gives qkv
+    own_block = tl.load(tables + slot * table_width + position // BLOCK_TOKENS).to(tl.int64)
+    if OVERLAP:  # slots, positions and tables were written before the previous kernel, which writes qkv
         gdc_launch_dependents()
         gdc_wait()
     query = tl.load(own + (head * HEAD_DIM)[:, None] + column[None, :], mask=here, other=0.0)
-    query = _turned(query, cos, sin, PADDED, WIDTH)
+    query = _rotated(query, cos, sin, PADDED, WIDTH)
     new_key = tl.load(own + (HEADS + kv) * HEAD_DIM + column, mask=fits, other=0.0)
-    new_key = tl.reshape(_turned(new_key[None, :], cos, sin, 1, WIDTH), (WIDTH,))
+    new_key = tl.reshape(_rotated(new_key[None, :], cos, sin, 1, WIDTH), (WIDTH,))
     new_value = tl.load(own + (HEADS + KV_HEADS + kv) * HEAD_DIM + column, mask=fits, other=0.0)
-    first = kv.to(tl.int64) * blocks * ROWS
-    is_own = (start <= position) & (position < stop)  # the row lies in this part
-    own_place = (first + own_block * ROWS + position % ROWS) * HEAD_DIM + column
+    first = kv.to(tl.int64) * blocks * BLOCK_TOKENS
+    is_own = (start <= position) & (position < stop)  # the position is in this part
+    own_place = (first + own_block * BLOCK_TOKENS + position % BLOCK_TOKENS) * HEAD_DIM + column
     tl.store(keys + own_place, new_key, mask=fits & is_own)
     tl.store(values + own_place, new_value, mask=fits & is_own)
     score = tl.sum(query.to(tl.float32) * new_key.to(tl.float32)[None, :], axis=1) * scale
@@ -74,8 +74,8 @@ def _step(
     for tile in range(start, behind, TILE):
         at = tile + tl.arange(0, TILE)
         known = at < behind
-        block = tl.load(tables + slot * table_width + at // ROWS, mask=known, other=0).to(tl.int64)
-        place = ((first + block * ROWS + at % ROWS) * HEAD_DIM)[:, None] + column[None, :]
+        block = tl.load(tables + slot * table_width + at // BLOCK_TOKENS, mask=known, other=0).to(tl.int64)
+        place = ((first + block * BLOCK_TOKENS + at % BLOCK_TOKENS) * HEAD_DIM)[:, None] + column[None, :]
         key = tl.load(keys + place, mask=known[:, None] & fits[None, :], other=0.0)
         value = tl.load(values + place, mask=known[:, None] & fits[None, :], other=0.0)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
@@ -102,7 +102,7 @@ def step_attend(
     qkv: Tensor, rope: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, keys: Tensor, values: Tensor,
     heads: int, splits: int = 1, overlap: bool = False,
 ) -> Tensor:  # fmt: skip
-    count, (kv_heads, blocks, rows, head_dim) = qkv.shape[0], keys.shape
+    count, (kv_heads, blocks, block_tokens, head_dim) = qkv.shape[0], keys.shape
     assert slots.is_contiguous() and positions.is_contiguous() and tables.is_contiguous()
     out = torch.empty(count, heads * head_dim, device=qkv.device, dtype=qkv.dtype)
     sums = highest = total = out
@@ -112,8 +112,8 @@ def step_attend(
     group = heads // kv_heads
     _step[(count, kv_heads, splits)](
         qkv, rope, slots, positions, tables, keys, values, sums, highest, total, blocks, tables.shape[1],
-        1 / math.sqrt(head_dim), HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, ROWS=rows,
-        WIDTH=triton.next_power_of_2(head_dim), TILE=TILE_ROWS, GROUP=group,
+        1 / math.sqrt(head_dim), HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_TOKENS=block_tokens,
+        WIDTH=triton.next_power_of_2(head_dim), TILE=TILE_TOKENS, GROUP=group,
         PADDED=max(16, triton.next_power_of_2(group)), SPLITS=splits, OVERLAP=overlap,
         num_warps=2 if splits == 1 and keys.dtype == torch.bfloat16 else 4, launch_pdl=overlap,
     )  # fmt: skip

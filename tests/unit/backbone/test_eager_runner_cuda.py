@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from models.bundle import load_bundle
+from services.backbone.eager_runner import EagerRunner
 from services.backbone.model import build_model, init_random
 from services.backbone.noise import gumbel
 from services.backbone.prompt import Audio, PromptLimits, Text
-from services.backbone.runner import Runner
 from services.backbone.scheduler import Sampling
 from services.backbone.weights import load_model, save_sesame
 from support.backbone_slots import open_slot
@@ -28,7 +28,7 @@ def models():
 
 
 def prompt_of(index):
-    limits = PromptLimits(PART.codebooks, PART.text_vocab_size, PART.audio_vocab_size - 3, PART.backbone.max_rows)
+    limits = PromptLimits(PART.codebooks, PART.text_vocab_size, PART.audio_vocab_size - 3, PART.backbone.max_seq_len)
     audio = Audio([[(17 * row + codebook) % 1024 for codebook in range(PART.codebooks)] for row in range(40)])
     return limits.build([Text(range(1, 9 + index)), audio, Text([3, 2, 1])])[0]
 
@@ -38,7 +38,7 @@ def begin(runner, slot, index, sampling):
 
 
 def alone(model, index, sampling, frames):
-    runner = Runner(model, slots=4, block_rows=4)
+    runner = EagerRunner(model, slots=4, batch_size=4)
     begin(runner, 2, index, sampling)
     return [runner.step([2])[0] for _ in range(frames)]
 
@@ -60,7 +60,7 @@ def test_batched_equals_alone(models, top_k):
         return Sampling(top_k=top_k, seed=index)
 
     expected = [alone(models["cuda"], index, sampling(index), 12 - index) for index in range(6)]
-    runner = Runner(models["cuda"], slots=6, block_rows=4)  # two blocks
+    runner = EagerRunner(models["cuda"], slots=6, batch_size=4)  # two blocks
     together = [[] for _ in range(6)]
     for turn in range(12):
         if turn < 6:
@@ -82,8 +82,8 @@ def test_full_csm_1b_loads_to_the_device_and_generates(tmp_path):
     before = torch.cuda.memory_allocated()
     model = load_model(part, "cuda", torch.bfloat16)
     assert torch.cuda.max_memory_allocated() - before < size + 0.6e9  # the greatest tensor is 0.53 GB
-    runner = Runner(model, slots=2, block_rows=2)
-    limits = PromptLimits(32, part.text_vocab_size, 2048, part.backbone.max_rows)
+    runner = EagerRunner(model, slots=2, batch_size=2)
+    limits = PromptLimits(32, part.text_vocab_size, 2048, part.backbone.max_seq_len)
     open_slot(runner, 0, limits.build([Text(range(1, 300))])[0], Sampling())
     frames = [runner.step([0])[0] for _ in range(5)]
     assert all(len(frame) == 32 and max(frame) < 2048 for frame in frames)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.backbone.chunks import Chunks
+from services.backbone.chunk_sizer import ChunkSizer
 
 FRAME_S = 0.08
 
@@ -11,7 +11,7 @@ def spoken(chunks, frames, pace_s):
     """(sizes, [(when, frames sent)]) of an utterance made at `pace_s` a frame."""
     sizes, times, sent, now = [], [], 0, 100.0
     while sent < frames:
-        size = min(chunks.size(sent, now), frames - sent)
+        size = min(chunks.next_size(sent, now), frames - sent)
         now += size * pace_s
         sent += size
         sizes.append(size)
@@ -20,23 +20,23 @@ def spoken(chunks, frames, pace_s):
 
 
 def test_without_a_listener_the_ramp_alone_decides():
-    assert spoken(Chunks((1, 1, 2, 4, 8), FRAME_S), 30, 1.0)[0] == [1, 1, 2, 4, 8, 8, 6]
-    assert spoken(Chunks((), FRAME_S), 12, 0.0)[0] == [1, 1, 2, 4, 4]
-    assert spoken(Chunks((3,), FRAME_S), 7, 0.0)[0] == [3, 3, 1]
+    assert spoken(ChunkSizer((1, 1, 2, 4, 8), FRAME_S), 30, 1.0)[0] == [1, 1, 2, 4, 8, 8, 6]
+    assert spoken(ChunkSizer((), FRAME_S), 12, 0.0)[0] == [1, 1, 2, 4, 4]
+    assert spoken(ChunkSizer((3,), FRAME_S), 7, 0.0)[0] == [3, 3, 1]
 
 
 @pytest.mark.parametrize(
     ("held_back", "first"), [(0, [1]), (1, [1, 1]), (2, [2, 1]), (4, [3, 1, 1]), (9, [5, 3, 1, 1])]
 )
 def test_the_first_frame_that_can_be_heard_is_the_last_of_a_chunk(held_back, first):
-    sizes, _ = spoken(Chunks((16,), FRAME_S, held_back), held_back + 1, 0.01)
+    sizes, _ = spoken(ChunkSizer((16,), FRAME_S, held_back), held_back + 1, 0.01)
     assert sizes == first
 
 
 @pytest.mark.parametrize("pace_s", [0.008, 0.0175, 0.03, 0.06, 0.079])
 @pytest.mark.parametrize("held_back", [0, 2, 4])
 def test_a_stream_faster_than_speech_never_lets_its_listener_run_dry(pace_s, held_back):
-    sizes, times = spoken(Chunks((16,), FRAME_S, held_back), 250, pace_s)
+    sizes, times = spoken(ChunkSizer((16,), FRAME_S, held_back), 250, pace_s)
     began = next(now for now, sent in times if sent > held_back)
     heard = 1  # frames that can be played from `began` on
     for now, sent in times:
@@ -47,39 +47,39 @@ def test_a_stream_faster_than_speech_never_lets_its_listener_run_dry(pace_s, hel
 
 
 def test_far_ahead_chunks_are_large():
-    sizes, _ = spoken(Chunks((16,), FRAME_S, 4), 250, 0.01)
+    sizes, _ = spoken(ChunkSizer((16,), FRAME_S, 4), 250, 0.01)
     assert sizes[:4] == [3, 1, 1, 1] and len(sizes) < 25
     assert sizes[-2] == 16 and sizes == [*sizes[:3], *sorted(sizes[3:-1]), sizes[-1]]
 
 
 def test_slower_than_speech_every_frame_goes_at_once():
-    sizes, _ = spoken(Chunks((16,), FRAME_S, 4), 60, 0.1)
+    sizes, _ = spoken(ChunkSizer((16,), FRAME_S, 4), 60, 0.1)
     assert sizes[1:] == [1] * (len(sizes) - 1)
 
 
 def test_a_ramp_still_bounds_what_the_lead_allows():
-    sizes, _ = spoken(Chunks((1, 1, 2), FRAME_S, 4), 60, 0.001)
+    sizes, _ = spoken(ChunkSizer((1, 1, 2), FRAME_S, 4), 60, 0.001)
     assert sizes[:2] == [1, 1] and max(sizes) == 2
 
 
 def test_a_pace_that_drops_makes_chunks_smaller_again():
-    chunks = Chunks((16,), FRAME_S, 0)
+    chunks = ChunkSizer((16,), FRAME_S, 0)
     sent, now = 0, 0.0
-    while (size := chunks.size(sent, now)) < 16:
+    while (size := chunks.next_size(sent, now)) < 16:
         sent, now = sent + size, now + size * 0.01
     sent, now = sent + 16, now + 16 * 0.15
-    assert chunks.size(sent, now) < 16
+    assert chunks.next_size(sent, now) < 16
 
 
 def test_what_is_made_already_goes_in_one_chunk():
-    chunks = Chunks((1, 16), FRAME_S, 4)
-    assert chunks.size(0, 0.0, ready=6) == 1  # the caller's own bound holds
-    assert chunks.size(1, 5.0, ready=6) == 6
-    assert chunks.size(7, 10.0, ready=0) == 1  # seconds behind: every frame as it comes
-    assert chunks.size(8, 10.0, ready=3) == 3
-    assert chunks.size(11, 10.0, ready=40) == 16
+    chunks = ChunkSizer((1, 16), FRAME_S, 4)
+    assert chunks.next_size(0, 0.0, ready=6) == 1  # the caller's own bound holds
+    assert chunks.next_size(1, 5.0, ready=6) == 6
+    assert chunks.next_size(7, 10.0, ready=0) == 1  # seconds behind: every frame as it comes
+    assert chunks.next_size(8, 10.0, ready=3) == 3
+    assert chunks.next_size(11, 10.0, ready=40) == 16
 
 
 def test_without_a_listener_it_does_not_matter_what_is_made():
-    chunks = Chunks((1, 1, 2), FRAME_S)
-    assert [chunks.size(sent, 0.0, ready=30) for sent in (0, 1, 2, 4)] == [1, 1, 2, 2]
+    chunks = ChunkSizer((1, 1, 2), FRAME_S)
+    assert [chunks.next_size(sent, 0.0, ready=30) for sent in (0, 1, 2, 4)] == [1, 1, 2, 2]

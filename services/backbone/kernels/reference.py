@@ -1,9 +1,9 @@
-"""The operations in plain torch: what the kernels must compute, and what a CPU runs.
+"""The operations in torch: what the kernels must compute, and what a CPU runs.
 
-N: rows, each of any slot. slots, positions: [N] int64, the table a row belongs to and its place in
-it. tables: [S, W] int32, blocks of each slot. keys, values: [KV, blocks, BLOCK_ROWS, hd], one layer.
-overlap: a launch may begin before the one ahead of it is over, and waits inside for what it needs; a
-matter of time alone.
+N: rows of one call, each a token of some slot. slots, positions: [N] int64, the slot of a row and its
+position there. tables: [S, W] int32, block tables of all slots. keys, values: [KV, blocks, BLOCK_TOKENS, hd],
+one layer. overlap: programmatic dependent launch: a kernel may start before the previous one is over and
+waits inside for what it reads. It changes speed, never results.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.backbone.blocks import BLOCK_ROWS
+from services.backbone.blocks import BLOCK_TOKENS
 from services.backbone.noise import gumbel_of
 
 
@@ -35,37 +35,37 @@ def rope_write(
     values: Tensor,
     heads: int,
 ) -> Tensor:
-    """Turn q and k by their positions, write k and v to their slots' blocks. Returns: q [N, H, hd].
+    """Rotate q and k by their positions, write k and v to the slots' blocks. Returns: q [N, H, hd].
 
-    qkv: [N, (H + 2 KV) * hd]. rope: [rows, hd] fp32, (cos, sin) of each interleaved pair in turn.
+    qkv: [N, (H + 2 KV) * hd]. rope: [max_seq_len, hd] fp32, (cos, sin) of each interleaved pair in turn.
     """
     count, kv_heads, head_dim = qkv.shape[0], keys.shape[0], keys.shape[-1]
     split = qkv.view(count, heads + 2 * kv_heads, head_dim)
     rotation = torch.view_as_complex(rope[positions].view(count, 1, head_dim // 2, 2))
     pairs = torch.view_as_complex(split[:, : heads + kv_heads].float().unflatten(-1, (-1, 2)))
-    turned = torch.view_as_real(pairs * rotation).flatten(-2).to(qkv.dtype)
-    blocks = tables[slots, positions // BLOCK_ROWS].long()
-    keys[:, blocks, positions % BLOCK_ROWS] = turned[:, heads:].transpose(0, 1)
-    values[:, blocks, positions % BLOCK_ROWS] = split[:, heads + kv_heads :].transpose(0, 1)
-    return turned[:, :heads].contiguous()
+    rotated = torch.view_as_real(pairs * rotation).flatten(-2).to(qkv.dtype)
+    blocks = tables[slots, positions // BLOCK_TOKENS].long()
+    keys[:, blocks, positions % BLOCK_TOKENS] = rotated[:, heads:].transpose(0, 1)
+    values[:, blocks, positions % BLOCK_TOKENS] = split[:, heads + kv_heads :].transpose(0, 1)
+    return rotated[:, :heads].contiguous()
 
 
 def attend(
     q: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, keys: Tensor, values: Tensor, splits: int = 1
 ) -> Tensor:
-    """Each row over its slot's rows up to and with its own: softmax(q kᵀ / √hd) v in fp32. q: [N, H, hd].
+    """Each row attends to its slot's positions up to its own: softmax(q kᵀ / √hd) v in fp32. q: [N, H, hd].
 
-    splits: parts that a kernel cuts the context into, for more to do at once; no matter here.
+    splits: parts that a kernel splits the context into, for more parallel work; ignored here.
     Returns: [N, H * hd].
     """
     count, heads, head_dim = q.shape
     kv_heads = keys.shape[0]
-    rows = int(positions.max()) + 1
-    blocks = tables[slots, : -(-rows // BLOCK_ROWS)].long()  # [N, b]
-    k, v = (store[:, blocks].flatten(2, 3)[:, :, :rows].float() for store in (keys, values))  # [KV, N, rows, hd]
+    length = int(positions.max()) + 1
+    blocks = tables[slots, : -(-length // BLOCK_TOKENS)].long()  # [N, b]
+    k, v = (store[:, blocks].flatten(2, 3)[:, :, :length].float() for store in (keys, values))  # [KV, N, length, hd]
     grouped = q.view(count, kv_heads, heads // kv_heads, head_dim).transpose(0, 1).float()
     scores = grouped @ k.transpose(-1, -2) / math.sqrt(head_dim)
-    ahead = torch.arange(rows, device=q.device) > positions.view(1, count, 1, 1)
+    ahead = torch.arange(length, device=q.device) > positions.view(1, count, 1, 1)
     attended = torch.softmax(scores.masked_fill(ahead, float("-inf")), dim=-1) @ v
     return attended.transpose(0, 1).reshape(count, heads * head_dim).to(q.dtype)
 
@@ -74,52 +74,40 @@ def step_attend(
     qkv: Tensor, rope: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, keys: Tensor, values: Tensor,
     heads: int, splits: int = 1, overlap: bool = False,
 ) -> Tensor:  # fmt: skip
-    """rope_write and attend of rows that all lie in different slots. Returns: [N, H * hd]."""
+    """rope_write and attend, one row a slot. Returns: [N, H * hd]."""
     q = rope_write(qkv, rope, slots, positions, tables, keys, values, heads)
     return attend(q, slots, positions, tables, keys, values, splits)
 
 
 def aligned_attend(
-    qkv: Tensor, rope: Tensor, position: int, each: int, keys: Tensor, values: Tensor, heads: int, overlap: bool = False
+    qkv: Tensor,
+    rope: Tensor,
+    position: int,
+    blocks_per_slot: int,
+    keys: Tensor,
+    values: Tensor,
+    heads: int,
+    overlap: bool = False,
 ) -> Tensor:
-    """step_attend where row n is slot n's, all are at `position`, and slot n has blocks n * each to (n + 1) * each."""
+    """step_attend where row n is slot n, all are at `position`, and slot n has blocks_per_slot blocks from n * blocks_per_slot on."""
     slots = torch.arange(len(qkv), device=qkv.device)
-    tables = torch.arange(len(qkv) * each, device=qkv.device, dtype=torch.int32).view(-1, each)
+    tables = torch.arange(len(qkv) * blocks_per_slot, device=qkv.device, dtype=torch.int32).view(-1, blocks_per_slot)
     return step_attend(qkv, rope, slots, torch.full_like(slots, position), tables, keys, values, heads)
 
 
-def norm_linear(
-    x: Tensor, scale: Tensor, eps: float, weight: Tensor, factors: Tensor | None = None, overlap: bool = False
-) -> Tensor:
-    """(RMSNorm(x) · scale) weightᵀ. x: [N, D] fp32; scale: [D]; weight: [M, D]. Returns: [N, M].
-
-    factors: [M] fp32, of the outputs; then weight has eight bits, see pack().
-    """
-    return _linear(add_norm(x, None, scale, eps), weight, factors)
+def norm_linear(x: Tensor, scale: Tensor, eps: float, weight: Tensor, overlap: bool = False) -> Tensor:
+    """(RMSNorm(x) · scale) weightᵀ. x: [N, D] fp32; scale: [D]; weight: [M, D]. Returns: [N, M]."""
+    return F.linear(add_norm(x, None, scale, eps), weight)
 
 
-def norm_gated(
-    x: Tensor, scale: Tensor, eps: float, gate_up: Tensor, factors: Tensor | None = None, overlap: bool = False
-) -> Tensor:
+def norm_gated(x: Tensor, scale: Tensor, eps: float, gate_up: Tensor, overlap: bool = False) -> Tensor:
     """silu_mul of norm_linear. gate_up: [2 F, D], gate first. Returns: [N, F]."""
-    return silu_mul(norm_linear(x, scale, eps, gate_up, factors=factors))
+    return silu_mul(norm_linear(x, scale, eps, gate_up))
 
 
-def linear_add(rows: Tensor, weight: Tensor, factors: Tensor | None, x: Tensor, overlap: bool = False) -> None:
-    """x += rows weightᵀ, in place. rows: [N, M]; weight: [D, M]; x: [N, D] fp32. factors: see norm_linear."""
-    x += _linear(rows, weight, factors)
-
-
-def _linear(rows: Tensor, weight: Tensor, factors: Tensor | None) -> Tensor:
-    if factors is None:
-        return F.linear(rows, weight)
-    return (F.linear(rows.float(), weight.float()) * factors).to(rows.dtype)
-
-
-def pack(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight [M, D] in eight bits (e4m3) and the factor of each output, [M] fp32: its greatest becomes 448."""
-    factors = weight.abs().amax(dim=1).float().clamp(min=1e-12) / 448
-    return (weight.float() / factors.unsqueeze(1)).clamp(-448, 448).to(torch.float8_e4m3fn), factors
+def linear_add(rows: Tensor, weight: Tensor, x: Tensor, overlap: bool = False) -> None:
+    """x += rows weightᵀ, in place. rows: [N, M]; weight: [D, M]; x: [N, D] fp32."""
+    x += F.linear(rows, weight)
 
 
 def linear_gated(rows: Tensor, gate_up: Tensor) -> Tensor:
@@ -162,6 +150,6 @@ def sample(
 
 
 def embed_frames(codes: Tensor, embeddings: Tensor) -> Tensor:
-    """One row a frame: the sum of its codes' embeddings. codes: [B, K]; embeddings: [K, V, D]. Returns: [B, D] fp32."""
+    """The sum of the embeddings of each frame's codes. codes: [B, K]; embeddings: [K, V, D]. Returns: [B, D] fp32."""
     codebooks = torch.arange(codes.shape[1], device=codes.device)
     return embeddings[codebooks, codes].float().sum(dim=1)

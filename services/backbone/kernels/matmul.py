@@ -1,10 +1,10 @@
-"""Triton kernels of matrix products with what goes before and after them in the same launch. Twins in plain.py.
+"""Triton kernels of matrix products fused with what comes before and after. reference.py says what they compute.
 
-For one row a product only has to bring its weights in from memory, and every launch costs as much as a megabyte of
-them: `_one_row` takes in norm, activation and residual. x is the fp32 stream of residuals; RMSNorm's root is a factor
-of the row and is applied after the sum. So are the factors of the outputs where weights are kept in eight bits.
+A product of one row is bound by reading its weights, and a launch costs as much as reading a megabyte:
+`_one_row` fuses norm, activation and residual. x is the fp32 residual stream. RMSNorm's root is one factor
+for the row, applied after the sum.
 
-`_gated` is for many rows: gate and up in one tile, so that what they give is written half as wide once.
+`_gated` is for many rows: gate and up in one tile, so that only their product is written.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ PLAIN, GATED, ADDED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 @triton.jit
 def _one_row(
-    x, scale, weight, factors, out, outputs, eps,
-    WIDTH: tl.constexpr, NORM: tl.constexpr, KIND: tl.constexpr, FACTORS: tl.constexpr, OUTPUTS: tl.constexpr,
+    x, scale, weight, out, outputs, eps,
+    WIDTH: tl.constexpr, NORM: tl.constexpr, KIND: tl.constexpr, OUTPUTS: tl.constexpr,
     BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -30,7 +30,7 @@ def _one_row(
     kept = (output < outputs)[:, None]
     place = weight + output.to(tl.int64)[:, None] * WIDTH + column[None, :]
     inside = kept & (column < WIDTH)[None, :]
-    # The first weights are on their way before the launch ahead is over: nothing writes weights.
+    # Prefetch the first weights before the previous kernel is over: nothing writes weights.
     first = tl.load(place, mask=inside, other=0.0)
     if KIND == GATED:
         place_up = place + outputs.to(tl.int64) * WIDTH
@@ -57,10 +57,6 @@ def _one_row(
             sums_up += weights.to(tl.float32) * values
     total = tl.sum(sums, axis=1)
     up = tl.sum(sums_up, axis=1)
-    if FACTORS:
-        total *= tl.load(factors + output, mask=output < outputs, other=0.0)
-        if KIND == GATED:
-            up *= tl.load(factors + outputs + output, mask=output < outputs, other=0.0)
     if NORM:
         inverse = tl.rsqrt(tl.sum(squares) / WIDTH + eps)
         total, up = total * inverse, up * inverse
@@ -103,7 +99,7 @@ def _gated(
 def _gated_tiles(
     x, weight, out, count, outputs, WIDTH: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """_gated where the memory engine brings whole tiles. What lies outside is read as zeros, and not written."""
+    """_gated with tiles loaded by TMA. Out of bounds reads are zeros, writes are dropped."""
     tiles = tl.cdiv(count, ROWS)
     row, output = (tl.program_id(0) % tiles) * ROWS, (tl.program_id(0) // tiles) * OUTPUTS
     gate = tl.zeros((ROWS, OUTPUTS), dtype=tl.float32)
@@ -120,7 +116,7 @@ def linear_gated(rows: Tensor, gate_up: Tensor) -> Tensor:
     count, width = rows.shape
     outputs = gate_up.shape[0] // 2
     out = torch.empty(count, outputs, device=rows.device, dtype=rows.dtype)
-    if count > 128 and rows.dtype == torch.bfloat16 and width % 8 == outputs % 8 == 0:  # tiles begin at 16 bytes
+    if count > 128 and rows.dtype == torch.bfloat16 and width % 8 == outputs % 8 == 0:  # TMA wants 16-byte strides
         tile, block = 128, 64
         described = [
             TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [tile, columns])
@@ -143,37 +139,32 @@ def linear_gated(rows: Tensor, gate_up: Tensor) -> Tensor:
     return out
 
 
-def norm_linear(
-    x: Tensor, scale: Tensor, eps: float, weight: Tensor, factors: Tensor | None = None, overlap: bool = False
-) -> Tensor:
+def norm_linear(x: Tensor, scale: Tensor, eps: float, weight: Tensor, overlap: bool = False) -> Tensor:
     out = torch.empty(x.shape[0], weight.shape[0], device=x.device, dtype=scale.dtype)
-    _product(x, scale, eps, weight, factors, out, PLAIN, overlap)
+    _product(x, scale, eps, weight, out, PLAIN, overlap)
     return out
 
 
-def norm_gated(
-    x: Tensor, scale: Tensor, eps: float, gate_up: Tensor, factors: Tensor | None = None, overlap: bool = False
-) -> Tensor:
+def norm_gated(x: Tensor, scale: Tensor, eps: float, gate_up: Tensor, overlap: bool = False) -> Tensor:
     out = torch.empty(x.shape[0], gate_up.shape[0] // 2, device=x.device, dtype=scale.dtype)
-    _product(x, scale, eps, gate_up, factors, out, GATED, overlap)
+    _product(x, scale, eps, gate_up, out, GATED, overlap)
     return out
 
 
-def linear_add(rows: Tensor, weight: Tensor, factors: Tensor | None, x: Tensor, overlap: bool = False) -> None:
-    _product(rows, None, 0.0, weight, factors, x, ADDED, overlap)
+def linear_add(rows: Tensor, weight: Tensor, x: Tensor, overlap: bool = False) -> None:
+    _product(rows, None, 0.0, weight, x, ADDED, overlap)
 
 
 def _product(
-    x: Tensor, scale: Tensor | None, eps: float, weight: Tensor, factors: Tensor | None, out: Tensor,
-    kind: tl.constexpr, overlap: bool,
-) -> None:  # fmt: skip
+    x: Tensor, scale: Tensor | None, eps: float, weight: Tensor, out: Tensor, kind: tl.constexpr, overlap: bool
+) -> None:
     width, outputs = x.shape[1], out.shape[1]
     assert len(x) == 1 and x.is_contiguous() and weight.is_contiguous() and out.is_contiguous()
-    # A program has 8 to 32 KB of weights, and the whole grid fills the chip's 132 multiprocessors evenly.
+    # A program reads 8 to 32 KB of weights, and the grid fills the chip's 132 multiprocessors evenly.
     tile, block = (2, 4096) if width > 4096 else (4, triton.next_power_of_2(width))
     elements = tile * block * (2 if kind is GATED else 1)
     _one_row[(triton.cdiv(outputs, tile),)](
-        x, x if scale is None else scale, weight, x if factors is None else factors, out, outputs, eps,
-        WIDTH=width, NORM=scale is not None, KIND=kind, FACTORS=factors is not None, OUTPUTS=tile, BLOCK=block,
+        x, x if scale is None else scale, weight, out, outputs, eps,
+        WIDTH=width, NORM=scale is not None, KIND=kind, OUTPUTS=tile, BLOCK=block,
         OVERLAP=overlap, num_warps=min(8, max(4, elements // 1024)), launch_pdl=overlap,
     )  # fmt: skip

@@ -10,9 +10,9 @@ import torch
 
 from models.bundle import GeneratorPart, LlamaShape, load_bundle
 from services.backbone.blocks import BlockPool
+from services.backbone.eager_runner import EagerRunner
 from services.backbone.model import build_model, init_random
 from services.backbone.prompt import Audio, PromptLimits, Text
-from services.backbone.runner import Runner
 from services.backbone.scheduler import Sampling
 from support.backbone_slots import open_slot, own_table, read_prompt
 
@@ -20,8 +20,8 @@ TINY = GeneratorPart(
     text_vocab_size=96,
     audio_vocab_size=67,
     codebooks=32,
-    backbone=LlamaShape(layers=2, heads=4, kv_heads=2, dim=64, intermediate_dim=160, max_rows=160),
-    decoder=LlamaShape(layers=2, heads=2, kv_heads=1, dim=32, intermediate_dim=96, max_rows=33),
+    backbone=LlamaShape(layers=2, heads=4, kv_heads=2, dim=64, intermediate_dim=160, max_seq_len=160),
+    decoder=LlamaShape(layers=2, heads=2, kv_heads=1, dim=32, intermediate_dim=96, max_seq_len=33),
     sources=(),
     folder=Path(),
 )
@@ -37,7 +37,7 @@ def prompt_of(model, index: int, generated=()):
     """Prompts of different lengths, some with audio, some longer than a prefill piece."""
     part = model.part
     random = np.random.default_rng(index)
-    limits = PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_rows)
+    limits = PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_seq_len)
     parts = [Text(random.integers(1, part.text_vocab_size, 3 + 7 * index).tolist())]
     if index % 2:
         frames = random.integers(0, part.audio_vocab_size - 3, (20, part.codebooks)).tolist()
@@ -62,10 +62,10 @@ def test_batched_equals_alone_with_staggered_joins_and_leaves(model, greedy):
     lives = {0: (0, 14), 1: (2, 5), 2: (3, 11), 3: (3, 2), 4: (6, 9), 5: (9, 6)}
     alone = {}
     for index, (_, frames) in lives.items():
-        solo = Runner(model, slots=3, block_rows=3, prefill_rows=16)
+        solo = EagerRunner(model, slots=3, batch_size=3, max_prefill_tokens=16)
         alone[index] = generate(solo, 0, prompt_of(model, index), sampling_of(index, greedy), frames)
 
-    runner = Runner(model, slots=5, block_rows=3, prefill_rows=16)
+    runner = EagerRunner(model, slots=5, batch_size=3, max_prefill_tokens=16)
     free, slots, filling, together = [3, 1, 4, 0, 2], {}, set(), {index: [] for index in lives}
     turn = 0
     while any(len(together[index]) < frames for index, (_, frames) in lives.items()):
@@ -94,7 +94,7 @@ def test_batched_equals_alone_with_staggered_joins_and_leaves(model, greedy):
 @torch.inference_mode()
 def test_a_row_has_the_same_bits_wherever_it_stands_in_a_block(model):
     """Why the above holds: at one batch size a row's result depends neither on its place nor on its company."""
-    runner = Runner(model, slots=4, block_rows=4)
+    runner = EagerRunner(model, slots=4, batch_size=4)
     torch.manual_seed(1)
     row = torch.randn(model.part.backbone.dim)
     seen = set()
@@ -118,9 +118,9 @@ def test_a_row_has_the_same_bits_wherever_it_stands_in_a_block(model):
 @pytest.mark.parametrize("greedy", [True, False], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("broken_at", [1, 9])
 def test_a_resumed_stream_goes_on_as_the_unbroken_one(model, greedy, broken_at):
-    whole = generate(Runner(model, slots=2, block_rows=2), 0, prompt_of(model, 3), sampling_of(3, greedy), 20)
+    whole = generate(EagerRunner(model, slots=2, batch_size=2), 0, prompt_of(model, 3), sampling_of(3, greedy), 20)
     resumed = generate(
-        Runner(model, slots=2, block_rows=2),
+        EagerRunner(model, slots=2, batch_size=2),
         1,
         prompt_of(model, 3, whole[:broken_at]),
         sampling_of(3, greedy),
@@ -134,21 +134,21 @@ def test_shared_prompt_rows_change_no_code(model, shuffled):
     """Three requests that begin alike, one after another and two at once, in blocks that others used before."""
     part, frames = model.part, 6
     random = np.random.default_rng(2)
-    limits = PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_rows)
+    limits = PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_seq_len)
     voice = Audio(random.integers(0, part.audio_vocab_size - 3, (72, part.codebooks)).tolist())
     prompts = [limits.build([Text([4, 5]), voice, Text([6] * length)])[0] for length in (3, 3, 40)]
     samplings = [Sampling(seed=index) for index in range(3)]
     alone = [
-        generate(Runner(model, slots=3, block_rows=3, prefill_rows=32), 0, prompt, sampling, frames)
+        generate(EagerRunner(model, slots=3, batch_size=3, max_prefill_tokens=32), 0, prompt, sampling, frames)
         for prompt, sampling in zip(prompts, samplings, strict=True)
     ]
-    pool = BlockPool(30, share_rows=32)
-    runner = Runner(model, slots=3, blocks=30, block_rows=3, prefill_rows=32)
+    pool = BlockPool(30, share_tokens=32)
+    runner = EagerRunner(model, slots=3, blocks=30, batch_size=3, max_prefill_tokens=32)
     if shuffled:
         random.shuffle(pool._free)
     pieces, tables, together = [], [], []
     for slot, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
-        rows = len(prompt.rows)
+        rows = len(prompt.tokens)
         table = pool.open(rows, rows + frames, prompt.block_keys())
         pool.grow(table, rows + frames)
         runner.begin(slot, prompt, sampling, table)
@@ -160,7 +160,7 @@ def test_shared_prompt_rows_change_no_code(model, shuffled):
         together.append([])
         for each, codes in enumerate(runner.step(range(slot + 1))):
             together[each].append(codes)
-    assert [table.cached_rows for table in tables] == [0, 64, 64]
+    assert [table.cached_tokens for table in tables] == [0, 64, 64]
     assert pieces == [3, 1, 2]  # 77 and 114 rows to read: the 64 shared ones are not read again
     assert tables[1].blocks[:4] == tables[0].blocks[:4]
     while len(together[2]) < frames:
@@ -172,53 +172,53 @@ def test_shared_prompt_rows_change_no_code(model, shuffled):
 def test_codes_vary_stay_below_the_bins_and_do_not_end_at_once(model):
     """What the random bundle must do: not fall silent, not repeat one frame, also greedily."""
     for sampling in (Sampling(top_k=1), Sampling(seed=5)):
-        frames = np.array(generate(Runner(model, slots=1), 0, prompt_of(model, 1), sampling, 30))
+        frames = np.array(generate(EagerRunner(model, slots=1), 0, prompt_of(model, 1), sampling, 30))
         assert frames.min() >= 0 and frames.max() < model.part.audio_vocab_size - 3
         assert frames.any(axis=1).all()
         assert len(np.unique(frames, axis=0)) >= 25
 
 
 def test_seeds_matter_and_repeat(model):
-    runner = Runner(model, slots=1)
+    runner = EagerRunner(model, slots=1)
     first, again, other = (generate(runner, 0, prompt_of(model, 0), Sampling(seed=seed), 5) for seed in (1, 1, 2))
     assert first == again != other
 
 
 def test_a_slot_remembers_nothing_of_its_last_owner(model):
-    runner = Runner(model, slots=1)
+    runner = EagerRunner(model, slots=1)
     fresh = generate(runner, 0, prompt_of(model, 0), Sampling(seed=1), 5)
     generate(runner, 0, prompt_of(model, 5), Sampling(seed=9), 7)
     assert generate(runner, 0, prompt_of(model, 0), Sampling(seed=1), 5) == fresh
 
 
 def test_prefill_is_bounded(model):
-    runner = Runner(model, slots=1, prefill_rows=16)
+    runner = EagerRunner(model, slots=1, max_prefill_tokens=16)
     prompt = prompt_of(model, 5)  # 38 + 21 + 3 rows: four pieces of 16 hold all but the last
-    assert len(prompt.rows) == 62
+    assert len(prompt.tokens) == 62
     runner.begin(0, prompt, Sampling(), own_table(runner, 0))
     assert [runner.prefill([0]) for _ in range(4)] == [[], [], [], [0]]
 
 
 def test_refusals():
     model = init_random(build_model(TINY), seed=4)
-    runner = Runner(model, slots=2)
+    runner = EagerRunner(model, slots=2)
     prompt = prompt_of(model, 0)
     runner.begin(0, prompt, Sampling(), own_table(runner, 0))
     for slot in (0, -1, 2):
         with pytest.raises(ValueError, match=f"slot {slot} is not free"):
             runner.begin(slot, prompt, Sampling(), own_table(runner, slot))
-    limits = PromptLimits(32, 96, 64, max_rows=1000)
-    with pytest.raises(ValueError, match="prompt of 161 rows, 160 fit"):
+    limits = PromptLimits(32, 96, 64, max_seq_len=1000)
+    with pytest.raises(ValueError, match="prompt of 161 tokens, 160 fit"):
         runner.begin(1, limits.build([Text([1] * 161)])[0], Sampling(), own_table(runner, 1))
     runner.begin(1, limits.build([Text([1] * 160)])[0], Sampling(), own_table(runner, 1))
     read_prompt(runner, 1)
     runner.step([1])  # the last row predicts a frame, which has no row to go to
-    with pytest.raises(ValueError, match="no row left of 160"):
+    with pytest.raises(ValueError, match="no position left of 160"):
         runner.step([1])
 
 
 def test_warm_up_leaves_no_trace(model):
-    runner = Runner(model, slots=1)
+    runner = EagerRunner(model, slots=1)
     cold = generate(runner, 0, prompt_of(model, 0), Sampling(seed=1), 3)
     runner.warm_up()
     assert generate(runner, 0, prompt_of(model, 0), Sampling(seed=1), 3) == cold

@@ -1,0 +1,54 @@
+"""How many frames go into a stream's next message. Pure Python: no gRPC, no clock.
+
+A message costs every hop the same with one frame or with sixteen, and a frame that waits for its message
+delays playback. So a chunk is small while the listener's buffer is short and large when it is long:
+
+    buffer = audio sent beyond what later stages hold back, minus the time since the first of it was sent
+    a chunk takes at most half of the buffer to make, at the recent pace, and holds no more than the buffer:
+    if the pace drops to real time, it still arrives before an underrun
+
+Frames that are ready go out together even with a short buffer: a stage that is short of time would
+otherwise send more messages and lose more time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+DEFAULT_MAX_SIZES = (1, 1, 2, 4, 8)
+
+
+class ChunkSizer:
+    """Chunk sizes of one stream; call `next_size` before each chunk.
+
+    max_sizes: most frames in the first, second, … chunk; the last is repeated.
+    held_back_frames: frames that later stages hold back before any audio. None: `max_sizes` alone decide.
+    """
+
+    def __init__(self, max_sizes: Sequence[int], frame_s: float, held_back_frames: int | None = None):
+        self._max_sizes, self._frame_s, self._held_back = max_sizes or DEFAULT_MAX_SIZES, frame_s, held_back_frames
+        self._chunks = self._last_sent = 0
+        self._began_s = self._last_s = 0.0
+        self._audible_s: float | None = None  # when the first audible frame had been sent
+
+    def next_size(self, sent: int, now_s: float, ready: int = 0) -> int:
+        """Frames of the next chunk, when `sent` have been sent by now (seconds on any monotonic clock).
+
+        ready: frames that are made and not sent.
+        """
+        limit = self._max_sizes[min(self._chunks, len(self._max_sizes) - 1)]
+        if self._chunks == 0:
+            self._began_s = self._last_s = now_s
+        self._chunks += 1
+        if self._held_back is None:
+            return limit
+        inaudible = self._held_back + 1 - sent
+        if inaudible > 0:  # half of them at a time: the codec starts early, and the last frame comes alone
+            return min(limit, max(ready, (inaudible + 1) // 2))
+        if self._audible_s is None:
+            self._audible_s = now_s
+        pace_s = max((now_s - self._began_s) / sent, (now_s - self._last_s) / max(1, sent - self._last_sent))
+        self._last_s, self._last_sent = now_s, sent
+        buffer_frames = sent - self._held_back - (now_s - self._audible_s) / self._frame_s
+        share = 1.0 if 2 * pace_s <= self._frame_s else self._frame_s / (2 * pace_s)
+        return max(1, min(limit, max(ready, int(buffer_frames * share))))

@@ -1,0 +1,109 @@
+"""One frame for a batch of slots, from tables on the device to tables on the device.
+
+Backbone step, K - 1 depth steps, K draws, the next step's input, positions and counters: nothing here
+reads a value back to the host, so all of it can be one CUDA graph. What differs from frame to frame is
+in the tensors of `SlotState`; a slot joins or leaves by a change to them.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from services.backbone.blocks import blocks_for
+from services.backbone.fused_llama import FusedLlama, KernelPlan
+from services.backbone.model import CsmModel, rope_table
+from services.backbone.transformer import Transformer
+
+
+class SlotState:
+    """The next step's inputs of every slot. Index `slots`, one past the last, is the padding slot of a batch."""
+
+    def __init__(self, model: CsmModel, slots: int, padding_block: int):
+        """padding_block: a block that the padding slot may write to."""
+        weight = model.codebook0_head.weight
+        backbone, device = model.part.backbone, weight.device
+        self.slots = slots
+        self.tables = torch.zeros(slots + 1, blocks_for(backbone.max_seq_len), dtype=torch.int32, device=device)
+        self.tables[slots] = padding_block
+        self.next_inputs = torch.zeros(slots + 1, backbone.dim, dtype=torch.float32, device=device)
+        self.positions = torch.zeros(slots + 1, dtype=torch.int64, device=device)  # of the next input
+        self.frames = torch.zeros(slots + 1, dtype=torch.int64, device=device)  # index of the next frame
+        self.seeds = torch.zeros(slots + 1, dtype=torch.int64, device=device)
+        self.top_k = torch.ones(slots + 1, dtype=torch.int64, device=device)
+        self.temperature = torch.ones(slots + 1, dtype=torch.float32, device=device)
+
+
+class FrameStep:
+    """Computes frames. Owns both caches, and the weights in the layout that its kernels read."""
+
+    def __init__(self, model: CsmModel, state: SlotState, *, blocks: int, max_batch: int, operations: ModuleType):
+        """blocks: of the backbone's cache. max_batch: slots of the largest batch."""
+        part, weight = model.part, model.codebook0_head.weight
+        device = weight.device
+        self.state = state
+        self.codebooks = part.codebooks
+        self._ops = operations
+        self.backbone = FusedLlama(
+            Transformer(model.backbone, part.backbone, rope_table(part.backbone, device)), blocks, operations
+        )
+        self._blocks_per_slot = blocks_for(part.codebooks + 1)
+        depth_blocks = max_batch * self._blocks_per_slot
+        self._depth = FusedLlama(
+            Transformer(model.decoder, part.decoder, rope_table(part.decoder, device)), depth_blocks, operations
+        )
+        self._depth_tables = torch.arange(depth_blocks, device=device, dtype=torch.int32).view(max_batch, -1)
+        self._batch = torch.arange(max_batch, device=device)
+        self._zeros, self._ones = torch.tensor([[0], [1]], device=device).repeat(1, max_batch)
+        bins = part.audio_vocab_size - 3  # values that no codec knows get no logit
+        self._projection = model.projection.weight
+        self._heads = [weight[:bins], *model.audio_head[:, :, :bins].transpose(1, 2).contiguous()]  # [bins, d] each
+        embeddings = model.audio_embeddings.weight
+        self._embeddings = embeddings.view(part.codebooks, part.audio_vocab_size, -1)
+        # The depth decoder's inputs: every code's embedding, projected here once instead of in every step.
+        self._projected = F.linear(embeddings, self._projection).view(part.codebooks, part.audio_vocab_size, -1)
+
+    def run(self, slots: Tensor, codes: Tensor, splits: int, plan: KernelPlan) -> None:
+        """The next frame of each slot.
+
+        slots: [B] int64, padding is `state.slots`. codes: [B, K] int64, written.
+        splits: parts that the backbone's attention splits the context into.
+        """
+        state = self.state
+        positions, frames = state.positions[slots], state.frames[slots]
+        sampling = (state.temperature[slots], state.top_k[slots], state.seeds[slots], frames)
+        attend = self.backbone.paged_attention(slots, positions, state.tables, splits, plan)
+        hidden = self.backbone.forward(state.next_inputs[slots], attend, plan)
+        self._decode(hidden, sampling, codes, plan)
+        is_live = slots < state.slots
+        state.next_inputs.index_copy_(0, slots, self._ops.embed_frames(codes, self._embeddings))
+        state.positions.index_copy_(0, slots, (positions + 1) * is_live)
+        state.frames.index_copy_(0, slots, (frames + 1) * is_live)
+
+    def _decode(self, hidden: Tensor, sampling: tuple[Tensor, ...], codes: Tensor, plan: KernelPlan) -> None:
+        """The depth decoder (depth_decoder.py explains it): backbone outputs [B, D] → codes [B, K]."""
+        batch, depth = len(hidden), self._depth
+        inputs = torch.empty(2 * batch, self._projection.shape[0], device=hidden.device, dtype=torch.float32)
+        # A launch without overlap (a copy would not do: overlapping launches cannot follow one). After it all earlier
+        # work is over, which overlapping kernels rely on for what they read before they wait.
+        torch.add(self.backbone.head(hidden, self._projection, plan), 0.0, out=inputs[:batch])
+
+        def draw(logits: Tensor, codebook: int, next_inputs: Tensor) -> None:
+            self._ops.sample(logits, *sampling, codebook, codes, self._projected, next_inputs, plan.overlap)
+
+        draw(self.backbone.head(hidden, self._heads[0], plan), 0, inputs[batch:])
+        # Two rows a slot, too many for `matvec`; the second must see what the first has written to the cache.
+        first_plan = KernelPlan(gated_matmul=plan.gated_matmul)
+        positions = torch.cat([self._zeros[:batch], self._ones[:batch]])
+        attend = depth.paged_attention(self._batch[:batch].repeat(2), positions, self._depth_tables)
+        out, out_plan = depth.forward(inputs, attend, first_plan)[batch:], first_plan
+        for codebook in range(1, self.codebooks):
+            inputs = torch.empty(batch, inputs.shape[1], device=hidden.device, dtype=torch.float32)
+            draw(depth.head(out, self._heads[codebook], out_plan), codebook, inputs)
+            out_plan = plan
+            if codebook + 1 < self.codebooks:
+                attend = depth.aligned_attention(codebook + 1, self._blocks_per_slot, plan)
+                out = depth.forward(inputs, attend, plan)

@@ -1,0 +1,114 @@
+"""A Llama transformer over a paged cache, as a short list of kernel launches: what a captured frame is made of.
+
+Computes what transformer.py does, with the same weights. The residual stream is fp32: in bf16 its
+rounding was most of the error in the logits. What lies between two matrix products, or is fused with
+them, is an operation of kernels/, so that nothing makes the host wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from services.backbone.cache import PagedCache
+from services.backbone.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """Which kernels a frame is made of. Results differ by rounding alone; which is fastest depends on the batch size.
+
+    step_attention: rotation, cache write and attention are one launch instead of two.
+    matvec: for a batch of one, products fused with norm, activation and residual.
+    gated_matmul: for a larger batch, the MLP's first product and its activation are one launch.
+    overlap: programmatic dependent launch: a kernel prefetches its weights while the previous one ends.
+    """
+
+    step_attention: bool = True
+    matvec: bool = False
+    gated_matmul: bool = False
+    overlap: bool = False
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # (qkv, one layer's keys and values) → [N, H * hd]
+
+
+class FusedLlama:
+    """Runs rows of any slots and positions at once; a row attends to its slot's positions up to its own."""
+
+    def __init__(self, transformer: Transformer, blocks: int, operations: ModuleType):
+        """blocks: of the cache. operations: kernels.operations_for the device."""
+        weight = transformer.norm
+        self.shape = transformer.shape
+        self.cache = PagedCache(transformer.shape, blocks, weight.device, weight.dtype)
+        self._layers, self._norm = transformer.layers, transformer.norm
+        self._rope = torch.view_as_real(transformer.rope).flatten(1).contiguous()  # [max_seq_len, hd]
+        self._ops = operations
+
+    def paged_attention(
+        self, slots: Tensor, positions: Tensor, tables: Tensor, splits: int = 1, plan: KernelPlan | None = None
+    ) -> Attend:
+        """Attention of rows of any slots and positions: [N] int64 each, no pair of them twice but for padding.
+
+        tables: [S, W] int32. splits: see kernels.reference.attend.
+        plan: for one row a slot; None where several rows are of one slot.
+        """
+        ops, heads = self._ops, self.shape.heads
+        overlap = plan is not None and plan.overlap
+
+        def attend(qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            cached = slots, positions, tables, keys, values
+            if plan is not None and plan.step_attention:
+                return ops.step_attend(qkv, self._rope, *cached, heads, splits, overlap)
+            return ops.attend(ops.rope_write(qkv, self._rope, *cached, heads), *cached, splits)
+
+        return attend
+
+    def aligned_attention(self, position: int, blocks_per_slot: int, plan: KernelPlan) -> Attend:
+        """Attention where row n is slot n, all rows are at one position, and slots' blocks follow one another."""
+
+        def attend(qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            return self._ops.aligned_attend(
+                qkv, self._rope, position, blocks_per_slot, keys, values, self.shape.heads, plan.overlap
+            )
+
+        return attend
+
+    def forward(self, x: Tensor, attend: Attend, plan: KernelPlan) -> Tensor:
+        """All layers.
+
+        x: [N, D] fp32, overwritten. attend: from paged_attention() or aligned_attention().
+        Returns: [N, D], what head() takes.
+        """
+        ops, eps, overlap = self._ops, self.shape.norm_eps, plan.overlap
+        normed = None if plan.matvec else ops.add_norm(x, None, self._layers[0].attention_norm, eps)
+        for index, layer in enumerate(self._layers):
+            keys, values = self.cache.keys[index], self.cache.values[index]
+            is_last = index + 1 == len(self._layers)
+            if normed is None:
+                qkv = ops.norm_linear(x, layer.attention_norm, eps, layer.qkv, overlap)
+                ops.linear_add(attend(qkv, keys, values), layer.out, x, overlap)
+                gated = ops.norm_gated(x, layer.mlp_norm, eps, layer.gate_up, overlap)
+                ops.linear_add(gated, layer.down, x, overlap)
+                continue
+            attended = attend(F.linear(normed, layer.qkv), keys, values)
+            normed = ops.add_norm(x, F.linear(attended, layer.out), layer.mlp_norm, eps)
+            gated = (
+                ops.linear_gated(normed, layer.gate_up)
+                if plan.gated_matmul
+                else ops.silu_mul(F.linear(normed, layer.gate_up))
+            )
+            next_norm = self._norm if is_last else self._layers[index + 1].attention_norm
+            normed = ops.add_norm(x, F.linear(gated, layer.down), next_norm, eps)
+        return x if normed is None else normed
+
+    def head(self, out: Tensor, weight: Tensor, plan: KernelPlan) -> Tensor:
+        """The last norm and a product. out: rows of what forward gave with the same plan. Returns: [N, M]."""
+        if plan.matvec:
+            return self._ops.norm_linear(out, self._norm, self.shape.norm_eps, weight, plan.overlap)
+        return F.linear(out, weight)
