@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import metadata
+from csm.version import __version__
 
 
-@cache
 def version() -> str:
-    """Such as `0.2.0`; empty in a source tree that is not installed."""
-    try:
-        return metadata.version("csm-serve")
-    except metadata.PackageNotFoundError:
-        return ""
+    """Such as `0.2.0`."""
+    return __version__

@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import grpc
-from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
 
-from csm_client.exceptions import from_rpc_error
+from csm_client import requests
+from csm_client.exceptions import SpeechError, from_rpc_error
+from csm_client.requests import Audio
+from csm_client.tracing import CallSpan, Metadata
 
 ConverseEvent = (
     speech_pb2.TurnStarted
@@ -41,20 +43,27 @@ class Conversation:
     Sending and iterating raise: SpeechError.
     """
 
-    def __init__(self, open_call: Callable[[], Any], configure: speech_pb2.ConverseConfigure):
+    def __init__(self, open_call: Callable[[Metadata], Any], configure: speech_pb2.ConverseConfigure):
         self._open_call, self._configure = open_call, configure
+        self._span = CallSpan("Converse")
         self._call: Any = None
         self._sending = asyncio.Lock()
         self.started: speech_pb2.ConverseStarted | None = None
 
     async def __aenter__(self) -> Conversation:
-        self._call = self._open_call()
-        await self.configure(self._configure)
+        self._call = self._open_call(self._span.__enter__().metadata)
+        try:
+            await self.configure(self._configure)
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
-        if self._call is not None:
-            self._call.cancel()
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._call.cancel()
+        self._span.__exit__(kind, error, traceback)
 
     async def configure(self, configure: speech_pb2.ConverseConfigure) -> None:
         """Change what is set in `configure`, from the next turn on."""
@@ -80,10 +89,9 @@ class Conversation:
             interrupt.heard.FromNanoseconds(round(max(0.0, heard_s) * 1e9))
         await self._send(speech_pb2.ConverseRequest(interrupt=interrupt))
 
-    async def hear(self, text: str, audio: bytes | str | Path, *, speaker: int | None = None) -> None:
+    async def hear(self, text: str, audio: Audio, *, speaker: int | None = None) -> None:
         """What the other party said. audio: a WAV file's bytes, or its path."""
-        wav = audio if isinstance(audio, bytes) else await asyncio.to_thread(Path(audio).read_bytes)
-        clip = common_pb2.AudioClip(wav=wav)
+        clip = await asyncio.to_thread(requests.clip, audio)
         turn = speech_pb2.UserTurn(speaker=speaker, text=text, audio=clip)
         await self._send(speech_pb2.ConverseRequest(user_turn=turn))
 
@@ -113,7 +121,7 @@ class Conversation:
                 # A write says only that the call is over; the call's status says why.
                 raise await self._failure() from None
 
-    async def _failure(self) -> Exception:
+    async def _failure(self) -> SpeechError:
         call = self._call
         return from_rpc_error(
             grpc.aio.AioRpcError(

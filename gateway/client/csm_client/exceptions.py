@@ -13,10 +13,11 @@ A call that the caller itself cancels ends in asyncio.CancelledError, as everywh
 
 from __future__ import annotations
 
-import grpc
-from google.rpc import error_details_pb2
+from collections.abc import Iterator
 
-from services.runtime.errors import rich_details
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
 
 _FAULTS = {
     grpc.StatusCode.INTERNAL,
@@ -62,10 +63,15 @@ class ServerFault(SpeechError):
     """The server broke, or answered something that the contract does not allow."""
 
 
-def from_rpc_error(error: grpc.aio.AioRpcError) -> SpeechError:
-    """The exception that says what a failed call's status means."""
+def broken_contract(text: str) -> ServerFault:
+    """For a stream that does not keep to the contract."""
+    return ServerFault(text, code=grpc.StatusCode.DATA_LOSS)
+
+
+def from_rpc_error(error: grpc.RpcError) -> SpeechError:
+    """The exception that says what a failed call's status means. error: of grpc or of grpc.aio."""
     code, text = error.code(), error.details() or error.code().name
-    details = rich_details(error)
+    details = list(_rich_details(error))
     kind: type[SpeechError] = SpeechError
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         kind = InvalidRequest
@@ -89,3 +95,17 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> SpeechError:
         if isinstance(found, Overloaded) and isinstance(detail, error_details_pb2.RetryInfo):
             found.retry_after_s = detail.retry_delay.ToNanoseconds() / 1e9
     return found
+
+
+def _rich_details(error: grpc.RpcError) -> Iterator[Message]:
+    """The google.rpc details that the status carries; unknown ones are left out."""
+    packed = next((value for key, value in error.trailing_metadata() or () if key == "grpc-status-details-bin"), b"")
+    try:
+        status = status_pb2.Status.FromString(packed)
+    except DecodeError:
+        return
+    for box in status.details:
+        for kind in (error_details_pb2.BadRequest, error_details_pb2.RetryInfo, error_details_pb2.ErrorInfo):
+            detail = kind()
+            if box.Unpack(detail):
+                yield detail

@@ -3,16 +3,25 @@
 import asyncio
 import subprocess
 import sys
+from contextlib import suppress
 
 import grpc
 import pytest
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
-from csm_client import ContextTurn, SpeechClient, exceptions
+from csm_client import ContextTurn, SpeechClient, exceptions, tracing
+from csm_client.address import is_loopback
 from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from services.runtime import tls
 from support.fake_speech import FRAME, serving, tone
+
+# Only paths: what .pth files import is not the client's doing.
+PATHS = f"import sys; sys.path[:0] = {[path for path in sys.path if path]}\n"
 
 
 @pytest.fixture
@@ -239,6 +248,56 @@ async def test_tls_is_spoken_when_asked_for():
             await client.voices(timeout_s=5)
 
 
-def test_the_client_imports_neither_torch_nor_a_terminal():
-    code = "import sys, csm_client.client; print({'torch', 'rich', 'numpy'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+async def test_a_call_is_a_span_that_ends_as_the_call_does(served, monkeypatch):
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("test"))
+    fake, client = served
+    await client.voices()
+    await heard(client.stream("hello"))
+    async with client.stream("endless") as stream:
+        iterator = aiter(stream)
+        await anext(iterator)
+    with suppress(asyncio.CancelledError):
+        await anext(iterator)
+    with pytest.raises(exceptions.InvalidRequest):
+        await client.synthesize("")
+    service = "csm.speech.v1.SpeechService/"
+    ended = [(span.name, span.attributes["rpc.response.status_code"]) for span in exporter.get_finished_spans()]
+    assert ended[:2] == [(f"{service}ListVoices", "OK"), (f"{service}StreamSynthesize", "OK")]
+    assert ended[2][0] == f"{service}StreamSynthesize" and ended[2][1] == "CANCELLED"
+    assert ended[3:] == [(f"{service}Synthesize", "INVALID_ARGUMENT")]
+    sent = [metadata["traceparent"][3:35] for metadata in fake.metadata]
+    assert sent == [f"{span.context.trace_id:032x}" for span in exporter.get_finished_spans()]
+
+
+@pytest.mark.parametrize(
+    ("address", "here"),
+    [
+        ("localhost:50050", True),
+        ("127.8.0.1:1", True),
+        ("[::1]:1", True),
+        ("dns:///localhost:1", True),
+        ("unix:/tmp/socket", True),
+        ("ipv4:127.0.0.1:1,10.0.0.1:1", False),
+        ("speech.example:443", False),
+        ("10.0.0.1:1", False),
+        ("localhost.example:1", False),
+    ],
+)
+def test_plaintext_is_for_this_machine_alone(address, here):
+    assert is_loopback(address) is here is tls.is_loopback(address)
+
+
+def test_the_client_imports_what_its_distribution_requires_and_no_more():
+    code = """
+import sys
+for name in ("grpc_health", "grpc_reflection", "grpc_status", "grpc_tools"):
+    sys.modules[name] = None  # grpc imports some of them when they are there
+import csm_client
+known = {"grpc", "google", "opentelemetry", "csm", "csm_client", "typing_extensions", "cython_runtime"} | sys.stdlib_module_names
+print(sorted({name.partition(".")[0] for name in sys.modules if name[0] != "_" and sys.modules[name]} - known))
+"""
+    run = subprocess.run([sys.executable, "-S", "-c", PATHS + code], capture_output=True, text=True)
+    assert run.stdout == "[]\n", run.stderr
