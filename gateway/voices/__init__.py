@@ -1,0 +1,1 @@
+"""Voices by name: where they are kept, and the RPCs for them."""
