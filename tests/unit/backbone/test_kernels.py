@@ -9,11 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("triton")
 
 from models.bundle import GeneratorPart, LlamaShape
 from services.backbone.blocks import BLOCK_TOKENS
@@ -23,6 +20,9 @@ from services.backbone.kernels import reference, triton_ops
 from services.backbone.model import build_model, init_random, rope_table
 from services.backbone.noise import gumbel
 from services.backbone.sampling import sample
+from support.triton_interpreter import multiply_bf16
+
+multiply_bf16()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -44,12 +44,6 @@ def error(got, wanted) -> float:
 
 def limit(dtype) -> float:
     return 1e-5 if dtype == torch.float32 else 1e-2
-
-
-def interpreter_takes(device, dtype) -> None:
-    """Skips what Triton's interpreter cannot run: a dot of bf16, and loops beside numpy from 2.4 on."""
-    if device.type == "cpu" and (dtype == torch.bfloat16 or np.lib.NumpyVersion(np.__version__) >= "2.4.0"):
-        pytest.skip("the interpreter's dot takes no bf16, and its loops no numpy from 2.4 on")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -84,7 +78,6 @@ def test_embed_frames(device, dtype):
 @pytest.mark.parametrize("splits", [1, 5])
 def test_rope_and_paged_attention(device, dtype, heads, kv_heads, head_dim, splits):
     """Rows of four slots, two of one slot among them, in blocks that lie anywhere."""
-    interpreter_takes(device, dtype)
     width, blocks, longest = 24, 100, 24 * BLOCK_TOKENS
     shape = LlamaShape(1, heads, kv_heads, heads * head_dim, 1, longest)
     rope = torch.view_as_real(rope_table(shape, device)).flatten(1)
@@ -116,7 +109,6 @@ def test_rope_and_paged_attention(device, dtype, heads, kv_heads, head_dim, spli
 @pytest.mark.parametrize("overlap", [False, pytest.param(True, marks=pytest.mark.gpu)])
 def test_step_attention(device, dtype, heads, kv_heads, head_dim, splits, overlap):
     """One row of each of four slots; a fifth row is idle. What rows hold behind a stream's own counts for nothing."""
-    interpreter_takes(device, dtype)
     if overlap and device.type == "cpu":
         pytest.skip("only a GPU's launches overlap")
     width, blocks, longest = 24, 100, 24 * BLOCK_TOKENS
@@ -141,7 +133,6 @@ def test_step_attention(device, dtype, heads, kv_heads, head_dim, splits, overla
 @pytest.mark.parametrize("overlap", [False, pytest.param(True, marks=pytest.mark.gpu)])
 def test_aligned_attention(device, dtype, heads, kv_heads, head_dim, position, overlap):
     """Three slots at one position, each with blocks of its own; another's rows lie behind."""
-    interpreter_takes(device, dtype)
     if overlap and device.type == "cpu":
         pytest.skip("only a GPU's launches overlap")
     each = 3
@@ -189,7 +180,6 @@ def test_products_of_one_row(device, dtype, width, outputs, overlap):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("count", "width", "outputs"), [(5, 96, 70), (64, 64, 160), (200, 128, 192), (300, 160, 200)])
 def test_gated_product_of_many_rows(device, dtype, count, width, outputs):
-    interpreter_takes(device, dtype)
     rows = torch.randn(count, width, device=device, dtype=dtype)
     weight = torch.randn(2 * outputs, width, device=device, dtype=dtype) * width**-0.5
     assert error(triton_ops.linear_gated(rows, weight), reference.linear_gated(rows, weight)) < 2 * limit(dtype)
@@ -239,7 +229,6 @@ CHOICES = [
 @torch.inference_mode()
 def test_frames_of_kernels(device, plan, count):
     """Two whole frames: the codes and all that the third would start from, as the twins give them."""
-    interpreter_takes(device, torch.float32)
     if plan.overlap and device.type == "cpu":
         pytest.skip("only a GPU's launches overlap")
     if plan.matvec and count > 1:

@@ -11,8 +11,6 @@ import os
 import pytest
 import torch
 
-pytest.importorskip("triton")
-
 from services.watermark.hparams import Hparams
 from services.watermark.kernels import PRECISIONS, History, Layer, OutputLayer, fused, plain, round_to_tf32
 from services.watermark.marker import Marker
