@@ -76,14 +76,14 @@ def _load(settings: BackboneSettings, bundle: Bundle) -> EagerRunner | GraphRunn
     if settings.blocks and settings.blocks < min_blocks:
         raise StartError(f"CSM_BACKBONE_BLOCKS={settings.blocks}: the longest request takes {min_blocks}")
     model = load_model(bundle.generator, device, dtype)
-    sizes = {"slots": settings.slots, "blocks": settings.blocks or None}
+    slots, blocks = settings.slots, settings.blocks or None
     runner: EagerRunner | GraphRunner
     if settings.runner == "graph" or (settings.runner == "auto" and device.type == "cuda"):
-        runner = GraphRunner(model, max_prefill_tokens=settings.max_prefill_tokens or 512, **sizes)
+        prefill = settings.max_prefill_tokens or 512
+        runner = GraphRunner(model, slots=slots, blocks=blocks, max_prefill_tokens=prefill)
     else:
-        runner = EagerRunner(
-            model, batch_size=settings.eager_batch, max_prefill_tokens=settings.max_prefill_tokens or 64, **sizes
-        )
+        prefill, batch = settings.max_prefill_tokens or 64, settings.eager_batch
+        runner = EagerRunner(model, slots=slots, blocks=blocks, batch_size=batch, max_prefill_tokens=prefill)
     runner.warm_up()
     return runner
 

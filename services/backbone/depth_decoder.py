@@ -8,6 +8,7 @@ overwrites it from position 0.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -45,12 +46,9 @@ class DepthDecoder:
             codes.append(choose(codebook, torch.matmul(out, model.audio_head[codebook - 1]).float()))
             if codebook + 1 < model.part.codebooks:
                 inputs = model.projection(model.embed_code(codebook, codes[-1]))
-                position = codebook + 1
-                out = self._transformer.forward(
-                    inputs,
-                    torch.full((batch,), position, device=inputs.device),
-                    lambda layer, q, k, v, position=position: self._attend_next(layer, position, q, k, v),
-                )
+                positions = torch.full((batch,), codebook + 1, device=inputs.device)
+                attend = functools.partial(self._attend_next, codebook + 1)
+                out = self._transformer.forward(inputs, positions, attend)
         return torch.stack(codes, dim=1)
 
     def _attend_first(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -60,7 +58,7 @@ class DepthDecoder:
         self._values[layer, :, :, :2] = v
         return attention(q, k, v, self._causal).permute(2, 0, 1, 3).flatten(0, 1)
 
-    def _attend_next(self, layer: int, position: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend_next(self, position: int, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One position of every frame: [B, H, hd]."""
         self._keys[layer, :, :, position] = k
         self._values[layer, :, :, position] = v

@@ -18,6 +18,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -207,9 +209,9 @@ class GraphRunner:
                 stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
                 self._prefill_at[0] = self.slots
                 for size in reversed(self._prefill_buckets):
-                    self._prefill_graphs[size] = self._capture(lambda size=size: self._run_prefill(size), stream, pool)
+                    self._prefill_graphs[size] = self._capture(partial(self._run_prefill, size), stream, pool)
                 for size in reversed(self._batch_buckets):
-                    self._graphs[size] = self._capture(lambda size=size: self._run_frame(size), stream, pool)
+                    self._graphs[size] = self._capture(partial(self._run_frame, size), stream, pool)
         longest = min(self._max_prefill_tokens + 1, self.max_seq_len, self.blocks * BLOCK_TOKENS)
         for length in sorted({1 << bit for bit in range(1, longest.bit_length())} | {longest}):
             tokens = np.zeros((length, self._model.part.codebooks + 1), dtype=np.int64)
@@ -222,9 +224,7 @@ class GraphRunner:
         self.launch([0])()
         self.release(0)
 
-    def _capture(
-        self, work: Callable[[], None], stream: torch.cuda.Stream, pool: tuple[int, int]
-    ) -> torch.cuda.CUDAGraph:
+    def _capture(self, work: Callable[[], None], stream: torch.cuda.Stream, pool: Any) -> torch.cuda.CUDAGraph:
         """Runs `work` once before capture, which forbids compilation. All rows are padding meanwhile.
 
         One stream for all graphs: cuBLAS keeps a workspace of 32 MiB a stream.

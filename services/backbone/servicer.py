@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 from csm.backbone.v1 import backbone_pb2, backbone_pb2_grpc
@@ -15,7 +16,7 @@ from opentelemetry import trace
 
 from models.bundle import Bundle
 from services.backbone.chunk_sizer import ChunkSizer
-from services.backbone.engine import Engine, EngineStopped
+from services.backbone.engine import Engine, EngineStopped, Load
 from services.backbone.generation import Generation, GenerationEnded
 from services.backbone.prompt import Audio, PromptError, PromptLimits, Text
 from services.backbone.scheduler import FinishReason, QueueFull, Request, Sampling, SequenceState
@@ -33,7 +34,7 @@ _FINISH_REASONS = {
     FinishReason.MAX_LENGTH: common_pb2.FINISH_REASON_MAX_LENGTH,
 }
 _tracer = trace.get_tracer("csm.backbone")
-_LOAD = {
+_LOAD: dict[str, Callable[[Load], int]] = {
     "slots.active": lambda load: load.slots_active,
     "slots.capacity": lambda load: load.slots_capacity,
     "queue.depth": lambda load: load.queue_depth,
@@ -62,7 +63,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             max_seq_len=bundle.generator.backbone.max_seq_len,
         )
         for name, value in _LOAD.items():
-            instruments.observe(engine, f"csm.backbone.{name}", lambda engine, value=value: value(engine.load()))
+            instruments.observe(engine, f"csm.backbone.{name}", functools.partial(_load_value, value))
         engine.on_step = StepTelemetry(trace_steps)
 
     async def Generate(
@@ -253,6 +254,10 @@ def _status(finish: FinishReason) -> CallError:
             return UnavailableError("the engine failed", "ENGINE_FAILED")
         case _:
             return UnavailableError("the server is stopping")
+
+
+def _load_value(value: Callable[[Load], int], engine: Engine) -> int:
+    return value(engine.load())
 
 
 def _ns(seconds: float) -> int:

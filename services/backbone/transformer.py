@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +39,12 @@ class Transformer:
     one matmul; the module's own parameters become views of the fused storage.
     """
 
-    def __init__(self, module: nn.Module, shape: LlamaShape, rope: Tensor):
-        """rope: [max_seq_len, hd / 2] complex64, see model.rope_table."""
+    def __init__(self, module: Any, shape: LlamaShape, rope: Tensor):
+        """module: torchtune's TransformerDecoder. rope: [max_seq_len, hd / 2] complex64, see model.rope_table."""
         self.shape = shape
         self.head_dim = shape.dim // shape.heads
         self.rope = rope
-        self.norm = module.norm.scale
+        self.norm: Tensor = module.norm.scale
         self.layers = [
             _Layer(
                 attention_norm=layer.sa_norm.scale,

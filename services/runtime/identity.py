@@ -10,10 +10,14 @@ from csm.common.v1 import common_pb2
 class Identified(Protocol):
     """What of a bundle the stages must agree on."""
 
-    id: str
-    codebooks: int
-    frame_rate_hz: float
-    sample_rate_hz: int
+    @property
+    def id(self) -> str: ...
+    @property
+    def codebooks(self) -> int: ...
+    @property
+    def frame_rate_hz(self) -> float: ...
+    @property
+    def sample_rate_hz(self) -> int: ...
 
 
 def identity(bundle: Identified) -> common_pb2.BundleIdentity:

@@ -97,7 +97,7 @@ def sample(
 ) -> None:
     count, bins = logits.shape
     has_rows = embeddings is not None and rows is not None
-    vocab, width = embeddings.shape[1:] if has_rows else (0, 1)
+    vocab, width = embeddings.shape[1:] if embeddings is not None else (0, 1)
     _sample[(count,)](
         logits, temperature, top_k, seeds, frames, codes, embeddings if has_rows else logits, rows if has_rows else logits,
         codebook, bins, codes.shape[1], vocab, width,
