@@ -16,17 +16,17 @@ class CodecSettings(ServerSettings):
     precision: str = setting(
         "CSM_CODEC_PRECISION",
         "fp32",
-        "of products: fp32, or tf32, which a GPU is faster at; audio then differs by -68 dB",
+        "precision of products: fp32, or tf32, which is faster on a GPU and changes the audio by -68 dB",
         choices=("fp32", "tf32"),
     )
     threads: int = setting("CSM_CODEC_THREADS", 1, "CPU threads of one pass", min=1, max=256)
-    slots: int = setting("CSM_CODEC_SLOTS", 8, "streams decoded at once", min=1, max=4096)
+    slots: int = setting("CSM_CODEC_SLOTS", 8, "streams that can be open at once", min=1, max=4096)
     max_chunk_frames: int = setting("CSM_CODEC_MAX_CHUNK_FRAMES", 8, "frames of one stream in one pass", min=1, max=64)
     max_backlog_frames: int = setting(
         "CSM_CODEC_MAX_BACKLOG_FRAMES",
         128,
-        "frames of one stream inside, unread audio included",
+        "frames of one stream in the server: queued, decoded and not yet read",
         min=1,
         max=4096,
     )
-    stall_s: float = setting("CSM_CODEC_STALL_S", 30.0, "a pass longer than this means a stuck device", min=1)
+    stall_s: float = setting("CSM_CODEC_STALL_S", 30.0, "a pass that takes longer counts as a stuck device", min=1)

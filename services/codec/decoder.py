@@ -1,8 +1,8 @@
-"""Mimi's decoder for many streams at once, each in a slot of its own. Knows no grpc and no threads.
+"""Mimi's decoder for many streams at once, each in its own slot. Knows no grpc and no threads.
 
-The state of all slots lies in pools (network.py), and a pass works on the slots that have frames, by
-their numbers. Passes are `run(rows, codes)`: tensors in, tensors out, one shape for each (streams, frames),
-no host sync inside. On a CUDA device they are captured at the start (graphs.py).
+The state of all slots lies in pools (network.py); a pass works on the slots that have frames. Passes are
+`run(rows, codes)`: tensors in, tensors out, one shape per (streams, frames), without host synchronisation. On a
+CUDA device they are captured at start-up (graphs.py).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from moshi.models import MimiModel
 from services.codec.graphs import PassGraphs, on_device
 from services.codec.network import DecoderNetwork
 
-_MOST_STREAMS = 256  # of one captured pass; from there on the device has enough to do
+_MAX_BATCH = 256  # streams of one pass; larger batches are no faster per stream
 
 
 class SlotDecoder:
-    """Decodes frames of up to `slots` streams. To be used from one thread at a time.
+    """Decodes frames of up to `slots` streams. Not thread-safe.
 
-    max_chunk_frames: most frames of one stream in one pass. most_streams: of one pass.
+    max_chunk_frames: of one stream in one pass. max_batch: streams of one pass.
     """
 
     def __init__(
@@ -34,32 +34,32 @@ class SlotDecoder:
         graphs: bool | None = None,
         exact: bool = True,
     ):
-        """graphs: whether passes are filled up to few sizes, which warm_up() captures; None: on CUDA.
+        """graphs: whether passes are padded to few sizes, which warm_up() captures; None: on CUDA.
 
-        exact: whether products keep fp32's bits, or TF32's.
+        exact: whether products have fp32 precision, or TF32.
         Raises: network.UnknownShape.
         """
-        self.slots, self.max_chunk_frames, self.most_streams = slots, max_chunk_frames, min(slots, _MOST_STREAMS)
+        self.slots, self.max_chunk_frames, self.max_batch = slots, max_chunk_frames, min(slots, _MAX_BATCH)
         self.codebooks, self.bins = mimi.num_codebooks, mimi.cardinality
         self.samples_per_frame = mimi.frame_size
         self._device = next(mimi.parameters()).device
         self.overlaps = self._device.type == "cuda"
-        with torch.inference_mode():  # one slot more, for what fills up a pass
+        with torch.inference_mode():  # one slot more, for padding rows
             self._network = DecoderNetwork(mimi, slots=slots + 1, max_chunk_frames=max_chunk_frames, exact=exact)
         self._graphs: PassGraphs | None = None
         if self._device.type == "cuda" if graphs is None else graphs:
-            most = self.most_streams
+            limit = self.max_batch
             self._graphs = PassGraphs(
                 self._network.run,
                 device=self._device,
                 codebooks=self.codebooks,
-                spare=slots,
-                streams=sorted({*(1 << bit for bit in range((most - 1).bit_length())), most}),
+                padding_slot=slots,
+                streams=sorted({*(1 << bit for bit in range((limit - 1).bit_length())), limit}),
                 frames=[1 << bit for bit in range(max_chunk_frames.bit_length())],
             )
 
     def warm_up(self) -> None:
-        """Have everything ready that the first stream would otherwise wait for."""
+        """Prepare everything that the first stream would otherwise wait for."""
         if self._graphs is not None:
             self._graphs.capture()
         else:
@@ -68,44 +68,45 @@ class SlotDecoder:
 
     @torch.inference_mode()
     def reset(self, slot: int) -> None:
-        """Make `slot` ready for a new stream."""
+        """Prepare `slot` for a new stream."""
         self._network.reset(slot)
 
     def decode(self, batch: Sequence[tuple[int, np.ndarray]]) -> list[np.ndarray]:
-        """Decode the next frames of some streams, and wait for it. See begin()."""
+        """As begin(), and waits for the pass."""
         return self.begin(batch)()
 
     @torch.inference_mode()
     def begin(self, batch: Sequence[tuple[int, np.ndarray]]) -> Callable[[], list[np.ndarray]]:
-        """Begin to decode the next frames of some streams; more may be begun before this is done.
+        """Start to decode the next frames of some streams. Several passes may be in flight.
 
         batch: (slot, codes [n, K]); slots differ, 1 ≤ n ≤ max_chunk_frames, codes < bins. Chunks of the
             same length share a pass.
-        Returns: what waits for float32 samples [n * samples_per_frame] of each, in the order given.
+        Returns: waits for the passes and returns float32 samples [n * samples_per_frame] of each, in order.
         """
         if len({slot for slot, _ in batch}) != len(batch):
             raise ValueError("a slot occurs twice in one batch")
         chunks: dict[int, list[int]] = {}
-        for index, (_, codes) in enumerate(batch):
-            chunks.setdefault(len(codes), []).append(index)
+        for index, (_, chunk) in enumerate(batch):
+            chunks.setdefault(len(chunk), []).append(index)
         if not all(1 <= frames <= self.max_chunk_frames for frames in chunks):
             raise ValueError(f"{sorted(chunks)} frames in chunks, each must have 1 to {self.max_chunk_frames}")
-        begun = []  # of each pass: which of the batch, and what waits for their samples
-        for frames, chosen in sorted(chunks.items()):
+        started = []  # of each pass: indices into the batch, and a function that waits for the samples
+        for frames, indices in sorted(chunks.items()):
             graphs = self._graphs if self._graphs is not None and frames in self._graphs.frames else None
-            most = len(chosen) if graphs is None else graphs.most_streams
-            for start in range(0, len(chosen), most):
-                part = chosen[start : start + most]
+            limit = len(indices) if graphs is None else graphs.max_batch
+            for start in range(0, len(indices), limit):
+                part = indices[start : start + limit]
                 slots, codes = [batch[index][0] for index in part], [batch[index][1] for index in part]
-                begun.append((part, self._as_it_comes(slots, codes) if graphs is None else graphs.begin(slots, codes)))
+                wait = self._run_eager(slots, codes) if graphs is None else graphs.begin(slots, codes)
+                started.append((part, wait))
 
         def result() -> list[np.ndarray]:
-            audio = {index: row for part, samples in begun for index, row in zip(part, samples(), strict=True)}
+            audio = {index: row for part, wait in started for index, row in zip(part, wait(), strict=True)}
             return [audio[index] for index in range(len(batch))]
 
         return result
 
-    def _as_it_comes(self, slots: list[int], codes: list[np.ndarray]) -> Callable[[], np.ndarray]:
+    def _run_eager(self, slots: list[int], codes: list[np.ndarray]) -> Callable[[], np.ndarray]:
         """codes: [T, K] of each → samples [n, T * samples_per_frame]."""
         with on_device(self._device):
             rows = torch.tensor(slots, device=self._device)

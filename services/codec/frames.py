@@ -1,4 +1,4 @@
-"""Frames as callers send them to an array the decoder can take. Knows neither grpc nor torch."""
+"""Turns frames as callers send them into an array for the decoder. Knows neither grpc nor torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_FRAMES = 64  # in one message, as the contract says
 
 
 class FramesError(ValueError):
-    """Frames cannot be decoded. `field` is the path from the list of frames, `description` says the limit."""
+    """Frames cannot be decoded. field: path from the list of frames. description: what is wrong, and the limit."""
 
     def __init__(self, field: str, description: str):
         super().__init__(f"{field}: {description}")
@@ -20,7 +20,7 @@ class FramesError(ValueError):
 def codes_of(frames: Sequence[Sequence[int]], *, codebooks: int, bins: int) -> np.ndarray:
     """Codes [n, codebooks] int64 of 1 to MAX_FRAMES frames, each code below `bins`.
 
-    A code beyond the codebook would read foreign memory on a CPU and kill the context of a GPU.
+    A code beyond the codebook would read out of bounds on a CPU and break the context of a GPU.
     Raises: FramesError.
     """
     if not 1 <= len(frames) <= MAX_FRAMES:
@@ -28,7 +28,7 @@ def codes_of(frames: Sequence[Sequence[int]], *, codebooks: int, bins: int) -> n
     for i, codes in enumerate(frames):
         if len(codes) != codebooks:
             raise FramesError(f"frames[{i}].codes", f"must hold {codebooks} codes, not {len(codes)}")
-    table = np.array([codes[:] for codes in frames], dtype=np.int64)  # of lists, which numpy reads much faster
+    table = np.array([codes[:] for codes in frames], dtype=np.int64)  # numpy reads lists much faster
     wrong = np.argwhere((table < 0) | (table >= bins))
     if len(wrong):
         i, k = wrong[0]

@@ -1,9 +1,8 @@
-"""Passes of the decoder as captured CUDA graphs: one for each (streams, frames) that passes are filled up to.
+"""Passes of the decoder as captured CUDA graphs, one for each (streams, frames) size that passes are padded to.
 
-A pass of Mimi is some hundred small kernels, and launching them one by one takes longer than they run.
-A graph reads which slots it works on, and their codes, from one tensor that stays where it is: one copy
-brings both. Rows that a pass has no stream for work on a spare slot. On a CPU nothing is captured, and
-the same code, filling up included, runs the passes as they come: for tests.
+A pass of Mimi launches some hundred small kernels, which takes longer than they run. A graph reads its slots and
+codes from one fixed tensor, so one copy feeds it. Padding rows work on a slot that no stream has. On a CPU nothing
+is captured, and the same code, padding included, runs eagerly: for tests.
 """
 
 from __future__ import annotations
@@ -11,26 +10,29 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+Array = TypeVar("Array", Tensor, np.ndarray)
+
 
 @dataclass
 class _Pass:
-    given: Tensor  # [n + n * T * K] int64: slots, then codes
+    buffer: Tensor  # [n + n * T * K] int64: slots, then codes
     audio: Tensor  # [n, samples], written by the graph
     graph: torch.cuda.CUDAGraph | None
 
 
-def _split(given: Tensor | np.ndarray, streams: int, frames: int) -> tuple:
-    """Slots [n] and codes [n, T, K] in `given`."""
-    return given[:streams], given[streams:].reshape(streams, frames, -1)
+def _split(buffer: Array, streams: int, frames: int) -> tuple[Array, Array]:
+    """Slots [n] and codes [n, T, K] in `buffer`."""
+    return buffer[:streams], buffer[streams:].reshape(streams, frames, -1)
 
 
 class PassGraphs:
-    """Made by capture() at the start; afterwards one begin() runs one pass."""
+    """Call capture() at start-up; afterwards begin() runs one pass."""
 
     def __init__(
         self,
@@ -38,82 +40,82 @@ class PassGraphs:
         *,
         device: torch.device,
         codebooks: int,
-        spare: int,
+        padding_slot: int,
         streams: Sequence[int],
         frames: Sequence[int],
     ):
         """
         run: slots [n], codes [n, T, K] → audio [n, samples], without waiting for the device.
-        spare: a slot that belongs to no stream.
-        streams, frames: the sizes to capture, every pair of them.
+        padding_slot: a slot that belongs to no stream.
+        streams, frames: the sizes to capture, every combination.
         """
         self.frames = sorted(frames)
-        self._run, self._device, self._codebooks, self._spare = run, device, codebooks, spare
+        self._run, self._device, self._codebooks, self._padding_slot = run, device, codebooks, padding_slot
         self._streams = sorted(streams)
         self._passes: dict[tuple[int, int], _Pass] = {}
 
     @property
-    def most_streams(self) -> int:
-        """Of one pass."""
+    def max_batch(self) -> int:
+        """Streams of one pass."""
         return self._streams[-1]
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """All pairs, the largest first, whose memory the others then use too."""
+        """Capture every size, the largest first, so that the others reuse its memory."""
         is_cuda = self._device.type == "cuda"
         with on_device(self._device):
             stream, pool = (torch.cuda.Stream(), torch.cuda.graph_pool_handle()) if is_cuda else (None, None)
             for frames in reversed(self.frames):
                 for streams in reversed(self._streams):
-                    numbers = torch.zeros(streams * (1 + frames * self._codebooks), dtype=torch.int64)
-                    numbers[:streams] = self._spare
-                    made = _Pass(numbers.to(self._device), torch.empty(0), None)
-                    self._passes[streams, frames] = made
+                    host = torch.zeros(streams * (1 + frames * self._codebooks), dtype=torch.int64)
+                    host[:streams] = self._padding_slot
+                    captured = _Pass(host.to(self._device), torch.empty(0), None)
+                    self._passes[streams, frames] = captured
                     if stream is None:
                         continue
-                    given = _split(made.given, streams, frames)
+                    slots, codes = _split(captured.buffer, streams, frames)
                     stream.wait_stream(torch.cuda.current_stream())
-                    with torch.cuda.stream(stream):  # what a library does the first time may not be captured
-                        self._run(*given)
+                    with torch.cuda.stream(stream):  # first-use initialisation of libraries cannot be captured
+                        self._run(slots, codes)
                     torch.cuda.synchronize()
-                    made.graph = torch.cuda.CUDAGraph()
-                    with torch.cuda.graph(made.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                        made.audio = self._run(*given)
+                    captured.graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(captured.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                        captured.audio = self._run(slots, codes)
 
     @torch.inference_mode()
     def begin(self, slots: Sequence[int], codes: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
-        """slots: n ≤ most_streams; codes: [T, K] int64 of each, T one of `frames`.
+        """Start a pass. slots: n ≤ max_batch; codes: [T, K] int64 of each, T one of `frames`.
 
-        Returns: what waits for the pass and gives its samples, [n, samples].
+        Returns: waits for the pass and returns its samples, [n, samples].
         """
         count, frames = len(slots), len(codes[0])
         size = next(size for size in self._streams if size >= count)
-        chosen = self._passes[size, frames]
-        # Pinned memory goes round: what is given back here is not given out again before the copy is done.
-        host = torch.empty(chosen.given.shape, dtype=torch.int64, pin_memory=chosen.given.is_cuda)
+        captured = self._passes[size, frames]
+        # The caching allocator does not reuse pinned memory before the copy from it is done.
+        host = torch.empty(captured.buffer.shape, dtype=torch.int64, pin_memory=captured.buffer.is_cuda)
         host_slots, host_codes = _split(host.numpy(), size, frames)
         host_slots[:count] = slots
-        host_slots[count:] = self._spare
+        host_slots[count:] = self._padding_slot
         host_codes[count:] = 0
         np.concatenate(codes, out=host_codes[:count].reshape(count * frames, -1))
         with on_device(self._device):
-            chosen.given.copy_(host, non_blocking=True)
-            if chosen.graph is None:
-                samples = self._run(*_split(chosen.given, size, frames))[:count].numpy()
+            captured.buffer.copy_(host, non_blocking=True)
+            if captured.graph is None:
+                samples = self._run(*_split(captured.buffer, size, frames))[:count].numpy()
                 return lambda: samples
-            chosen.graph.replay()
-            heard = torch.empty(count, chosen.audio.shape[1], pin_memory=True)
-            heard.copy_(chosen.audio[:count], non_blocking=True)
+            captured.graph.replay()
+            output = torch.empty(count, captured.audio.shape[1], pin_memory=True)
+            output.copy_(captured.audio[:count], non_blocking=True)
             done = torch.cuda.Event(blocking=True)
             done.record()
 
         def result() -> np.ndarray:
             done.synchronize()
-            return heard.numpy()  # lives as long as somebody holds samples in it
+            return output.numpy()  # the samples keep the buffer alive
 
         return result
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager:
-    """The worker's thread may have another device current, on whose stream kernels would be launched."""
+    """Make `device` current: the worker's thread may have another one current, and kernels would launch there."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""CodecService over the worker. Imports no torch."""
+"""The codec's gRPC service on top of the worker. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from services.runtime.admission import Admission, PendingStreams
 from services.runtime.audio import to_bytes
 from services.runtime.errors import InvalidArgument, UnavailableError
 from services.runtime.identity import identity
+from services.runtime.replay import Discard, buffered_seconds, check_discard
 from services.runtime.version import version
 
 _DECODE = {"stage": "codec", "rpc.method": "csm.codec.v1.CodecService/Decode"}
 
 
 class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
-    """One stream of the worker for each Decode."""
+    """Each Decode call is one stream of the worker."""
 
     def __init__(self, bundle: Bundle, worker: DecodeWorker, slots: int):
         self._bundle, self._worker = bundle, worker
@@ -41,25 +42,34 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
         first = await self._pending.first_message(request_iterator)
         if first is None or first.WhichOneof("event") != "start":
             raise InvalidArgument("event", "the first message must be start")
+        start = first.start
+        discard_frames = check_discard("start.discard_frames", start.discard_frames)
+        buffered_s = buffered_seconds(start.buffered_duration)
         with self._slots.enter():
-            stream, feeder = self._open(), None
+            stream, feeder = self._open(discard_frames, buffered_s), None
             try:
                 yield codec_pb2.DecodeResponse(
                     started=codec_pb2.DecodeStarted(format=self._format(), samples_per_frame=self._samples_per_frame)
                 )
                 feeder = asyncio.ensure_future(self._feed(request_iterator, stream))
-                samples, compute_s = 0, 0.0
+                discard, frames, sent, compute_s = Discard(discard_frames * self._samples_per_frame), 0, 0, 0.0
                 async for audio in stream:
-                    if not samples:
-                        instruments.stage_first_output.record(time.perf_counter() - began, _DECODE)
-                        trace.get_current_span().add_event("first_frame")
                     instruments.stage_chunk.record(audio.compute_s, _DECODE)
                     instruments.stage_queue.record(audio.wait_s, _DECODE)
-                    samples += len(audio.samples)
+                    frames += len(audio.samples) // self._samples_per_frame
                     compute_s += audio.compute_s
-                    yield codec_pb2.DecodeResponse(audio={"data": to_bytes(audio.samples, "f32le")})
-                trace.get_current_span().set_attributes({"csm.frames": samples // self._samples_per_frame})
-                finished = codec_pb2.DecodeFinished(frames=samples // self._samples_per_frame, samples=samples)
+                    samples = discard.trim(audio.samples)
+                    if not len(samples):
+                        continue
+                    if not sent:
+                        instruments.stage_first_output.record(time.perf_counter() - began, _DECODE)
+                        trace.get_current_span().add_event("first_frame")
+                    sent += len(samples)
+                    yield codec_pb2.DecodeResponse(audio=codec_pb2.DecodeAudio(data=to_bytes(samples, "f32le")))
+                if discard.missing:
+                    raise InvalidArgument("start.discard_frames", f"is {discard_frames}, but only {frames} frames came")
+                trace.get_current_span().set_attributes({"csm.frames": frames, "csm.discarded_frames": discard_frames})
+                finished = codec_pb2.DecodeFinished(frames=frames, samples=sent)
                 finished.compute_duration.FromNanoseconds(int(compute_s * 1e9))
                 yield codec_pb2.DecodeResponse(finished=finished)
             except WorkerError as error:
@@ -81,19 +91,19 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
             version=version(),
         )
 
-    def _open(self) -> DecodeStream:
+    def _open(self, discard_frames: int, buffered_s: float) -> DecodeStream:
         try:
-            return self._worker.open()
+            return self._worker.open(discard_frames=discard_frames, buffered_s=buffered_s)
         except WorkerError as error:
             raise UnavailableError(str(error)) from None
 
     async def _feed(self, requests: AsyncIterator[codec_pb2.DecodeRequest], stream: DecodeStream) -> None:
-        """Hand the caller's frames to the worker; whatever goes wrong ends the stream's audio with it."""
+        """Feed the caller's frames to the worker. An error ends the stream's audio."""
         try:
             async for request in requests:
                 if request.WhichOneof("event") != "frames":
                     raise InvalidArgument("event", "every message after start must be frames")
-                # Before any list is built: an empty frame is two bytes, and millions fit a message.
+                # Before any list is built: an empty frame is two bytes, so a message can hold millions.
                 if len(request.frames.frames) > MAX_FRAMES:
                     count = len(request.frames.frames)
                     raise InvalidArgument("frames.frames", f"must hold 1 to {MAX_FRAMES} frames, not {count}")

@@ -111,7 +111,7 @@ class EmbedPass:
         Returns: [B, m + 1]: marked samples, of which emit_count count, and then 1 if those are finite, or 0.
         """
         shape, framing, state = self._shape, self._framing, self._state
-        c = PassControl(*control.unbind(0))
+        c = PassControl[Tensor](*control.unbind(0))
         rows, counts = c.slot, c.column_count if mixed else None
         offsets = state.arange(columns)
         index, total = c.first_column[:, None] + offsets, c.total_columns[:, None]  # [B, k]
@@ -125,7 +125,7 @@ class EmbedPass:
         spectra = framing.analyse(
             self._inward(window),
             c.window_position,
-            framing.begin(c.first_column),
+            c.first_column * framing.hop - framing.half,
             c.length,
             c.mirror,
             state.arange(framing.span(columns)),
@@ -167,24 +167,24 @@ class EmbedPass:
 
     # The sample ring.
 
-    def _ring_cells(self, c: PassControl, position: Tensor) -> Tensor:
+    def _ring_cells(self, c: PassControl[Tensor], position: Tensor) -> Tensor:
         """Flat indices of samples' positions [B, m] in the ring tensor."""
         return (position % self._ring_size).add_(c.slot[:, None] * (self._ring_size + 1))
 
-    def _write_ring(self, c: PassControl, samples: Tensor) -> None:
+    def _write_ring(self, c: PassControl[Tensor], samples: Tensor) -> None:
         """Store new samples [B, n]."""
         position = c.consumed[:, None] + self._state.arange(samples.shape[1])
         padding_cell = c.slot[:, None] * (self._ring_size + 1) + self._ring_size
         cells = torch.where(position < c.available[:, None], self._ring_cells(c, position), padding_cell)
         self._state.tensor(self._ring).view(-1).index_put_((cells,), samples)
 
-    def _read_ring(self, c: PassControl, first: Tensor, count: int) -> Tensor:
+    def _read_ring(self, c: PassControl[Tensor], first: Tensor, count: int) -> Tensor:
         """Samples from `first` on [B, count]; zeros before and after the stream."""
         position = first[:, None] + self._state.arange(count)
         samples = self._state.tensor(self._ring).view(-1).take(self._ring_cells(c, position))
         return samples.masked_fill_((position < 0) | (position >= c.available[:, None]), 0)
 
-    def _add_mark(self, c: PassControl, marks: Tensor, columns: int) -> Tensor:
+    def _add_mark(self, c: PassControl[Tensor], marks: Tensor, columns: int) -> Tensor:
         """marks: [B, blocks * up] → as `run` returns it."""
         index = self._state.arange(self._field.max_marked_samples(columns))
         marks = marks.gather(1, c.output_index[:, None] + index)

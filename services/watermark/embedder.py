@@ -31,6 +31,7 @@ from services.watermark.marker import Marker
 from services.watermark.planner import (
     MAX_PASS_COLUMNS,
     OPEN_LENGTH,
+    IntArray,
     PassControl,
     PassPlanner,
     StreamPosition,
@@ -257,10 +258,10 @@ class Embedder:
         self.state.positions[:, slots] = position
         return started
 
-    def _start(self, streams: list[EmbedStream], control: PassControl, columns: int) -> _StartedPass:
+    def _start(self, streams: list[EmbedStream], control: PassControl[IntArray], columns: int) -> _StartedPass:
         """Start one pass of `columns` columns."""
         count = len(streams)
-        new_samples = np.asarray(control.available) - np.asarray(control.consumed)
+        new_samples = control.available - control.consumed
         size, max_samples = count, int(new_samples.max())
         if self._pad:
             size = next((size for size in self._buckets[columns] if size >= count), count)
@@ -280,7 +281,7 @@ class Embedder:
             marked = self._pass.run(
                 device_input.control, device_input.samples, columns, mixed=False, interior=interior
             ).to("cpu", non_blocking=True)
-        return _StartedPass(streams, np.asarray(control.emit_count).tolist(), marked)
+        return _StartedPass(streams, control.emit_count.tolist(), marked)
 
     def _run_padded(self, host: PassInput, columns: int, size: int, count: int) -> Tensor:
         """Start a pass of `size` rows; returns host memory that holds the first `count` results once it is done."""

@@ -6,7 +6,7 @@ Positions in samples are at the stream's rate unless they are said to be at the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from services.watermark.receptive_field import ReceptiveField
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from services.watermark.spectrum import Framing
 
 OPEN_LENGTH = 1 << 40  # length of a stream that has not ended
 MAX_PASS_COLUMNS = 512  # of one pass, summed over its streams: bounds the memory of the nets
 IntArray = NDArray[np.int64]  # one entry per stream
+Array = TypeVar("Array")
 
 
 def max_streams(columns: int) -> int:
@@ -37,23 +36,23 @@ class StreamPosition(NamedTuple):
     length: IntArray  # at the model's rate; OPEN_LENGTH while the stream is open
 
 
-class PassControl(NamedTuple):
-    """Control values of a pass, one entry per stream."""
+class PassControl(NamedTuple, Generic[Array]):
+    """Control values of a pass, one entry per stream: IntArray on the host, an int64 tensor on the device."""
 
-    slot: IntArray | Tensor
-    first_column: IntArray | Tensor
-    column_count: IntArray | Tensor  # columns that the stream brings, at least 1
-    consumed: IntArray | Tensor  # samples taken before this pass
-    available: IntArray | Tensor  # samples taken, those of this pass included
-    window_start: IntArray | Tensor  # first sample of the stream's window
-    window_position: IntArray | Tensor  # where the resampled window begins, at the model's rate
-    length: IntArray | Tensor  # see StreamPosition
-    mirror: IntArray | Tensor  # see Framing.mirror
-    total_columns: IntArray | Tensor  # of the stream
-    emitted: IntArray | Tensor  # samples returned before this pass
-    emit_count: IntArray | Tensor  # samples that this pass returns
-    output_offset: IntArray | Tensor  # see ReceptiveField.output_offset
-    output_index: IntArray | Tensor  # index of sample `emitted` in the outward bank's output
+    slot: Array
+    first_column: Array
+    column_count: Array  # columns that the stream brings, at least 1
+    consumed: Array  # samples taken before this pass
+    available: Array  # samples taken, those of this pass included
+    window_start: Array  # first sample of the stream's window
+    window_position: Array  # where the resampled window begins, at the model's rate
+    length: Array  # see StreamPosition
+    mirror: Array  # see Framing.mirror
+    total_columns: Array  # of the stream
+    emitted: Array  # samples returned before this pass
+    emit_count: Array  # samples that this pass returns
+    output_offset: Array  # see ReceptiveField.output_offset
+    output_index: Array  # index of sample `emitted` in the outward bank's output
 
 
 class PlannedPass(NamedTuple):
@@ -61,7 +60,7 @@ class PlannedPass(NamedTuple):
 
     columns: int
     indices: list[int]
-    control: PassControl
+    control: PassControl[IntArray]
 
 
 class PassPlanner:
@@ -117,12 +116,14 @@ class PassPlanner:
         position = StreamPosition(*np.array([[self._field.warmup_columns], [0], [0], [OPEN_LENGTH]]))
         return np.stack(self._control(np.array([slot]), position, np.array([columns]), np.array([0])))[:, 0]
 
-    def is_interior(self, control: PassControl) -> bool:
+    def is_interior(self, control: PassControl[IntArray]) -> bool:
         """Whether all columns of the pass, and those that the nets lag behind, lie within their streams."""
         first, count, total = control.first_column, control.column_count, control.total_columns
         return bool(((first >= self._field.warmup_columns) & (first + count <= total)).all())
 
-    def _control(self, slots: IntArray, position: StreamPosition, counts: IntArray, samples: IntArray) -> PassControl:
+    def _control(
+        self, slots: IntArray, position: StreamPosition, counts: IntArray, samples: IntArray
+    ) -> PassControl[IntArray]:
         field, framing = self._field, self._framing
         column, consumed, emitted, length = position
         available = consumed + samples

@@ -1,4 +1,4 @@
-"""WatermarkService over embedder and detector. Imports no torch."""
+"""The watermark's gRPC service on top of embedder and detector. Imports no torch."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from services.runtime.errors import InternalError, InvalidArgument
 from services.runtime.identity import identity
 from services.runtime.playback_deadline import PlaybackDeadline
 from services.runtime.pool import Pool
+from services.runtime.replay import Discard, buffered_seconds, check_discard
 from services.runtime.sample_encodings import ENCODINGS
 from services.runtime.version import version
 from services.watermark.config import WatermarkSettings
@@ -76,14 +77,16 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
     async def Embed(
         self, request_iterator: AsyncIterator[watermark_pb2.EmbedRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[watermark_pb2.EmbedResponse]:
-        began, deadline = time.perf_counter(), PlaybackDeadline(time.monotonic())
+        began, requested_s = time.perf_counter(), time.monotonic()
         first = await self._pending.first_message(request_iterator)
         if first is None or first.WhichOneof("event") != "start":
             raise InvalidArgument("event", "the first message must be start")
         encoding = self._stream_encoding(first.start.format)
+        discard = Discard(check_discard("start.discard_samples", first.start.discard_samples))
+        deadline = PlaybackDeadline(requested_s + buffered_seconds(first.start.buffered_duration))
         with self._streams.enter():
             yield self._started(first.start.format.encoding)
-            stream, received, sent, compute_s = self._embedder.open(), 0, 0, 0.0
+            stream, received, emitted, sent, compute_s = self._embedder.open(), 0, 0, 0, 0.0
             try:
                 async with aclosing(self._pieces(request_iterator, encoding)) as pieces:
                     async for samples in pieces:
@@ -93,18 +96,28 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
                         compute_s += seconds
                         if not len(marked):
                             continue
+                        emitted += len(marked)
+                        marked = discard.trim(marked)
+                        # With 0 s of audio the deadline is now at the earliest: a replay alternates with others.
+                        deadline.audio_sent(len(marked) / self._bundle.sample_rate_hz, time.monotonic())
+                        if not len(marked):
+                            continue
                         if not sent:
                             instruments.stage_first_output.record(time.perf_counter() - began, _EMBED)
                             trace.get_current_span().add_event("first_frame")
-                            # What is heard later for this stage's sake, beside the look-ahead.
+                            # The delay that this stage adds besides the look-ahead.
                             _tracer.start_span("first_mark", start_time=asked_ns).end()
                         sent += len(marked)
-                        deadline.audio_sent(len(marked) / self._bundle.sample_rate_hz, time.monotonic())
-                        yield watermark_pb2.EmbedResponse(audio={"data": to_bytes(marked, encoding)})
+                        yield watermark_pb2.EmbedResponse(
+                            audio=watermark_pb2.MarkedAudio(data=to_bytes(marked, encoding))
+                        )
             finally:
                 stream.close()
-            if sent != received:
-                raise InternalError(f"the embedder gave {sent} samples for {received}")
+            if emitted != received:
+                raise InternalError(f"the embedder gave {emitted} samples for {received}")
+            if discard.missing:
+                text = f"is {first.start.discard_samples}, but only {received} samples came"
+                raise InvalidArgument("start.discard_samples", text)
             trace.get_current_span().set_attribute("csm.samples", sent)
             finished = watermark_pb2.EmbedFinished(samples=sent)
             finished.compute_duration.FromNanoseconds(int(compute_s * 1e9))

@@ -37,10 +37,6 @@ class Framing:
         """Columns that the first `samples` samples complete when more follow; the first needs its mirror image."""
         return samples // self.hop * (samples > self.half)
 
-    def begin(self, column: IntOrArray) -> IntOrArray:
-        """The first position under a column's window."""
-        return column * self.hop - self.half
-
     def mirror(self, samples: IntOrArray) -> IntOrArray:
         """Position p beyond the padded end reads position mirror - p."""
         return 2 * self.padded(samples) - 2

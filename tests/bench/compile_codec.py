@@ -69,7 +69,7 @@ def main() -> int:
         "x": data,
         **dict.fromkeys(("pool_width", "column", "steps", "width"), number),
     }
-    good &= report("turn", fused._turn, given, {"PAST": 6, "BLOCK": 256}, 4)
+    good &= report("exchange_history", fused._exchange_kernel, given, {"HISTORY": 6, "BLOCK": 256}, 4)
     given = {"x": data, "weight": data, "bias": data, "out": data, "steps": number, "width": number}
     good &= report("to_samples", fused._to_samples, given, {"TAPS": 3, "WIDTH": 64, "BLOCK": 64}, 4)
     return 0 if good else 1

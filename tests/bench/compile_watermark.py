@@ -41,11 +41,11 @@ def main() -> int:
                 given = {**place, "both": data, "extra": exact, "pool": data, "out": data}
                 shape = {"CHANNELS": channels, "WIDTH": width, "EXTRA": extra, "BLOCK": fused._BLOCK}
                 good &= report(
-                    f"gated_layer {channels} to {width} {label}", fused._gated, given, {**constants, **shape}, 4
+                    f"gated_layer {channels} to {width} {label}", fused._gate_kernel, given, {**constants, **shape}, 4
                 )
             given = {**place, "x": exact, "weight": exact, "pool": data, "out": data}
             good &= report(
-                f"first {label}", fused._first, given, {**constants, "CHANNELS": 32, "PADDED": 32, "ROWS": 32}, 4
+                f"first {label}", fused._first_kernel, given, {**constants, "CHANNELS": 32, "PADDED": 32, "ROWS": 32}, 4
             )
             given = {
                 "both": data,
@@ -58,7 +58,7 @@ def main() -> int:
                 "bins": "i32",
             }
             constants = {"CHANNELS": 96, "PADDED": 128, "CUT": cut, "HALF": half, "ROWS": 16}
-            good &= report(f"output_layers {label}", fused._ended, given, constants, 4)
+            good &= report(f"output_layers {label}", fused._output_kernel, given, constants, 4)
     return 0 if good else 1
 
 

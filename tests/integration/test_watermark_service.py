@@ -197,7 +197,7 @@ async def test_an_embedder_that_fails_gives_no_audio(service, monkeypatch):
 
 
 async def test_an_embedder_that_loses_samples_is_an_error(service, monkeypatch):
-    monkeypatch.setattr(EmbedStream, "give", lambda self: np.zeros(0, np.float32))
+    monkeypatch.setattr(EmbedStream, "take_marked", lambda self: np.zeros(0, np.float32))
     call = service.Embed(iter([start(), audio(speech_like(0.5))]), timeout=10)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for response in call:

@@ -15,8 +15,8 @@ class FakeDecoder:
 
     max_chunk_frames = 8
 
-    def __init__(self, overlaps=False, slots=3, most_streams=3):
-        self.overlaps, self.slots, self.most_streams = overlaps, slots, most_streams
+    def __init__(self, overlaps=False, slots=3, max_batch=3):
+        self.overlaps, self.slots, self.max_batch = overlaps, slots, max_batch
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()

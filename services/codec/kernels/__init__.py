@@ -1,12 +1,11 @@
-"""What a pass of Mimi's decoder computes, as a handful of operations in two forms.
+"""The operations of a pass of Mimi's decoder, each implemented twice.
 
-plain.py says in torch what each one computes, and runs anywhere; fused.py holds the same names as
-Triton kernels, one launch each, for CUDA devices and models as wide as the public Mimi. Tests hold the
-one against the other.
+plain.py defines them in torch and runs anywhere. fused.py has the same names as Triton kernels, one launch each,
+for CUDA devices and models as wide as the public Mimi. Tests compare the two.
 
-Activations are [N, past + T, C] fp32, channels last: `past` is how many steps before the pass a
-convolution looks back on, which `turn` brings from a pool of all slots, and puts back for the next pass.
-A window of several steps is then one row of adjoining numbers, and a convolution a matrix product.
+Activations are [N, history + T, C] fp32, channels last: `history` is the number of earlier steps that a
+convolution depends on. `exchange_history` loads them from a pool of all slots and stores the new ones for the next
+pass. A window of several steps is then contiguous, and a convolution is a matrix product.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from torch import Tensor
 
 
 class Layer(NamedTuple):
-    """A product over windows of `taps` steps, each of which gives `repeat` steps.
+    """A product over windows of `taps` steps; each window gives `repeat` steps.
 
-    weight: [repeat * O, taps * I]. For the kernels it is rounded to TF32's 10 bits, and `low` holds what that
-        left over, if products are to be exact.
-    rounds: whether what is multiplied is rounded as well.
+    weight: [repeat * O, taps * I]. For the kernels it is rounded to TF32's 10 bits; for exact products `low`
+        holds the remainder.
+    rounds: whether the other factor is rounded as well.
     """
 
     weight: Tensor
@@ -36,18 +35,18 @@ class Layer(NamedTuple):
     rounds: bool = False
 
 
-def rounded(x: Tensor) -> Tensor:
-    """fp32 to the nearest number of TF32, which keeps 10 bits: half of the last one is added, the rest cut off."""
+def round_to_tf32(x: Tensor) -> Tensor:
+    """fp32 to the nearest TF32 number, 10 bits of mantissa: add half of the last bit, truncate the rest."""
     return (x.contiguous().view(torch.int32) + 0x1000 & -0x2000).view(torch.float32)
 
 
-LENGTH = 32  # windows and rows that kernels take are multiples of it
+LENGTH = 32  # the kernels need windows and rows of a multiple of it
 
 
 def operations_for(device: torch.device, lengths: Iterable[int]) -> ModuleType:
     """The module of operations for a device and a model with products of these lengths.
 
-    A small model, such as the embedded bundle's, is no work for a GPU, and gains nothing from kernels.
+    A small model, such as the bundled one, does not keep a GPU busy and gains nothing from kernels.
     """
     suits = device.type == "cuda" and all(length % LENGTH == 0 for length in lengths)
     return importlib.import_module(f"services.codec.kernels.{'fused' if suits else 'plain'}")

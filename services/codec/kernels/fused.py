@@ -1,10 +1,10 @@
-"""Triton kernels for the operations of plain.py, which says what each computes.
+"""Triton kernels for the operations of plain.py.
 
-Most of a pass are products. Their precision is a choice: TF32 keeps 10 bits of each factor; `exact` takes
-each factor as a sum of two such numbers and adds up three products on the tensor cores, which keeps
-what fp32 has but for its last two or three bits. Weights are cut in two once, when they are loaded.
+Most of a pass is matrix products, with a choice of precision: TF32 keeps 10 bits of each factor; `exact` splits
+each factor into two such numbers and sums three products on the tensor cores, which equals fp32 but for the last
+two or three bits. Weights are split once, at load.
 
-Steps of several slots lie anywhere in pools and rings, and are read where they lie.
+The kernels read and write the slots' rows of pools and rings in place.
 """
 
 from __future__ import annotations
@@ -19,41 +19,50 @@ from services.codec.kernels import Layer
 
 _ELU, _GELU = 1, 2
 _AFTER = {"": 0, "elu": _ELU, "gelu": _GELU}
-_TILE_STEPS = 32  # of a ring, in one go
-_QUERIES = 16  # the fewest that a product on tensor cores takes
-_PROCESSORS = 128  # about; tiles are cut smaller where there are fewer of them
+_TILE_STEPS = 32  # steps of a ring per iteration
+_QUERIES = 16  # the smallest tile of a product on tensor cores
+_PROCESSORS = 128  # about; tiles are made smaller until there are enough for all
 
 
-# What changes with the pass is not specialised: one variant serves every size, and a size of 1 stays a tensor.
+# Not specialised on what varies by pass: one compiled variant serves every size, 1 included.
 @triton.jit(do_not_specialize=["column", "steps"])
-def _turn(pool, rows, x, pool_width, column, steps, width, PAST: tl.constexpr, BLOCK: tl.constexpr):
+def _exchange_kernel(pool, rows, x, pool_width, column, steps, width, HISTORY: tl.constexpr, BLOCK: tl.constexpr):
     stream = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < width
-    kept = pool + tl.load(rows + stream) * pool_width + column + channel
-    own = x + stream * (PAST + steps) * width + channel
-    for past in tl.static_range(PAST):
-        tl.store(own + past * width, tl.load(kept + past * width, mask=inside), mask=inside)
-    # A step that is older than the pass moves up inside the pool: read before it is written over.
-    for past in tl.static_range(PAST):
-        from_pool = past + steps < PAST
-        older = tl.load(kept + (past + steps) * width, mask=inside & from_pool, other=0.0)
-        newer = tl.load(own + (past + steps) * width, mask=inside & (from_pool == 0), other=0.0)
-        tl.store(kept + past * width, older + newer, mask=inside)
+    stored = pool + tl.load(rows + stream) * pool_width + column + channel
+    own = x + stream * (HISTORY + steps) * width + channel
+    for step in tl.static_range(HISTORY):
+        tl.store(own + step * width, tl.load(stored + step * width, mask=inside), mask=inside)
+    # A step older than the pass moves up inside the pool: read it before it is overwritten.
+    for step in tl.static_range(HISTORY):
+        from_pool = step + steps < HISTORY
+        older = tl.load(stored + (step + steps) * width, mask=inside & from_pool, other=0.0)
+        newer = tl.load(own + (step + steps) * width, mask=inside & (from_pool == 0), other=0.0)
+        tl.store(stored + step * width, older + newer, mask=inside)
 
 
-def turn(pool: Tensor, rows: Tensor, column: int, x: Tensor, past: int) -> Tensor:
+def exchange_history(pool: Tensor, rows: Tensor, column: int, x: Tensor, history: int) -> Tensor:
     count, steps, width = x.shape
     block = min(256, triton.next_power_of_2(width))
-    _turn[(count, triton.cdiv(width, block))](
-        pool, rows, x, pool.shape[1], column, steps - past, width, PAST=past, BLOCK=block, num_warps=max(1, block // 64)
+    _exchange_kernel[(count, triton.cdiv(width, block))](
+        pool,
+        rows,
+        x,
+        pool.shape[1],
+        column,
+        steps - history,
+        width,
+        HISTORY=history,
+        BLOCK=block,
+        num_warps=max(1, block // 64),
     )
     return x
 
 
 @triton.jit
-def _rounded(x):
-    """As kernels.rounded. The tensor cores would cut the low bits off, which errs to one side."""
+def _round_to_tf32(x):
+    """As kernels.round_to_tf32. Tensor cores would truncate the low bits, which biases the result."""
     return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
 
 
@@ -73,7 +82,7 @@ def _product(
     row = tile // tiles * ROWS + tl.arange(0, ROWS)
     output = tile % tiles * COLUMNS + tl.arange(0, COLUMNS)
     k = tl.arange(0, BLOCK)
-    # What lies beyond the last row or output is read from the last one, and not written.
+    # Rows and outputs beyond the last are read from the last one, and not written.
     known = tl.minimum(row, count - 1)
     stream, step = (known // steps).to(tl.int64), known % steps
     x_place = x + ((stream * x_steps + step) * x_width)[:, None] + k[None, :]
@@ -84,7 +93,7 @@ def _product(
         weights = tl.load(weight + w_place + start)
         if BEFORE:
             values = _elu(values)
-        high = _rounded(values)
+        high = _round_to_tf32(values)
         if EXACT:
             lows = tl.load(low + w_place + start)
             total = tl.dot(values - high, weights, total, input_precision="tf32")
@@ -93,7 +102,7 @@ def _product(
     inside = (row < count)[:, None] & (output < outputs)[None, :]
     if BIAS:
         total += tl.load(bias + output, mask=output < outputs, other=0.0)[None, :]
-    # Of each stream the last steps are the pass's own: what is written, and what is added.
+    # The last steps of each stream are the pass's own: those are written, and added.
     if ADDED:
         behind = (stream + 1) * added_steps - (steps - step)
         total += tl.load(added + (behind * outputs)[:, None] + output[None, :], mask=inside, other=0.0)
@@ -106,11 +115,11 @@ def _product(
 
 
 def product(
-    x: Tensor, layer: Layer, *, past: int = 0, before: bool = False, after: str = "", added: Tensor | None = None
+    x: Tensor, layer: Layer, *, history: int = 0, before: bool = False, after: str = "", added: Tensor | None = None
 ) -> Tensor:
     outputs, length = layer.weight.shape
     steps = x.shape[1] - layer.taps + 1
-    out = x.new_empty(x.shape[0], past + steps * layer.repeat, outputs // layer.repeat)
+    out = x.new_empty(x.shape[0], history + steps * layer.repeat, outputs // layer.repeat)
     rows, columns, block, warps, stages = tile_of(x.shape[0] * steps, outputs, length)
     assert length % block == 0 and x.is_contiguous()
     _product[(triton.cdiv(x.shape[0] * steps, rows) * triton.cdiv(outputs, columns),)](
@@ -126,7 +135,7 @@ def product(
 
 
 def tile_of(count: int, outputs: int, length: int) -> tuple[int, int, int, int, int]:
-    """Rows, outputs and length of a tile, warps, stages: the largest tile of which there are enough."""
+    """Rows, outputs and length of a tile, warps, stages: the largest tile that still occupies the device."""
     block = 32
     columns = 128 if outputs > 64 else 64 if outputs > 32 else 32
     if triton.cdiv(count, 128) * triton.cdiv(outputs, columns) >= _PROCESSORS:
@@ -219,7 +228,7 @@ def _attend(
     query = tl.load(q + place, mask=here, other=0.0)
     precision: tl.constexpr = "tf32x3" if EXACT else "tf32"
     if not EXACT:
-        query = _rounded(query)
+        query = _round_to_tf32(query)
     cache = (tl.load(rows + stream) * HEADS + head) * ring * DIM
     best = tl.full((QUERIES,), float("-inf"), dtype=tl.float32)
     weight = tl.zeros((QUERIES,), dtype=tl.float32)
@@ -231,17 +240,17 @@ def _attend(
         key = tl.load(keys + place_kv, mask=known, other=0.0)
         value = tl.load(values + place_kv, mask=known, other=0.0)
         if not EXACT:
-            key, value = _rounded(key), _rounded(value)
+            key, value = _round_to_tf32(key), _round_to_tf32(value)
         scores = tl.dot(query, tl.trans(key), input_precision=precision) * scale
         ago = (first + own)[:, None] - at[None, :]
         scores = tl.where((at <= last)[None, :] & (ago >= 0) & (ago < context), scores, float("-inf"))
         new = tl.maximum(best, tl.max(scores, axis=1))
-        held = tl.where(new == float("-inf"), 0.0, new)  # a row that has seen nothing yet
+        held = tl.where(new == float("-inf"), 0.0, new)  # a row without any score yet
         shares = tl.exp(scores - held[:, None])
         fade = tl.exp(best - held)
         weight = weight * fade + tl.sum(shares, axis=1)
         if not EXACT:
-            shares = _rounded(shares)
+            shares = _round_to_tf32(shares)
         sums = sums * fade[:, None] + tl.dot(shares, value, input_precision=precision)
         best = new
     tl.store(out + place, sums / weight[:, None], mask=here)

@@ -1,6 +1,6 @@
-"""The operations in plain torch: what the kernels must compute.
+"""The operations in plain torch, the reference for the kernels.
 
-N: streams of a pass, each in the slot that `rows` names, [N] int64. T: steps of the pass.
+N: streams of a pass, each in its slot of `rows`, [N] int64. T: steps of the pass.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.codec.kernels import Layer, rounded
+from services.codec.kernels import Layer, round_to_tf32
 
 
-def turn(pool: Tensor, rows: Tensor, column: int, x: Tensor, past: int) -> Tensor:
-    """Put the steps before the pass in front of its own, and keep its last ones. In place; returns x.
+def exchange_history(pool: Tensor, rows: Tensor, column: int, x: Tensor, history: int) -> Tensor:
+    """Write the steps before the pass to the head of x, and store its last steps in the pool. In place; returns x.
 
-    pool: [slots, width], whose columns from `column` on are `past` steps. x: [N, past + T, C].
+    pool: [slots, width]; from `column` on it holds `history` steps. x: [N, history + T, C].
     """
-    columns = slice(column, column + past * x.shape[2])
-    x[:, :past] = pool[rows, columns].view(len(rows), past, x.shape[2])
-    pool[rows, columns] = x[:, x.shape[1] - past :].flatten(1)
+    columns = slice(column, column + history * x.shape[2])
+    x[:, :history] = pool[rows, columns].view(len(rows), history, x.shape[2])
+    pool[rows, columns] = x[:, x.shape[1] - history :].flatten(1)
     return x
 
 
 def product(
-    x: Tensor, layer: Layer, *, past: int = 0, before: bool = False, after: str = "", added: Tensor | None = None
+    x: Tensor, layer: Layer, *, history: int = 0, before: bool = False, after: str = "", added: Tensor | None = None
 ) -> Tensor:
-    """Each window of x, [N, taps - 1 + T, I], times the layer's weight → [N, past + T * repeat, O].
+    """Each window of x, [N, taps - 1 + T, I], times the layer's weight → [N, history + T * repeat, O].
 
-    before: ELU of what is read. after: "elu" or "gelu" of what is written. added: [N, any + T * repeat, O], whose
-    last steps are added first. The `past` first steps of the result are left for `turn`.
+    before: apply ELU to the input. after: "elu" or "gelu", applied to the result. added: [N, any + T * repeat, O];
+    its last steps are added before `after`. The first `history` steps of the result are left for exchange_history.
     """
     if before:
         x = F.elu(x)
     if layer.rounds:
-        x = rounded(x)
+        x = round_to_tf32(x)
     count, width = x.shape[0], x.shape[2]
     steps = x.shape[1] - layer.taps + 1
     windows = x.contiguous().as_strided((count, steps, layer.taps * width), (x.shape[1] * width, width, 1))
@@ -46,10 +46,10 @@ def product(
         y += added[:, added.shape[1] - y.shape[1] :]
     if after:
         y = F.elu_(y) if after == "elu" else F.gelu(y)
-    if not past:
+    if not history:
         return y
-    out = y.new_empty(count, past + y.shape[1], y.shape[2])
-    out[:, past:] = y
+    out = y.new_empty(count, history + y.shape[1], y.shape[2])
+    out[:, history:] = y
     return out
 
 
@@ -61,30 +61,30 @@ def to_samples(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def rope_write(
     qkv: Tensor, cos: Tensor, sin: Tensor, rows: Tensor, offsets: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
-    """Turn q and k by their steps, write k and v to the slots' rings. Returns: q [N, T, H, D].
+    """Apply RoPE to q and k, write k and v to the slots' rings. Returns: q [N, T, H, D].
 
-    qkv: [N, T, 3 * H * D]. cos, sin: [N, T, D / 2], of each interleaved pair. offsets: steps done, [N] int64.
+    qkv: [N, T, 3 * H * D]. cos, sin: [N, T, D / 2], of each interleaved pair. offsets: steps before the pass, [N] int64.
     keys, values: [slots, H, ring, D]; step p lies at p mod ring.
     """
     count, steps = qkv.shape[:2]
     heads, ring, dim = keys.shape[1:]
     q, k, v = qkv.view(count, steps, 3, heads, dim).unbind(2)
-    turned = []
+    rotated = []
     for each in (q, k):
         a, b = each.unflatten(-1, (-1, 2)).unbind(-1)
         c, s = cos[:, :, None], sin[:, :, None]
-        turned.append(torch.stack([a * c - b * s, a * s + b * c], dim=-1).flatten(-2))
+        rotated.append(torch.stack([a * c - b * s, a * s + b * c], dim=-1).flatten(-2))
     place = (offsets[:, None] + torch.arange(steps, device=rows.device)) % ring  # [N, T]
-    keys[rows[:, None], :, place] = turned[1]
+    keys[rows[:, None], :, place] = rotated[1]
     values[rows[:, None], :, place] = v
-    return turned[0]
+    return rotated[0]
 
 
 def attend(
     q: Tensor, rows: Tensor, offsets: Tensor, keys: Tensor, values: Tensor, context: int, exact: bool = True
 ) -> Tensor:
-    """Each step over its slot's last `context` steps, its own among them. q: [N, T, H, D]; offsets: of the
-    first step. Returns: [N, T, H * D]. exact: whether products keep fp32's bits, or TF32's.
+    """Attention of each step over its slot's last `context` steps, its own included. q: [N, T, H, D]; offsets: of the
+    first step. Returns: [N, T, H * D]. exact: whether products have fp32 precision, or TF32.
     """
     count, steps, _, dim = q.shape
     ring = keys.shape[2]
@@ -95,9 +95,9 @@ def attend(
     seen = (at[:, None] >= 0) & (ago >= 0) & (ago < context)  # [N, T, ring]
     k, v = keys[rows], values[rows]
     if not exact:
-        q, k, v = rounded(q), rounded(k), rounded(v)
+        q, k, v = round_to_tf32(q), round_to_tf32(k), round_to_tf32(v)
     scores = torch.einsum("nthd,nhrd->nhtr", q, k) / math.sqrt(dim)
     shares = scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
     if not exact:
-        shares = rounded(shares)
+        shares = round_to_tf32(shares)
     return torch.einsum("nhtr,nhrd->nthd", shares, v).reshape(count, steps, -1)

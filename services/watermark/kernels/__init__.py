@@ -87,7 +87,8 @@ def operations_for(device: torch.device) -> ModuleType:
 def _launch_once(operations: ModuleType, device: torch.device) -> None:
     """One layer from 1 to 32 channels. Raises: any error of compilation or launch."""
     window = torch.zeros(1, HISTORY + 1, 8, 1, device=device)
-    layer = Layer(torch.zeros(64, 1, 3, 3, device=device), *(torch.zeros(size, device=device) for size in (64, 32)))
+    weight, bias, shift = (torch.zeros(*size, device=device) for size in ((64, 1, 3, 3), (64,), (32,)))
+    layer = Layer(weight, bias, shift)
     row, one = torch.zeros(1, dtype=torch.int64, device=device), torch.ones(1, dtype=torch.int64, device=device)
     history = History(torch.zeros(1, HISTORY, 8, 32, device=device), row, one)
     with torch.cuda.device(device):

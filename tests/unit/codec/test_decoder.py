@@ -113,10 +113,10 @@ def test_a_slot_twice_is_refused(decoder):
 
 
 def test_more_streams_than_a_pass_holds(tiny_mimi, monkeypatch):
-    monkeypatch.setattr("services.codec.decoder._MOST_STREAMS", 3)
+    monkeypatch.setattr("services.codec.decoder._MAX_BATCH", 3)
     decoder = SlotDecoder(tiny_mimi, slots=8, graphs=True)
     decoder.warm_up()
-    assert decoder._graphs.most_streams == 3
+    assert decoder._graphs.max_batch == 3
     codes = [random_codes(20 + slot, frames=4) for slot in range(8)]
     for slot in range(8):
         decoder.reset(slot)
@@ -164,8 +164,8 @@ def test_tf32_keeps_the_voice():
     """The embedded bundle's audio with products of TF32: about 68 dB above what differs."""
     mimi = load_mimi(load_bundle("embedded"))
     codes = [(slot, random_codes(40 + slot, frames=8, codebooks=8, bins=1024)) for slot in range(2)]
-    exact, rounded = (np.concatenate(SlotDecoder(mimi, slots=2, exact=exact).decode(codes)) for exact in (True, False))
-    difference = np.square(exact - rounded).sum()
+    exact, tf32 = (np.concatenate(SlotDecoder(mimi, slots=2, exact=exact).decode(codes)) for exact in (True, False))
+    difference = np.square(exact - tf32).sum()
     assert 0 < difference < 1e-6 * np.square(exact).sum()  # 60 dB
 
 

@@ -11,7 +11,7 @@ import os
 import pytest
 import torch
 
-from services.codec.kernels import Layer, fused, plain, rounded
+from services.codec.kernels import Layer, fused, plain, round_to_tf32
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -29,15 +29,15 @@ def error(got, wanted) -> float:
     return float((got - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize(("steps", "past", "width"), [(2, 6, 512), (1, 1, 16), (6, 6, 24), (40, 2, 300), (3, 4, 64)])
-def test_turn(device, steps, past, width):
+@pytest.mark.parametrize(("steps", "history", "width"), [(2, 6, 512), (1, 1, 16), (6, 6, 24), (40, 2, 300), (3, 4, 64)])
+def test_exchange_history(device, steps, history, width):
     """Streams in slots that lie anywhere; a pass shorter than what is kept, too."""
-    pool = torch.randn(5, past * width + 24, device=device)
+    pool = torch.randn(5, history * width + 24, device=device)
     rows = torch.tensor([3, 0, 2], device=device)
-    x = torch.randn(3, past + steps, width, device=device)
+    x = torch.randn(3, history + steps, width, device=device)
     ours, theirs, kept = x.clone(), x.clone(), pool.clone()
-    fused.turn(pool, rows, 16, ours, past)
-    plain.turn(kept, rows, 16, theirs, past)
+    fused.exchange_history(pool, rows, 16, ours, history)
+    plain.exchange_history(kept, rows, 16, theirs, history)
     assert torch.equal(ours, theirs) and torch.equal(pool, kept)
 
 
@@ -46,20 +46,22 @@ def layers(device, outputs, taps, width, repeat, exact, has_bias):
     weight = torch.randn(repeat * outputs, taps * width, device=device) / (taps * width) ** 0.5
     bias = torch.randn(repeat * outputs, device=device) if has_bias else None
     if not exact:
-        return 2 * (Layer(rounded(weight), None, bias, taps, repeat, rounds=True),)
-    cut = Layer(rounded(weight), weight - rounded(weight), bias, taps, repeat)
+        return 2 * (Layer(round_to_tf32(weight), None, bias, taps, repeat, rounds=True),)
+    cut = Layer(round_to_tf32(weight), weight - round_to_tf32(weight), bias, taps, repeat)
     return cut, Layer(weight, None, bias, taps, repeat)
 
 
 def test_rounded():
     x = torch.tensor([1.0, -1.0, 1 + 2**-10, 1 + 2**-12, 1 + 2**-11, 0.0, 1e-30, -3.14159265])
-    assert rounded(x).tolist() == pytest.approx([1, -1, 1 + 2**-10, 1, 1 + 2**-10, 0, 1e-30, -3.140625], rel=2**-11)
+    assert round_to_tf32(x).tolist() == pytest.approx(
+        [1, -1, 1 + 2**-10, 1, 1 + 2**-10, 0, 1e-30, -3.140625], rel=2**-11
+    )
     x = torch.randn(1000) * 10 ** torch.randn(1000)
-    assert ((rounded(x) - x).abs() <= x.abs() * 2**-11).all()
-    assert (rounded(x).view(torch.int32) % 2**13 == 0).all()
+    assert ((round_to_tf32(x) - x).abs() <= x.abs() * 2**-11).all()
+    assert (round_to_tf32(x).view(torch.int32) % 2**13 == 0).all()
 
 
-PRODUCTS = [  # streams, steps, inputs, taps, outputs, repeat, past, before, after, added
+PRODUCTS = [  # streams, steps, inputs, taps, outputs, repeat, history, before, after, added
     (2, 1, 64, 1, 80, 1, 0, False, "gelu", False),
     (3, 2, 32, 7, 64, 1, 1, False, "elu", False),
     (2, 16, 64, 2, 16, 5, 2, False, "", False),
@@ -72,19 +74,21 @@ PRODUCTS = [  # streams, steps, inputs, taps, outputs, repeat, past, before, aft
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("tile", [(16, 32, 32, 4, 4), (64, 64, 32, 4, 4), (128, 128, 32, 8, 3)])
 @pytest.mark.parametrize(
-    ("n", "steps", "inputs", "taps", "outputs", "repeat", "past", "before", "after", "added"), PRODUCTS
+    ("n", "steps", "inputs", "taps", "outputs", "repeat", "history", "before", "after", "added"), PRODUCTS
 )
-def test_product(device, monkeypatch, exact, tile, n, steps, inputs, taps, outputs, repeat, past, before, after, added):
+def test_product(
+    device, monkeypatch, exact, tile, n, steps, inputs, taps, outputs, repeat, history, before, after, added
+):
     monkeypatch.setattr(fused, "tile_of", lambda *_: tile)
     cut, whole = layers(device, outputs, taps, inputs, repeat, exact, has_bias=after == "elu" or taps > 1)
     x = torch.randn(n, taps - 1 + steps, inputs, device=device)
-    options = {"past": past, "before": before, "after": after}
+    options = {"history": history, "before": before, "after": after}
     if added:
         options["added"] = torch.randn(n, 2 + steps * repeat, outputs, device=device)
     got, wanted = fused.product(x, cut, **options), plain.product(x, whole, **options)
-    assert got.shape == wanted.shape == (n, past + steps * repeat, outputs)
+    assert got.shape == wanted.shape == (n, history + steps * repeat, outputs)
     # ELU on the way in differs by its last bit, which then is a bit of TF32 here and there.
-    assert error(got[:, past:], wanted[:, past:]) < (1e-5 if exact else 1e-4)
+    assert error(got[:, history:], wanted[:, history:]) < (1e-5 if exact else 1e-4)
 
 
 @pytest.mark.parametrize(("steps", "taps", "width"), [(1, 3, 24), (150, 3, 64), (64, 2, 8)])

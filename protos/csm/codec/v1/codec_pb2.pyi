@@ -22,18 +22,40 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class DecodeStart(_message.Message):
-    """Opens the stream."""
+    """Opens the stream.
+
+    To resume an utterance on another replica, the caller sends its frames again from the first one
+    on, with discard_frames set to those whose audio it has. The audio that follows equals that of
+    the undisturbed stream.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    DISCARD_FRAMES_FIELD_NUMBER: _builtins.int
+    BUFFERED_DURATION_FIELD_NUMBER: _builtins.int
+    discard_frames: _builtins.int
+    """First frames whose audio is not sent: they only restore the decoder's state. They take turns
+    with other streams that are due. INVALID_ARGUMENT when the stream has fewer frames. Default 0.
+    """
+    @_builtins.property
+    def buffered_duration(self) -> _duration_pb2.Duration:
+        """Audio that the listener has still to play: streams with an earlier deadline are decoded first.
+        At most an hour. Default 0.
+        """
+
     def __init__(
         self,
+        *,
+        discard_frames: _builtins.int | None = ...,
+        buffered_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_discard_frames", b"_discard_frames", "buffered_duration", b"buffered_duration", "discard_frames", b"discard_frames"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_discard_frames", b"_discard_frames", "buffered_duration", b"buffered_duration", "discard_frames", b"discard_frames"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__discard_frames: _TypeAlias = _typing.Literal["discard_frames"]  # noqa: Y015
+    _WhichOneofArgType__discard_frames: _TypeAlias = _typing.Literal["_discard_frames", b"_discard_frames"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__discard_frames) -> _WhichOneofReturnType__discard_frames | None: ...
 
 Global___DecodeStart: _TypeAlias = DecodeStart  # noqa: Y015
 
@@ -95,14 +117,14 @@ Global___DecodeRequest: _TypeAlias = DecodeRequest  # noqa: Y015
 
 @_typing.final
 class DecodeStarted(_message.Message):
-    """Sent once, when a slot was given."""
+    """Sent once, when the stream has its slot."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FORMAT_FIELD_NUMBER: _builtins.int
     SAMPLES_PER_FRAME_FIELD_NUMBER: _builtins.int
     samples_per_frame: _builtins.int
-    """Samples that each frame gives."""
+    """Samples per frame."""
     @_builtins.property
     def format(self) -> _common_pb2.AudioFormat:
         """Layout of the audio that follows."""
@@ -123,7 +145,7 @@ Global___DecodeStarted: _TypeAlias = DecodeStarted  # noqa: Y015
 
 @_typing.final
 class DecodeAudio(_message.Message):
-    """Audio of the frames of one request message."""
+    """Audio of the frames of one DecodeFrames message, without those discarded."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -153,12 +175,12 @@ class DecodeFinished(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     COMPUTE_DURATION_FIELD_NUMBER: _builtins.int
     frames: _builtins.int
-    """Frames decoded."""
+    """Frames decoded, discarded ones included."""
     samples: _builtins.int
     """Samples sent."""
     @_builtins.property
     def compute_duration(self) -> _duration_pb2.Duration:
-        """Time the decoder worked on this stream's batches."""
+        """Duration of the passes that this stream was part of."""
 
     def __init__(
         self,
@@ -215,7 +237,7 @@ Global___DecodeResponse: _TypeAlias = DecodeResponse  # noqa: Y015
 
 @_typing.final
 class GetModelInfoRequest(_message.Message):
-    """Asks what this server serves."""
+    """Asks for a description of the server."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -242,13 +264,13 @@ class GetModelInfoResponse(_message.Message):
     SLOTS_ACTIVE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     samples_per_frame: _builtins.int
-    """Samples that each frame gives."""
+    """Samples per frame."""
     slots_capacity: _builtins.int
     """Streams that can be decoded at once."""
     slots_active: _builtins.int
     """Streams being decoded."""
     version: _builtins.str
-    """Version of the software."""
+    """Version of the server's software, such as "0.2.0"."""
     @_builtins.property
     def bundle(self) -> _common_pb2.BundleIdentity:
         """The bundle."""

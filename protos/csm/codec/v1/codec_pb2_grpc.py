@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class CodecServiceStub(object):
-    """Decodes frames with Mimi. Its audio carries no watermark: it must not leave the chain.
+    """Decodes frames with Mimi. Its audio carries no watermark: it must not leave the deployment.
     """
 
     def __init__(self, channel):
@@ -48,21 +48,21 @@ class CodecServiceStub(object):
 
 
 class CodecServiceServicer(object):
-    """Decodes frames with Mimi. Its audio carries no watermark: it must not leave the chain.
+    """Decodes frames with Mimi. Its audio carries no watermark: it must not leave the deployment.
     """
 
     def Decode(self, request_iterator, context):
         """Audio of one utterance, chunk by chunk; the decoder's state lives as long as the stream.
 
-        The caller sends start, then frames, then closes its side. RESOURCE_EXHAUSTED (with
-        RetryInfo) comes before the first message when no slot is free.
+        The caller sends start, then frames, then half-closes. Fails with RESOURCE_EXHAUSTED (with
+        RetryInfo) before the first message when no slot is free.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModelInfo(self, request, context):
-        """What this server serves.
+        """Describes this server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,7 +90,7 @@ def add_CodecServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CodecService(object):
-    """Decodes frames with Mimi. Its audio carries no watermark: it must not leave the chain.
+    """Decodes frames with Mimi. Its audio carries no watermark: it must not leave the deployment.
     """
 
     @staticmethod

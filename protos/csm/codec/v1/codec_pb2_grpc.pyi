@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CodecServiceStub:
-    """Decodes frames with Mimi. Its audio carries no watermark: it must not leave the chain."""
+    """Decodes frames with Mimi. Its audio carries no watermark: it must not leave the deployment."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,28 +36,28 @@ class CodecServiceStub:
     Decode: _grpc.StreamStreamMultiCallable[_codec_pb2.DecodeRequest, _codec_pb2.DecodeResponse]
     """Audio of one utterance, chunk by chunk; the decoder's state lives as long as the stream.
 
-    The caller sends start, then frames, then closes its side. RESOURCE_EXHAUSTED (with
-    RetryInfo) comes before the first message when no slot is free.
+    The caller sends start, then frames, then half-closes. Fails with RESOURCE_EXHAUSTED (with
+    RetryInfo) before the first message when no slot is free.
     """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_codec_pb2.GetModelInfoRequest, _codec_pb2.GetModelInfoResponse]
-    """What this server serves."""
+    """Describes this server."""
 
 @_typing.type_check_only
 class CodecServiceAsyncStub(CodecServiceStub):
-    """Decodes frames with Mimi. Its audio carries no watermark: it must not leave the chain."""
+    """Decodes frames with Mimi. Its audio carries no watermark: it must not leave the deployment."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Decode: _aio.StreamStreamMultiCallable[_codec_pb2.DecodeRequest, _codec_pb2.DecodeResponse]  # type: ignore[assignment]
     """Audio of one utterance, chunk by chunk; the decoder's state lives as long as the stream.
 
-    The caller sends start, then frames, then closes its side. RESOURCE_EXHAUSTED (with
-    RetryInfo) comes before the first message when no slot is free.
+    The caller sends start, then frames, then half-closes. Fails with RESOURCE_EXHAUSTED (with
+    RetryInfo) before the first message when no slot is free.
     """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_codec_pb2.GetModelInfoRequest, _codec_pb2.GetModelInfoResponse]  # type: ignore[assignment]
-    """What this server serves."""
+    """Describes this server."""
 
 class CodecServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Decodes frames with Mimi. Its audio carries no watermark: it must not leave the chain."""
+    """Decodes frames with Mimi. Its audio carries no watermark: it must not leave the deployment."""
 
     @_abc_1.abstractmethod
     def Decode(
@@ -67,8 +67,8 @@ class CodecServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_codec_pb2.DecodeResponse], _abc.AsyncIterator[_codec_pb2.DecodeResponse]]:
         """Audio of one utterance, chunk by chunk; the decoder's state lives as long as the stream.
 
-        The caller sends start, then frames, then closes its side. RESOURCE_EXHAUSTED (with
-        RetryInfo) comes before the first message when no slot is free.
+        The caller sends start, then frames, then half-closes. Fails with RESOURCE_EXHAUSTED (with
+        RetryInfo) before the first message when no slot is free.
         """
 
     @_abc_1.abstractmethod
@@ -77,6 +77,6 @@ class CodecServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _codec_pb2.GetModelInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_codec_pb2.GetModelInfoResponse, _abc.Awaitable[_codec_pb2.GetModelInfoResponse]]:
-        """What this server serves."""
+        """Describes this server."""
 
 def add_CodecServiceServicer_to_server(servicer: CodecServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,35 +26,35 @@ from csm.common.v1 import common_pb2 as csm_dot_common_dot_v1_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n csm/watermark/v1/watermark.proto\x12\x10\x63sm.watermark.v1\x1a\x1a\x63sm/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"8\n\nEmbedStart\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\"\x1a\n\nEmbedAudio\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"u\n\x0c\x45mbedRequest\x12-\n\x05start\x18\x01 \x01(\x0b\x32\x1c.csm.watermark.v1.EmbedStartH\x00\x12-\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1c.csm.watermark.v1.EmbedAudioH\x00\x42\x07\n\x05\x65vent\"U\n\x0c\x45mbedStarted\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12\x19\n\x11lookahead_samples\x18\x02 \x01(\x05\"\x1b\n\x0bMarkedAudio\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"U\n\rEmbedFinished\x12\x0f\n\x07samples\x18\x01 \x01(\x03\x12\x33\n\x10\x63ompute_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb0\x01\n\rEmbedResponse\x12\x31\n\x07started\x18\x01 \x01(\x0b\x32\x1e.csm.watermark.v1.EmbedStartedH\x00\x12.\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1d.csm.watermark.v1.MarkedAudioH\x00\x12\x33\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1f.csm.watermark.v1.EmbedFinishedH\x00\x42\x07\n\x05\x65vent\"R\n\rDetectRequest\x12\'\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x18.csm.common.v1.AudioClip\x12\x10\n\x03key\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x06\n\x04_key\"\xd2\x01\n\x0e\x44\x65tectResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\x12\n\nconfidence\x18\x02 \x01(\x02\x12\x11\n\tthreshold\x18\x03 \x01(\x02\x12\x18\n\x0b\x64\x65\x63oded_key\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12+\n\x08position\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10\x63ompute_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\n\x0c_decoded_key\"\x15\n\x13GetModelInfoRequest\"\xba\x01\n\x14GetModelInfoResponse\x12-\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1d.csm.common.v1.BundleIdentity\x12\x19\n\x11lookahead_samples\x18\x02 \x01(\x05\x12\x36\n\x13max_detect_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07trained\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\t2\x8c\x02\n\x10WatermarkService\x12L\n\x05\x45mbed\x12\x1e.csm.watermark.v1.EmbedRequest\x1a\x1f.csm.watermark.v1.EmbedResponse(\x01\x30\x01\x12K\n\x06\x44\x65tect\x12\x1f.csm.watermark.v1.DetectRequest\x1a .csm.watermark.v1.DetectResponse\x12]\n\x0cGetModelInfo\x12%.csm.watermark.v1.GetModelInfoRequest\x1a&.csm.watermark.v1.GetModelInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n csm/watermark/v1/watermark.proto\x12\x10\x63sm.watermark.v1\x1a\x1a\x63sm/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\xa0\x01\n\nEmbedStart\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12\x1c\n\x0f\x64iscard_samples\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x34\n\x11\x62uffered_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\n\x10_discard_samples\"\x1a\n\nEmbedAudio\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"u\n\x0c\x45mbedRequest\x12-\n\x05start\x18\x01 \x01(\x0b\x32\x1c.csm.watermark.v1.EmbedStartH\x00\x12-\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1c.csm.watermark.v1.EmbedAudioH\x00\x42\x07\n\x05\x65vent\"U\n\x0c\x45mbedStarted\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12\x19\n\x11lookahead_samples\x18\x02 \x01(\x05\"\x1b\n\x0bMarkedAudio\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"U\n\rEmbedFinished\x12\x0f\n\x07samples\x18\x01 \x01(\x03\x12\x33\n\x10\x63ompute_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb0\x01\n\rEmbedResponse\x12\x31\n\x07started\x18\x01 \x01(\x0b\x32\x1e.csm.watermark.v1.EmbedStartedH\x00\x12.\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1d.csm.watermark.v1.MarkedAudioH\x00\x12\x33\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1f.csm.watermark.v1.EmbedFinishedH\x00\x42\x07\n\x05\x65vent\"R\n\rDetectRequest\x12\'\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x18.csm.common.v1.AudioClip\x12\x10\n\x03key\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x06\n\x04_key\"\xd2\x01\n\x0e\x44\x65tectResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\x12\n\nconfidence\x18\x02 \x01(\x02\x12\x11\n\tthreshold\x18\x03 \x01(\x02\x12\x18\n\x0b\x64\x65\x63oded_key\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12+\n\x08position\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10\x63ompute_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\n\x0c_decoded_key\"\x15\n\x13GetModelInfoRequest\"\xba\x01\n\x14GetModelInfoResponse\x12-\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1d.csm.common.v1.BundleIdentity\x12\x19\n\x11lookahead_samples\x18\x02 \x01(\x05\x12\x36\n\x13max_detect_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07trained\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\t2\x8c\x02\n\x10WatermarkService\x12L\n\x05\x45mbed\x12\x1e.csm.watermark.v1.EmbedRequest\x1a\x1f.csm.watermark.v1.EmbedResponse(\x01\x30\x01\x12K\n\x06\x44\x65tect\x12\x1f.csm.watermark.v1.DetectRequest\x1a .csm.watermark.v1.DetectResponse\x12]\n\x0cGetModelInfo\x12%.csm.watermark.v1.GetModelInfoRequest\x1a&.csm.watermark.v1.GetModelInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'csm.watermark.v1.watermark_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EMBEDSTART']._serialized_start=114
-  _globals['_EMBEDSTART']._serialized_end=170
-  _globals['_EMBEDAUDIO']._serialized_start=172
-  _globals['_EMBEDAUDIO']._serialized_end=198
-  _globals['_EMBEDREQUEST']._serialized_start=200
-  _globals['_EMBEDREQUEST']._serialized_end=317
-  _globals['_EMBEDSTARTED']._serialized_start=319
-  _globals['_EMBEDSTARTED']._serialized_end=404
-  _globals['_MARKEDAUDIO']._serialized_start=406
-  _globals['_MARKEDAUDIO']._serialized_end=433
-  _globals['_EMBEDFINISHED']._serialized_start=435
-  _globals['_EMBEDFINISHED']._serialized_end=520
-  _globals['_EMBEDRESPONSE']._serialized_start=523
-  _globals['_EMBEDRESPONSE']._serialized_end=699
-  _globals['_DETECTREQUEST']._serialized_start=701
-  _globals['_DETECTREQUEST']._serialized_end=783
-  _globals['_DETECTRESPONSE']._serialized_start=786
-  _globals['_DETECTRESPONSE']._serialized_end=996
-  _globals['_GETMODELINFOREQUEST']._serialized_start=998
-  _globals['_GETMODELINFOREQUEST']._serialized_end=1019
-  _globals['_GETMODELINFORESPONSE']._serialized_start=1022
-  _globals['_GETMODELINFORESPONSE']._serialized_end=1208
-  _globals['_WATERMARKSERVICE']._serialized_start=1211
-  _globals['_WATERMARKSERVICE']._serialized_end=1479
+  _globals['_EMBEDSTART']._serialized_start=115
+  _globals['_EMBEDSTART']._serialized_end=275
+  _globals['_EMBEDAUDIO']._serialized_start=277
+  _globals['_EMBEDAUDIO']._serialized_end=303
+  _globals['_EMBEDREQUEST']._serialized_start=305
+  _globals['_EMBEDREQUEST']._serialized_end=422
+  _globals['_EMBEDSTARTED']._serialized_start=424
+  _globals['_EMBEDSTARTED']._serialized_end=509
+  _globals['_MARKEDAUDIO']._serialized_start=511
+  _globals['_MARKEDAUDIO']._serialized_end=538
+  _globals['_EMBEDFINISHED']._serialized_start=540
+  _globals['_EMBEDFINISHED']._serialized_end=625
+  _globals['_EMBEDRESPONSE']._serialized_start=628
+  _globals['_EMBEDRESPONSE']._serialized_end=804
+  _globals['_DETECTREQUEST']._serialized_start=806
+  _globals['_DETECTREQUEST']._serialized_end=888
+  _globals['_DETECTRESPONSE']._serialized_start=891
+  _globals['_DETECTRESPONSE']._serialized_end=1101
+  _globals['_GETMODELINFOREQUEST']._serialized_start=1103
+  _globals['_GETMODELINFOREQUEST']._serialized_end=1124
+  _globals['_GETMODELINFORESPONSE']._serialized_start=1127
+  _globals['_GETMODELINFORESPONSE']._serialized_end=1313
+  _globals['_WATERMARKSERVICE']._serialized_start=1316
+  _globals['_WATERMARKSERVICE']._serialized_end=1584
 # @@protoc_insertion_point(module_scope)

@@ -20,25 +20,46 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class EmbedStart(_message.Message):
-    """Opens the stream."""
+    """Opens the stream.
+
+    To resume a stream on another replica, the caller sends its audio again from the first sample
+    on, with discard_samples set to the marked samples that it has. The audio that follows equals
+    that of the undisturbed stream.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FORMAT_FIELD_NUMBER: _builtins.int
+    DISCARD_SAMPLES_FIELD_NUMBER: _builtins.int
+    BUFFERED_DURATION_FIELD_NUMBER: _builtins.int
+    discard_samples: _builtins.int
+    """First marked samples that are not sent: they only restore the stream's state. They take turns
+    with other streams that are due. INVALID_ARGUMENT when the stream has fewer samples. Default 0.
+    """
     @_builtins.property
     def format(self) -> _common_pb2.AudioFormat:
-        """Layout of the audio that follows, and of the answer: mono, at the bundle's rate."""
+        """Format of the audio that follows, and of the answer: mono, at the bundle's rate."""
+
+    @_builtins.property
+    def buffered_duration(self) -> _duration_pb2.Duration:
+        """Audio that the listener has still to play: streams with an earlier deadline are marked first.
+        At most an hour. Default 0.
+        """
 
     def __init__(
         self,
         *,
         format: _common_pb2.AudioFormat | None = ...,
+        discard_samples: _builtins.int | None = ...,
+        buffered_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_discard_samples", b"_discard_samples", "buffered_duration", b"buffered_duration", "discard_samples", b"discard_samples", "format", b"format"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_discard_samples", b"_discard_samples", "buffered_duration", b"buffered_duration", "discard_samples", b"discard_samples", "format", b"format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__discard_samples: _TypeAlias = _typing.Literal["discard_samples"]  # noqa: Y015
+    _WhichOneofArgType__discard_samples: _TypeAlias = _typing.Literal["_discard_samples", b"_discard_samples"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__discard_samples) -> _WhichOneofReturnType__discard_samples | None: ...
 
 Global___EmbedStart: _TypeAlias = EmbedStart  # noqa: Y015
 
@@ -98,17 +119,17 @@ Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
 
 @_typing.final
 class EmbedStarted(_message.Message):
-    """Sent once, when the stream was taken."""
+    """Sent once, when the stream was accepted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FORMAT_FIELD_NUMBER: _builtins.int
     LOOKAHEAD_SAMPLES_FIELD_NUMBER: _builtins.int
     lookahead_samples: _builtins.int
-    """Samples that must be known beyond one before it can be marked."""
+    """Look-ahead: samples that must follow a sample before it can be marked."""
     @_builtins.property
     def format(self) -> _common_pb2.AudioFormat:
-        """Layout of the audio that follows."""
+        """Format of the audio that follows."""
 
     def __init__(
         self,
@@ -155,10 +176,10 @@ class EmbedFinished(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     COMPUTE_DURATION_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
-    """Samples sent, equal to those received."""
+    """Samples sent: those received, less those discarded."""
     @_builtins.property
     def compute_duration(self) -> _duration_pb2.Duration:
-        """Time the embedder worked on this stream."""
+        """This stream's share of the passes that marked it."""
 
     def __init__(
         self,
@@ -294,7 +315,7 @@ Global___DetectResponse: _TypeAlias = DetectResponse  # noqa: Y015
 
 @_typing.final
 class GetModelInfoRequest(_message.Message):
-    """Asks what this server serves."""
+    """Asks for a description of the server."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -321,11 +342,11 @@ class GetModelInfoResponse(_message.Message):
     TRAINED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     lookahead_samples: _builtins.int
-    """Samples that must be known beyond one before it can be marked."""
+    """Look-ahead: samples that must follow a sample before it can be marked."""
     trained: _builtins.bool
     """Whether the nets were trained; the mark of untrained nets cannot be found."""
     version: _builtins.str
-    """Version of the software."""
+    """Version of the server's software, such as "0.2.0"."""
     @_builtins.property
     def bundle(self) -> _common_pb2.BundleIdentity:
         """The bundle."""

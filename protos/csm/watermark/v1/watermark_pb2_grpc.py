@@ -57,10 +57,10 @@ class WatermarkServiceServicer(object):
     """
 
     def Embed(self, request_iterator, context):
-        """The same audio, marked; as many samples out as in, delayed by the look-ahead.
+        """Marks audio: as many samples out as in, delayed by the look-ahead.
 
-        The caller sends start, then audio, then closes its side. RESOURCE_EXHAUSTED (with
-        RetryInfo) comes before the first message when no stream more can be taken.
+        The caller sends start, then audio, then half-closes. Fails with RESOURCE_EXHAUSTED (with
+        RetryInfo) before the first message when no further stream can be accepted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,7 +74,7 @@ class WatermarkServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetModelInfo(self, request, context):
-        """What this server serves.
+        """Describes this server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

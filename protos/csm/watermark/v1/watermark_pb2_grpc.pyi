@@ -34,15 +34,15 @@ class WatermarkServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WatermarkServiceAsyncStub: ...
     Embed: _grpc.StreamStreamMultiCallable[_watermark_pb2.EmbedRequest, _watermark_pb2.EmbedResponse]
-    """The same audio, marked; as many samples out as in, delayed by the look-ahead.
+    """Marks audio: as many samples out as in, delayed by the look-ahead.
 
-    The caller sends start, then audio, then closes its side. RESOURCE_EXHAUSTED (with
-    RetryInfo) comes before the first message when no stream more can be taken.
+    The caller sends start, then audio, then half-closes. Fails with RESOURCE_EXHAUSTED (with
+    RetryInfo) before the first message when no further stream can be accepted.
     """
     Detect: _grpc.UnaryUnaryMultiCallable[_watermark_pb2.DetectRequest, _watermark_pb2.DetectResponse]
     """Looks for the deployment's key, or one given, in a clip."""
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_watermark_pb2.GetModelInfoRequest, _watermark_pb2.GetModelInfoResponse]
-    """What this server serves."""
+    """Describes this server."""
 
 @_typing.type_check_only
 class WatermarkServiceAsyncStub(WatermarkServiceStub):
@@ -50,15 +50,15 @@ class WatermarkServiceAsyncStub(WatermarkServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Embed: _aio.StreamStreamMultiCallable[_watermark_pb2.EmbedRequest, _watermark_pb2.EmbedResponse]  # type: ignore[assignment]
-    """The same audio, marked; as many samples out as in, delayed by the look-ahead.
+    """Marks audio: as many samples out as in, delayed by the look-ahead.
 
-    The caller sends start, then audio, then closes its side. RESOURCE_EXHAUSTED (with
-    RetryInfo) comes before the first message when no stream more can be taken.
+    The caller sends start, then audio, then half-closes. Fails with RESOURCE_EXHAUSTED (with
+    RetryInfo) before the first message when no further stream can be accepted.
     """
     Detect: _aio.UnaryUnaryMultiCallable[_watermark_pb2.DetectRequest, _watermark_pb2.DetectResponse]  # type: ignore[assignment]
     """Looks for the deployment's key, or one given, in a clip."""
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_watermark_pb2.GetModelInfoRequest, _watermark_pb2.GetModelInfoResponse]  # type: ignore[assignment]
-    """What this server serves."""
+    """Describes this server."""
 
 class WatermarkServiceServicer(metaclass=_abc_1.ABCMeta):
     """Embeds and detects the SilentCipher watermark with the deployment's key."""
@@ -69,10 +69,10 @@ class WatermarkServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_watermark_pb2.EmbedRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_watermark_pb2.EmbedResponse], _abc.AsyncIterator[_watermark_pb2.EmbedResponse]]:
-        """The same audio, marked; as many samples out as in, delayed by the look-ahead.
+        """Marks audio: as many samples out as in, delayed by the look-ahead.
 
-        The caller sends start, then audio, then closes its side. RESOURCE_EXHAUSTED (with
-        RetryInfo) comes before the first message when no stream more can be taken.
+        The caller sends start, then audio, then half-closes. Fails with RESOURCE_EXHAUSTED (with
+        RetryInfo) before the first message when no further stream can be accepted.
         """
 
     @_abc_1.abstractmethod
@@ -89,6 +89,6 @@ class WatermarkServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _watermark_pb2.GetModelInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_watermark_pb2.GetModelInfoResponse, _abc.Awaitable[_watermark_pb2.GetModelInfoResponse]]:
-        """What this server serves."""
+        """Describes this server."""
 
 def add_WatermarkServiceServicer_to_server(servicer: WatermarkServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,9 +9,9 @@ from support.fake_decoder import FakeDecoder, frames, hear, held
 
 
 @asynccontextmanager
-async def working(frame_s, *, most_streams, slots=4, overlaps=False):
+async def working(frame_s, *, max_batch, slots=4, overlaps=False):
     """(decoder, worker)"""
-    decoder = FakeDecoder(overlaps, slots=slots, most_streams=most_streams)
+    decoder = FakeDecoder(overlaps, slots=slots, max_batch=max_batch)
     worker = DecodeWorker(decoder, frame_s=frame_s)
     worker.start()
     yield decoder, worker
@@ -41,7 +41,7 @@ async def turns(decoder, streams):
 
 @pytest.mark.parametrize("overlaps", [False, True])
 async def test_a_first_frame_goes_before_all_who_are_ahead_of_their_listeners(overlaps):
-    async with working(100.0, slots=42, most_streams=16, overlaps=overlaps) as (decoder, worker):
+    async with working(100.0, slots=42, max_batch=16, overlaps=overlaps) as (decoder, worker):
         far = await ahead(worker, 40, 8)
         holding = await held(decoder, worker)
         for stream in far:
@@ -53,7 +53,7 @@ async def test_a_first_frame_goes_before_all_who_are_ahead_of_their_listeners(ov
 
 
 async def test_who_runs_dry_first_goes_first_and_nobody_waits_for_ever():
-    async with working(100.0, most_streams=1) as (decoder, worker):
+    async with working(100.0, max_batch=1) as (decoder, worker):
         [far] = await ahead(worker, 1, 32)
         [near] = await ahead(worker, 1, 4)
         [far_slot], [near_slot] = decoder.slots_of[-2:]
@@ -67,7 +67,7 @@ async def test_who_runs_dry_first_goes_first_and_nobody_waits_for_ever():
 
 
 async def test_a_stream_that_is_short_takes_part_in_a_pass_of_fewer_frames():
-    async with working(0.001, most_streams=3) as (decoder, worker):
+    async with working(0.3, max_batch=3) as (decoder, worker):
         [short] = await ahead(worker, 1, 1)
         await held(decoder, worker)
         new = worker.open()
@@ -78,7 +78,7 @@ async def test_a_stream_that_is_short_takes_part_in_a_pass_of_fewer_frames():
 
 
 async def test_a_message_in_several_passes_is_ended_before_others_begin():
-    async with working(0.08, most_streams=1) as (decoder, worker):
+    async with working(0.08, max_batch=1) as (decoder, worker):
         await held(decoder, worker)
         streams = [worker.open() for _ in range(3)]
         for stream in streams:
@@ -90,7 +90,7 @@ async def test_a_message_in_several_passes_is_ended_before_others_begin():
 
 
 async def test_who_ran_dry_goes_before_those_who_came_later():
-    async with working(0.0, most_streams=1) as (decoder, worker):
+    async with working(0.0, max_batch=1) as (decoder, worker):
         [dry] = await ahead(worker, 1, 1)
         [dry_slots] = decoder.slots_of
         await held(decoder, worker)
