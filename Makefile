@@ -1,5 +1,5 @@
 # make demo    installs, starts the chain, speaks a sentence into out/demo.wav
-# make test    installs and passes the tests
+# make test    installs, and passes lint and tests
 # make voice-test    says unseen sentences, has them judged, prints a table (QUICK=1: minutes)
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -9,7 +9,7 @@ INSTALL_INPUTS := pyproject.toml constraints.txt requirements-nodeps.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow gpu-check voice-test metrics-test lint protos clean images deploy-check deploy-test
+.PHONY: help demo test test-slow gpu-check voice-test metrics-test lint protos protos-release clean images deploy-check deploy-test
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -34,7 +34,7 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 demo: $(VENV)/run.stamp
 	$(BIN)/csm demo
 
-test: $(VENV)/test.stamp
+test: lint $(BIN)/promtool
 	$(BIN)/python -m pytest
 
 # Full CSM-1B shapes: about 8 GB of memory and some minutes.
@@ -61,24 +61,34 @@ $(KOKORO): $(VENV)/voice.stamp
 voice-test: $(KOKORO)
 	$(BIN)/python tests/voice $(if $(QUICK),--quick)
 
-# Dashboards' queries and alerts, read and tried by Prometheus' own tool (Debian's package prometheus has it).
-PROMTOOL ?= promtool
-metrics-test: $(VENV)/test.stamp
-	@command -v $(PROMTOOL) >/dev/null || { echo "no $(PROMTOOL): apt-get install prometheus, or PROMTOOL=/a/path"; exit 1; }
-	PROMTOOL=$(PROMTOOL) $(BIN)/python -m pytest tests/deploy/test_queries.py
+# Prometheus' own tool, which judges alerts and queries: the one on the PATH, or Debian's out of its package.
+# Where neither is to be had it says so, and the tests that want it are skipped.
+$(BIN)/promtool: $(VENV)/test.stamp
+	@.ci/promtool.sh $@
+
+metrics-test: $(BIN)/promtool
+	@test -x $(BIN)/promtool
+	$(BIN)/python -m pytest tests/deploy/test_queries.py
 
 # Beside a CUDA device: its tests and timings, about nine minutes.
 gpu-check: $(VENV)/test.stamp
 	PYTHON=$(BIN)/python tests/bench/check.sh
 
+# The contracts break nothing of the last release: protos/release.binpb is what buf read of it.
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/buf lint
 	$(BIN)/buf format -d --exit-code
-	$(BIN)/buf breaking --against '.git#branch=main'
+	$(BIN)/buf breaking --against protos/release.binpb
 
 protos: $(VENV)/test.stamp
 	$(BIN)/python protos/generate.py
+
+# With a release, and only then: what later contracts must not break.
+protos-release: $(VENV)/test.stamp
+	$(BIN)/buf build --exclude-source-info -o protos/release.binpb
 
 # Images by buildah, podman or docker. BASE: Debian with Python; FLAGS: see deploy/images/build.py.
 images:

@@ -8,6 +8,7 @@ import re
 import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import grpc
@@ -189,7 +190,7 @@ def test_the_alerts_tests_feed_series_that_are_exported(case):
             assert value in VALUES.get(label, {value})
 
 
-PROMTOOL = shutil.which(os.environ.get("PROMTOOL", "promtool"))
+PROMTOOL = shutil.which("promtool", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: apt-get install prometheus)")
