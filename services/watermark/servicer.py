@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -176,17 +176,17 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
             raise InvalidArgument("start.format.channels", f"must be 1, not {form.channels}")
         return ENCODINGS[form.encoding]
 
-    def _started(self, encoding: int) -> watermark_pb2.EmbedResponse:
+    def _started(self, encoding: common_pb2.AudioEncoding.ValueType) -> watermark_pb2.EmbedResponse:
         form = common_pb2.AudioFormat(encoding=encoding, sample_rate_hz=self._bundle.sample_rate_hz, channels=1)
         started = watermark_pb2.EmbedStarted(format=form, lookahead_samples=self._embedder.lookahead_samples)
         return watermark_pb2.EmbedResponse(started=started)
 
     async def _pieces(
         self, requests: AsyncIterator[watermark_pb2.EmbedRequest], encoding: Encoding
-    ) -> AsyncIterator[np.ndarray | None]:
+    ) -> AsyncGenerator[np.ndarray | None, None]:
         """The caller's samples in pieces [n], then None.
 
-        What is too little for any to come out marked is kept for the piece that follows, and takes no turn.
+        Samples too few for the first marked one are joined with those that follow: they are worth no pass.
         """
         most, first = self._bundle.sample_rate_hz * _PIECE_S, self._first_samples
         kept = np.zeros(0, np.float32)

@@ -99,3 +99,40 @@ async def test_who_ran_dry_goes_before_those_who_came_later():
         await dry.feed(frames(1))
         passes = await turns(decoder, [new, dry])
         assert [slots == dry_slots for slots, _ in passes] == [True, False]
+
+
+async def test_a_replay_alternates_with_streams_that_are_late():
+    """The frames that a listener has do not advance the deadline, and do not keep it in the past either."""
+    async with working(0.0, max_batch=1) as (decoder, worker):
+        await held(decoder, worker)
+        replay = worker.open(discard_frames=32)
+        await replay.feed(frames(*range(8)))
+        other = worker.open()
+        for stream in (replay, other, replay, other):
+            await stream.feed(frames(*range(8)))
+        order = [slot for [slot], _ in await turns(decoder, [replay, other])]
+        assert [slot == order[0] for slot in order] == [True, False, True, False, True]
+
+
+async def test_a_replay_waits_for_streams_with_an_earlier_deadline():
+    async with working(0.0, max_batch=1) as (decoder, worker):
+        await held(decoder, worker)
+        replay = worker.open(discard_frames=8, buffered_s=60.0)
+        other = worker.open()
+        for stream in (replay, other, other):
+            await stream.feed(frames(*range(8)))
+        order = [slot for [slot], _ in await turns(decoder, [other, replay])]
+        assert order[0] == order[1] != order[2]
+
+
+async def test_frames_after_a_replay_advance_the_deadline():
+    async with working(100.0, max_batch=1) as (decoder, worker):
+        await held(decoder, worker)
+        replay = worker.open(discard_frames=8)
+        await replay.feed(frames(*range(8)))
+        await replay.feed(frames(*range(8)))
+        await replay.feed(frames(*range(8)))
+        other = worker.open()
+        await other.feed(frames(*range(8)))
+        order = [slot for [slot], _ in await turns(decoder, [other, replay])]
+        assert [slot == order[0] for slot in order] in ([True, False, True, True], [True, True, False, True])
