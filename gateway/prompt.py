@@ -6,13 +6,11 @@ import asyncio
 import re
 from collections.abc import Callable
 
-import grpc
 from csm.backbone.v1 import backbone_pb2
 from csm.speech.v1 import speech_pb2
 from csm.tokenizer.v1 import tokenizer_pb2
 
 from gateway.stages import Stages
-from services.runtime.errors import from_upstream
 
 # Of one request: a long conversation must not fill the tokenizer's places by itself.
 ENCODINGS_AT_ONCE = 4
@@ -31,15 +29,15 @@ async def build_prompt(
         tokenizer_pb2.TextSegment(speaker=turn.speaker if turn.HasField("speaker") else 0, text=turn.text)
         for turn in [*turns, utterance]
     ]
-    places = asyncio.Semaphore(ENCODINGS_AT_ONCE)
+    permits = asyncio.Semaphore(ENCODINGS_AT_ONCE)
 
     async def encode(turn: speech_pb2.ContextSegment, index: int):
-        async with places:
-            return await _encode(stages, turn, index, timeout())
+        async with permits:
+            return await _encode(stages, turn, index, timeout)
 
     try:
         async with asyncio.TaskGroup() as group:
-            text = group.create_task(_tokenize(stages, segments, timeout()))
+            text = group.create_task(_tokenize(stages, segments, timeout))
             clips = [group.create_task(encode(turn, index)) for index, turn in enumerate(turns)]
     # Not `except*`: Python before 3.11.4 wraps what is raised there in a group again.
     except ExceptionGroup as failures:
@@ -52,24 +50,18 @@ async def build_prompt(
     return parts
 
 
-async def _tokenize(stages: Stages, segments: list[tokenizer_pb2.TextSegment], timeout: float):
-    call = stages.tokenizer.Tokenize(tokenizer_pb2.TokenizeRequest(segments=segments), timeout=timeout)
-    try:
-        return (await call).segments
-    except grpc.aio.AioRpcError as error:
-        raise from_upstream("tokenizer", error, _text_field(len(segments) - 1)) from None
-    finally:
-        call.cancel()
+async def _tokenize(stages: Stages, segments: list[tokenizer_pb2.TextSegment], timeout: Callable[[], float]):
+    request = tokenizer_pb2.TokenizeRequest(segments=segments)
+    answer = await stages.tokenizer.unary("Tokenize", request, timeout=timeout, rename=_text_field(len(segments) - 1))
+    return answer.segments
 
 
-async def _encode(stages: Stages, turn: speech_pb2.ContextSegment, index: int, timeout: float):
-    call = stages.tokenizer.EncodeAudio(tokenizer_pb2.EncodeAudioRequest(audio=turn.audio), timeout=timeout)
-    try:
-        return (await call).frames
-    except grpc.aio.AioRpcError as error:
-        raise from_upstream("tokenizer", error, lambda field: f"utterance.context[{index}].{field}") from None
-    finally:
-        call.cancel()
+async def _encode(stages: Stages, turn: speech_pb2.ContextSegment, index: int, timeout: Callable[[], float]):
+    request = tokenizer_pb2.EncodeAudioRequest(audio=turn.audio)
+    answer = await stages.tokenizer.unary(
+        "EncodeAudio", request, timeout=timeout, rename=lambda field: f"utterance.context[{index}].{field}"
+    )
+    return answer.frames
 
 
 def _text_field(turns: int) -> Callable[[str], str]:

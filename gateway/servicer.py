@@ -15,14 +15,14 @@ from csm.watermark.v1 import watermark_pb2
 from opentelemetry import trace
 
 from gateway.access import Access, Grant
+from gateway.chain import AudioChunk, Started, Synthesis
 from gateway.config import GatewaySettings
 from gateway.output import Output
-from gateway.pipeline import Admitted, Marked, Synthesis
 from gateway.stages import StageInfo, Stages
 from models.bundle import Bundle
 from services.runtime import instruments
 from services.runtime.admission import Admission
-from services.runtime.errors import InvalidArgument, UnavailableError, from_upstream
+from services.runtime.errors import InvalidArgument, UnavailableError
 from services.runtime.version import version
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             summary = speech_pb2.SpeechSummary()
             async with aclosing(synthesis.events()) as events:
                 async for event in events:
-                    if isinstance(event, Admitted):
+                    if isinstance(event, Started):
                         _admit(summary, event, grant)
                         yield speech_pb2.StreamSynthesizeResponse(
                             started=speech_pb2.SpeechStarted(
@@ -77,7 +77,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             pieces: list[bytes] = []
             async with aclosing(synthesis.events()) as events:
                 async for event in events:
-                    if isinstance(event, Admitted):
+                    if isinstance(event, Started):
                         _admit(summary, event, grant)
                     else:
                         pieces.append(self._write(synthesis, output, event))
@@ -97,15 +97,12 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
     ) -> speech_pb2.VerifyWatermarkResponse:
         with self.access.enter(), self._verifications.enter():
             info = self._ready()
-            call = self._stages.watermark.Detect(
-                watermark_pb2.DetectRequest(audio=request.audio), timeout=self._timeout(context)()
+            found = await self._stages.watermark.unary(
+                "Detect",
+                watermark_pb2.DetectRequest(audio=request.audio),
+                timeout=self._timeout(context),
+                rename=lambda field: field,
             )
-            try:
-                found = await call
-            except grpc.aio.AioRpcError as error:
-                raise from_upstream("watermark", error, lambda field: field) from None
-            finally:
-                call.cancel()
             return speech_pb2.VerifyWatermarkResponse(
                 found=found.found,
                 confidence=found.confidence,
@@ -188,7 +185,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             raise UnavailableError(f"the chain is not ready: {self._stages.why_not}", reason="NOT_READY")
         return self._stages.info
 
-    def _write(self, synthesis: Synthesis, output: Output, event: Marked) -> bytes:
+    def _write(self, synthesis: Synthesis, output: Output, event: AudioChunk) -> bytes:
         synthesis.timeline.audio(len(event.samples) / self._bundle.sample_rate_hz)
         return output.feed(event.samples)
 
@@ -208,7 +205,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         )
 
 
-def _admit(summary: speech_pb2.SpeechSummary, event: Admitted, grant: Grant) -> None:
+def _admit(summary: speech_pb2.SpeechSummary, event: Started, grant: Grant) -> None:
     grant.keep()
     summary.seed, summary.prompt_tokens = event.seed, event.prompt_tokens
     # As text: an attribute's number has 63 bits, a seed 64.

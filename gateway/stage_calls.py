@@ -1,56 +1,106 @@
-"""Calls on a stage: a place in it, and its streams' messages, whose failures are CallErrors that name the stage."""
+"""One call on one replica of a stage, whose failures are CallErrors that name the stage."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
-from services.runtime.errors import InternalError, ResourceExhausted, from_upstream
+from services.runtime.errors import CallError, InternalError, UnavailableError, from_upstream
 
-PLACE_ROUNDS = 3  # of tries at a place in a stage, five tries each
-
-T = TypeVar("T")
+Rename = Callable[[str], str]
 
 
-async def place(open_stage: Callable[[], Awaitable[T]]) -> T:
-    """What `open_stage` gives. Raises: ResourceExhausted when no replica has room, and whatever else it raises.
+class StageCall:
+    """A call that somebody must `close`, however it ends.
 
-    gRPC takes a refusal to the next replica five times; while many utterances ask at once these need not
-    be five different ones, so a few full replicas could hide one that has room.
+    stage: as errors name it. call: of grpc.aio, unary or streaming. rename: the stage's field paths as the caller
+    of the gateway knows them; without it a refused field is our own fault.
     """
-    for _ in range(PLACE_ROUNDS - 1):
-        with suppress(ResourceExhausted):
-            return await open_stage()
-    return await open_stage()
 
+    def __init__(self, stage: str, call: Any, rename: Rename | None = None):
+        self.stage, self._call, self._rename = stage, call, rename
+        self._abandoned: str | None = None
 
-async def read(stage: str, call: Any, rename: Callable[[str], str] | None = None) -> Any:
-    """The next message, or None at the end. Raises: CallError."""
-    try:
-        message = await call.read()
-    except grpc.aio.AioRpcError as error:
-        raise from_upstream(stage, error, rename) from None
-    return None if message is grpc.aio.EOF else message
+    def abandon(self, why: str) -> None:
+        """End the call: whoever waits for it gets UNAVAILABLE with `why`."""
+        self._abandoned = why
+        self._call.cancel()
 
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Run `callback` when the call is over."""
+        self._call.add_done_callback(callback)
 
-async def end(stage: str, call: Any) -> None:
-    """Let a stream that said `finished` end by itself: a cancel now would be its outcome. Raises: CallError."""
-    if await read(stage, call) is not None:
-        raise InternalError(f"{stage}: the stream went on after finished")
+    async def response(self) -> Any:
+        """The answer of a unary call. Raises: CallError."""
+        return await self._guarded(self._call)
 
+    async def read(self) -> Any:
+        """The next message, or None at the end. Raises: CallError."""
+        message = await self._guarded(self._call.read())
+        return None if message is grpc.aio.EOF else message
 
-async def send(stage: str, call: Any, sending: Awaitable[None]) -> None:
-    """Write or half-close. Raises: CallError with the status that the stage ended the call with."""
-    try:
-        await sending
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        # A write only says that the call is over; its status says why.
-        code = await call.code()
+    async def first(self, event: str) -> Any:
+        """The first message's `event`: the stage has admitted the call. Raises: CallError."""
+        message = await self.read()
+        if message is None or message.WhichOneof("event") != event:
+            raise InternalError(f"{self.stage}: the stream did not begin with {event}")
+        return getattr(message, event)
+
+    async def write(self, request: Any) -> None:
+        """Send one message. Raises: CallError with the status that the stage ended the call with."""
+        await self._send(self._call.write(request))
+
+    async def done_writing(self) -> None:
+        """Send the end of our messages. Raises: as `write`."""
+        await self._send(self._call.done_writing())
+
+    async def end(self) -> None:
+        """Let a stream that said `finished` end by itself: a cancel now would be its outcome. Raises: CallError."""
+        if await self.read() is not None:
+            raise InternalError(f"{self.stage}: the stream went on after finished")
+
+    def cancel(self) -> None:
+        """End the call, if it still runs. A stage frees its slot when its stream ends."""
+        self._call.cancel()
+
+    async def close(self) -> None:
+        """Cancel, and wait until nothing of it is left."""
+        self._call.cancel()
+        if hasattr(self._call, "done_writing"):
+            # A call that the stage ended keeps the task that feeds it until its feed ends.
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+                await self._call.done_writing()
+
+    async def _send(self, sending: Awaitable[None]) -> None:
+        try:
+            await self._guarded(sending)
+        except asyncio.InvalidStateError:
+            # A write only says that the call is over; its status says why.
+            raise await self._status() from None
+
+    async def _guarded(self, waiting: Awaitable[Any]) -> Any:
+        try:
+            return await waiting
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from None
+        except asyncio.CancelledError:
+            # Ours, when this task is cancelled; otherwise the call was cancelled under us.
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise UnavailableError(f"{self.stage}: {self._abandoned or 'the stream was cancelled'}") from None
+
+    async def _status(self) -> CallError:
+        code = await self._call.code()
         if code is grpc.StatusCode.OK:
-            raise InternalError(f"{stage}: the stream ended before it was told to") from None
-        metadata = await call.initial_metadata(), await call.trailing_metadata()
-        raise from_upstream(stage, grpc.aio.AioRpcError(code, *metadata, await call.details())) from None
+            return InternalError(f"{self.stage}: the stream ended before its end was sent")
+        metadata = await self._call.initial_metadata(), await self._call.trailing_metadata()
+        return self._error(grpc.aio.AioRpcError(code, *metadata, await self._call.details()))
+
+    def _error(self, error: grpc.aio.AioRpcError) -> CallError:
+        if self._abandoned is not None:
+            return UnavailableError(f"{self.stage}: {self._abandoned}")
+        return from_upstream(self.stage, error, self._rename)

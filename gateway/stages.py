@@ -1,4 +1,4 @@
-"""The four stages as the gateway sees them: channels, stubs, and whether they serve the same bundle."""
+"""The four stages as the gateway sees them: their replicas, and whether they serve the same bundle."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from csm.backbone.v1 import backbone_pb2, backbone_pb2_grpc
@@ -15,16 +16,23 @@ from csm.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from csm.watermark.v1 import watermark_pb2, watermark_pb2_grpc
 
 from gateway.config import GatewaySettings
+from gateway.replicas import ReplicaSet
 from gateway.stage_names import STAGES
 from models.bundle import Bundle
 from services.runtime import tls
-from services.runtime.channels import open_channel
+from services.runtime.errors import CallError
 from services.runtime.identity import identity
 from services.runtime.reloadable_file import InvalidFile, ReloadableFile
 from services.runtime.settings import SettingError
 
 log = logging.getLogger(__name__)
 _ASK_S = 1.0  # between two rounds of questions, on average
+_STUBS = {
+    "tokenizer": tokenizer_pb2_grpc.TokenizerServiceStub,
+    "backbone": backbone_pb2_grpc.BackboneServiceStub,
+    "codec": codec_pb2_grpc.CodecServiceStub,
+    "watermark": watermark_pb2_grpc.WatermarkServiceStub,
+}
 
 
 @dataclass(frozen=True)
@@ -37,23 +45,25 @@ class StageInfo:
 
 
 class Stages:
-    """Owns the channels. `info` is None until all four have answered alike.
+    """Owns the replicas. `info` is None until all four have answered alike.
 
     Raises: SettingError when they cannot be called as the settings say.
     """
 
     def __init__(self, settings: GatewaySettings, bundle: Bundle):
         self.identity = identity(bundle)
-        size = settings.max_message_mib
         credentials = _credentials(settings)
-        self._channels = {
-            name: open_channel(getattr(settings, name), max_message_mib=size, credentials=credentials)
-            for name in STAGES
+        self._replicas = {
+            name: ReplicaSet(
+                name,
+                getattr(settings, name),
+                make_stub,
+                max_message_mib=settings.max_message_mib,
+                credentials=credentials,
+            )
+            for name, make_stub in _STUBS.items()
         }
-        self.tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(self._channels["tokenizer"])
-        self.backbone = backbone_pb2_grpc.BackboneServiceStub(self._channels["backbone"])
-        self.codec = codec_pb2_grpc.CodecServiceStub(self._channels["codec"])
-        self.watermark = watermark_pb2_grpc.WatermarkServiceStub(self._channels["watermark"])
+        self.tokenizer, self.backbone, self.codec, self.watermark = (self._replicas[name] for name in STAGES)
         self.info: StageInfo | None = None
         self.why_not = "the stages have not answered yet"
         self._watcher: asyncio.Task[None] | None = None
@@ -67,6 +77,8 @@ class Stages:
         return int(self.info.watermark_lookahead_samples / samples_per_frame)
 
     async def __aenter__(self) -> Stages:
+        for replicas in self._replicas.values():
+            await replicas.__aenter__()
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
         return self
 
@@ -74,7 +86,7 @@ class Stages:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
-        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+        await asyncio.gather(*(replicas.__aexit__() for replicas in self._replicas.values()))
 
     async def _watch(self) -> None:
         while True:
@@ -90,17 +102,21 @@ class Stages:
         not answer does so only at the start: later its absence is told call by call, since taking
         every gateway out of its balancer would help no caller.
         """
+
+        async def ask(replicas: ReplicaSet, request: Any) -> Any:
+            return await replicas.unary("GetModelInfo", request, timeout=lambda: _ASK_S)
+
         answers = await asyncio.gather(
-            self.tokenizer.GetModelInfo(tokenizer_pb2.GetModelInfoRequest(), timeout=_ASK_S, wait_for_ready=True),
-            self.backbone.GetModelInfo(backbone_pb2.GetModelInfoRequest(), timeout=_ASK_S, wait_for_ready=True),
-            self.codec.GetModelInfo(codec_pb2.GetModelInfoRequest(), timeout=_ASK_S, wait_for_ready=True),
-            self.watermark.GetModelInfo(watermark_pb2.GetModelInfoRequest(), timeout=_ASK_S, wait_for_ready=True),
+            ask(self.tokenizer, tokenizer_pb2.GetModelInfoRequest()),
+            ask(self.backbone, backbone_pb2.GetModelInfoRequest()),
+            ask(self.codec, codec_pb2.GetModelInfoRequest()),
+            ask(self.watermark, watermark_pb2.GetModelInfoRequest()),
             return_exceptions=True,
         )
         silent, strangers = [], []
-        for name, answer in zip(self._channels, answers, strict=True):
-            if isinstance(answer, grpc.aio.AioRpcError):
-                silent.append(f"{name} does not answer ({answer.code().name})")
+        for name, answer in zip(STAGES, answers, strict=True):
+            if isinstance(answer, CallError):
+                silent.append(f"{name} does not answer ({answer.code.name})")
             elif isinstance(answer, BaseException):
                 raise answer
             elif answer.bundle != self.identity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import grpc
 
@@ -55,6 +56,31 @@ def open_channel(
         ("grpc.enable_retries", 1),
         # A request with context audio is larger than the default 256 KiB, and would never be retried.
         ("grpc.per_rpc_retry_buffer_size", max_message_mib * MIB),
+        *_options(max_message_mib),
+    ]
+    return _open(target, options, credentials)
+
+
+def open_replica_channel(
+    address: str,
+    *,
+    name: str = "",
+    max_message_mib: int = 64,
+    credentials: ReloadableFile[grpc.ChannelCredentials] | None = None,
+) -> grpc.aio.Channel:
+    """A channel to one replica, for those who balance and retry by themselves.
+
+    address: a gRPC target with one address. name: the host name that it was resolved from, which its certificate is
+    for. Not blocking, as `open_channel`.
+    """
+    options = [("grpc.enable_retries", 0), *_options(max_message_mib)]
+    if name:
+        options += [("grpc.default_authority", name), ("grpc.ssl_target_name_override", name)]
+    return _open(address, options, credentials)
+
+
+def _options(max_message_mib: int) -> list[tuple[str, Any]]:
+    return [
         ("grpc.max_receive_message_length", max_message_mib * MIB),
         ("grpc.max_send_message_length", max_message_mib * MIB),
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -68,6 +94,11 @@ def open_channel(
         ("grpc.use_local_subchannel_pool", 1),
         *FLOW_CONTROL,
     ]
+
+
+def _open(
+    target: str, options: list[tuple[str, Any]], credentials: ReloadableFile[grpc.ChannelCredentials] | None
+) -> grpc.aio.Channel:
     if credentials is None:
         return TracedChannel(grpc.aio.insecure_channel(target, options=options))
     return ReloadingChannel(

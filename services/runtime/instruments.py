@@ -61,6 +61,13 @@ refusals = _meter.create_counter(
     "csm.gateway.refusals", "{call}", "calls refused for want of a token, or beyond a token's limits"
 )
 
+resumes = _meter.create_counter(
+    "csm.gateway.resumes", "{resume}", "streams opened again on another replica after their stage failed"
+)
+ejections = _meter.create_counter(
+    "csm.gateway.ejections", "{ejection}", "replicas taken out of use because they did not answer"
+)
+
 # The generator.
 backbone_queue = _histogram("csm.backbone.queue.duration", "s", "a request's wait for a slot", _ENGINE_S)
 backbone_prefill = _histogram("csm.backbone.prefill.duration", "s", "from a slot to the prompt being read", _ENGINE_S)
@@ -112,6 +119,12 @@ _ZEROS = {
             (refusals, {"reason": reason})
             for reason in ("NO_TOKEN", "WRONG_TOKEN", "TOKEN_STREAMS", "TOKEN_CHARACTERS")
         ),
+        *(
+            (resumes, {"stage": stage, "outcome": outcome})
+            for stage in ("backbone", "codec", "watermark")
+            for outcome in ("resumed", "refused", "exhausted")
+        ),
+        *((ejections, {"stage": stage}) for stage in ("tokenizer", "backbone", "codec", "watermark")),
     ],
     "tokenizer": [(cache_lookups, {"result": result}) for result in ("hit", "miss")],
 }

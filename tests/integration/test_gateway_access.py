@@ -14,10 +14,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from opentelemetry.trace import SpanKind
 
 from gateway.config import GatewaySettings
-from gateway.stage_calls import PLACE_ROUNDS
+from gateway.replicas import OPEN_ATTEMPTS
 from gateway.stages import Stages
 from models.bundle import load_bundle
-from services.runtime import channels, tls
+from services.runtime import tls
 from services.runtime.errors import ResourceExhausted, UnavailableError, rich_details
 from services.runtime.settings import SettingError, read
 from support.authority import Authority
@@ -75,7 +75,8 @@ async def test_every_method_wants_a_token(chain, probe, metadata, why):
     assert len(methods) >= 4
     for method in methods:
         request = getattr(speech_pb2, method.input_type.name)()
-        error = await fails(getattr(chain.speech, method.name)(request, timeout=10, metadata=metadata))
+        sent = iter([request]) if method.client_streaming else request
+        error = await fails(getattr(chain.speech, method.name)(sent, timeout=10, metadata=metadata))
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED and reason(error) == why
     assert not probe.requests
 
@@ -176,8 +177,7 @@ async def test_a_stage_is_tried_by_the_gateway_and_not_again_by_its_caller(open_
     chain = await open_chain()
     probe.refuse["backbone"] = refusal
     await fails(chain.speech.StreamSynthesize(utterance(), timeout=10))
-    tries = channels._SERVICE_CONFIG["methodConfig"][0]["retryPolicy"]["maxAttempts"]
-    tries *= PLACE_ROUNDS if isinstance(refusal, ResourceExhausted) else 1
+    tries = OPEN_ATTEMPTS
     assert probe.calls["backbone"] == tries
     async with SpeechClient(chain.addresses["gateway"]) as client:
         with pytest.raises(exceptions.SpeechError):

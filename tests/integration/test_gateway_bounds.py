@@ -7,7 +7,8 @@ import pytest
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
 
-from gateway.pipeline import CODEC_WINDOW_FRAMES, WATERMARK_WINDOW_FRAMES
+from gateway.chain.codec import CODEC_WINDOW_FRAMES
+from gateway.chain.watermark import WATERMARK_WINDOW_FRAMES
 
 TURN_S = 0.5
 

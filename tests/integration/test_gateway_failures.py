@@ -33,7 +33,7 @@ async def fails(call) -> grpc.aio.AioRpcError:
 
 
 def pipeline_tasks():
-    return [task for task in asyncio.all_tasks() if "_pump" in task.get_coro().__qualname__]
+    return [task for task in asyncio.all_tasks() if "gateway/chain" in task.get_coro().cr_code.co_filename]
 
 
 async def assert_all_free(probe):

@@ -104,18 +104,20 @@ async def test_a_full_replicas_refusal_is_retried_on_another(open_replicas, stag
 
 async def test_a_draining_replica_gets_nothing_new_and_finishes_what_it_has(open_replicas):
     chain, replicas = await open_replicas("backbone", 2)
-    leaving, _ = replicas
-    leaving.probe.gate = 2
+    leaving, staying = replicas
+    leaving.probe.gate = staying.probe.gate = 2
     running = []
     while leaving.probe.active["backbone"] < 2:
         running.append(await begin(chain, replicas))
     await leaving.server.drain()
     others = 0
     async with asyncio.timeout(30):
-        while others < 5:  # in a row: the gateway hears of it by a stream of its own, so it may take a moment
+        while others < 5:  # in a row: the gateway asks for it twice a second, so it may take a moment
             before = leaving.calls
             running.append(await begin(chain, replicas))
             others = others + 1 if leaving.calls == before else 0
+    staying.probe.gate = None
+    staying.probe.touch()
     has = leaving.probe.active["backbone"]
     assert await calls_during(replicas, asyncio.gather(*(speak(chain) for _ in range(6)))) == [0, 6]
     assert leaving.probe.active["backbone"] == has >= 2

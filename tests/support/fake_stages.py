@@ -153,7 +153,7 @@ class FakeBackbone(backbone_pb2_grpc.BackboneServiceServicer):
             )
 
     async def GetModelInfo(self, request, context):
-        return backbone_pb2.GetModelInfoResponse(bundle=self.probe.identity, max_rows=777)
+        return backbone_pb2.GetModelInfoResponse(bundle=self.probe.identity, max_seq_len=777)
 
 
 class FakeCodec(codec_pb2_grpc.CodecServiceServicer):

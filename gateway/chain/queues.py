@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Window:
+class CreditWindow:
     """Lets at most `size` units be in flight in a stage.
 
     gRPC's flow control counts bytes and lets thousands of small messages run ahead of a stalled
@@ -21,20 +21,25 @@ class Window:
         self._room = asyncio.Event()
         self._room.set()
 
-    async def enter(self, units: int) -> None:
-        """Wait for room, then count `units` in. A batch larger than the window goes when it is empty."""
+    @property
+    def in_flight(self) -> int:
+        """Units that were acquired and not released."""
+        return self._in_flight
+
+    async def acquire(self, units: int) -> None:
+        """Wait for room, then take credit for `units`. A batch larger than the window goes when it is empty."""
         while self._in_flight and self._in_flight + units > self._size:
             self._room.clear()
             await self._room.wait()
         self._in_flight += units
 
-    def leave(self, units: int) -> None:
-        """Count `units` out."""
+    def release(self, units: int) -> None:
+        """Give back the credit of `units`."""
         self._in_flight -= units
         self._room.set()
 
 
-class Outlet(Generic[T]):
+class OutputQueue(Generic[T]):
     """A bounded queue with one reader; an error overtakes whatever still waits in it."""
 
     def __init__(self, size: int):
@@ -64,7 +69,7 @@ class Outlet(Generic[T]):
             self._changed.set()
 
     async def get(self) -> T | None:
-        """The next item, or None when the outlet is closed and empty. Raises: what `fail` was given."""
+        """The next item, or None when the queue is closed and empty. Raises: what `fail` was given."""
         while True:
             if self._error is not None:
                 raise self._error

@@ -1,0 +1,143 @@
+"""The watermark's link: the codec's samples in, marked samples out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+
+import numpy as np
+from csm.common.v1 import common_pb2
+from csm.watermark.v1 import watermark_pb2
+
+from gateway.chain.codec import CodecLink
+from gateway.chain.queues import CreditWindow
+from gateway.chain.resumes import RESUME_PATIENCE_S, ResumeBudget
+from gateway.replica import Replica
+from gateway.stage_calls import StageCall
+from gateway.stages import Stages
+from services.runtime.audio import from_bytes, to_bytes
+from services.runtime.errors import CallError, InternalError
+
+WATERMARK_WINDOW_FRAMES = 128  # in flight at most, on top of the look-ahead, which the stage keeps by nature
+
+
+class WatermarkLink:
+    """Reads the codec's link in a task of its own.
+
+    A stream that dies is marked again from the first sample: its samples are decoded again, since keeping them would
+    take 96 kB for each second of every stream.
+    """
+
+    def __init__(self, stages: Stages, codec: CodecLink, *, resumes: ResumeBudget, timeout: Callable[[], float]):
+        """timeout: seconds left for the request."""
+        self._replicas, self._codec, self._resumes, self._timeout = stages.watermark, codec, resumes, timeout
+        self._pcm = common_pb2.AudioFormat(
+            encoding=common_pb2.AUDIO_ENCODING_PCM_F32LE,
+            sample_rate_hz=stages.identity.sample_rate_hz,
+            channels=1,
+        )
+        # Of the stream that runs now. All streams begin with sample 0.
+        self._call: StageCall | None = None
+        self._replica: Replica | None = None
+        self._sender: asyncio.Task[None] | None = None
+        self._source_error: Exception | None = None  # why the codec's link gave no more
+        self._sent_all = False
+        self._window = CreditWindow(0)
+        self._marked = 0  # samples that came of it
+        self._delivered = 0  # samples that `read` has given, of whichever stream
+
+    async def open(self) -> None:
+        """Wait until a watermark has room for us. Raises: CallError."""
+        await self._open()
+
+    def start(self) -> None:
+        """Begin to take the codec's samples; both links must be open."""
+        if self._call is not None:
+            self._sender = asyncio.get_running_loop().create_task(self._send(self._call))
+
+    async def read(self) -> np.ndarray | None:
+        """The next marked samples, float32 [T]; None at the end, when every sample was marked. Raises: CallError."""
+        while self._call is not None and self._replica is not None:
+            try:
+                response = await self._call.read()
+            except CallError as error:
+                if self._source_error is not None:
+                    raise self._source_error from None
+                await self._resumes.resume("watermark", self._replica, error, self._reopen)
+                continue
+            match response and response.WhichOneof("event"):
+                case "audio":
+                    samples = from_bytes(response.audio.data, "f32le")
+                    if len(new := self._count(samples)):
+                        return new
+                case "finished":
+                    expected = self._codec.frames * self._codec.samples_per_frame
+                    if not self._sent_all or self._marked != expected:
+                        raise InternalError(f"watermark: gave {self._marked} of {expected} samples")
+                    await self._call.end()
+                    return None
+                case _:
+                    raise InternalError("watermark: the stream ended without finished")
+        raise InternalError("watermark: read before open")
+
+    def cancel(self) -> None:
+        """End the stream, if one runs: its slot is free."""
+        if self._call is not None:
+            self._call.cancel()
+        if self._sender is not None:
+            self._sender.cancel()
+
+    async def close(self) -> None:
+        """Cancel, and wait until nothing of it is left."""
+        self.cancel()
+        (call, self._call), (sender, self._sender) = (self._call, None), (self._sender, None)
+        if sender is not None:
+            await asyncio.gather(sender, return_exceptions=True)
+        if call is not None:
+            await call.close()
+
+    def _count(self, samples: np.ndarray) -> np.ndarray:
+        """Those of `samples` that `read` has not given yet."""
+        begin, self._marked = self._marked, self._marked + len(samples)
+        self._window.release(len(samples))
+        new = samples[max(0, self._delivered - begin) :]
+        self._delivered = max(self._delivered, self._marked)
+        return new
+
+    async def _open(self, avoid: Collection[Replica] = (), patience_s: float = 0.0) -> None:
+        def start(replica: Replica) -> StageCall:
+            return replica.call("Embed", timeout=self._timeout())
+
+        async def admit(call: StageCall) -> watermark_pb2.EmbedStarted:
+            await call.write(watermark_pb2.EmbedRequest(start=watermark_pb2.EmbedStart(format=self._pcm)))
+            return await call.first("started")
+
+        self._replica, self._call, started = await self._replicas.stream(
+            start, admit, avoid=avoid, patience_s=patience_s
+        )
+        if started.format != self._pcm:
+            raise InternalError("watermark: answers in another format than it was asked for")
+        self._lookahead = started.lookahead_samples
+        self._marked, self._sent_all = 0, False
+
+    async def _reopen(self) -> None:
+        failed = self._replica
+        await self.close()  # the sender too: nobody reads the codec's link now
+        await self._open({failed} if failed is not None else (), RESUME_PATIENCE_S)
+        await self._codec.rewind()
+        self.start()
+
+    async def _send(self, call: StageCall) -> None:
+        self._window = CreditWindow(self._lookahead + WATERMARK_WINDOW_FRAMES * self._codec.samples_per_frame)
+        try:
+            while (samples := await self._codec.read()) is not None:
+                await self._window.acquire(len(samples))
+                try:
+                    await call.write(watermark_pb2.EmbedRequest(audio={"data": to_bytes(samples, "f32le")}))
+                except CallError:
+                    return  # the reader of the call learns it too
+            self._sent_all = True
+            await call.done_writing()
+        except Exception as error:
+            self._source_error = error
+            call.abandon(f"{error}")
