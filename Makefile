@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL_INPUTS := pyproject.toml constraints.txt requirements-nodeps.txt
+INSTALL_INPUTS := pyproject.toml gateway/client/pyproject.toml models/embedded/pyproject.toml constraints.txt requirements-nodeps.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -17,12 +17,12 @@ help:
 # The stamps make a second run install nothing; they go stale when a pin changes.
 $(VENV)/run.stamp: $(INSTALL_INPUTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[all]'
+	$(BIN)/pip install --quiet -c constraints.txt -e gateway/client -e models/embedded -e '.[all]'
 	$(BIN)/pip install --quiet --no-deps -r requirements-nodeps.txt
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet -c constraints.txt -e gateway/client -e models/embedded -e '.[test]'
 # Beside the packages, not among them: a test wants Llama 3's tokenizer.model that lies in this
 # wheel, whose own package `models` would hide ours.
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/llama3 llama-models==0.3.0

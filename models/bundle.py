@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import tomllib
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +114,8 @@ class Bundle:
 
     @property
     def is_embedded(self) -> bool:
-        """True for the bundle in the box alone, not for a copy of it: what is granted to it is not inherited."""
-        return self.folder.resolve() == _HERE.resolve() / "embedded"
+        """True for the bundled model alone, not for a copy of it: what is granted to it is not inherited."""
+        return self.folder.resolve() == known_bundles().get("embedded")
 
     @property
     def codec_bins(self) -> int:
@@ -128,16 +130,19 @@ def load_bundle(name: str | None = None) -> Bundle:
     Raises: PartError when there is no such bundle or its bundle.toml is unusable.
     """
     name = name or os.environ.get("CSM_MODEL") or "embedded"
-    folder = _HERE / name if name in known_bundles() else Path(name)
+    known = known_bundles()
+    folder = known.get(name) or Path(name)
     path = folder / "bundle.toml"
     try:
         table = tomllib.loads(path.read_text())
     except OSError as error:
+        if name == "embedded":
+            raise PartError("bundle", name, "not installed", "pip install 'csm-serve[embedded]'") from error
         raise PartError(
             "bundle",
             str(path),
             "no such bundle",
-            f"set CSM_MODEL to one of {', '.join(known_bundles())} or to a folder with a bundle.toml",
+            f"set CSM_MODEL to one of {', '.join(known)} or to a folder with a bundle.toml",
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PartError("bundle", str(path), f"not TOML ({error})", "correct it") from error
@@ -147,9 +152,16 @@ def load_bundle(name: str | None = None) -> Bundle:
         raise PartError("bundle", str(path), f"bad or missing key {error}", "correct it") from error
 
 
-def known_bundles() -> list[str]:
-    """Names of the bundles that ship with the package."""
-    return sorted(path.parent.name for path in _HERE.glob("*/bundle.toml"))
+def known_bundles() -> dict[str, Path]:
+    """Bundles by name: those beside this file, and installed ones (entry points `csm.bundles`: name = package)."""
+    found = {path.parent.name: path.parent.resolve() for path in _HERE.glob("*/bundle.toml")}
+    for point in entry_points(group="csm.bundles"):
+        # The package is data alone; it is found, not imported.
+        spec = find_spec(point.value)
+        for place in spec.submodule_search_locations or () if spec else ():
+            if Path(place, "bundle.toml").is_file():
+                found.setdefault(point.name, Path(place).resolve())
+    return dict(sorted(found.items()))
 
 
 def _from_table(table: dict[str, Any], folder: Path) -> Bundle:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from models.bundle import Bundle, load_bundle
+from models.bundle import Bundle, known_bundles, load_bundle
 from models.files import PartError
 
 
@@ -36,12 +36,13 @@ def fetch(bundle: Bundle, folder: Path) -> list[Path]:
     for part in (bundle.text_tokenizer, bundle.mimi, bundle.watermark):
         paths.extend(part.resolve().values())
     home = bundle.folder.resolve()
+    name = next((name for name, place in known_bundles().items() if place == home), home.name)
     local = [path for path in paths if path.resolve().is_relative_to(home)]
     if not local:
         return paths
-    copied = [_copy(path.resolve(), folder / home.name / path.resolve().relative_to(home)) for path in local]
+    copied = [_copy(path.resolve(), folder / name / path.resolve().relative_to(home)) for path in local]
     # Last: whoever finds the bundle.toml finds everything it names.
-    copied.append(_copy(home / "bundle.toml", folder / home.name / "bundle.toml"))
+    copied.append(_copy(home / "bundle.toml", folder / name / "bundle.toml"))
     return [path for path in paths if path not in local] + copied
 
 

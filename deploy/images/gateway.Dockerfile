@@ -3,14 +3,16 @@ ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
 WORKDIR /src
-# Dependencies first, from a project that is still empty: a change of code leaves this layer alone.
+# Dependencies first: a change of code leaves this layer alone.
 # pip's own configuration says where packages come from; it stays out of the image.
 COPY pyproject.toml constraints.txt ./
+COPY gateway/client/pyproject.toml gateway/client/
+COPY deploy/images/requirements.py deploy/images/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \
-    touch README.md \
-    && python3 -m venv /opt/venv \
-    && /opt/venv/bin/pip install -c constraints.txt '.[gateway]'
+    python3 -m venv /opt/venv \
+    && python3 deploy/images/requirements.py gateway > requirements.txt \
+    && /opt/venv/bin/pip install -c constraints.txt -r requirements.txt
 COPY protos/csm /opt/csm/csm
 COPY services/__init__.py /opt/csm/services/
 COPY services/runtime /opt/csm/services/runtime

@@ -4,14 +4,16 @@ ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
 WORKDIR /src
-# Dependencies first, from a project that is still empty: a change of code leaves this layer alone.
+# Dependencies first: a change of code leaves this layer alone.
 # pip's own configuration says where packages come from; it stays out of the image.
 COPY pyproject.toml constraints.txt requirements-nodeps.txt ./
+COPY gateway/client/pyproject.toml gateway/client/
+COPY deploy/images/requirements.py deploy/images/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \
-    touch README.md \
-    && python3 -m venv /opt/venv \
-    && /opt/venv/bin/pip install -c constraints.txt '.[tokenizer]' \
+    python3 -m venv /opt/venv \
+    && python3 deploy/images/requirements.py tokenizer > requirements.txt \
+    && /opt/venv/bin/pip install -c constraints.txt -r requirements.txt \
     && grep '^moshi==' requirements-nodeps.txt > nodeps.txt \
     && /opt/venv/bin/pip install --no-deps -r nodeps.txt
 COPY protos/csm /opt/csm/csm

@@ -6,13 +6,13 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS build
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
+COPY gateway/client/pyproject.toml gateway/client/
+COPY deploy/images/requirements.py deploy/images/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \
-    touch README.md \
-    && python3 -m venv /opt/venv \
-    && /opt/venv/bin/pip install -c constraints.txt '.[models]'
-COPY services/__init__.py /opt/csm/services/
-COPY services/runtime/__init__.py services/runtime/settings.py /opt/csm/services/runtime/
+    python3 -m venv /opt/venv \
+    && python3 deploy/images/requirements.py models > requirements.txt \
+    && /opt/venv/bin/pip install -c constraints.txt -r requirements.txt
 COPY models/*.py /opt/csm/models/
 COPY models/csm-1b/bundle.toml /opt/csm/models/csm-1b/
 COPY models/embedded/bundle.toml models/embedded/tokenizer.json /opt/csm/models/embedded/

@@ -12,7 +12,7 @@ EMBEDDED = Path(__file__).parents[3] / "models" / "embedded" / "bundle.toml"
 
 
 def test_the_two_that_ship(monkeypatch):
-    assert known_bundles() == ["csm-1b", "embedded", "noise"]
+    assert list(known_bundles()) == ["csm-1b", "embedded", "noise"]
     monkeypatch.delenv("CSM_MODEL", raising=False)
     assert load_bundle().id == "embedded"
     monkeypatch.setenv("CSM_MODEL", "csm-1b")
