@@ -24,6 +24,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -87,7 +88,7 @@ def walk_through(manifests: list[Manifest]) -> None:
     """A sentence, a death, a return, a sentence."""
     deployments = [manifest for manifest in manifests if manifest["kind"] == "Deployment"]
     for deployment in sorted(deployments, key=lambda d: d["metadata"]["name"] == "csm-gateway"):  # it waits for all
-        took_s = until(lambda d=deployment: probes_pass(d), f"{deployment['metadata']['name']} is ready")
+        took_s = until(partial(probes_pass, deployment), f"{deployment['metadata']['name']} is ready")
         say(f"{deployment['metadata']['name']} is ready", took_s)
     speak("first.wav")
     show_sizes()
@@ -105,8 +106,10 @@ def walk_through(manifests: list[Manifest]) -> None:
     say(f"backbone killed (process {before['State']['Pid']}), ready again as process {now['State']['Pid']}", took_s)
     # Its channel looks for a stage that was away at most two seconds apart: till then callers are told UNAVAILABLE.
     command = csm("say", SENTENCE, "-o", "out/deploy/return.wav")
-    quiet = {"capture_output": True, "cwd": ROOT, "env": in_plaintext()}
-    until(lambda: subprocess.run(command, **quiet).returncode != UNAVAILABLE, "a sentence is heard")
+    until(
+        lambda: subprocess.run(command, capture_output=True, cwd=ROOT, env=in_plaintext()).returncode != UNAVAILABLE,
+        "a sentence is heard",
+    )
     say("and from the kill to a sentence that goes through", time.monotonic() - killed)
     speak("second.wav")
     leave_in_the_middle(backbone)
@@ -166,7 +169,7 @@ def build(base: str | None) -> None:
         say(f"base image {BASE}", time.monotonic() - begun)
     with log.open("w") as file:
         # No card here: no compiler for Triton's launcher.
-        argv = [sys.executable, ROOT / "deploy/images/build.py", "--base", base or BASE, "--arg", "COMPILER="]
+        argv = [sys.executable, str(ROOT / "deploy/images/build.py"), "--base", base or BASE, "--arg", "COMPILER="]
         if subprocess.run(argv, stdout=file, stderr=subprocess.STDOUT).returncode:
             sys.exit(f"the images cannot be built; the end of {log}:\n" + "".join(log.read_text()[-3000:]))
     say(f"images built ({log})", time.monotonic() - begun)

@@ -15,6 +15,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -63,7 +64,7 @@ def main() -> None:
             say("pods with mtls and tokens")
             play_all(manifests, Path(folder))
             for deployment in (m for m in manifests if m["kind"] == "Deployment"):
-                until(lambda d=deployment: probes_pass(d), f"{deployment['metadata']['name']} is ready")
+                until(partial(probes_pass, deployment), f"{deployment['metadata']['name']} is ready")
             look(token)
         except BaseException:
             show_logs()

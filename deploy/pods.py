@@ -22,7 +22,6 @@ import yaml
 NETWORK = "csm-deploy-test"
 PLAYED = ("ConfigMap", "Secret", "PersistentVolumeClaim", "Deployment")  # the kinds that podman knows
 
-SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 Manifest = dict[str, Any]
 
@@ -34,7 +33,11 @@ def play_all(manifests: list[Manifest], folder: Path) -> None:
     job = next(manifest for manifest in manifests if manifest["kind"] == "Job")
     name = job["metadata"]["name"]
     # podman knows no Job: its pod is played by itself, once.
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, **job["spec"]["template"]["metadata"]}}
+    pod: Manifest = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, **job["spec"]["template"]["metadata"]},
+    }
     pod["spec"] = {**job["spec"]["template"]["spec"], "restartPolicy": "Never"}
     begun = time.monotonic()
     play([*shared, pod], folder / "job.yaml", NETWORK)
@@ -81,7 +84,14 @@ def take_down(manifests: list[Manifest]) -> None:
     pods = [f"{m['metadata']['name']}-pod-0" for m in manifests if m["kind"] == "Deployment"]
     pods += [m["metadata"]["name"] for m in manifests if m["kind"] == "Job"]
     # Each by itself: of several, one that is not there would keep the others.
-    stopping = [subprocess.Popen(["podman", "pod", "stop", "--ignore", "--time", "30", pod], **SILENT) for pod in pods]
+    stopping = [
+        subprocess.Popen(
+            ["podman", "pod", "stop", "--ignore", "--time", "30", pod],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for pod in pods
+    ]
     for process in stopping:
         process.wait()
     for pod in pods:

@@ -33,8 +33,8 @@ def fetch(bundle: Bundle, folder: Path) -> list[Path]:
             )
     _, config, weights = bundle.generator.resolve()
     paths = [*weights, *([config] if config else [])]
-    for part in (bundle.text_tokenizer, bundle.mimi, bundle.watermark):
-        paths.extend(part.resolve().values())
+    for part in ("text_tokenizer", "mimi", "watermark"):
+        paths.extend(getattr(bundle, part).resolve().values())
     home = bundle.folder.resolve()
     name = next((name for name, place in known_bundles().items() if place == home), home.name)
     local = [path for path in paths if path.resolve().is_relative_to(home)]
@@ -46,7 +46,7 @@ def fetch(bundle: Bundle, folder: Path) -> list[Path]:
     return [path for path in paths if path not in local] + copied
 
 
-def _sources(bundle: Bundle) -> Iterator[tuple[str, dict[str, object]]]:
+def _sources(bundle: Bundle) -> Iterator[tuple[str, dict[str, str]]]:
     for part in ("generator", "text_tokenizer", "mimi", "watermark"):
         for source in getattr(bundle, part).sources:
             yield part, source

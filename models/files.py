@@ -55,9 +55,9 @@ class FileRef:
                 )
                 raise PartError(self.part, str(self), "no such file", hint)
             return path
-        return self._from_hub()
+        return self._from_hub(self.repo)
 
-    def _from_hub(self) -> Path:
+    def _from_hub(self, repo: str) -> Path:
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import (
             EntryNotFoundError,
@@ -68,17 +68,17 @@ class FileRef:
             RevisionNotFoundError,
         )
 
-        cached = try_to_load_from_cache(self.repo, self.name, revision=self.revision)
+        cached = try_to_load_from_cache(repo, self.name, revision=self.revision)
         if isinstance(cached, str):
             return Path(cached)
         try:
-            return Path(hf_hub_download(self.repo, self.name, revision=self.revision))
+            return Path(hf_hub_download(repo, self.name, revision=self.revision))
         except GatedRepoError as error:
             raise PartError(
                 self.part,
                 str(self),
                 "the repository is gated",
-                f"accept its licence on the hub, then set HF_TOKEN to a token that may read {self.repo}",
+                f"accept its licence on the hub, then set HF_TOKEN to a token that may read {repo}",
             ) from error
         except RepositoryNotFoundError as error:
             raise PartError(
@@ -91,19 +91,21 @@ class FileRef:
             raise PartError(
                 self.part, str(self), f"no revision {self.revision}", "correct revision in bundle.toml"
             ) from error
-        # LocalEntryNotFoundError is both an EntryNotFoundError and an OSError: it goes first.
-        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-                raise PartError(
-                    self.part, str(self), "the repository has no such file", "correct bundle.toml"
-                ) from error
-            raise PartError(
-                self.part,
-                str(self),
-                "not in the local cache and the hub cannot be reached",
-                f"run 'hf download {self.repo} {self.name}' where there is a network and mount that cache, "
-                "or point CSM_MODEL at a folder that holds the file",
-            ) from error
+        except LocalEntryNotFoundError as error:  # an EntryNotFoundError and an OSError, too
+            raise self._not_at_hand(repo) from error
+        except EntryNotFoundError as error:
+            raise PartError(self.part, str(self), "the repository has no such file", "correct bundle.toml") from error
+        except (HfHubHTTPError, OSError) as error:
+            raise self._not_at_hand(repo) from error
+
+    def _not_at_hand(self, repo: str) -> PartError:
+        return PartError(
+            self.part,
+            str(self),
+            "not in the local cache and the hub cannot be reached",
+            f"run 'hf download {repo} {self.name}' where there is a network and mount that cache, "
+            "or point CSM_MODEL at a folder that holds the file",
+        )
 
 
 def first_available(part: str, candidates: list[list[FileRef]]) -> tuple[int, list[Path]]:

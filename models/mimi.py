@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from moshi.models import MimiModel, loaders
@@ -43,7 +44,8 @@ def load_mimi(bundle: Bundle, device: torch.device | str = "cpu") -> MimiModel:
     # one-shot, need all the bits.
     torch.backends.cudnn.allow_tf32 = False
     files = bundle.mimi.resolve()
-    config, config_file = loaders._mimi_config, "moshi's default config"
+    config: dict[str, Any] = loaders._mimi_config
+    config_file = "moshi's default config"
     if "config" in files:
         config_file = str(files["config"])
         try:

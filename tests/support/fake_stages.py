@@ -177,7 +177,7 @@ class FakeCodec(codec_pb2_grpc.CodecServiceServicer):
                 self.probe.touch()
                 if "codec" in self.probe.silent:
                     continue
-                data = np.repeat(np.float32(values), SAMPLES_PER_FRAME).tobytes()
+                data = np.repeat(np.array(values, np.float32), SAMPLES_PER_FRAME).tobytes()
                 yield codec_pb2.DecodeResponse(audio=codec_pb2.DecodeAudio(data=data))
             yield codec_pb2.DecodeResponse(
                 finished=codec_pb2.DecodeFinished(frames=frames, samples=frames * SAMPLES_PER_FRAME)
@@ -238,7 +238,10 @@ def servicers(probe: StageProbe):
     """stage → (servicer, function that adds it to a server)."""
     return {
         "tokenizer": (FakeTokenizer(probe), tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server),
-        "backbone": (FakeBackbone(probe), backbone_pb2_grpc.add_BackboneServiceServicer_to_server),
+        "backbone": (
+            FakeBackbone(probe),  # type: ignore[abstract]  # it has the calls that the gateway makes
+            backbone_pb2_grpc.add_BackboneServiceServicer_to_server,
+        ),
         "codec": (FakeCodec(probe), codec_pb2_grpc.add_CodecServiceServicer_to_server),
         "watermark": (FakeWatermark(probe), watermark_pb2_grpc.add_WatermarkServiceServicer_to_server),
     }

@@ -10,7 +10,11 @@ class Reader(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.marks, self.texts, self.links = [], [], [], [], []
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.marks: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.links: list[str] = []
         self.feed(text)
         self.close()
         assert not self.open
@@ -39,7 +43,6 @@ class Reader(HTMLParser):
 
     def rects(self, style):
         """(x, width) in percent of all with this class."""
-        found = [marks for tag, marks in self.marks if tag == "rect" and style in marks.get("class", "").split()]
-        return [
-            (float(marks["x"].rstrip("%")), float(marks["width"].rstrip("%"))) for marks in found if "%" in marks["x"]
-        ]
+        found = [marks for tag, marks in self.marks if tag == "rect" and style in (marks.get("class") or "").split()]
+        places = [(marks["x"] or "", marks["width"] or "") for marks in found]
+        return [(float(x.rstrip("%")), float(width.rstrip("%"))) for x, width in places if "%" in x]

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from moshi.models import MimiModel, loaders
@@ -42,7 +43,7 @@ CONFIG = {
 @torch.no_grad()
 def build() -> MimiModel:
     """Samples within about ±1 for any codes; codes that vary for any sound."""
-    model = loaders.get_mimi(None, CONFIG, num_codebooks=CODEBOOKS)
+    model: Any = loaders.get_mimi(None, CONFIG, num_codebooks=CODEBOOKS)
     random = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv1d | nn.ConvTranspose1d):

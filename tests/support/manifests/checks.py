@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 
 from models.bundle import known_bundles, load_bundle
 from services.runtime.settings import SettingError
@@ -211,7 +212,7 @@ def check_routes(manifests: Manifests) -> None:
 
 
 # Those that need to know nothing but the manifests.
-CHECKS = (
+CHECKS: tuple[Callable[..., None], ...] = (
     check_variables_are_settings,
     check_kinds,
     check_ports,
@@ -234,7 +235,9 @@ CHECKS = (
 def failures(manifests: Manifests, cards: frozenset[str], exported: frozenset[str]) -> dict[str, Exception]:
     """Checks that object, by name, and with what. cards, exported: see check_cards and check_metrics."""
     found: dict[str, Exception] = {}
-    for check, arguments in (*((check, ()) for check in CHECKS), (check_cards, (cards,)), (check_metrics, (exported,))):
+    everything: list[tuple[Callable[..., None], tuple[frozenset[str], ...]]] = [(check, ()) for check in CHECKS]
+    everything += [(check_cards, (cards,)), (check_metrics, (exported,))]
+    for check, arguments in everything:
         try:
             check(manifests, *arguments)
         except (

@@ -18,14 +18,16 @@ from support.manifests.rendered import (
     settings_of,
 )
 
-# A stage is ready once its model is loaded: 6 GB of CSM-1B from a network's volume, or what is in the box.
+# A stage is ready once its model is loaded: 6 GB of CSM-1B from a network's volume, or the bundled model.
 STARTUP_S = {"backbone": 600} | dict.fromkeys(("gateway", "tokenizer", "codec", "watermark"), 120)
 _UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 def quantity(text: str | int) -> float:
     """Kubernetes' numbers, such as 500m or 2Gi."""
-    number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]*)", str(text)).groups()
+    match = re.fullmatch(r"([\d.]+)([A-Za-z]*)", str(text))
+    assert match, f"{text} is no quantity"
+    number, unit = match.groups()
     return float(number) * _UNITS[unit]
 
 
@@ -76,6 +78,7 @@ def check_cards(manifests: Manifests, expected: frozenset[str]) -> None:
         if name in expected:
             assert cards == "1"
             assert tolerations == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+            assert affinity
             required = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
             assert required and all(nodes in term["matchExpressions"] for term in required), f"{name} runs anywhere"
         else:

@@ -112,6 +112,7 @@ async def _talk(client: SpeechClient, observed: Observed) -> None:
     turn = ContextTurn(1, SENTENCE, _tone())
     stream = client.stream(SENTENCE, speaker=0, seed=6, max_audio_ms=3000)
     audio = b"".join([piece async for piece in stream])
+    assert stream.started
     observed.trace_id = stream.started.trace_id
     assert len(audio) > 24_000
     for _ in range(2):  # the second time, the clip is known

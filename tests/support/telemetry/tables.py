@@ -41,13 +41,16 @@ def quoted(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
+def one(cell: str) -> str:
+    (name,) = quoted(cell)
+    return name
+
+
 def metrics() -> list[Metric]:
     found = []
     for name, exposed, kind, unit, labels, services, _ in rows("Metric"):
         who = SERVICES if services == "all" else services.split(", ")
-        found.append(
-            Metric(*quoted(name), *quoted(exposed), kind, *quoted(unit), frozenset(quoted(labels)), frozenset(who))
-        )
+        found.append(Metric(one(name), one(exposed), kind, one(unit), frozenset(quoted(labels)), frozenset(who)))
     return found
 
 
