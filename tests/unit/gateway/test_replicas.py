@@ -1,0 +1,177 @@
+"""Who gets a call: the least loaded, the one that a key is hashed to, the next one after a refusal."""
+
+import asyncio
+from collections import Counter
+
+import grpc
+import pytest
+
+from gateway.replica import Health
+from gateway.replicas import LOAD_BOUND, OPEN_ATTEMPTS, ReplicaSet
+from gateway.resolver import ResolveError, parse_target
+from services.runtime.errors import InternalError, ResourceExhausted, UnavailableError
+
+ADDRESSES = [f"ipv4:127.0.0.1:{port}" for port in range(1, 6)]
+
+
+@pytest.fixture
+async def replicas():
+    """Five replicas that nobody listens for: their probes say DOWN unless the test says what they are."""
+    async with ReplicaSet(
+        "codec", ",".join(ADDRESSES).replace(",ipv4:", ","), lambda _: None, max_message_mib=1
+    ) as one:
+        await one._first_resolution()
+        for replica in one.replicas:
+            replica._prober.cancel()
+            replica.health = Health.SERVING
+        yield one
+
+
+def give_load(replica, calls):
+    replica.calls = {object() for _ in range(calls)}
+
+
+def by_address(replicas):
+    return {replica.address: replica for replica in replicas.replicas}
+
+
+async def test_calls_spread_over_idle_replicas(replicas):
+    picked = Counter(replicas.pick().address for _ in range(20))
+    assert picked == dict.fromkeys(ADDRESSES, 4)
+
+
+async def test_the_least_loaded_is_picked(replicas):
+    for calls, replica in enumerate(replicas.replicas, 1):
+        give_load(replica, calls % 5)
+    assert replicas.pick().address == ADDRESSES[4]
+
+
+async def test_unusable_replicas_are_picked_only_when_there_is_no_other(replicas):
+    first, second, *others = replicas.replicas
+    for replica in others:
+        replica.health = Health.EJECTED
+    first.health = Health.DRAINING
+    assert {replicas.pick() for _ in range(10)} == {second}
+    assert replicas.pick(avoid={second}) is None
+    second.suspect()
+    assert replicas.pick(avoid={second}) is not None
+
+
+async def test_a_key_stays_where_it_was_while_replicas_come_and_go(replicas):
+    keys = [f"conversation-{n}" for n in range(200)]
+    homes = {key: replicas.pick(key) for key in keys}
+    assert len(set(homes.values())) == 5
+    gone = replicas.replicas[2]
+    gone.health = Health.DOWN
+    for key in keys:
+        assert replicas.pick(key) is homes[key] or homes[key] is gone
+    gone.health = Health.SERVING
+    assert homes == {key: replicas.pick(key) for key in keys}
+
+
+async def test_a_keys_load_is_bounded(replicas):
+    for _ in range(100):
+        replica = replicas.pick("one-key")
+        give_load(replica, replica.load + 1)
+    loads = [replica.load for replica in replicas.replicas]
+    assert sum(loads) == 100 and max(loads) <= LOAD_BOUND * 100 / 5 + 1
+
+
+async def test_a_refusal_is_tried_on_every_other_replica(replicas):
+    tried = Counter()
+
+    async def start(replica):
+        tried[replica.address] += 1
+        if replica.address != ADDRESSES[3]:
+            raise ResourceExhausted("all slots are taken", 1.0)
+        return replica.address
+
+    for _ in range(10):
+        assert await replicas.open(start) == ADDRESSES[3]
+    assert max(tried.values()) == tried[ADDRESSES[3]] == 10
+
+
+async def test_a_full_replica_says_more_than_one_that_is_gone(replicas):
+    tried = Counter()
+
+    async def start(replica):
+        tried[replica.address] += 1
+        if replica.address == ADDRESSES[0]:
+            raise ResourceExhausted("all slots are taken", 1.0)
+        raise UnavailableError("gone")
+
+    with pytest.raises(ResourceExhausted):
+        await replicas.open(start)
+    # Those that are gone are not tried again while there is one that is there.
+    assert tried == {**dict.fromkeys(ADDRESSES, 1), ADDRESSES[0]: OPEN_ATTEMPTS}
+
+
+async def test_an_error_that_no_replica_mends_is_raised_at_once(replicas):
+    tried = []
+
+    async def start(replica):
+        tried.append(replica)
+        raise InternalError("broken")
+
+    with pytest.raises(InternalError):
+        await replicas.open(start)
+    assert len(tried) == 1
+
+
+async def test_patience_waits_for_room(replicas):
+    ends = asyncio.get_running_loop().time() + 0.8
+
+    async def start(replica):
+        if asyncio.get_running_loop().time() < ends:
+            raise ResourceExhausted("all slots are taken", 1.0)
+        return "open"
+
+    with pytest.raises(ResourceExhausted):
+        await replicas.open(start)
+    assert await replicas.open(start, patience_s=5.0) == "open"
+
+
+async def test_a_name_without_address_is_unavailable_and_says_so():
+    async with ReplicaSet("codec", "no-such-name.invalid:1", lambda _: None, max_message_mib=1) as one:
+        with pytest.raises(UnavailableError, match=r"codec: no-such-name\.invalid"):
+            await one.unary("GetModelInfo", None, timeout=lambda: 1.0)
+
+
+async def test_a_replica_whose_address_left_the_name_is_closed_once_its_calls_have_ended(replicas):
+    leaving = by_address(replicas)[ADDRESSES[0]]
+    give_load(leaving, 1)
+    replicas._update(ADDRESSES[1:])
+    assert len(replicas.replicas) == 4 and leaving not in {replicas.pick() for _ in range(10)}
+    assert leaving._channel.get_state() is not grpc.ChannelConnectivity.SHUTDOWN
+    for call in tuple(leaving.calls):
+        leaving._on_done(call)
+    await asyncio.gather(*leaving._closing)
+
+
+@pytest.mark.parametrize(
+    ("target", "addresses"),
+    [
+        ("127.0.0.1:50053", ["ipv4:127.0.0.1:50053"]),
+        ("[::1]:50053", ["ipv6:[::1]:50053"]),
+        ("dns:///127.0.0.1:50053", ["ipv4:127.0.0.1:50053"]),
+        ("ipv4:10.0.0.1:1,10.0.0.2:2", ["ipv4:10.0.0.1:1", "ipv4:10.0.0.2:2"]),
+        ("ipv6:[::1]:1,[::2]:2", ["ipv6:[::1]:1", "ipv6:[::2]:2"]),
+        ("unix:/tmp/codec.sock", ["unix:/tmp/codec.sock"]),
+        ("unix:///tmp/codec.sock", ["unix:///tmp/codec.sock"]),
+    ],
+)
+async def test_targets_that_need_no_look_up(target, addresses):
+    assert list(await parse_target(target).addresses()) == addresses
+
+
+def test_names():
+    target = parse_target("csm-codec.csm.svc:50053")
+    assert (target.host, target.port, target.name_server) == ("csm-codec.csm.svc", "50053", None)
+    target = parse_target("dns://10.0.0.10:5353/csm-codec:50053")
+    assert (target.host, target.port, target.name_server) == ("csm-codec", "50053", "10.0.0.10:5353")
+
+
+async def test_localhost_is_resolved_and_an_unknown_name_is_not():
+    assert "ipv4:127.0.0.1:7" in await parse_target("localhost:7").addresses()
+    with pytest.raises(ResolveError, match="no-such-name"):
+        await parse_target("no-such-name.invalid:7").addresses()
