@@ -93,7 +93,10 @@ class Voice:
 
 @dataclass(frozen=True)
 class Bundle:
-    """One model bundle. `trained` is false for a bundle of random weights, which makes noise."""
+    """One model bundle. `trained` is false for a bundle of random weights, which makes noise.
+
+    languages: those it speaks, BCP 47 tags, the main one first.
+    """
 
     id: str
     description: str
@@ -107,6 +110,7 @@ class Bundle:
     watermark: FilesPart
     voices: tuple[Voice, ...]
     folder: Path
+    languages: tuple[str, ...] = ("en",)
 
     @property
     def samples_per_frame(self) -> int:
@@ -170,6 +174,7 @@ def _from_table(table: dict[str, Any], folder: Path) -> Bundle:
         id=table["id"],
         description=table["description"],
         trained=table["trained"],
+        languages=tuple(table.get("languages", ["en"])),
         sample_rate_hz=table["sample_rate_hz"],
         frame_rate_hz=table["frame_rate_hz"],
         codebooks=table["codebooks"],
