@@ -17,58 +17,17 @@ from models.bundle import load_bundle
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
 from support.fake_stages import LOOKAHEAD, MARK, SAMPLES_PER_FRAME, StageProbe, servicers
+from support.tcp_path import TcpPath
 
 STAGES = ("backbone", "codec", "watermark")
 FRAMES = 40
-
-
-class Path:
-    """A TCP relay to a server. While it is cut, bytes go nowhere, and nobody learns it."""
-
-    def __init__(self):
-        self._open = asyncio.Event()
-        self._open.set()
-        self._relays: set[asyncio.Task] = set()
-
-    async def start(self, target: str) -> None:
-        self._host, _, self._port = target.rpartition(":")
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def stop(self) -> None:
-        self._server.close()
-        for relay in self._relays:
-            relay.cancel()
-        await asyncio.gather(*self._relays, return_exceptions=True)
-
-    def cut(self) -> None:
-        self._open.clear()
-
-    def mend(self) -> None:
-        self._open.set()
-
-    async def _accept(self, reader, writer):
-        back_reader, back_writer = await asyncio.open_connection(self._host, self._port)
-        for one in (self._relay(reader, back_writer), self._relay(back_reader, writer)):
-            task = asyncio.ensure_future(one)
-            self._relays.add(task)
-            task.add_done_callback(self._relays.discard)
-
-    async def _relay(self, reader, writer):
-        try:
-            while data := await reader.read(65536):
-                await self._open.wait()
-                writer.write(data)
-                await writer.drain()
-        finally:
-            writer.close()
 
 
 class Replica:
     """One server of a stage behind a path of its own."""
 
     def __init__(self, stage):
-        self.stage, self.probe, self.path = stage, StageProbe(load_bundle("embedded")), Path()
+        self.stage, self.probe, self.path = stage, StageProbe(load_bundle("embedded")), TcpPath()
         self.probe.frames, self.probe.gate = FRAMES, None
 
     async def start(self, stack):
