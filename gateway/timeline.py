@@ -1,7 +1,7 @@
 """When each stage of one request first and last gave something, and whether its listener ran dry.
 
 What it knows goes three ways: into the answer's summary, into metrics, and onto the request's span, where
-`gateway.cli.trace.cadence` reads it back from a trace.
+`gateway.cli.trace.playback` reads it back from a trace.
 """
 
 from __future__ import annotations

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from csm.speech.v1 import speech_pb2
 from csm_client import SpeechClient
 from rich.console import Console
 
-from gateway.cli.say import listen, new_trace, remember, replacing, show_waterfall
-from gateway.cli.up import NOISE, Plan, deployment, free_ports, introduction
+from gateway.cli.commands.voices import NOISE
+from gateway.cli.ports import free_ports
+from gateway.cli.say import FileSink, listen, new_trace, replacing, save_last_request, show_waterfall
+from gateway.cli.up import Plan, deployment, introduction
+from gateway.cli.verdict import verdict
 from models.bundle import load_bundle
 
 TEXT = "Hello there. These words went through five small services on their way to you."
@@ -31,9 +33,8 @@ async def demo(model: str, out: Path, console: Console, progress: Console) -> in
         limit_ms = None if voices.trained else round(1000 * _NOISE_S)
         with replacing(out) as file, new_trace() as trace_id:
             stream = client.stream(TEXT, seed=_SEED, max_audio_ms=limit_ms, encoding="pcm_s16le")
-            spoken = await listen(stream, progress)
-            file.write(spoken.wav())
-            trace_id = remember(stream, trace_id, running.traces)
+            spoken = await listen(stream, progress, FileSink(file))
+            trace_id = save_last_request(stream, trace_id, running.traces)
         console.print(f'\n"{TEXT}"\n{out}: {spoken.describe()}')
         if not voices.trained:
             console.print(NOISE)
@@ -43,12 +44,3 @@ async def demo(model: str, out: Path, console: Console, progress: Console) -> in
         await show_waterfall(console, trace_id, stream.summary, running.traces)
     console.print(f"\nAll five have stopped. Their logs are in {plan.folder / 'logs'}.")
     return 0
-
-
-def verdict(answer: speech_pb2.VerifyWatermarkResponse) -> str:
-    """Whether the mark is there, how sure that is, and whether this bundle could have one at all."""
-    numbers = f"confidence {answer.confidence:.2f}; found from {answer.threshold:.2f} on"
-    if answer.found:
-        return f"Watermark found at {answer.position.ToNanoseconds() / 1e9:.2f} s ({numbers})."
-    hopeless = "\nThis bundle's watermark nets are untrained: no mark can be found with them."
-    return f"Watermark not found ({numbers}).{'' if answer.detectable else hopeless}"

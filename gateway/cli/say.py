@@ -1,14 +1,16 @@
-"""`csm say`: listen to a stream, write it down as a WAV file, and tell how it went."""
+"""Listen to a stream, write it down as a WAV file, and report how it went."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
@@ -19,19 +21,21 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, forma
 from rich.console import Console
 
 from gateway.cli import state
-from gateway.cli.trace.traces import TraceStore
+from gateway.cli.trace.spans import Span, TraceStore
 from gateway.cli.trace.waterfall import bars_of_summary, bars_of_trace, draw, seconds
-from services.runtime.audio import wav_header
+from gateway.cli.wav import wav_header
 
 _TRACE_WAIT_S = 6.0
 _ENDS = {
     common_pb2.FINISH_REASON_END_OF_SPEECH: "the model ended it",
-    common_pb2.FINISH_REASON_MAX_LENGTH: "cut at the length limit",
+    common_pb2.FINISH_REASON_MAX_LENGTH: "CUT at its cap: the text is not spoken to its end",
+    common_pb2.FINISH_REASON_SILENCE: "ended where the model had fallen silent",
+    common_pb2.FINISH_REASON_EMPTY: "the model ended it",
 }
 
 
 @dataclass(frozen=True)
-class Spoken:
+class Utterance:
     """A stream heard to its end. pcm: s16le, mono. Times are the listener's own."""
 
     pcm: bytes
@@ -44,11 +48,13 @@ class Spoken:
     def audio_s(self) -> float:
         return len(self.pcm) / 2 / self.started.format.sample_rate_hz
 
-    def wav(self) -> bytes:
-        return wav_header("s16le", self.started.format.sample_rate_hz, 1, len(self.pcm)) + self.pcm
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is speech and no cap cut it."""
+        return bool(self.pcm) and self.summary.finish_reason != common_pb2.FINISH_REASON_MAX_LENGTH
 
     def describe(self) -> str:
-        """Two lines: what came of it, and how fast."""
+        """Two lines: the result, and how fast it came."""
         how = _ENDS.get(self.summary.finish_reason, "ended")
         if not self.pcm:
             return f"no audio, {how} before the first frame, seed {self.summary.seed}"
@@ -59,19 +65,78 @@ class Spoken:
         )
 
 
-async def listen(stream: SpeechStream, progress: Console) -> Spoken:
-    """Take in the whole stream, with a line of progress in a terminal. Raises: SpeechError."""
+class Sink(Protocol):
+    """Where the samples of an utterance go."""
+
+    async def write(self, pcm: bytes, sample_rate_hz: int) -> None: ...
+
+    async def finish(self, sample_rate_hz: int) -> None: ...
+
+
+class FileSink:
+    """A WAV file, written when all is there, so that its header states its length."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._pcm = file, bytearray()
+
+    async def write(self, pcm: bytes, sample_rate_hz: int) -> None:
+        self._pcm += pcm
+
+    async def finish(self, sample_rate_hz: int) -> None:
+        self._file.write(wav_header(sample_rate_hz, len(self._pcm)) + self._pcm)
+
+
+class PipeSink:
+    """Standard output or a pipe: samples leave as they come, behind a header that states the largest length."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._begun = file, False
+
+    async def write(self, pcm: bytes, sample_rate_hz: int) -> None:
+        header = b"" if self._begun else wav_header(sample_rate_hz, None)
+        self._begun = True
+        await asyncio.to_thread(self._write, header + pcm)  # a player takes samples no faster than it plays them
+
+    async def finish(self, sample_rate_hz: int) -> None:
+        if not self._begun:
+            await asyncio.to_thread(self._write, wav_header(sample_rate_hz, 0))
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+
+
+async def listen(stream: SpeechStream, progress: Console, sink: Sink) -> Utterance:
+    """Take in the whole stream, with a line of progress in a terminal. Raises: SpeechError, OSError."""
     begun, first_audio_s, pcm = time.perf_counter(), 0.0, bytearray()
     with progress.status("waiting for the first audio") as status:
         async for data in stream:
-            now_s = time.perf_counter() - begun
+            assert stream.started is not None
+            now_s, rate_hz = time.perf_counter() - begun, stream.started.format.sample_rate_hz
             first_audio_s = first_audio_s or now_s
             pcm += data
-            audio_s = len(pcm) / 2 / stream.started.format.sample_rate_hz
+            audio_s = len(pcm) / 2 / rate_hz
             status.update(
                 f"{audio_s:.2f} s of audio · first after {seconds(first_audio_s)} · real-time factor {now_s / audio_s:.2f}"
             )
-    return Spoken(bytes(pcm), stream.started, stream.summary, first_audio_s, time.perf_counter() - begun)
+            await sink.write(data, rate_hz)
+    assert stream.started is not None and stream.summary is not None
+    took_s = time.perf_counter() - begun
+    await sink.finish(stream.started.format.sample_rate_hz)
+    return Utterance(bytes(pcm), stream.started, stream.summary, first_audio_s, took_s)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Sink]:
+    """Where to write a WAV; `-` is standard output. Raises: OSError, before the block if it can."""
+    if str(path) == "-":
+        yield PipeSink(sys.stdout.buffer)
+    elif path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as file:
+            yield PipeSink(file)
+    else:
+        with replacing(path) as file:
+            yield FileSink(file)
 
 
 @contextmanager
@@ -103,13 +168,14 @@ def new_trace() -> Iterator[str]:
         yield format_trace_id(span.trace_id)
 
 
-def remember(stream: SpeechStream, trace_id: str, store: TraceStore | None) -> str:
+def save_last_request(stream: SpeechStream, trace_id: str, store: TraceStore | None) -> str:
     """Note the request as the last one, for `csm trace`; returns its trace id.
 
     trace_id: the one it was sent with. A server between may have given it another.
     """
     trace_id = (stream.started.trace_id if stream.started else "") or trace_id
-    state.remember(state.Said(trace_id, str(store.folder.resolve()) if store else None), state.state_dir())
+    request = state.LastRequest(trace_id, str(store.folder.resolve()) if store else None)
+    state.save_last_request(request, state.state_dir())
     return trace_id
 
 
@@ -117,12 +183,13 @@ async def show_waterfall(
     console: Console, trace_id: str, summary: speech_pb2.SpeechSummary | None, store: TraceStore | None
 ) -> None:
     """Print where a request's time went: from its trace, else from its summary. Nothing when it has neither."""
-    spans, whole = [], False
+    spans: list[Span] = []
+    is_complete = False
     if store is not None:
         with console.status("waiting for the trace"):
-            spans, whole = await store.wait(trace_id, _TRACE_WAIT_S)
+            spans, is_complete = await store.wait(trace_id, _TRACE_WAIT_S)
     if any(span.service == "gateway" for span in spans):
-        source = f"(trace {trace_id}{'' if whole else ', incomplete'})"
+        source = f"(trace {trace_id}{'' if is_complete else ', incomplete'})"
         bars = bars_of_trace(spans)
     elif summary is not None:
         why = "no `csm up` here has its trace" if store is None else "its trace has not arrived"

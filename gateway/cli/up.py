@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,16 +13,14 @@ from pathlib import Path
 from rich.console import Console
 
 from gateway.cli import state
+from gateway.cli.commands.voices import NOISE
+from gateway.cli.ports import HOST
 from gateway.cli.supervisor import Child, Supervisor
 from gateway.cli.trace.collector import Collector
-from gateway.cli.trace.traces import TraceStore
+from gateway.cli.trace.spans import TraceStore
 from gateway.stage_names import STAGES
 from models.bundle import Bundle, load_bundle
-from services.runtime.settings import StartError
 
-DEFAULT_PORT = 50050
-NOISE = "This bundle's weights are random: what it says is noise."
-_HOST = "127.0.0.1"
 _ELSEWHERE = (
     "CSM_TLS_CERT_FILE",
     "CSM_TLS_KEY_FILE",
@@ -46,7 +43,7 @@ class Plan:
     ready_s: float = 900.0  # large weights may have to be fetched first; a service that fails is noticed at once
 
     def address(self, name: str) -> str:
-        return f"{_HOST}:{self.ports[name]}"
+        return f"{HOST}:{self.ports[name]}"
 
 
 @dataclass(frozen=True)
@@ -56,34 +53,6 @@ class Deployment:
     address: str
     supervisor: Supervisor
     traces: TraceStore | None
-
-
-def consecutive_ports(first: int) -> dict[str, int]:
-    """The gateway's port and the stages' behind it. Raises: StartError when one is taken."""
-    ports = {name: first + index for index, name in enumerate(("gateway", *STAGES))}
-    for name, port in ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((_HOST, port))
-            except (OSError, OverflowError) as error:
-                raise StartError(
-                    f"port {port}, for the {name}, cannot be had ({error}); "
-                    "is another `csm up` running? --port takes other ports, --ephemeral any free ones"
-                ) from error
-    return ports
-
-
-def free_ports() -> dict[str, int]:
-    """Five ports that nobody listens on."""
-    probes = {name: socket.socket() for name in ("gateway", *STAGES)}
-    try:
-        for probe in probes.values():
-            probe.bind((_HOST, 0))
-        return {name: probe.getsockname()[1] for name, probe in probes.items()}
-    finally:
-        for probe in probes.values():
-            probe.close()
 
 
 @asynccontextmanager
@@ -116,12 +85,12 @@ async def up(plan: Plan, console: Console) -> int:
         async with deployment(plan, console) as running:
             traces = str(running.traces.folder.resolve()) if running.traces else None
             note = state.Running(running.address, os.getpid(), traces)
-            state.announce(note, plan.folder)
+            state.register(note, plan.folder)
             try:
                 console.print(_invitation(plan, bundle))
                 await running.supervisor.wait_died()
             finally:
-                state.withdraw(note, plan.folder)
+                state.unregister(note, plan.folder)
                 console.print("Stopping.")
     except asyncio.CancelledError:
         console.print("All five have stopped.")

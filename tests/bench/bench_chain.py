@@ -60,7 +60,7 @@ from gateway.cli.bench.record import OK
 from gateway.cli.bench.stats import point as point_of
 from gateway.cli.supervisor import ChildDied, Supervisor
 from gateway.cli.trace.collector import Collector
-from gateway.cli.trace.traces import Span, TraceStore, is_whole
+from gateway.cli.trace.spans import Span, TraceStore, is_complete
 from models.files import ModelError
 from services.runtime.settings import StartError
 
@@ -129,12 +129,12 @@ class Chain:
                 load.cancel()  # it then tells what there is
                 await asyncio.wait({load})
         # Nothing when its processes had not even begun.
-        return fleet.Outcome(plan, processes, is_whole=False) if load.cancelled() else load.result()
+        return fleet.Outcome(plan, processes, is_complete=False) if load.cancelled() else load.result()
 
     async def _whole_traces(self, outcome: fleet.Outcome) -> list[list[Span]]:
         await asyncio.sleep(1)  # the services' own delay before they export
         ids = [record.trace_id for record in outcome.records if record.status == OK and record.trace_id]
-        return [spans for spans in map(self._traces.read, ids[-_TRACES:]) if is_whole(spans)]
+        return [spans for spans in map(self._traces.read, ids[-_TRACES:]) if is_complete(spans)]
 
     def _pids(self) -> dict[str, int]:
         """Process → id; the collector of traces is this one."""
@@ -170,7 +170,7 @@ async def measure(chain: Chain, backbones: int, address: str, wishes: Sequence[W
         return True
 
     for wish in wishes:
-        if chain.done and chain.done[-1].phase == phase and not chain.done[-1].point.is_whole:
+        if chain.done and chain.done[-1].phase == phase and not chain.done[-1].point.is_complete:
             say(f"{phase}, {wish.streams} streams: not run, fewer were cut off")
         else:
             await one(wish)
@@ -275,7 +275,7 @@ async def start(layout: Layout, work: Path, stack: contextlib.AsyncExitStack) ->
         for task in ready:
             task.cancel()
         await asyncio.gather(*ready, return_exceptions=True)
-    state.announce(state.Running(layout.gateways(), os.getpid(), str(work / "traces")), work)
+    state.register(state.Running(layout.gateways(), os.getpid(), str(work / "traces")), work)
     say("all ready")
     return supervisors
 

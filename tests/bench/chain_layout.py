@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from chain_setup import setting
 
 from gateway.cli.supervisor import Child
-from gateway.cli.up import STAGES
+from gateway.stage_names import STAGES
 
 # Where a stage's first process has its GPU, counted among those there are; its others go on from there, in turn.
 _ON_GPU = ("backbone", "codec", "watermark")

@@ -80,7 +80,7 @@ class Done:
         """Everybody soon heard something, and then all of it without a pause."""
         point = self.point
         heard = point.first_audio_s is not None and point.first_audio_s.p95 <= HEARD_S
-        return heard and point.is_whole and not (self.dry or point.errors or point.unfinished)
+        return heard and point.is_complete and not (self.dry or point.errors or point.unfinished)
 
 
 def carried(done: Sequence[Done], phase: str) -> int:

@@ -2,7 +2,7 @@
 
 import grpc
 
-from gateway.cli.trace.traces import Event, Span
+from gateway.cli.trace.spans import Event, Span
 
 MS = 10**6
 T0 = 1_700_000_000 * 10**9

@@ -8,7 +8,7 @@ from gateway.cli.bench.stats import point
 
 
 def sample_point(
-    streams, *, took_s=10.0, underruns=0, status=OK, first_s=0.1, is_whole=True, phase="1 backbone", use=None
+    streams, *, took_s=10.0, underruns=0, status=OK, first_s=0.1, is_complete=True, phase="1 backbone", use=None
 ):
     """A point whose utterances, 20 s of audio each, all went alike."""
     wish = Wish(streams, 5.0, 2.0)
@@ -17,6 +17,6 @@ def sample_point(
                underruns=underruns, bytes=960_000, frames=250)
         for _ in range(streams)
     ]  # fmt: skip
-    outcome = Outcome(wish.plan(20.0, False), 1, records, [0.01], wall_s=took_s, is_whole=is_whole)
+    outcome = Outcome(wish.plan(20.0, False), 1, records, [0.01], wall_s=took_s, is_complete=is_complete)
     empty = {"wall_s": took_s, "gpus": {}, "processes": {}, "metrics": {}, "clients_cpu_s": 1.0}
     return Done(phase, wish, outcome.plan, point(outcome), empty | (use or {}))

@@ -22,7 +22,8 @@ from csm.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from csm_client import ContextTurn, SpeechClient
 from rich.console import Console
 
-from gateway.cli.up import Plan, deployment, free_ports
+from gateway.cli.ports import free_ports
+from gateway.cli.up import Plan, deployment
 
 RATE_HZ = 24000
 FRAME_SAMPLES = 1920

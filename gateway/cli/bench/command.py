@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import math
 import os
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 from rich.console import Console
 
 from gateway.cli import connection
@@ -20,91 +20,123 @@ from gateway.cli.bench.progress import Line
 from gateway.cli.bench.record import OK
 from gateway.cli.bench.stats import Point, point
 from gateway.cli.bench.texts import sentences
+from gateway.cli.execution import Options, execute
+from gateway.cli.options import HELP, Seconds, remote
 from gateway.cli.terminal import PlainConsole
-from gateway.cli.trace.traces import Span, TraceStore, is_whole
+from gateway.cli.trace.spans import Span, TraceStore, is_complete
 
 _STREAMS_A_PROCESS = 200  # what one client process reads with ease; more when the processors run out
+_MS_PER_CHARACTER = 80.0
 _TRACES = 100
 _SETTLE_S = 1.0  # the services' own delay before they export
 
 
-def add_parser(commands: Any, remote: argparse.ArgumentParser) -> None:
-    """Add `bench` to the subparsers of `csm`; remote: the options of commands that call a gateway."""
-    command = commands.add_parser(
-        "bench",
-        parents=[remote],
-        help="put load on a gateway and tell what its callers heard",
-        description="Load on a gateway: one point, or a sweep (--streams 1,16,64). Ctrl-C ends it with what there is.",
-    )
-    load = command.add_mutually_exclusive_group()
-    load.add_argument(
-        "--streams", type=_counts, metavar="N[,N…]", help="closed loop: callers with one utterance at a time each (1)"
-    )
-    load.add_argument("--rate", type=_rates, metavar="R[,R…]", help="open loop: utterances begun in a second, Poisson")
-    command.add_argument(
-        "--duration",
-        type=connection.seconds,
-        default=30.0,
-        metavar="SECONDS",
-        help="new utterances begin for so long; those under way are heard to their end (30)",
-    )
-    command.add_argument(
-        "--warmup",
-        type=_not_negative,
-        default=0.0,
-        metavar="SECONDS",
-        help="what begins earlier counts in no latency (0)",
-    )
-    command.add_argument(
-        "--ramp-up",
-        type=_not_negative,
-        default=1.0,
-        metavar="SECONDS",
-        help="closed loop: the callers come spread over this time (1)",
-    )
-    command.add_argument(
-        "--buffer-ms",
-        type=_not_negative,
-        default=200.0,
-        metavar="MS",
-        help="how long after the first audio a listener begins to play (200)",
-    )
-    command.add_argument(
-        "--listen", action="store_true", help="closed loop: callers hear an utterance out before the next"
-    )
-    length = command.add_mutually_exclusive_group()
-    length.add_argument(
-        "--audio-seconds", type=connection.seconds, metavar="SECONDS", help="longest audio of each utterance"
-    )
-    length.add_argument(
-        "--ms-per-character",
-        type=connection.seconds,
-        default=80.0,
-        metavar="MS",
-        help="longest audio of each utterance by its text (80)",
-    )
-    command.add_argument("--speaker", type=int, default=0, help="number of the voice (0)")
-    command.add_argument(
-        "--processes",
-        type=_counts,
-        metavar="P",
-        help=f"client processes (default: one for {_STREAMS_A_PROCESS} streams, as processors allow)",
-    )
-    command.add_argument(
-        "--connections", type=_counts, default=[4], metavar="C", help="connections of each process (4)"
-    )
-    command.add_argument("--seed", type=int, default=0, help="of texts and arrivals (0)")
-    command.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        help="write bench.md and bench.json there, and bench.png for a sweep",
-    )
-    command.set_defaults(run=run)
+class _Counts(click.ParamType):
+    """Whole numbers from 1 to 100000, with commas between."""
+
+    name = "counts"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        try:
+            counts = [int(part) for part in value.split(",")]
+        except ValueError:
+            counts = [0]
+        if not all(1 <= count <= 100_000 for count in counts):
+            self.fail(f"must be whole numbers from 1 to 100000 with commas between, not {value!r}", param, ctx)
+        return counts
 
 
-async def run(args: argparse.Namespace) -> int:
+class _Rates(click.ParamType):
+    """Numbers over 0 to 10000, with commas between."""
+
+    name = "rates"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        try:
+            rates = [float(part) for part in value.split(",")]
+        except ValueError:
+            rates = [0.0]
+        if not all(0 < rate <= 10_000 for rate in rates):
+            self.fail(f"must be numbers over 0 to 10000 with commas between, not {value!r}", param, ctx)
+        return rates
+
+
+@click.command("bench", context_settings=HELP)
+@click.option(
+    "--streams",
+    type=_Counts(),
+    metavar="N[,N…]",
+    help="Closed loop: callers with one utterance at a time each (default 1).",
+)
+@click.option("--rate", type=_Rates(), metavar="R[,R…]", help="Open loop: utterances begun in a second, Poisson.")
+@click.option(
+    "--duration",
+    type=Seconds(),
+    default=30.0,
+    metavar="SECONDS",
+    help="New utterances begin for this long; those under way are heard to their end (default 30).",
+)
+@click.option(
+    "--warmup",
+    type=Seconds(zero=True),
+    default=0.0,
+    metavar="SECONDS",
+    help="What begins earlier counts in no latency (default 0).",
+)
+@click.option(
+    "--ramp-up",
+    type=Seconds(zero=True),
+    default=1.0,
+    metavar="SECONDS",
+    help="Closed loop: the callers come spread over this time (default 1).",
+)
+@click.option(
+    "--buffer-ms",
+    type=Seconds(zero=True),
+    default=200.0,
+    metavar="MS",
+    help="How long after the first audio a listener begins to play (default 200).",
+)
+@click.option("--listen", is_flag=True, help="Closed loop: callers hear an utterance out before the next.")
+@click.option("--audio-seconds", type=Seconds(), metavar="SECONDS", help="Longest audio of each utterance.")
+@click.option(
+    "--ms-per-character",
+    type=Seconds(),
+    metavar="MS",
+    help=f"Longest audio of each utterance by its text (default {_MS_PER_CHARACTER:g}).",
+)
+@click.option("--speaker", type=int, default=0, help="Number of the voice (default 0).")
+@click.option(
+    "--processes",
+    type=_Counts(),
+    metavar="P",
+    help=f"Client processes (default: one for {_STREAMS_A_PROCESS} streams, as processors allow).",
+)
+@click.option(
+    "--connections", type=_Counts(), default="4", metavar="C", help="Connections of each process (default 4)."
+)
+@click.option("--seed", type=int, default=0, help="Of texts and arrivals (default 0).")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write bench.md and bench.json there, and bench.png for a sweep.",
+)
+@remote
+def command(**options: Any) -> int:
+    """Put load on a gateway and report what its callers heard: one point, or a sweep (--streams 1,16,64).
+
+    Ctrl-C ends it with what there is.
+    """
+    if options["streams"] and options["rate"]:
+        raise click.UsageError("--streams and --rate cannot both be given")
+    if options["audio_seconds"] is not None and options["ms_per_character"] is not None:
+        raise click.UsageError("--audio-seconds and --ms-per-character cannot both be given")
+    return execute(run, options)
+
+
+async def run(args: Options) -> int:
     """0 when at every point some were measured, all went well and every byte was there; 130 when interrupted; else 1.
 
     When the gateway goes away between two points, the earlier ones are still told.
@@ -161,7 +193,7 @@ async def run(args: argparse.Namespace) -> int:
 class _Bench:
     """The points of one command."""
 
-    args: argparse.Namespace
+    args: Options
     plans: list[Plan]
     err: Console
 
@@ -175,12 +207,12 @@ class _Bench:
             with Line(self.err) as line:
                 outcome = await fleet.run(self.args, plan, self._processes(plan), line.show)
             try:
-                traces = await _traces(store, outcome) if store and outcome.is_whole else []
+                traces = await _traces(store, outcome) if store and outcome.is_complete else []
             except asyncio.CancelledError:
                 asyncio.current_task().uncancel()
-                outcome.is_whole, traces = False, []
+                outcome.is_complete, traces = False, []
             self.points.append(point(outcome, traces))
-            if not outcome.is_whole:
+            if not outcome.is_complete:
                 return True
         return False
 
@@ -191,7 +223,7 @@ class _Bench:
         return max(1, min(wanted, os.cpu_count() or 1))
 
 
-def _plans(args: argparse.Namespace) -> list[Plan]:
+def _plans(args: Options) -> list[Plan]:
     loads = [{"rate_hz": rate} for rate in args.rate] if args.rate else [{"streams": n} for n in args.streams or [1]]
     return [
         Plan(
@@ -201,7 +233,7 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
             warmup_s=args.warmup,
             buffer_s=args.buffer_ms / 1000,
             audio_s=args.audio_seconds,
-            ms_per_character=args.ms_per_character,
+            ms_per_character=args.ms_per_character or _MS_PER_CHARACTER,
             listens=args.listen,
             timeout_s=args.timeout,
             connections=args.connections[0],
@@ -217,7 +249,7 @@ async def _traces(store: TraceStore, outcome: fleet.Outcome) -> list[list[Span]]
     await asyncio.sleep(_SETTLE_S)
     ids = [record.trace_id for record in outcome.records if record.status == OK and record.trace_id]
     found = (store.read(trace_id) for trace_id in ids[-_TRACES:])
-    return [spans for spans in found if is_whole(spans)]
+    return [spans for spans in found if is_complete(spans)]
 
 
 def _write(folder: Path, text: str, bench: _Bench, facts: dict[str, Any], err: Console) -> None:
@@ -229,33 +261,3 @@ def _write(folder: Path, text: str, bench: _Bench, facts: dict[str, Any], err: C
             plot(bench.points, folder / "bench.png", is_rate=first.rate_hz is not None, buffer_s=first.buffer_s)
         except NoPlot as why:
             err.print(str(why))
-
-
-def _counts(value: str) -> list[int]:
-    try:
-        counts = [int(part) for part in value.split(",")]
-    except ValueError:
-        counts = [0]
-    if not all(1 <= count <= 100_000 for count in counts):
-        raise argparse.ArgumentTypeError(f"must be whole numbers from 1 to 100000 with commas between, not {value!r}")
-    return counts
-
-
-def _rates(value: str) -> list[float]:
-    try:
-        rates = [float(part) for part in value.split(",")]
-    except ValueError:
-        rates = [0.0]
-    if not all(0 < rate <= 10_000 for rate in rates):
-        raise argparse.ArgumentTypeError(f"must be numbers over 0 to 10000 with commas between, not {value!r}")
-    return rates
-
-
-def _not_negative(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 86_400:
-        raise argparse.ArgumentTypeError(f"must be 0 to 86400, not {value!r}")
-    return number

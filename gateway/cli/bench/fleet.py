@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -12,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from gateway.cli.bench.plan import Plan
@@ -36,7 +36,7 @@ class Outcome:
     records: list[Record] = field(default_factory=list)
     lag_s: list[float] = field(default_factory=list)
     wall_s: float = 0.0
-    is_whole: bool = True  # False: stopped early
+    is_complete: bool = True  # False: stopped early
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Progress:
         return time.perf_counter() - self.began
 
 
-async def run(args: argparse.Namespace, plan: Plan, processes: int, show: Callable[[Progress], None]) -> Outcome:
+async def run(args: SimpleNamespace, plan: Plan, processes: int, show: Callable[[Progress], None]) -> Outcome:
     """Hold the load of `plan`; `show` is called with every news. Cancelled, it returns what there is so far.
 
     Raises: WorkerFailed.
@@ -78,7 +78,7 @@ async def run(args: argparse.Namespace, plan: Plan, processes: int, show: Callab
         except (asyncio.CancelledError, TimeoutError) as why:
             if isinstance(why, asyncio.CancelledError):
                 asyncio.current_task().uncancel()
-            outcome.is_whole = False
+            outcome.is_complete = False
             for worker in workers:
                 worker.terminate()
             with contextlib.suppress(TimeoutError):
@@ -101,7 +101,7 @@ class _Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._errors = tempfile.TemporaryFile()
 
-    async def start(self, args: argparse.Namespace, plan: Plan) -> None:
+    async def start(self, args: SimpleNamespace, plan: Plan) -> None:
         """Return when the worker is ready to go."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -69,7 +69,7 @@ def _describe(plan: Plan) -> str:
 
 def _row(point: Point) -> list[str]:
     added_up = f"**{point.miscounted} wrong**" if point.miscounted else "all right"
-    partial = "" if point.is_whole else " (stopped early)"
+    partial = "" if point.is_complete else " (stopped early)"
     return [
         point.label + partial,
         str(point.ok),

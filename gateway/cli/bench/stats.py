@@ -11,7 +11,7 @@ import numpy as np
 
 from gateway.cli.bench.fleet import Outcome
 from gateway.cli.bench.record import ACCOUNTING, OK, UNFINISHED, Record
-from gateway.cli.trace.traces import Span
+from gateway.cli.trace.spans import Span
 from gateway.cli.trace.waterfall import bars_of_trace
 from gateway.stage_names import STAGES
 
@@ -51,7 +51,7 @@ class Point:
 
     load: float
     label: str
-    is_whole: bool
+    is_complete: bool
     wall_s: float
     processes: int
     requests: int
@@ -94,7 +94,7 @@ def point(outcome: Outcome, traces: Sequence[list[Span]] = ()) -> Point:
     return Point(
         load=plan.load,
         label=plan.label,
-        is_whole=outcome.is_whole,
+        is_complete=outcome.is_complete,
         wall_s=outcome.wall_s,
         processes=outcome.processes,
         requests=len(records),

@@ -13,7 +13,6 @@ SIGTERM ends early: what is under way is cancelled and told as UNFINISHED.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import json
@@ -26,6 +25,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from itertools import cycle
+from types import SimpleNamespace
 from typing import Any
 
 from csm.common.v1 import common_pb2
@@ -141,13 +141,13 @@ async def _main() -> None:
             _emit({"done": True})
 
 
-def orders(args: argparse.Namespace, plan: Plan) -> bytes:
+def orders(args: SimpleNamespace, plan: Plan) -> bytes:
     """The first line that a worker reads."""
-    options = argparse.Namespace(**{name: value for name, value in vars(args).items() if not callable(value)})
+    options = SimpleNamespace(**{name: value for name, value in vars(args).items() if not callable(value)})
     return base64.b64encode(pickle.dumps((options, plan))) + b"\n"
 
 
-def read_orders(line: bytes) -> tuple[argparse.Namespace, Plan]:
+def read_orders(line: bytes) -> tuple[SimpleNamespace, Plan]:
     return pickle.loads(base64.b64decode(line))
 
 

@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from gateway.cli.trace.traces import MAX_SPANS, Attributes, Event, Span, TraceStore
+from gateway.cli.trace.spans import MAX_SPANS, Attributes, Event, Span, TraceStore
 from gateway.stage_names import STAGES
 from services.runtime.channels import MIB
 

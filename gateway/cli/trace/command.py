@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+import sys
 from pathlib import Path
+from typing import Any
 
+import click
 from rich.console import Console
 
 from gateway.cli import state
+from gateway.cli.execution import Options, execute
+from gateway.cli.options import HELP, OutputFile
 from gateway.cli.say import replacing
-from gateway.cli.terminal import plain_line
+from gateway.cli.terminal import PlainConsole, plain_line
 from gateway.cli.trace.lookup import find, known
 from gateway.cli.trace.page import page, story
 from gateway.cli.trace.request_trace import requests_of
@@ -19,33 +22,29 @@ from gateway.cli.trace.waterfall import seconds
 _LISTED = 40
 
 
-def add_parser(commands: argparse._SubParsersAction, run: Callable) -> None:
-    """The subcommand's own options."""
-    command = commands.add_parser(
-        "trace",
-        help="draw where a request's time went, as one HTML file",
-        description="Draw where a request's time went: one HTML file that needs no server and no network.",
-    )
-    command.add_argument(
-        "id",
-        nargs="?",
-        metavar="ID",
-        help="a trace id, the beginning of one, or a traceparent (default: the last `csm say`)",
-    )
-    command.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="default: trace-ID.html, here")
-    command.add_argument(
-        "--file",
-        type=Path,
-        metavar="SPANS.json",
-        help="look in this file, not in what `csm up` keeps: OTLP JSON, as a collector's file exporter writes it "
-        "or as Tempo and Jaeger answer",
-    )
-    command.add_argument("--text", metavar="TEXT", help="what was said, for the heading; traces do not hold it")
-    command.add_argument("--list", action="store_true", help="list the requests that are there, and draw nothing")
-    command.set_defaults(run=run)
+@click.command("trace", context_settings=HELP)
+@click.argument("id", required=False)
+@click.option(
+    "-o", "--output", type=OutputFile(".html", ".htm"), metavar="FILE.html", help="Default: trace-ID.html, here."
+)
+@click.option(
+    "--file",
+    type=click.Path(path_type=Path),
+    metavar="SPANS.json",
+    help="Look in this file, not in what `csm up` keeps: OTLP JSON, as a collector's file exporter writes it "
+    "or as Tempo and Jaeger answer.",
+)
+@click.option("--text", metavar="TEXT", help="What was said, for the heading; traces do not hold it.")
+@click.option("--list", is_flag=True, help="List the requests that are there, and draw nothing.")
+def command(**options: Any) -> int:
+    """Draw where a request's time went: one HTML file that needs no server and no network.
+
+    ID is a trace id, the beginning of one, or a traceparent (default: the last `csm say`).
+    """
+    return execute(lambda args: trace(args, PlainConsole(), PlainConsole(stderr=True)), options)
 
 
-async def trace(args: argparse.Namespace, out: Console, err: Console) -> int:
+async def trace(args: Options, out: Console, err: Console) -> int:
     """Write the page, and say in a line or two what it shows. Raises: TraceError, OSError."""
     if args.list:
         return _list(args, out)
@@ -53,6 +52,9 @@ async def trace(args: argparse.Namespace, out: Console, err: Console) -> int:
         found = await find(args.id, args.file, state.state_dir())
     html = page(found.trace_id, found.spans, args.text)
     path = args.output or Path(f"trace-{found.trace_id[:8]}.html")
+    if str(path) == "-":
+        sys.stdout.buffer.write(html.encode())
+        return 0
     with replacing(path) as file:
         file.write(html.encode())
     request = requests_of(found.spans)[-1]
@@ -60,12 +62,12 @@ async def trace(args: argparse.Namespace, out: Console, err: Console) -> int:
     out.print(
         f"{path}: trace {found.trace_id}{f', {found.chosen}' if found.chosen else ''}\n{plain_line(story(request))}"
     )
-    if request.lacks:
-        out.print(f"The trace is incomplete: it lacks {plain_line(', '.join(request.lacks))}.")
+    if request.missing_spans:
+        out.print(f"The trace is incomplete: it lacks {plain_line(', '.join(request.missing_spans))}.")
     return 0
 
 
-def _list(args: argparse.Namespace, out: Console) -> int:
+def _list(args: Options, out: Console) -> int:
     rows = [
         (found.trace_id, request)
         for found in known(args.file, state.state_dir())

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.cli import state
+from gateway.cli.errors import CommandError
 from gateway.cli.trace.otlp_file import MalformedFile, read_trace, requests_in
-from gateway.cli.trace.traces import Span, TraceStore
+from gateway.cli.trace.spans import Span, TraceStore
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _PART = re.compile(r"[0-9a-f]{4,31}")
@@ -16,7 +17,7 @@ _FIRST_S, _REST_S = 1.5, 4.5  # for the first span to come here, and for the oth
 WHERE_IDS_ARE = "a request's id is in its answer (trace_id), in the logs, and printed by `csm say --trace`"
 
 
-class TraceError(Exception):
+class TraceError(CommandError):
     """One line on why there is nothing to draw."""
 
 
@@ -35,11 +36,11 @@ async def find(wanted: str | None, file: Path | None, folder: Path) -> Found:
     wanted: a trace id, the beginning of one, or a traceparent header. folder: that of `state`.
     Raises: TraceError, OSError.
     """
-    said = state.last_said(folder)
+    last = state.last_request(folder)
     try:
         if file is not None:
-            return _in_file(_read_id(wanted), file, said)
-        return await _in_stores(_read_id(wanted), folder, said)
+            return _in_file(_read_id(wanted), file, last)
+        return await _in_stores(_read_id(wanted), folder, last)
     except MalformedFile as error:
         raise TraceError(str(error)) from error
 
@@ -54,14 +55,14 @@ def known(file: Path | None, folder: Path) -> list[Found]:
         raise TraceError(str(error)) from error
 
 
-def _in_file(wanted: str | None, file: Path, said: state.Said | None) -> Found:
+def _in_file(wanted: str | None, file: Path, last: state.LastRequest | None) -> Found:
     chosen = ""
     if wanted is None or not _ID.fullmatch(wanted):
         ids = list(requests_in(file))
         if wanted is not None:
             wanted = _completed(wanted, ids, str(file))
-        elif said is not None and said.trace_id in ids:
-            wanted, chosen = said.trace_id, "the last `csm say`"
+        elif last is not None and last.trace_id in ids:
+            wanted, chosen = last.trace_id, "the last `csm say`"
         elif ids:
             wanted, chosen = ids[0], f"the newest of {len(ids)} in {file}"
         else:
@@ -72,16 +73,16 @@ def _in_file(wanted: str | None, file: Path, said: state.Said | None) -> Found:
     return Found(wanted, spans, chosen)
 
 
-async def _in_stores(wanted: str | None, folder: Path, said: state.Said | None) -> Found:
+async def _in_stores(wanted: str | None, folder: Path, last: state.LastRequest | None) -> Found:
     chosen = ""
     if wanted is None:
-        if said is None:
+        if last is None:
             raise TraceError(
                 f"which request? none was made by `csm say` here; {WHERE_IDS_ARE};"
                 " `csm trace --list` shows those kept here"
             )
-        wanted, chosen = said.trace_id, "the last `csm say`"
-    stores = _stores(folder, said)
+        wanted, chosen = last.trace_id, "the last `csm say`"
+    stores = _stores(folder, last)
     if not stores:
         raise TraceError(_no_store(folder))
     places = ", ".join(str(store.folder) for store in stores)
@@ -100,7 +101,7 @@ async def _in_stores(wanted: str | None, folder: Path, said: state.Said | None) 
     if chosen:
         why = (
             "was for a gateway elsewhere: give its collector's file by --file"
-            if said.traces is None
+            if last.traces is None
             else "may not have reached its gateway"
         )
         raise TraceError(
@@ -113,11 +114,13 @@ async def _in_stores(wanted: str | None, folder: Path, said: state.Said | None) 
     )
 
 
-def _stores(folder: Path, said: state.Said | None = None) -> list[TraceStore]:
+def _stores(folder: Path, last: state.LastRequest | None = None) -> list[TraceStore]:
     """What traces lie on this machine: those of a running `csm up` first, then earlier ones'."""
     noted = [running.traces for running in state.running(folder)]
-    noted += [said.traces] if said is not None else []
-    folders = [Path(name) for name in noted if name] + [place / "traces" for place in state.places(folder)]
+    noted += [last.traces] if last is not None else []
+    folders = [Path(name) for name in noted if name] + [
+        directory / "traces" for directory in state.instance_dirs(folder)
+    ]
     return [TraceStore(one) for one in dict.fromkeys(folders) if one.is_dir()]
 
 

@@ -18,7 +18,7 @@ from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from gateway.cli.trace.collector import spans_of
-from gateway.cli.trace.traces import Span, is_request
+from gateway.cli.trace.spans import Span, is_request
 
 _IDS = ("traceId", "spanId", "parentSpanId")
 

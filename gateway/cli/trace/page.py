@@ -16,8 +16,8 @@ from string import Template
 
 from gateway.cli.trace.picture import Picture, describe, text
 from gateway.cli.trace.request_trace import RequestTrace, requests_of
+from gateway.cli.trace.spans import Span
 from gateway.cli.trace.tables import chunk_table, facts, stage_table, tiles
-from gateway.cli.trace.traces import Span
 from gateway.cli.trace.waterfall import seconds
 
 _HERE = Path(__file__).parent
@@ -80,25 +80,25 @@ def story(request: RequestTrace) -> str:
     """What came of the request, in a sentence or two."""
     if request.root is None:
         return "The gateway's own span is not in the trace: what is known comes from its stages."
-    took, cadence = seconds(request.took_s), request.cadence
+    took, playback = seconds(request.took_s), request.playback
     parts = []
     if request.status != "OK":
         why = f": {request.reason}" if request.reason else ""
-        went = f" {cadence.audio_s:.2f} s of audio had gone out." if cadence and not request.is_unary else ""
+        went = f" {playback.audio_s:.2f} s of audio had gone out." if playback and not request.is_unary else ""
         parts.append(f"Ended by {request.status} after {took}{why}{'' if why.endswith('.') else '.'}{went}")
-    elif cadence:
-        parts.append(f"{cadence.audio_s:.2f} s of speech in {took}.")
+    elif playback:
+        parts.append(f"{playback.audio_s:.2f} s of speech in {took}.")
     else:
         parts.append(f"Took {took}.")
-    if cadence:
-        parts.append(f"The first audio was there after {seconds(cadence.chunks[0].arrived_s)}.")
+    if playback:
+        parts.append(f"The first audio was there after {seconds(playback.chunks[0].arrived_s)}.")
         if request.is_unary:
             parts.append("The caller asked for one answer, so it heard nothing before the end;")
             parts.append("what follows is when the audio was made.")
         if late := request.underruns:
-            gaps = sum(-chunk.lead_s for chunk in cadence.underruns)
+            gaps = sum(-chunk.lead_s for chunk in playback.underruns)
             parts.append(f"A listener who plays from there on ran dry {_times(late)}, for {seconds(gaps)} in all.")
-        elif (least := cadence.least_lead_s) is not None:
+        elif (least := playback.least_lead_s) is not None:
             parts.append("A listener who plays from there on never ran dry;")
             parts.append(f"the tightest chunk came {seconds(least)} before it was needed.")
     return " ".join(parts)
@@ -113,7 +113,7 @@ def _section(request: RequestTrace, number: int, count: int, words: str | None) 
     heard = f"<blockquote>{text(words)}</blockquote>" if words and number == count else ""
     legend = [
         *_LEGEND,
-        *(_LEGEND_AUDIO if request.cadence else ()),
+        *(_LEGEND_AUDIO if request.playback else ()),
         *(_LEGEND_GAP if request.underruns else ()),
     ]
     made = "made" if request.is_unary else "delivered"
@@ -143,10 +143,10 @@ def _section(request: RequestTrace, number: int, count: int, words: str | None) 
 
 def _notes(request: RequestTrace, picture: Picture) -> Iterator[str]:
     notes = []
-    if lacks := request.lacks:
-        more = f" and {len(lacks) - 6} more" if len(lacks) > 6 else ""
+    if absent := request.missing_spans:
+        more = f" and {len(absent) - 6} more" if len(absent) > 6 else ""
         notes.append(
-            f"The trace is incomplete: it lacks {', '.join(lacks[:6])}{more}."
+            f"The trace is incomplete: it lacks {', '.join(absent[:6])}{more}."
             " The request may still be running, or a process ended before it told."
         )
     for stage, skew_s in request.clock_skew_s.items():
@@ -157,15 +157,15 @@ def _notes(request: RequestTrace, picture: Picture) -> Iterator[str]:
         )
     if picture.left_out:
         notes.append(f"{picture.left_out} more rows are left out of the picture; the table below goes on.")
-    if request.cadence and request.cadence.total > len(request.cadence.chunks):
+    if request.playback and request.playback.total > len(request.playback.chunks):
         notes.append(
-            f"{len(request.cadence.chunks)} of {request.cadence.total} chunks were told;"
+            f"{len(request.playback.chunks)} of {request.playback.total} chunks were told;"
             " a slope in the audio's line stands for the others."
         )
     if (
         request.root is not None
         and request.status == "OK"
-        and request.cadence is None
+        and request.playback is None
         and request.fact("csm.chunks") is None
         and request.root.name.endswith("Synthesize")
     ):

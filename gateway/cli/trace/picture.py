@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from gateway.cli.terminal import plain
-from gateway.cli.trace.cadence import Cadence, Chunk
+from gateway.cli.trace.playback import Chunk, PlaybackTimeline
 from gateway.cli.trace.request_trace import RequestTrace
 from gateway.cli.trace.waterfall import Bar, seconds
 
@@ -41,11 +41,11 @@ class Picture:
     def __init__(self, request: RequestTrace, prefix: str):
         self._request, self._prefix = request, prefix
         self._bars: Sequence[Bar] = request.bars[:_MOST_ROWS]
-        self._cadence: Cadence | None = request.cadence
+        self._playback: PlaybackTimeline | None = request.playback
         self._total_s = max(request.total_s, 1e-6)
-        self._rows_end = _AXIS + _ROW * (len(self._bars) + (self._cadence is not None))
+        self._rows_end = _AXIS + _ROW * (len(self._bars) + (self._playback is not None))
         self._chart_top = self._rows_end + _GAP
-        self._height = self._chart_top + _CHART + 8 if self._cadence else self._rows_end + 6
+        self._height = self._chart_top + _CHART + 8 if self._playback else self._rows_end + 6
 
     @property
     def left_out(self) -> int:
@@ -81,10 +81,10 @@ class Picture:
             )
             style = "name top" if bar.depth == 0 else "name"
             yield f'<text class="{style}" x="{2 + 14 * bar.depth}" y="{self._middle(number) + 4}">{text(label)}</text>'
-        if self._cadence:
+        if self._playback:
             yield f'<text class="name top" x="2" y="{self._middle(len(self._bars)) + 4}">audio {self._made}</text>'
             yield f'<text class="name top" x="2" y="{self._chart_top - 12}">audio, in seconds</text>'
-            for value in ticks(self._cadence.audio_s, 4):
+            for value in ticks(self._playback.audio_s, 4):
                 y = f"{self._chart_y(value) + 4:.1f}"
                 yield f'<text class="tick" x="100%" dx="-8" y="{y}" text-anchor="end">{value:g} s</text>'
 
@@ -96,14 +96,14 @@ class Picture:
                 f'<text class="{style}" x="100%" y="{self._middle(number) + 4}" text-anchor="end">'
                 f"{mark}{seconds(bar.end_s - bar.start_s)}</text>"
             )
-        if self._cadence:
+        if self._playback:
             y = self._middle(len(self._bars)) + 4
-            yield f'<text class="took" x="100%" y="{y}" text-anchor="end">{seconds(self._cadence.audio_s)}</text>'
+            yield f'<text class="took" x="100%" y="{y}" text-anchor="end">{seconds(self._playback.audio_s)}</text>'
 
     # The plot.
 
     def _grid(self) -> Iterator[str]:
-        bottom = self._chart_top + _CHART if self._cadence else self._rows_end
+        bottom = self._chart_top + _CHART if self._playback else self._rows_end
         for value in ticks(self._total_s):
             x = self._x(value)
             anchor = "start" if value == 0 else "end" if value > 0.96 * self._total_s else "middle"
@@ -115,7 +115,7 @@ class Picture:
 
     def _gaps(self) -> Iterator[str]:
         """Times when the listener had nothing to hear."""
-        for chunk in self._cadence.underruns if self._cadence else ():
+        for chunk in self._playback.underruns if self._playback else ():
             yield (
                 f'<rect class="gap" {self._span(chunk.needed_s, chunk.arrived_s)} y="{_AXIS}"'
                 f' height="{self._chart_top + _CHART - _AXIS}"><title>{text(_gap(chunk))}</title></rect>'
@@ -139,19 +139,19 @@ class Picture:
             yield "</g>"
 
     def _audio(self) -> Iterator[str]:
-        if not self._cadence:
+        if not self._playback:
             return
         bottom = self._chart_top + _CHART
         yield f'<line class="base" x1="0" x2="100%" y1="{bottom}" y2="{bottom}"/>'
-        for value in ticks(self._cadence.audio_s, 4)[1:]:
+        for value in ticks(self._playback.audio_s, 4)[1:]:
             height = f"{self._chart_y(value):.1f}"
             yield f'<line class="grid" x1="0" x2="100%" y1="{height}" y2="{height}"/>'
         given, heard = (
             self._path(points)
-            for points in (self._cadence.delivered(self._total_s), self._cadence.played(self._total_s))
+            for points in (self._playback.delivered(self._total_s), self._playback.played(self._total_s))
         )
         last_x = 1000 * self._share(self._total_s)
-        first_x = 1000 * self._share(self._cadence.chunks[0].arrived_s)
+        first_x = 1000 * self._share(self._playback.chunks[0].arrived_s)
         # Curves need coordinates; a viewBox that is stretched gives them, and the lines keep their width.
         yield (
             f'<svg class="curves" x="0" y="{self._chart_top}" width="100%" height="{_CHART}"'
@@ -160,13 +160,15 @@ class Picture:
             f'<path class="given" d="{given}"/><path class="heard" d="{heard}"/></svg>'
         )
         y = self._middle(len(self._bars))
-        for number, chunk in enumerate(self._cadence.chunks):
+        for number, chunk in enumerate(self._playback.chunks):
             style = "chunk late" if chunk.late else "chunk"
             x = self._x(chunk.arrived_s)
             yield f'<g class="{style}"><title>{text(self._told(number, chunk))}</title>'
             yield self._mark(chunk.arrived_s, y, '<rect class="tick" x="-1" y="-8" width="2.5" height="16"/>')
             yield f'<circle cx="{x}" cy="{self._chart_y(chunk.end_s):.1f}" r="3"/></g>'
-            after_s = self._cadence.chunks[number + 1].arrived_s if number + 1 < len(self._cadence.chunks) else math.inf
+            after_s = (
+                self._playback.chunks[number + 1].arrived_s if number + 1 < len(self._playback.chunks) else math.inf
+            )
             if chunk.late and min(after_s, self._total_s) - chunk.arrived_s > _ALARM_SHARE * self._total_s:
                 yield f'<text class="alarm" x="{x}" dx="7" y="{y + 4}">late by {seconds(-chunk.lead_s)}</text>'
 
@@ -176,7 +178,7 @@ class Picture:
         return "made" if self._request.is_unary else "delivered"
 
     def _told(self, number: int, chunk: Chunk) -> str:
-        name = f"chunk {number + 1}: " if self._cadence.total == len(self._cadence.chunks) else ""
+        name = f"chunk {number + 1}: " if self._playback.total == len(self._playback.chunks) else ""
         spare = _gap(chunk) if chunk.late else f"needed at {seconds(chunk.needed_s)}, {seconds(chunk.lead_s)} to spare"
         if number == 0:
             spare = "the first: play begins"
@@ -204,7 +206,7 @@ class Picture:
         return self._chart_top + _CHART - _CHART * self._part(position_s)
 
     def _part(self, position_s: float) -> float:
-        return min(max(position_s / (1.06 * max(self._cadence.audio_s, 1e-6)), 0.0), 1.0)
+        return min(max(position_s / (1.06 * max(self._playback.audio_s, 1e-6)), 0.0), 1.0)
 
     def _path(self, points: Sequence[tuple[float, float]]) -> str:
         return "M" + "L".join(

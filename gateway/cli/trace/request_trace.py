@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 
-from gateway.cli.trace.cadence import Cadence, cadence_of
-from gateway.cli.trace.traces import Span, is_request, missing
+from gateway.cli.trace.playback import PlaybackTimeline, timeline_of
+from gateway.cli.trace.spans import Span, is_request, missing_spans
 from gateway.cli.trace.waterfall import Bar, bars_of_trace, status, zero_ns
 from gateway.stage_names import STAGES
 
@@ -36,8 +36,8 @@ class RequestTrace:
         return bars_of_trace(self.spans)
 
     @cached_property
-    def cadence(self) -> Cadence | None:
-        return cadence_of(self.root, self.zero_ns) if self.root else None
+    def playback(self) -> PlaybackTimeline | None:
+        return timeline_of(self.root, self.zero_ns) if self.root else None
 
     @property
     def zero_ns(self) -> int:
@@ -87,12 +87,12 @@ class RequestTrace:
     @property
     def underruns(self) -> int | None:
         """How often its listener ran dry; None when that was not told."""
-        if self.cadence is None:
+        if self.playback is None:
             return None
         told = self.fact("csm.underruns")  # not every chunk may have been told, but all were counted
-        if isinstance(told, int) and not isinstance(told, bool) and told >= len(self.cadence.underruns):
+        if isinstance(told, int) and not isinstance(told, bool) and told >= len(self.playback.underruns):
             return told
-        return len(self.cadence.underruns)
+        return len(self.playback.underruns)
 
     @property
     def is_unary(self) -> bool:
@@ -100,9 +100,9 @@ class RequestTrace:
         return self.root is not None and self.root.name.endswith("/Synthesize")
 
     @property
-    def lacks(self) -> list[str]:
+    def missing_spans(self) -> list[str]:
         """What has not arrived of it."""
-        return missing(self.spans)
+        return missing_spans(self.spans)
 
     @property
     def clock_skew_s(self) -> dict[str, float]:

@@ -22,10 +22,10 @@ _ENDS = {
 
 def tiles(request: RequestTrace) -> Iterator[str]:
     """What is asked first, in large figures."""
-    cadence, factor, late = request.cadence, request.fact("csm.real_time_factor"), request.underruns
+    playback, factor, late = request.playback, request.fact("csm.real_time_factor"), request.underruns
     tiles = [
-        ("First audio", seconds(cadence.chunks[0].arrived_s) if cadence else "–"),
-        ("Audio", f"{cadence.audio_s:.2f} s" if cadence else "–"),
+        ("First audio", seconds(playback.chunks[0].arrived_s) if playback else "–"),
+        ("Audio", f"{playback.audio_s:.2f} s" if playback else "–"),
         ("Took", seconds(request.took_s) if request.took_s is not None else "–"),
         ("Real-time factor", f"{factor:.2f}" if _is_measured(factor) else "–"),
         ("Underruns", "–" if late is None else str(late)),
@@ -82,17 +82,17 @@ def stage_table(request: RequestTrace) -> Iterator[str]:
 
 def chunk_table(request: RequestTrace) -> Iterator[str]:
     """When each chunk of audio came, and when it was needed; nothing when that was not told."""
-    cadence = request.cadence
-    if cadence is None:
+    playback = request.playback
+    if playback is None:
         return
-    told = cadence.total == len(cadence.chunks)
-    count = f"{cadence.total}" if told else f"{len(cadence.chunks)} of {cadence.total}"
+    told = playback.total == len(playback.chunks)
+    count = f"{playback.total}" if told else f"{len(playback.chunks)} of {playback.total}"
     yield f'<details class="card long"><summary>Chunks of audio ({count})</summary>'
     yield '<div class="scroll"><table><thead><tr>'
     for name in (*(("chunk",) if told else ()), "audio from", "to", "came", "needed", "to spare"):
         yield f'<th scope="col" class="number">{name}</th>'
     yield "</tr></thead><tbody>"
-    for number, chunk in enumerate(cadence.chunks, 1):
+    for number, chunk in enumerate(playback.chunks, 1):
         spare = f"late by {seconds(-chunk.lead_s)}" if chunk.late else seconds(chunk.lead_s)
         yield f'<tr><th scope="row" class="number">{number}</th>' if told else "<tr>"
         times = (seconds(chunk.arrived_s), seconds(chunk.needed_s))

@@ -15,7 +15,7 @@ from csm.speech.v1 import speech_pb2
 from rich.text import Text
 
 from gateway.cli.terminal import plain_line
-from gateway.cli.trace.traces import Attributes, Span
+from gateway.cli.trace.spans import Attributes, Span
 
 _LABEL_COLUMNS, _TIME_COLUMNS = 26, 9
 _MANY = 3  # more siblings of one name than this share a row

@@ -115,6 +115,11 @@ class SpeechClient:
             self._channel = grpc.aio.secure_channel(address, self._credentials, options=options)
         self._speech = speech_pb2_grpc.SpeechServiceStub(self._channel)
 
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether calls are in TLS."""
+        return self._credentials is not None
+
     async def __aenter__(self) -> SpeechClient:
         return self
 

@@ -20,8 +20,8 @@ from csm_client.exceptions import SpeechError
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
+from gateway.cli.ports import free_ports
 from gateway.cli.supervisor import Child, Supervisor
-from gateway.cli.up import free_ports
 
 # Words that nobody else says, in what every caller here says.
 MARK = "zyxomma quillbright"

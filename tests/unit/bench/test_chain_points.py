@@ -27,7 +27,7 @@ def test_a_point_is_streams_seconds_and_ramp():
     [
         {"underruns": 1},
         {"status": "UNAVAILABLE"},
-        {"status": UNFINISHED, "is_whole": False},
+        {"status": UNFINISHED, "is_complete": False},
         {"first_s": 5.0},
     ],
 )
@@ -37,7 +37,7 @@ def test_a_point_is_carried_when_all_heard_all(change):
 
 
 def test_who_was_cut_off_while_dry_counts_as_dry():
-    assert sample_point(4, status=UNFINISHED, underruns=2, is_whole=False).dry == 4
+    assert sample_point(4, status=UNFINISHED, underruns=2, is_complete=False).dry == 4
 
 
 def test_how_long_a_point_may_take_is_learnt_from_the_one_before():

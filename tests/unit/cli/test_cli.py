@@ -1,22 +1,25 @@
 """The command as its users meet it: a process with arguments, output, files and an exit code."""
 
-import argparse
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import wave
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from csm.speech.v1 import speech_pb2
+from csm.version import __version__
 
 from gateway.cli import state
-from gateway.cli.__main__ import _context, main
+from gateway.cli.__main__ import main
+from gateway.cli.options import Context
 from gateway.cli.say import replacing
-from gateway.cli.trace.traces import Event, Span, TraceStore
+from gateway.cli.trace.spans import Event, Span, TraceStore
 from services.runtime.audio import wav_bytes
 from support.fake_speech import FRAME, RATE_HZ, serving, tone
 
@@ -105,7 +108,7 @@ async def test_failures_are_one_line_and_a_code_and_leave_no_file(served, tmp_pa
 async def test_nobody_there(tmp_path):
     code, out, err = await Csm(tmp_path, "127.0.0.1:1")("voices")
     assert (code, out) == (5, "")
-    assert err.startswith("csm: nothing answers at 127.0.0.1:1 (") and len(err.splitlines()) == 1
+    assert err.startswith("csm: nothing listens at 127.0.0.1:1 (connection refused)") and len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -119,19 +122,29 @@ async def test_nobody_there(tmp_path):
         ("say", "hello", "-o", "out.wav", "--context", "missing.wav:words"),
         ("verify", "missing.wav"),
         ("up", "--port", "5", "--ephemeral"),
-        (),
+        ("say",),
+        ("say", "hello", "--file", "text.txt", "-o", "out.wav"),
+        ("say", "hello", "-o", "out.wav", "--voice", "a", "--speaker", "1"),
+        ("say", "-", "--context", "-:words", "-o", "out.wav"),
+        ("say", "hello", "-o", "out.mp3"),
+        ("say", "hello", "-o", "out"),
+        ("say", "hello", "-o", "out.wav", "--addres", "x:1"),
+        ("say", "hello", "-o", "out.wav", "--address", "http://127.0.0.1:50050"),
+        ("say", "hello", "-o", "out.wav", "--address", "speech.example"),
+        ("trace", "-o", "p.pdf"),
+        ("nonsense",),
     ],
 )
 async def test_a_wrong_command_line_is_refused_before_any_call(served, tmp_path, arguments):
     fake, csm = served
     code, out, err = await csm(*arguments)
     assert (code, out) == (2, "")
-    assert "Traceback" not in err and err.splitlines()[-1].startswith("csm")
+    assert len(err.splitlines()) == 1 and err.startswith("csm"), err
     assert not fake.requests
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 130)])
 async def test_a_signal_cancels_the_call_and_leaves_no_file(served, tmp_path, number, code):
     fake, csm = served
     process = await csm.start("say", "endless", "-o", "out.wav")
@@ -145,7 +158,7 @@ async def test_a_signal_cancels_the_call_and_leaves_no_file(served, tmp_path, nu
 
 async def test_speech_that_ends_at_once_is_an_empty_wav(served, tmp_path):
     code, out, _ = await served[1]("say", "nothing to say", "-o", "out.wav")
-    assert code == 0
+    assert code == 9
     assert "no audio, the model ended it before the first frame" in out
     with wave.open(str(tmp_path / "out.wav")) as file:
         assert file.getnframes() == 0
@@ -154,7 +167,7 @@ async def test_speech_that_ends_at_once_is_an_empty_wav(served, tmp_path):
 async def test_trace_is_drawn_from_the_store_of_csm_up(served, tmp_path):
     _, csm = served
     folder = csm.state
-    state.announce(state.Running(csm.address, os.getpid(), str(folder / "traces")), folder)
+    state.register(state.Running(csm.address, os.getpid(), str(folder / "traces")), folder)
     store = TraceStore(folder / "traces")
     event = Event("first_output", 4 * 10**7, {"stage": "watermark"})
     store.add("ab" * 16, Span("gateway", "Speech/StreamSynthesize", "server", "1", "", 0, 10**8, events=(event,)))
@@ -171,7 +184,7 @@ async def test_trace_is_drawn_from_the_store_of_csm_up(served, tmp_path):
 async def test_a_broken_request_shows_its_trace_too(served, tmp_path):
     _, csm = served
     folder = csm.state
-    state.announce(state.Running(csm.address, os.getpid(), str(folder / "traces")), folder)
+    state.register(state.Running(csm.address, os.getpid(), str(folder / "traces")), folder)
     failed = Span("gateway", "Speech/StreamSynthesize", "server", "1", "", 0, 10**8, error="UNAVAILABLE: codec: gone")
     TraceStore(folder / "traces").add("ab" * 16, failed)
     code, out, err = await csm("say", "break", "-o", "out.wav", "--trace")
@@ -182,7 +195,7 @@ async def test_a_broken_request_shows_its_trace_too(served, tmp_path):
 async def test_trace_draws_the_last_request(served, tmp_path):
     _, csm = served
     folder = csm.state
-    state.announce(state.Running(csm.address, os.getpid(), str(folder / "traces")), folder)
+    state.register(state.Running(csm.address, os.getpid(), str(folder / "traces")), folder)
     span = Span("gateway", "Speech/StreamSynthesize", "server", "1", "", 0, 10**8, attributes={"csm.bundle": "b<>"})
     TraceStore(folder / "traces").add("ab" * 16, span)
     assert (await csm("say", "Hello <all>.", "-o", "out.wav"))[0] == 0
@@ -201,7 +214,7 @@ async def test_a_request_that_is_refused_is_known_by_the_id_it_was_sent_with(ser
     fake, csm = served
     assert (await csm("say", "", "-o", "out.wav"))[0] == 3
     sent = fake.metadata[0]["traceparent"].split("-")[1]
-    assert state.last_said(csm.state) == state.Said(sent, None)
+    assert state.last_request(csm.state) == state.LastRequest(sent, None)
     code, out, err = await csm("trace")
     assert (code, out) == (2, "") and err.startswith("csm: no traces in ") and len(err.splitlines()) == 1
 
@@ -249,7 +262,7 @@ async def test_voices_come_with_an_example_that_parses(served):
     assert code == 0
     assert out.startswith("Bundle `fake`:\na tone\n(8 codebooks, 12.5 frames/s, 24000 Hz, 2048 tokens a request)\n")
     assert "noise" in out and "[bold] as brass" in " ".join(out.split())
-    assert 'csm say "Hello." --speaker 1 -o bob.wav' in " ".join(out.split())
+    assert 'csm say "Hello." --voice bob -o bob.wav' in " ".join(out.split())
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
@@ -263,12 +276,14 @@ def test_context_takes_the_shortest_file_that_exists(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a:b.wav").write_bytes(b"")
     Path("1@a.wav").write_bytes(b"")
-    assert _context("a:b.wav:c:d") == (None, Path("a:b.wav"), "c:d")
-    assert _context("12@a:b.wav:") == (12, Path("a:b.wav"), "")
-    assert _context("./1@a.wav:x") == (None, Path("1@a.wav"), "x")
+    context = Context()
+    assert context("a:b.wav:c:d") == (None, "a:b.wav", "c:d")
+    assert context("12@a:b.wav:") == (12, "a:b.wav", "")
+    assert context("./1@a.wav:x") == (None, "./1@a.wav", "x")
+    assert context("3@-:x") == (3, "-", "x")
     for wrong in ("a.wav", "b.wav:x", ":x", "-1@a:b.wav:x"):
-        with pytest.raises(argparse.ArgumentTypeError):
-            _context(wrong)
+        with pytest.raises(click.BadParameter):
+            context(wrong)
 
 
 def test_a_device_is_written_to_and_never_replaced(tmp_path):
@@ -279,7 +294,54 @@ def test_a_device_is_written_to_and_never_replaced(tmp_path):
     assert link.is_symlink() and Path("/dev/null").is_char_device()
 
 
+@pytest.mark.parametrize("command", ["", "say", "verify", "voices", "bench", "trace", "up", "demo", "completion"])
+def test_h_is_help_everywhere(command, capsys):
+    assert main([*command.split(), "-h"]) == 0
+    short = capsys.readouterr().out
+    assert short.startswith(f"Usage: csm {command}".rstrip())
+    assert main([*command.split(), "--help"]) == 0
+    assert capsys.readouterr().out == short
+
+
+def test_without_a_command_it_prints_its_help(capsys):
+    assert main([]) == 2
+    assert "Commands:" in capsys.readouterr().err
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"csm {__version__}\n"
+
+
+def test_the_version_imports_no_more_than_click():
+    code = "import sys; from gateway.cli.__main__ import main; main(['--version']); print({'grpc', 'rich', 'numpy', 'asyncio', 'services'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[1] == "set()"
+
+
+def test_talking_to_a_gateway_imports_no_numbers_and_no_model():
+    code = "import sys; import gateway.cli.commands.say, gateway.cli.commands.voices, gateway.cli.trace.command; print({'numpy', 'torch', 'soxr', 'grpc_health', 'grpc_status', 'cryptography'} & {n for n, m in sys.modules.items() if m})"
+    block = "import sys; sys.modules.update(dict.fromkeys(['grpc_health', 'grpc_status', 'grpc_reflection', 'grpc_tools']));"
+    run = subprocess.run([sys.executable, "-c", block + code], capture_output=True, text=True)
+    assert run.stdout == "set()\n", run.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_that_asks_csm(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert f"_CSM_COMPLETE={shell}_complete" in script
+    if shutil.which(shell):
+        check = "--no-execute" if shell == "fish" else "-n"
+        subprocess.run([shell, check, "/dev/stdin"], input=script, text=True, check=True)
+
+
+def test_completion_completes():
+    env = {**os.environ, "_CSM_COMPLETE": "bash_complete", "COMP_WORDS": "csm say --max", "COMP_CWORD": "2"}
+    run = subprocess.run([sys.executable, "-m", "gateway.cli"], env=env, capture_output=True, text=True)
+    assert run.stdout.split() == ["plain,--max-seconds"]
+
+
 def test_help_tells_the_exit_codes(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
+    assert main(["--help"]) == 0
     assert "4    the server is overloaded" in capsys.readouterr().out

@@ -1,7 +1,7 @@
 """What others wrote is printed as text: nothing in it reaches the terminal as a command."""
 
-import argparse
 import io
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -15,9 +15,10 @@ from gateway.cli.bench.fleet import Outcome
 from gateway.cli.bench.plan import Plan
 from gateway.cli.bench.record import Record
 from gateway.cli.bench.stats import point
+from gateway.cli.commands import voices
 from gateway.cli.terminal import PlainConsole, plain
 from gateway.cli.trace import command as trace_command
-from gateway.cli.trace.traces import Span, TraceStore
+from gateway.cli.trace.spans import Span, TraceStore
 from gateway.cli.trace.waterfall import Bar, draw
 
 EVIL = "\x1b]0;owned\x07\x1b[2Jgone\rsorry\u202e\x9b31m\nsecond line"
@@ -41,7 +42,7 @@ async def test_csm_trace_prints_spans_as_text(tmp_path, monkeypatch, listed):
     TraceStore(tmp_path / "traces").add(ID, evil)
     TraceStore(tmp_path / "traces").add(ID, Span("codec", f"x/{EVIL}", "server", "2", "9", 0, 10**8))
     out, err = consoles()
-    args = argparse.Namespace(id=ID, file=None, list=listed, output=tmp_path / "p.html", text=None)
+    args = SimpleNamespace(id=ID, file=None, list=listed, output=tmp_path / "p.html", text=None)
     assert await trace_command.trace(args, out, err) == 0
     printed = out.file.getvalue()
     assert "owned" in printed and not STEERING & set(printed), repr(printed)
@@ -58,7 +59,7 @@ def test_a_servers_words_are_text_on_standard_error(capsys, monkeypatch):
     async def refuse(args):
         raise exceptions.InvalidRequest(EVIL, code=grpc.StatusCode.INVALID_ARGUMENT)
 
-    monkeypatch.setattr(cli, "_voices", refuse)
+    monkeypatch.setattr(voices, "_voices", refuse)
     assert cli.main(["voices"]) == 3
     printed = capsys.readouterr().err
     assert "owned" in printed and not STEERING & set(printed) and len(printed.splitlines()) == 1
@@ -77,7 +78,7 @@ async def test_voices_are_text(capsys, monkeypatch):
             return speech_pb2.ListVoicesResponse(description=EVIL, voices=[voice])
 
     monkeypatch.setattr(connection, "client", lambda args: Server())
-    assert await cli._voices(argparse.Namespace()) == 0
+    assert await voices._voices(SimpleNamespace()) == 0
     printed = capsys.readouterr().out
     assert "owned" in printed and not STEERING & set(printed)
 

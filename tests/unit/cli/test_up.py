@@ -13,8 +13,8 @@ import pytest
 from csm_client.exceptions import Unavailable
 
 from gateway.cli import state
+from gateway.cli.ports import consecutive_ports, free_ports
 from gateway.cli.supervisor import Child, ChildDied, Supervisor, _dies_with_us
-from gateway.cli.up import consecutive_ports, free_ports
 from services.runtime.settings import StartError
 
 # A server that says SERVING, told by its environment what else to do.
@@ -182,28 +182,28 @@ def test_ports():
 def test_other_terminals_find_the_one_that_runs(tmp_path):
     assert state.find(tmp_path) is None
     ours = state.Running("127.0.0.1:5", os.getpid(), str(tmp_path))
-    state.announce(ours, tmp_path)
+    state.register(ours, tmp_path)
     assert state.find(tmp_path) == ours
     later = state.Running("127.0.0.1:6", os.getpid(), None)
-    state.announce(later, tmp_path)
-    state.withdraw(ours, tmp_path)
+    state.register(later, tmp_path)
+    state.unregister(ours, tmp_path)
     assert state.find(tmp_path) == later
-    state.withdraw(later, tmp_path)
+    state.unregister(later, tmp_path)
     assert state.find(tmp_path) is None
     assert not list(tmp_path.iterdir())
 
 
 def test_several_have_a_place_each_and_the_first_is_found(tmp_path):
-    with state.claim(tmp_path) as first, state.claim(tmp_path) as second:
+    with state.acquire_instance_dir(tmp_path) as first, state.acquire_instance_dir(tmp_path) as second:
         assert (first, second) == (tmp_path, tmp_path / "up-2")
         notes = [state.Running(f"127.0.0.1:{number}", os.getpid(), None) for number in (1, 2)]
-        state.announce(notes[1], second)
+        state.register(notes[1], second)
         assert state.find(tmp_path) == notes[1], "the first is not ready yet"
-        state.announce(notes[0], first)
+        state.register(notes[0], first)
         assert state.running(tmp_path) == notes and state.find(tmp_path) == notes[0]
-        state.withdraw(notes[0], first)
+        state.unregister(notes[0], first)
         assert state.running(tmp_path) == notes[1:]
-    with state.claim(tmp_path) as again:
+    with state.acquire_instance_dir(tmp_path) as again:
         assert again == tmp_path
 
 
@@ -212,7 +212,7 @@ def test_the_claim_of_a_killed_one_is_gone_and_children_do_not_keep_it(tmp_path)
         import subprocess, sys, time
         from pathlib import Path
         from gateway.cli import state
-        with state.claim(Path({str(tmp_path)!r})) as place:
+        with state.acquire_instance_dir(Path({str(tmp_path)!r})) as place:
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdout=subprocess.DEVNULL)
             print(place, child.pid, flush=True)
             time.sleep(600)
@@ -221,12 +221,12 @@ def test_the_claim_of_a_killed_one_is_gone_and_children_do_not_keep_it(tmp_path)
     place, child = process.stdout.readline().split()
     try:
         assert place == str(tmp_path)
-        with state.claim(tmp_path) as other:
+        with state.acquire_instance_dir(tmp_path) as other:
             assert other == tmp_path / "up-2"
         process.kill()
         process.wait()
         assert is_alive(int(child))
-        with state.claim(tmp_path) as again:
+        with state.acquire_instance_dir(tmp_path) as again:
             assert again == tmp_path
     finally:
         os.kill(int(child), signal.SIGKILL)
@@ -235,16 +235,20 @@ def test_the_claim_of_a_killed_one_is_gone_and_children_do_not_keep_it(tmp_path)
 
 
 def test_more_than_fit_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(state, "MOST", 2)
-    with state.claim(tmp_path), state.claim(tmp_path), pytest.raises(StartError, match=r"2 `csm up` use .* already"):
-        with state.claim(tmp_path):
+    monkeypatch.setattr(state, "MAX_INSTANCES", 2)
+    with (
+        state.acquire_instance_dir(tmp_path),
+        state.acquire_instance_dir(tmp_path),
+        pytest.raises(StartError, match=r"2 `csm up` use .* already"),
+    ):
+        with state.acquire_instance_dir(tmp_path):
             pass
 
 
 def test_one_that_was_killed_is_not_found(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    state.announce(state.Running("127.0.0.1:5", process.pid, None), tmp_path)
+    state.register(state.Running("127.0.0.1:5", process.pid, None), tmp_path)
     assert state.find(tmp_path) is None
     (tmp_path / "up.json").write_text("{}")
     assert state.find(tmp_path) is None

@@ -1,19 +1,18 @@
 """`csm bench` as its users meet it: a process against a server that speaks, refuses, cheats or hangs."""
 
-import argparse
 import asyncio
 import gc
 import json
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
 from csm_client import SpeechClient
 
-from gateway.cli import __main__ as cli
 from gateway.cli.bench import command, fleet
 from gateway.cli.bench.plan import Plan
 from gateway.cli.bench.record import OK, Record
@@ -54,6 +53,11 @@ async def served(monkeypatch):
         yield behaviour, address
 
 
+def bench_options(*arguments):
+    """The options of `csm bench` with these arguments."""
+    return SimpleNamespace(**command.command.make_context("bench", list(arguments)).params)
+
+
 async def start(address, folder, *arguments):
     env = {"PATH": "/usr/bin:/bin", "CSM_STATE_DIR": str(folder / "state"), "PYTHONPATH": ":".join(sys.path)}
     return await asyncio.create_subprocess_exec(
@@ -90,7 +94,7 @@ async def test_a_sweep_tells_of_every_point_and_counts_every_byte(served, tmp_pa
     assert [point["label"] for point in found["points"]] == ["1", "3"]
     assert [point["processes"] for point in found["points"]] == [1, 2]
     for point in found["points"]:
-        assert point["ok"] == point["requests"] >= 1 and point["errors"] == {} and point["is_whole"]
+        assert point["ok"] == point["requests"] >= 1 and point["errors"] == {} and point["is_complete"]
         assert point["bytes"] == point["ok"] * FRAMES * FRAME * 2 == point["samples_checked"] * 2
         assert point["first_audio_s"]["count"] == point["ok"] and point["gap_s"]["count"] == point["ok"] * (FRAMES - 1)
     assert found["points"][1]["requests"] >= 3
@@ -149,13 +153,13 @@ async def test_ctrl_c_gives_the_report_so_far(served, tmp_path):
     out, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 130, err
     (point,) = json.loads((tmp_path / "out" / "bench.json").read_text())["points"]
-    assert (point["unfinished"], point["ok"], point["errors"], point["is_whole"]) == (2, 0, {}, False)
+    assert (point["unfinished"], point["ok"], point["errors"], point["is_complete"]) == (2, 0, {}, False)
     assert "stopped early" in out.decode()
 
 
 async def test_nobody_there_is_one_line(tmp_path):
     code, out, err, _ = await bench("127.0.0.1:1", tmp_path, "--duration", "1")
-    assert code == 5 and out == "" and "nothing answers" in err
+    assert code == 5 and out == "" and "nothing listens" in err
 
 
 async def test_open_loop_counts_from_the_intended_arrival(served):
@@ -214,8 +218,8 @@ def bench_here(served, tmp_path, monkeypatch):
             return fleet.Outcome(plan, processes, outcome, wall_s=1.0)
 
         monkeypatch.setattr(fleet, "run", point)
-        options = ["bench", "--address", served[1], "-o", str(tmp_path / "out"), *options]
-        code = await command.run(cli._parser().parse_args(options))
+        options = ["--address", served[1], "-o", str(tmp_path / "out"), *options]
+        code = await command.run(bench_options(*options))
         file = tmp_path / "out" / "bench.json"
         return code, json.loads(file.read_text()) if file.exists() else None
 
@@ -235,7 +239,7 @@ async def test_cancelled_while_its_workers_start_it_leaves_nothing_unheard(monke
 
     monkeypatch.setattr(fleet._Worker, "start", never)
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: unheard.append(context))
-    running = asyncio.ensure_future(fleet.run(argparse.Namespace(), Plan(streams=3), 3, lambda _: None))
+    running = asyncio.ensure_future(fleet.run(SimpleNamespace(), Plan(streams=3), 3, lambda _: None))
     await started.wait()
     running.cancel()
     await asyncio.wait([running])
@@ -280,7 +284,7 @@ async def test_a_point_where_nothing_was_measured_is_no_success(bench_here, caps
 )
 def test_more_load_takes_more_processes(monkeypatch, load, processes):
     monkeypatch.setattr("os.cpu_count", lambda: 64)
-    args = cli._parser().parse_args(["bench", *load])
+    args = bench_options(*load)
     (plan,) = command._plans(args)
     assert command._Bench(args, [plan], None)._processes(plan) == processes
 
@@ -291,6 +295,6 @@ def test_the_streams_of_a_rate_are_those_that_its_texts_make():
 
 
 def test_a_worker_reads_what_its_parent_wrote():
-    args, plan = argparse.Namespace(address="x:1", timeout=3.0, run=print), Plan(streams=3)
+    args, plan = SimpleNamespace(address="x:1", timeout=3.0, run=print), Plan(streams=3)
     read_args, read_plan = read_orders(orders(args, plan))
     assert vars(read_args) == {"address": "x:1", "timeout": 3.0} and read_plan == plan

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from gateway.cli.bench import report
-from gateway.cli.bench.command import _counts, _rates
+from gateway.cli.bench.command import _Counts, _Rates
 from gateway.cli.bench.fleet import Outcome
 from gateway.cli.bench.plan import Plan
 from gateway.cli.bench.plot import NoPlot, plot
 from gateway.cli.bench.record import ACCOUNTING, OK, UNFINISHED, Record
 from gateway.cli.bench.stats import Spread, point
 from gateway.cli.bench.texts import Texts, sentences
-from gateway.cli.trace.traces import Span
+from gateway.cli.trace.spans import Span
 from models.bundle import load_bundle
 from services.tokenizer.text import load_text_tokenizer
 
@@ -136,7 +136,7 @@ def test_audio_is_limited_by_the_text_or_by_a_length():
 def test_the_report_shows_every_number_and_what_failed():
     plans = [Plan(streams=2), Plan(streams=8)]
     bad = [record(), record(ACCOUNTING, problem="3 frames | are 11520 bytes,\n7 came")]
-    points = [point(outcome([record(first_s=0.123)])), point(Outcome(plans[1], 2, bad, [0.9], 1.0, is_whole=False))]
+    points = [point(outcome([record(first_s=0.123)])), point(Outcome(plans[1], 2, bad, [0.9], 1.0, is_complete=False))]
     text = report.markdown(plans, points, {"address": "here:1", "bundle": "noise"})
     rows = [line for line in text.splitlines() if line.startswith("| 2") or line.startswith("| 8")]
     assert "123.0" in rows[0] and "all right" in rows[0] and "0 of 1" in rows[0]
@@ -172,12 +172,12 @@ def test_without_matplotlib_one_line_says_how_to_get_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize("value", ["", "0", "1,,2", "x", "1.5", "1000000"])
 def test_wrong_numbers_of_streams_are_refused(value):
     with pytest.raises(Exception, match="whole numbers"):
-        _counts(value)
-    assert _counts("1,16,64") == [1, 16, 64]
+        _Counts()(value)
+    assert _Counts()("1,16,64") == [1, 16, 64]
 
 
 @pytest.mark.parametrize("value", ["", "0", "nan", "-1", "inf"])
 def test_wrong_rates_are_refused(value):
     with pytest.raises(Exception, match="numbers"):
-        _rates(value)
-    assert _rates("0.5,2") == [0.5, 2.0]
+        _Rates()(value)
+    assert _Rates()("0.5,2") == [0.5, 2.0]

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.cli.trace.cadence import Chunk, cadence_of
 from gateway.cli.trace.page import page, story
+from gateway.cli.trace.playback import Chunk, timeline_of
 from gateway.cli.trace.request_trace import requests_of
-from gateway.cli.trace.traces import Event
+from gateway.cli.trace.spans import Event
 from support.page_reader import Reader
 from support.request_spans import FACTS, ID, MS, T0, audio, call, request, root, span
 
@@ -106,9 +106,9 @@ def test_an_older_gateway_without_chunks():
 
 
 def test_what_was_heard_waits_where_it_ran_dry():
-    cadence = cadence_of(root(), T0)
-    assert cadence.underruns == (Chunk(0.9, 0.24, 0.32, -0.16),)
-    assert cadence.played(1.0) == [
+    playback = timeline_of(root(), T0)
+    assert playback.underruns == (Chunk(0.9, 0.24, 0.32, -0.16),)
+    assert playback.played(1.0) == [
         pytest.approx(point)
         for point in (
             (0.5, 0.0),
@@ -119,15 +119,15 @@ def test_what_was_heard_waits_where_it_ran_dry():
             (1.0, 0.34),
         )
     ]
-    assert cadence.delivered(1.0)[-2:] == [pytest.approx((0.95, 1.2)), pytest.approx((1.0, 1.2))]
-    heard = cadence.played(99)[-1]
+    assert playback.delivered(1.0)[-2:] == [pytest.approx((0.95, 1.2)), pytest.approx((1.0, 1.2))]
+    heard = playback.played(99)[-1]
     assert heard == pytest.approx((1.86, 1.2)), "play ends with the audio"
 
 
 def test_chunks_that_were_not_told_are_a_slope_and_a_note():
     some = audio((500, 0, 80, 0), (900, 800, 80, 400))
     told = request(events=some, attributes=FACTS | {"csm.chunks": 11, "csm.underruns": 0})
-    assert cadence_of(told[-1], T0).delivered(1.0)[2] == pytest.approx((0.9, 0.8))
+    assert timeline_of(told[-1], T0).delivered(1.0)[2] == pytest.approx((0.9, 0.8))
     assert "2 of 11 chunks were told" in Reader(page(ID, told)).text
 
 
@@ -139,14 +139,14 @@ def test_a_chunk_that_cannot_be_is_left_out(place, wrong):
     told = [600, 80, 80, 30]
     told[place] = wrong
     spans = request(events=(*audio((500, 0, 80, 0)), *audio(told)))
-    assert cadence_of(spans[-1], T0).chunks == (Chunk(0.5, 0.0, 0.08, 0.0),)
+    assert timeline_of(spans[-1], T0).chunks == (Chunk(0.5, 0.0, 0.08, 0.0),)
     text = Reader(page(ID, spans)).text
     assert "nan" not in text.lower() and "inf" not in text.lower().replace("information", "") and "e+" not in text
 
 
 def test_audio_before_the_request_or_of_negative_length_is_left_out():
     wrong = audio((-5, 0, 80, 0), (600, -1, 80, 0), (600, 0, -80, 0), (600, True, "80", None))
-    assert cadence_of(root(events=wrong), T0) is None
+    assert timeline_of(root(events=wrong), T0) is None
 
 
 def test_nothing_ends_before_it_began():

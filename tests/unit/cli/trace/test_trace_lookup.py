@@ -16,7 +16,7 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from gateway.cli import state
 from gateway.cli.trace.lookup import TraceError, find, known
 from gateway.cli.trace.otlp_file import MalformedFile, read_trace, requests_in
-from gateway.cli.trace.traces import Span, TraceStore
+from gateway.cli.trace.spans import Span, TraceStore
 
 A, B, C = "a" * 32, "abcd" + "0" * 28, "c" * 32
 ROOT = Span("gateway", "Speech/Say", "server", "01", "", 10**18, 10**18 + 5)
@@ -167,7 +167,7 @@ async def test_of_a_file_the_newest_request_or_the_last_said(tmp_path):
     path = write(tmp_path / "s.json", as_collector_writes(second), as_collector_writes(first))
     found = await find(None, path, tmp_path)
     assert (found.trace_id, found.chosen) == (new, f"the newest of 2 in {path}")
-    state.remember(state.Said(old, None), tmp_path)
+    state.save_last_request(state.LastRequest(old, None), tmp_path)
     assert (await find(None, path, tmp_path)).trace_id == old
     assert (await find(new[:8], path, tmp_path)).trace_id == new
     assert [found.trace_id for found in known(path, tmp_path)] == [new, old]
@@ -185,7 +185,7 @@ async def test_of_this_machine_the_last_said_a_part_of_an_id_or_a_header(tmp_pat
         await find(None, None, tmp_path)
     for wanted in (A, A.upper(), "aaaa", f"00-{A}-{'1' * 16}-01", f" {A}\n", "-".join((A[:8], A[8:]))):
         assert (await find(wanted, None, tmp_path)).trace_id == A
-    state.remember(state.Said(B, str(store.folder)), tmp_path)
+    state.save_last_request(state.LastRequest(B, str(store.folder)), tmp_path)
     found = await find(None, None, tmp_path)
     assert (found.trace_id, found.spans, found.chosen) == (B, [ROOT], "the last `csm say`")
     assert {found.trace_id for found in known(None, tmp_path)} == {A, B}
@@ -193,7 +193,7 @@ async def test_of_this_machine_the_last_said_a_part_of_an_id_or_a_header(tmp_pat
         (None, "was for a gateway elsewhere: .*--file"),
         (str(store.folder), "may not have reached its gateway"),
     ):
-        state.remember(state.Said(C, traces), tmp_path)
+        state.save_last_request(state.LastRequest(C, traces), tmp_path)
         with pytest.raises(TraceError, match=f"the last `csm say` {why}.*{C}"):
             await find(None, None, tmp_path)
     TraceStore(tmp_path / "traces").add(A[:31] + "b", ROOT)
@@ -203,7 +203,7 @@ async def test_of_this_machine_the_last_said_a_part_of_an_id_or_a_header(tmp_pat
 
 async def test_the_trace_of_a_demo_lies_elsewhere(tmp_path):
     TraceStore(tmp_path / "demo" / "traces").add(A, ROOT)
-    state.remember(state.Said(A, str(tmp_path / "demo" / "traces")), tmp_path)
+    state.save_last_request(state.LastRequest(A, str(tmp_path / "demo" / "traces")), tmp_path)
     assert (await find(None, None, tmp_path)).spans == [ROOT]
 
 
@@ -228,7 +228,7 @@ async def test_an_id_that_is_not_there_is_one_line_on_how_to_get_one(tmp_path, w
 async def test_nothing_kept_is_told_apart(tmp_path):
     with pytest.raises(TraceError, match=f"no traces in {tmp_path}/traces: `csm up` keeps them there; .*--file"):
         await find(A, None, tmp_path)
-    state.announce(state.Running("127.0.0.1:5", os.getpid(), None), tmp_path)
+    state.register(state.Running("127.0.0.1:5", os.getpid(), None), tmp_path)
     with pytest.raises(TraceError, match="OTEL_EXPORTER_OTLP_ENDPOINT; look there"):
         await find(A, None, tmp_path)
 
@@ -244,14 +244,14 @@ async def test_a_damaged_trace_is_one_line(tmp_path, line):
 
 def test_a_state_that_cannot_be_written_or_read_is_no_reason_to_fail(tmp_path):
     (tmp_path / "file").write_text("")
-    state.remember(state.Said(A, None), tmp_path / "file")
-    assert state.last_said(tmp_path / "file") is None
+    state.save_last_request(state.LastRequest(A, None), tmp_path / "file")
+    assert state.last_request(tmp_path / "file") is None
     for content in ("", "{}", "[]", "{", '{"trace_id": 7, "traces": null}'):
-        (tmp_path / "said.json").write_text(content)
-        assert state.last_said(tmp_path) is None
-    state.remember(state.Said(A, None), tmp_path)
-    assert state.last_said(tmp_path) == state.Said(A, None)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "said.json"]
+        (tmp_path / "last_request.json").write_text(content)
+        assert state.last_request(tmp_path) is None
+    state.save_last_request(state.LastRequest(A, None), tmp_path)
+    assert state.last_request(tmp_path) == state.LastRequest(A, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "last_request.json"]
 
 
 @pytest.mark.parametrize("span_id", ["", "00" * 8, "01", "01" * 9])

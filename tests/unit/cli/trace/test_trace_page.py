@@ -11,7 +11,7 @@ from gateway.cli.trace import page as trace_page
 from gateway.cli.trace.page import page, story
 from gateway.cli.trace.picture import ticks
 from gateway.cli.trace.request_trace import requests_of
-from gateway.cli.trace.traces import MAX_SPANS, Span
+from gateway.cli.trace.spans import MAX_SPANS, Span
 from support.page_reader import Reader
 from support.request_spans import CHUNKS, FACTS, ID, audio, call, request, root, span
 

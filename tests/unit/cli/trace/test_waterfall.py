@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from csm.speech.v1 import speech_pb2
 
-from gateway.cli.trace.traces import Event
+from gateway.cli.trace.spans import Event
 from gateway.cli.trace.waterfall import Bar, bars_of_summary, bars_of_trace, draw, seconds
 from support.request_spans import MS, SPEAK, T0, call, span
 

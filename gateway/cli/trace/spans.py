@@ -107,7 +107,7 @@ class TraceStore:
             now, found = time.monotonic(), self.read(trace_id)
             if len(found) != len(spans):
                 spans, changed = found, now
-            whole = is_whole(spans)
+            whole = is_complete(spans)
             if (whole and now - changed >= _SETTLE_S) or now - started >= timeout_s:
                 return spans, whole
             await asyncio.sleep(_POLL_S)
@@ -125,12 +125,12 @@ class TraceStore:
         return self.folder / f"{trace_id}.jsonl"
 
 
-def is_whole(spans: Iterable[Span]) -> bool:
+def is_complete(spans: Iterable[Span]) -> bool:
     """Whether nothing is missing."""
-    return not missing(spans)
+    return not missing_spans(spans)
 
 
-def missing(spans: Iterable[Span]) -> list[str]:
+def missing_spans(spans: Iterable[Span]) -> list[str]:
     """What a request's trace still lacks, each in a few words: the gateway's span; the other side of a call.
 
     A call that failed may have no other side: its server was gone. A request may have more than one
@@ -138,19 +138,19 @@ def missing(spans: Iterable[Span]) -> list[str]:
     """
     own = [span for span in spans if not span.linked]
     ids, parents = {span.span_id for span in own}, {span.parent_id for span in own}
-    lacks = [] if any(is_request(span) for span in own) else ["the gateway's own span"]
+    found = [] if any(is_request(span) for span in own) else ["the gateway's own span"]
     for span in own:
         method = span.name.rpartition("/")[2]
         if span.service == "gateway" and span.kind == "client" and span.span_id not in parents and not span.error:
-            lacks.append(f"the stage's side of {method}")
+            found.append(f"the stage's side of {method}")
         if span.parent_id and span.parent_id not in ids and span.service in STAGES:
             above = (
                 f"the gateway's side of {method}"
                 if span.kind == "server"
                 else f"what is above the {span.service}'s {method}"
             )
-            lacks.append(above)
-    return list(dict.fromkeys(lacks))
+            found.append(above)
+    return list(dict.fromkeys(found))
 
 
 def is_request(span: Span) -> bool:

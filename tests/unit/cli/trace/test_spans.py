@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
-from gateway.cli.trace import traces
+from gateway.cli.trace import spans as traces
 from gateway.cli.trace.collector import Collector
-from gateway.cli.trace.traces import Span, TraceStore, is_whole
+from gateway.cli.trace.spans import Span, TraceStore, is_complete
 
 A, B, C, D = ("a" * 32, "b" * 32, "c" * 32, "d" * 32)
 ROOT = Span("gateway", "Speech/Say", "server", "01", "", 0, 100)
@@ -149,7 +149,7 @@ def test_a_line_that_is_being_written_waits(tmp_path):
     ],
 )
 def test_when_a_trace_is_whole(spans, whole):
-    assert is_whole(spans) is whole
+    assert is_complete(spans) is whole
 
 
 async def test_waiting_ends_when_the_trace_is_whole(tmp_path):

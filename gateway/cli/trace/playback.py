@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gateway.cli.trace.traces import Span
+from gateway.cli.trace.spans import Span
 
 _LONGEST_MS = 86_400_000  # a day; an utterance is minutes at most, so what claims more was not measured
 
@@ -40,7 +40,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Cadence:
+class PlaybackTimeline:
     """Chunks in order. total: how many there were; more than `chunks` when not every one was told."""
 
     chunks: tuple[Chunk, ...]
@@ -83,7 +83,7 @@ class Cadence:
         return [*points, (max(until_s, points[-1][0]), points[-1][1])]
 
 
-def cadence_of(request: Span, zero_ns: int) -> Cadence | None:
+def timeline_of(request: Span, zero_ns: int) -> PlaybackTimeline | None:
     """From the events of the gateway's span, those that can be; None when it tells of no audio."""
     chunks = []
     for event in request.events:
@@ -94,7 +94,7 @@ def cadence_of(request: Span, zero_ns: int) -> Cadence | None:
         return None
     chunks.sort(key=lambda chunk: (chunk.position_s, chunk.arrived_s))
     total = request.attributes.get("csm.chunks")
-    return Cadence(tuple(chunks), max(total, len(chunks)) if isinstance(total, int) else len(chunks))
+    return PlaybackTimeline(tuple(chunks), max(total, len(chunks)) if isinstance(total, int) else len(chunks))
 
 
 def _are_possible(position_ms: object, duration_ms: object, lead_ms: object) -> bool:

@@ -1,0 +1,135 @@
+"""`csm say`."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextlib import suppress
+from typing import Any
+
+import click
+from csm.speech.v1 import speech_pb2
+from csm_client import ContextTurn, SpeechClient, exceptions
+
+from gateway.cli import connection
+from gateway.cli.errors import CommandError
+from gateway.cli.execution import SAY_INCOMPLETE, Options, execute
+from gateway.cli.options import HELP, Context, OutputFile, Seconds, input_bytes, input_text, remote
+from gateway.cli.say import listen, new_trace, opened, save_last_request, show_waterfall
+from gateway.cli.terminal import PlainConsole, plain_line
+
+_VOICES_S = 5.0
+
+
+@click.command("say", context_settings=HELP)
+@click.argument("text", required=False)
+@click.option(
+    "--file", "text_file", metavar="FILE.txt", help="Read the text from this file or pipe; - is standard input."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=OutputFile(".wav"),
+    required=True,
+    metavar="FILE.wav",
+    help="Write the speech here; - is standard output, a pipe gets it as it is made.",
+)
+@click.option("--voice", metavar="NAME", help="A voice by its name; `csm voices` lists them.")
+@click.option("--speaker", type=int, help="A voice by its number (default 0).")
+@click.option(
+    "--context",
+    type=Context(),
+    multiple=True,
+    metavar="[SPEAKER@]FILE:TRANSCRIPT",
+    help="An earlier turn: its WAV and its words, oldest first; by the speaking voice unless a number is in front.",
+)
+@click.option("--seed", type=int, help="The same seed and request give the same speech.")
+@click.option("--temperature", type=float, help="Default 0.9.")
+@click.option("--top-k", type=int, help="Default 50.")
+@click.option(
+    "--max-seconds", type=Seconds(), metavar="SECONDS", help="A cap: longer speech is cut there (exit code 9)."
+)
+@click.option("--rate", type=int, metavar="HZ", help="Sample rate, 8000 to 48000 (default: the model's).")
+@click.option("--trace", is_flag=True, help="Show where the time went.")
+@remote
+def command(**options: Any) -> int:
+    """Speak TEXT into a WAV file. TEXT - is standard input."""
+    given = [options["text"] is not None, options["text_file"] is not None]
+    if sum(given) != 1:
+        raise click.UsageError("give TEXT or --file" if not any(given) else "TEXT and --file cannot both be given")
+    if options["voice"] is not None and options["speaker"] is not None:
+        raise click.UsageError("--voice and --speaker cannot both be given")
+    readers = [options["text"], options["text_file"], *(name for _, name, _ in options["context"])]
+    if readers.count("-") > 1:
+        raise click.UsageError("standard input (-) can be read only once")
+    return execute(_say, options)
+
+
+async def _say(args: Options) -> int:
+    to_stdout = str(args.output) == "-"
+    out, err = PlainConsole(stderr=to_stdout), PlainConsole(stderr=True)
+    store = connection.traces(args)
+    text = await asyncio.to_thread(_text, args)
+    clips = [await asyncio.to_thread(input_bytes, name) for _, name, _ in args.context]
+    async with connection.client(args) as client:
+        speaker = await _speaker(client, args)
+        turns = [
+            ContextTurn(speaker if who is None else who, words, clip)
+            for (who, _, words), clip in zip(args.context, clips, strict=True)
+        ]
+        with opened(args.output) as sink, new_trace() as trace_id:
+            try:
+                stream = client.stream(
+                    text,
+                    speaker=speaker,
+                    context=turns,
+                    temperature=args.temperature,
+                    top_k=args.top_k,
+                    seed=args.seed,
+                    max_audio_ms=None if args.max_seconds is None else math.ceil(args.max_seconds * 1000),
+                    sample_rate_hz=args.rate,
+                    encoding="pcm_s16le",
+                )
+            except ValueError as error:
+                raise CommandError(str(error)) from error
+            try:
+                spoken = await listen(stream, err, sink)
+            except exceptions.SpeechError:
+                if args.trace:
+                    await show_waterfall(out, save_last_request(stream, trace_id, store), None, store)
+                raise
+            finally:
+                trace_id = save_last_request(stream, trace_id, store)
+        name = "standard output" if to_stdout else args.output
+        out.print(f"{name}: {spoken.describe()}\n{await _answered_by(client)}")
+        if args.trace:
+            await show_waterfall(out, trace_id, stream.summary, store)
+    return 0 if spoken.is_complete else SAY_INCOMPLETE
+
+
+def _text(args: Options) -> str:
+    if args.text_file is not None:
+        return input_text(args.text_file)
+    text: str = input_text("-") if args.text == "-" else args.text
+    return text
+
+
+async def _speaker(client: SpeechClient, args: Options) -> int:
+    if args.voice is None:
+        return args.speaker or 0
+    answer = await client.voices()
+    numbers = {voice.name.lower(): voice.speaker for voice in answer.voices}
+    if args.voice.lower() not in numbers:
+        names = ", ".join(voice.name for voice in answer.voices) or "none: the voice comes from --context"
+        raise CommandError(f"--voice {args.voice}: no such voice at {client.address}; it has {plain_line(names)}")
+    return numbers[args.voice.lower()]
+
+
+async def _answered_by(client: SpeechClient) -> str:
+    """Which deployment spoke."""
+    answer = speech_pb2.ListVoicesResponse()
+    with suppress(exceptions.SpeechError):  # the speech is there, whatever this answers
+        answer = await client.voices(timeout_s=_VOICES_S)
+    parts = [f"bundle {answer.bundle.bundle_id}"] if answer.bundle.bundle_id else []
+    parts += [f"version {answer.version}"] if answer.version else []
+    return plain_line(f"spoken by {client.address}" + (f" ({', '.join(parts)})" if parts else ""))
