@@ -23,7 +23,7 @@ $(VENV)/run.stamp: $(INSTALL_INPUTS)
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
 	$(BIN)/pip install --quiet -c constraints.txt -e gateway/client -e models/embedded -e '.[test]'
-# Beside the packages, not among them: a test wants Llama 3's tokenizer.model that lies in this
+# In a folder of its own: a test wants Llama 3's tokenizer.model that lies in this
 # wheel, whose own package `models` would hide ours.
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/llama3 llama-models==0.3.0
 # What examples/node wants.
@@ -70,7 +70,7 @@ metrics-test: $(BIN)/promtool
 	@test -x $(BIN)/promtool
 	$(BIN)/python -m pytest tests/deploy/test_queries.py
 
-# Beside a CUDA device: its tests and timings, about nine minutes.
+# On a machine with a CUDA device: its tests and timings, about nine minutes.
 gpu-check: $(VENV)/test.stamp
 	PYTHON=$(BIN)/python tests/bench/check.sh
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# promtool.sh FILE: puts Prometheus' promtool there. Installs nothing: Debian's package is unpacked beside.
+# promtool.sh FILE: puts Prometheus' promtool there. Installs nothing: Debian's package is unpacked into a temporary folder.
 set -euo pipefail
 target=$(realpath -m "$1")
 if tool=$(command -v promtool) && [[ $tool != "$target" ]]; then

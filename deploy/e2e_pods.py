@@ -7,7 +7,7 @@ kubectl, lets podman run its Job and its Deployments, asks their probes, sends a
 its mark, kills the backbone, sees it come back, speaks again, stops the backbone in the middle of a stream that
 is still heard to its end, and takes everything down.
 
-podman asks no gRPC probes: they are asked from here, as the manifest says. What else it does and does not:
+podman runs no gRPC probes: this program does, as the manifest says. What podman does and does not do otherwise:
 pods.py. Root, podman and runc are needed.
 """
 
@@ -104,7 +104,7 @@ def walk_through(manifests: list[Manifest]) -> None:
     now = container(backbone)
     assert now["Id"] == before["Id"] and now["RestartCount"] == before["RestartCount"] + 1, now["RestartCount"]
     say(f"backbone killed (process {before['State']['Pid']}), ready again as process {now['State']['Pid']}", took_s)
-    # Its channel looks for a stage that was away at most two seconds apart: till then callers are told UNAVAILABLE.
+    # Its channel looks for a stage that was away at most two seconds apart: till then callers get UNAVAILABLE.
     command = csm("say", SENTENCE, "-o", "out/deploy/return.wav")
     until(
         lambda: subprocess.run(command, capture_output=True, cwd=ROOT, env=in_plaintext()).returncode != UNAVAILABLE,
@@ -116,7 +116,7 @@ def walk_through(manifests: list[Manifest]) -> None:
 
 
 def leave_in_the_middle(backbone: Manifest) -> None:
-    """A stream that runs while its backbone is told to leave is heard to its end. Last: podman starts it no more."""
+    """A stream that runs while its backbone gets SIGTERM is heard to its end. Last: podman does not start it again."""
     with subprocess.Popen(
         csm("say", STORY, "--seed", "3", "-o", "out/deploy/story.wav"),
         stdout=subprocess.PIPE,

@@ -3,7 +3,7 @@
     .venv/bin/python deploy/e2e_pods_mtls.py
 
 Needs the images that e2e_pods.py builds. A sentence goes through with a token; without one, and without the
-authority, it does not; the codec takes the gateway's certificate and nobody else's.
+authority, it does not; the codec accepts the gateway's certificate and no other.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What podman plays: images, commands, environment, ConfigMaps, Secrets, volumes, users, the read-only root,
 capabilities, memory limits, restarts. What it leaves out and is done here: Jobs (their pod is played by
-itself) and Services (network aliases with their names). What nobody does: NetworkPolicies, disruption
+itself) and Services (network aliases with their names). Done by neither: NetworkPolicies, disruption
 budgets, spread, preStop.
 """
 

@@ -128,7 +128,7 @@ class Bundle:
 
 
 def load_bundle(name: str | None = None) -> Bundle:
-    """Read the bundle called `name` (default: CSM_MODEL, else `embedded`).
+    """Read the bundle called `name` (default: CSM_MODEL, or `embedded`).
 
     name: `embedded`, `noise`, `csm-1b`, or a folder that holds a bundle.toml.
     Raises: PartError when there is no such bundle or its bundle.toml is unusable.
@@ -157,7 +157,7 @@ def load_bundle(name: str | None = None) -> Bundle:
 
 
 def known_bundles() -> dict[str, Path]:
-    """Bundles by name: those beside this file, and installed ones (entry points `csm.bundles`: name = package)."""
+    """Bundles by name: those in this folder, and installed ones (entry points `csm.bundles`: name = package)."""
     found = {path.parent.name: path.parent.resolve() for path in _HERE.glob("*/bundle.toml")}
     for point in entry_points(group="csm.bundles"):
         # The package is data alone; it is found, not imported.

@@ -36,7 +36,7 @@ def read_pickle(part: str, path: Path, device: torch.device | str) -> dict[str, 
     """The state dict in a torch checkpoint, without the `module.` that DataParallel leaves on names.
 
     Only tensors are unpickled (weights_only): a checkpoint cannot run code.
-    Raises: PartError when the file is truncated or holds anything else.
+    Raises: PartError when the file is truncated or has another content.
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True)

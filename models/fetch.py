@@ -41,7 +41,7 @@ def fetch(bundle: Bundle, folder: Path) -> list[Path]:
     if not local:
         return paths
     copied = [_copy(path.resolve(), folder / name / path.resolve().relative_to(home)) for path in local]
-    # Last: whoever finds the bundle.toml finds everything it names.
+    # Last: where there is a bundle.toml, every file that it names is there.
     copied.append(_copy(home / "bundle.toml", folder / name / "bundle.toml"))
     return [path for path in paths if path not in local] + copied
 

@@ -1,7 +1,7 @@
 """Turn a file named by a bundle into a path on this disk. Knows no torch.
 
 A bundle names either a local file (relative to its folder) or a file of a hub repository at a
-pinned revision. Hub files come from the local cache when they are there, else are downloaded
+pinned revision. Hub files come from the local cache when they are there, and are downloaded otherwise
 unless the hub is offline. Every failure is one PartError that says what to do about it.
 """
 

@@ -15,9 +15,8 @@ from models.bundle import Bundle
 from models.checkpoint import fill, read_safetensors
 from models.files import PartError
 
-# On a GPU moshi compiles parts of its transformer at their first use: in the middle of somebody's
-# request, with a compiler that need not be there. Its switch is one for the whole process, and what
-# enters and leaves it in several threads may leave it off: so it is entered here, for good.
+# On a GPU moshi compiles parts of its transformer at their first use, in the middle of a request and with a
+# compiler that may be missing. Its switch is per process and not thread-safe, so it is entered once and stays on.
 _never_compile = no_compile()
 _never_compile.__enter__()
 
@@ -39,7 +38,9 @@ def load_mimi(bundle: Bundle, device: torch.device | str = "cpu") -> MimiModel:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise PartError("mimi", f"device {device}", "cannot be used here", "use cpu, or cuda beside a GPU") from error
+        raise PartError(
+            "mimi", f"device {device}", "cannot be used here", "use cpu, or cuda where there is a GPU"
+        ) from error
     # torch lets convolutions on a GPU round to TF32: fp32 as here promised, and streamed equal to
     # one-shot, need all the bits.
     torch.backends.cudnn.allow_tf32 = False

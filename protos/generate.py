@@ -1,4 +1,4 @@
-"""Write the Python stubs beside the .proto files: `python protos/generate.py [output folder]`.
+"""Write the Python stubs into the .proto files' folders: `python protos/generate.py [output folder]`.
 
 Messages by protoc's own generator, services by grpcio-tools, types by mypy-protobuf. grpcio-tools
 is the oldest release we support (requirements-nodeps.txt), because stubs refuse an older runtime

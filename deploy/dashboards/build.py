@@ -1,6 +1,6 @@
-"""Writes the Grafana dashboards beside it: `python deploy/dashboards/build.py`.
+"""Writes the Grafana dashboards: `python deploy/dashboards/build.py`.
 
-A panel is a title, a unit, what it tells, and queries; the rest is the same on all. Metrics are those
+A panel is a title, a unit, a description, and queries; the rest is the same on all. Metrics are those
 of deploy/telemetry.md.
 """
 
@@ -39,7 +39,9 @@ def here(expr: str) -> str:
     )
 
 
-def panel(title: str, unit: str, tells: str, queries: list, *, width: int = 12, limit: float | None = None) -> dict:
+def panel(
+    title: str, unit: str, description: str, queries: list, *, width: int = 12, limit: float | None = None
+) -> dict:
     """limit: where it begins to hurt, drawn as a line."""
     defaults: dict = {"unit": unit, "min": 0, "custom": {"lineWidth": 1, "fillOpacity": 10, "showPoints": "never"}}
     if limit is not None:
@@ -50,7 +52,7 @@ def panel(title: str, unit: str, tells: str, queries: list, *, width: int = 12, 
         defaults["custom"]["thresholdsStyle"] = {"mode": "line"}
     return {
         "title": title,
-        "description": tells,
+        "description": description,
         "type": "timeseries",
         "datasource": {"type": "prometheus", "uid": "${datasource}"},
         "gridPos": {"w": width, "h": 8},
@@ -126,7 +128,7 @@ def request() -> dict:
                 [(f"sum by (rpc_response_status_code) (rate(rpc_server_call_duration_seconds_count{{{_SPEECH}}}[$__rate_interval]))", "{{rpc_response_status_code}}")],
             ),
             panel(
-                "Requests that failed by our fault", "percentunit", "Of all requests. Overload is told apart.",
+                "Requests that failed by our fault", "percentunit", "Of all requests. Refusals for overload are counted apart.",
                 [
                     (
                         f'(sum(rate(rpc_server_call_duration_seconds_count{{{_SPEECH}, rpc_response_status_code=~"{code}"}}[$__rate_interval])) or vector(0))'
@@ -138,7 +140,7 @@ def request() -> dict:
                 limit=0.02,
             ),
             panel(
-                "Underruns per utterance", "none", "Times that a listener who plays from the first audio on would have run dry.",
+                "Underruns per utterance", "none", "Buffer underruns of a listener who plays from the first audio on.",
                 [
                     (
                         "sum(rate(csm_stream_underruns_total[$__rate_interval]))"

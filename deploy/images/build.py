@@ -36,7 +36,7 @@ def pip_configuration() -> dict[str, str]:
 def local_folders(configuration: dict[str, str]) -> list[str]:
     """Folders and files of this machine that the configuration names: a build must see them too."""
     words = " ".join(configuration.values()).split()
-    # The files that a local index links to lie beside it.
+    # A local index links to files in its own folder.
     words = [str(Path(word[7:]).parent) if word.startswith("file:///") else word for word in words]
     return sorted({word for word in words if word.startswith("/") and Path(word).exists()})
 

@@ -24,7 +24,7 @@ ALL = [
 @pytest.mark.parametrize(
     ("deployed", "mutate"), [pytest.param(deployed, mutate, id=name) for deployed, name, mutate in ALL]
 )
-def test_a_spoilt_manifest_is_found_out(deployed, mutate, exported):
+def test_a_mutated_manifest_is_found_out(deployed, mutate, exported):
     manifests = render(*deployed)
     mutate(manifests)
     assert manifests != render(*deployed)

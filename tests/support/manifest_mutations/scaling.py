@@ -26,14 +26,14 @@ SCALING: dict[str, Mutation] = {
     "metric that nobody exports": lambda m: scaler(m)["metrics"][0]["pods"]["metric"].update(
         name="csm_backbone_active_slots"
     ),
-    "rule on what nobody exports": lambda m: one(m, "PrometheusRule", "csm")["spec"]["groups"][0]["rules"][0].update(
+    "rule on an unknown series": lambda m: one(m, "PrometheusRule", "csm")["spec"]["groups"][0]["rules"][0].update(
         expr="rate(rpc_server_call_seconds_count[5m]) > 0"
     ),
 }
 
 # With KEDA.
 KEDA: dict[str, Mutation] = {
-    "query of what nobody exports": lambda m: scaled(m)["triggers"][0]["metadata"].update(query="sum(csm_queue_depth)"),
+    "query of an unknown series": lambda m: scaled(m)["triggers"][0]["metadata"].update(query="sum(csm_queue_depth)"),
     "more waiting than the queue holds": lambda m: scaled(m)["triggers"][0]["metadata"].update(threshold="32"),
     "fallback below the least": lambda m: scaled(m)["fallback"].update(replicas=1),
     "no series is no load": lambda m: scaled(m)["triggers"][1]["metadata"].pop("ignoreNullValues"),
