@@ -13,7 +13,7 @@ from csm.backbone.v1 import backbone_pb2_grpc
 from models.bundle import Bundle, load_bundle
 from models.device import usable_device
 from models.files import ModelError
-from services.backbone.blocks import BLOCK_TOKENS, BlockPool, blocks_for
+from services.backbone.blocks import BlockPool, blocks_for
 from services.backbone.config import BackboneSettings
 from services.backbone.eager_runner import EagerRunner
 from services.backbone.engine import Engine
@@ -38,7 +38,7 @@ async def open_stage(settings: BackboneSettings) -> AsyncIterator[Stage]:
     scheduler = Scheduler(
         slots=settings.slots,
         queue_capacity=settings.queue,
-        pool=BlockPool(runner.blocks, share_tokens=runner.share_tokens if settings.prefix_cache else 0),
+        pool=BlockPool(runner.blocks, prefix_cache=settings.prefix_cache),
         buffer_frames=settings.buffer_frames,
         stall_limit_s=settings.reader_stall_s,
     )
@@ -68,10 +68,6 @@ def _load(settings: BackboneSettings, bundle: Bundle) -> EagerRunner | GraphRunn
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
         settings.dtype, torch.float32 if device.type == "cpu" else torch.bfloat16
     )
-    if settings.max_prefill_tokens % BLOCK_TOKENS:
-        raise StartError(
-            f"CSM_BACKBONE_MAX_PREFILL_TOKENS={settings.max_prefill_tokens}: must be a multiple of {BLOCK_TOKENS}"
-        )
     min_blocks = blocks_for(bundle.generator.backbone.max_seq_len)
     if settings.blocks and settings.blocks < min_blocks:
         raise StartError(f"CSM_BACKBONE_BLOCKS={settings.blocks}: the longest request takes {min_blocks}")

@@ -8,11 +8,12 @@ when it is admitted. So a running sequence never waits for memory and is never p
 bf16 a position is 32 KiB (16 layers, k and v, 8 heads of 64): 1,024 sequences that reserve 500 positions
 each take 16 GiB, with all 2,048 positions 64 GiB.
 
-Prefix cache. Prompts that begin alike share blocks. A block's key is a hash of its tokens and of all
-tokens before it (prompt.py), so equal keys mean equal contents. Only blocks full of prompt tokens are
-shared, and a sequence writes behind its prompt alone: no shared block is ever written, so there is no
-copy on write. Blocks without a user stay cached until they are needed for something else; the least
-recently used one is evicted first.
+Prefix cache. Prompts that begin like an earlier sequence, its generated frames included, share its blocks.
+A block's key is a hash of its tokens and of all tokens before it (prefix_keys.py), so equal keys mean equal
+contents. A block is shared when all its positions are computed, and a sequence writes behind them alone: no
+shared block is ever written, so there is no copy on write. What a prompt has to prefill is therefore its new
+tokens and less than one block besides. Blocks without a user stay cached until they are needed for something
+else; the least recently used one is evicted first.
 """
 
 from __future__ import annotations
@@ -36,27 +37,21 @@ class BlockTable:
     blocks: list[int] = field(default_factory=list)
     cached_tokens: int = 0  # positions at the start whose keys and values are in the cache already
     reserved: int = 0  # blocks it may still take
+    published: int = 0  # blocks at the start that others may share
     is_closed: bool = False
 
 
 class BlockPool:
     """All blocks of one cache: free, in use, or idle (unused, kept for their contents)."""
 
-    def __init__(self, blocks: int, *, share_tokens: int = BLOCK_TOKENS):
-        """
-        blocks: how many there are, numbered from 0.
-        share_tokens: prefixes are shared in multiples of this, itself a multiple of BLOCK_TOKENS; 0 shares
-            nothing. A runner whose results depend on how a prompt is cut into pieces passes the length of
-            a piece, so that sharing changes no bit.
-        """
+    def __init__(self, blocks: int, *, prefix_cache: bool = True):
+        """blocks: how many there are, numbered from 0. prefix_cache: whether sequences share blocks."""
         if blocks < 1:
             raise ValueError(f"{blocks} blocks, must be at least 1")
-        if share_tokens % BLOCK_TOKENS:
-            raise ValueError(f"share_tokens is {share_tokens}, must be a multiple of {BLOCK_TOKENS}")
         self.blocks = blocks
+        self.prefix_cache = prefix_cache
         self.prefix_hit_tokens = 0  # prompt tokens found in the cache, since the start
         self.prompt_tokens = 0  # tokens of all prompts admitted
-        self._share_blocks = share_tokens // BLOCK_TOKENS
         self._free = list(range(blocks))[::-1]
         self._idle: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._ref_counts = [0] * blocks
@@ -82,7 +77,7 @@ class BlockPool:
     def open(self, prompt_tokens: int, tokens: int, keys: Sequence[bytes] = ()) -> BlockTable | None:
         """A table for a sequence of at most `tokens`, with the cached part of its prefix; None: not now.
 
-        prompt_tokens: tokens to prefill. keys: of the prompt's blocks, in order. The last prompt token
+        prompt_tokens: tokens of the prompt. keys: of its full blocks, in order. The last prompt token
         is never shared: its output is the first frame.
         """
         if blocks_for(tokens) > self.blocks:
@@ -98,7 +93,7 @@ class BlockPool:
         self._reserved += new
         self.prefix_hit_tokens += len(shared) * BLOCK_TOKENS
         self.prompt_tokens += prompt_tokens
-        return BlockTable(shared, len(shared) * BLOCK_TOKENS, new)
+        return BlockTable(shared, len(shared) * BLOCK_TOKENS, new, len(shared))
 
     def share(self, table: BlockTable, keys: Sequence[bytes], prompt_tokens: int) -> None:
         """Add to a table without blocks of its own what has been cached of its prefix since."""
@@ -109,7 +104,8 @@ class BlockPool:
         table.reserved -= len(found)
         self._reserved -= len(found)
         table.blocks += found
-        table.cached_tokens = len(table.blocks) * BLOCK_TOKENS
+        table.published = len(table.blocks)
+        table.cached_tokens = table.published * BLOCK_TOKENS
         self.prefix_hit_tokens += len(found) * BLOCK_TOKENS
 
     def missing(self, table: BlockTable, keys: Sequence[bytes], prompt_tokens: int) -> Sequence[bytes]:
@@ -127,14 +123,16 @@ class BlockPool:
             self._ref_counts[block] = 1
             table.blocks.append(block)
 
-    def publish(self, table: BlockTable, keys: Sequence[bytes], prompt_tokens: int) -> None:
-        """The prompt is in the table's blocks: others may use the full ones."""
-        if table.is_closed:
+    def publish(self, table: BlockTable, keys: Sequence[bytes], computed_tokens: int) -> None:
+        """Let others share the full blocks. computed_tokens: positions at the start that are in the cache."""
+        full = min(computed_tokens // BLOCK_TOKENS, len(keys))
+        if table.is_closed or not self.prefix_cache or full <= table.published:
             return
-        for block, key in zip(table.blocks, self._shareable(keys, prompt_tokens), strict=False):
-            if key not in self._block_of:  # two prefilled the same tokens at once: the first one's stay
+        for block, key in zip(table.blocks[table.published : full], keys[table.published : full], strict=True):
+            if key not in self._block_of:  # two computed the same tokens at once: the first one's stay
                 self._block_of[key] = block
                 self._key_of[block] = key
+        table.published = full
 
     def close(self, table: BlockTable) -> None:
         """The sequence is over. Harmless when the table is closed.
@@ -155,10 +153,7 @@ class BlockPool:
                     self._free.append(block)
 
     def _shareable(self, keys: Sequence[bytes], prompt_tokens: int) -> Sequence[bytes]:
-        if not self._share_blocks:
-            return ()
-        full = min((prompt_tokens - 1) // BLOCK_TOKENS, len(keys))
-        return keys[: full // self._share_blocks * self._share_blocks]
+        return keys[: (prompt_tokens - 1) // BLOCK_TOKENS] if self.prefix_cache else ()
 
     def _find(self, keys: Sequence[bytes], prompt_tokens: int) -> list[int]:
         found: list[int] = []
@@ -167,7 +162,7 @@ class BlockPool:
             if block is None:
                 break
             found.append(block)
-        return found[: len(found) // self._share_blocks * self._share_blocks] if found else found
+        return found
 
     def _evict(self) -> int:
         block, _ = self._idle.popitem(last=False)

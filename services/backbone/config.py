@@ -38,7 +38,7 @@ class BackboneSettings(ServerSettings):
     max_prefill_tokens: int = setting(
         "CSM_BACKBONE_MAX_PREFILL_TOKENS",
         0,
-        "prompt tokens of one prefill pass, a multiple of 16; 0 is 64 for the eager runner, 512 for the graph runner",
+        "prompt tokens of one prefill pass; 0 is 64 for the eager runner, 512 for the graph runner",
         min=0,
         max=4096,
     )

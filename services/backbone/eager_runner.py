@@ -6,13 +6,14 @@ Prefill leaves the last prompt token to the first step, so that every frame is t
 through the backbone, then the depth decoder.
 
 A request's frames do not depend on the batch. Matmuls round differently at other batch sizes (a CPU's
-one-row product does), so every step is computed at exactly `batch_size` rows, padding included; attention
-goes slot by slot; noise is counter-based; prompts are cut at multiples of `max_prefill_tokens`. Whole pieces
-of that length may be shared between requests (BlockPool's `share_tokens`) without changing a bit, because
-each request would have computed them the same way.
+one-row product does; from four rows on MKL's rows are independent), so every step is computed at exactly
+`batch_size` rows and every prefill at no fewer than four, padding included; attention goes slot by slot; noise
+is counter-based; prompts are cut at multiples of `max_prefill_tokens`, wherever their cached prefix ends. So
+sharing a prefix that was prefilled changes no code.
 
-A resumed request is the exception in the last bits: its prefill computes many frames at once that were first
-computed one by one. Its noise is the same, and so are its codes unless two tokens are closer than that rounding.
+Frames that were generated are the exception in the last bits: a prompt that holds them, or a resumed request,
+gets their keys and values from the cache, computed one by one, or from its own prefill, computed many at once.
+Codes are the same unless two tokens are closer than that rounding.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from services.backbone.sampling import sample
 from services.backbone.scheduler import Sampling
 from services.backbone.transformer import Transformer, attention
 
+_MIN_PREFILL_ROWS = 4
 _PADDING = Sampling(temperature=1.0, top_k=1, seed=0)
 
 
@@ -77,7 +79,6 @@ class EagerRunner:
         self._model = model
         self._batch_size = min(batch_size, slots)
         self._max_prefill_tokens = max_prefill_tokens
-        self.share_tokens = max_prefill_tokens  # prompts share multiples of this many tokens
         self._backbone = Transformer(model.backbone, part.backbone, rope_table(part.backbone, self.device))
         self._depth = DepthDecoder(model, self._batch_size)
         self.blocks = slots * blocks_for(self.max_seq_len) if blocks is None else blocks
@@ -92,8 +93,6 @@ class EagerRunner:
             raise ValueError(f"slot {slot} is not free")
         if len(prompt.tokens) > self.max_seq_len:
             raise ValueError(f"prompt of {len(prompt.tokens)} tokens, {self.max_seq_len} fit")
-        if table.cached_tokens % self._max_prefill_tokens:
-            raise ValueError(f"{table.cached_tokens} cached tokens are not a multiple of {self._max_prefill_tokens}")
         self._slots[slot] = _Slot(prompt, sampling, table, table.cached_tokens, prompt.generated_frames)
 
     @torch.inference_mode()
@@ -105,19 +104,22 @@ class EagerRunner:
         slot = slots[0]
         state = self._slots[slot]
         last = len(state.prompt.tokens) - 1
-        start, stop = state.position, min(state.position + self._max_prefill_tokens, last)
+        start = state.position
+        stop = min((start // self._max_prefill_tokens + 1) * self._max_prefill_tokens, last)
         if start < stop:
-            positions = torch.arange(start, stop, device=self.device)
-            mask = torch.arange(stop, device=self.device) <= positions.unsqueeze(1)  # [n, stop]
+            count = stop - start
+            rows = torch.arange(start, start + max(count, _MIN_PREFILL_ROWS), device=self.device).clamp(max=stop - 1)
+            positions = rows[:count]
+            mask = torch.arange(stop, device=self.device) <= rows.unsqueeze(1)  # [n, stop]
             table = self._table(state, stop)
             blocks, offsets = table[positions // BLOCK_TOKENS], positions % BLOCK_TOKENS
 
             def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                self._cache.write(layer, blocks, offsets, k, v)
+                self._cache.write(layer, blocks, offsets, k[:count], v[:count])
                 keys, values = self._cache.read(layer, table, stop)
                 return attention(q.transpose(0, 1).unsqueeze(0), keys, values, mask)[0].transpose(0, 1)
 
-            self._backbone.forward(self._embed(state.prompt, start, stop), positions, attend)
+            self._backbone.forward(self._embed(state.prompt, start, stop)[rows - start], rows, attend)
             state.position = stop
         if stop < last:
             return []

@@ -210,14 +210,14 @@ class Engine:
             self._step_s.append(step_s)
             self._collected_s = now
             for seq, frame in zip(seqs, codes, strict=True):
-                if (
-                    seq.finish is not None
-                ):  # ended while the step was in flight; the next schedule reports it if cancelled
-                    continue
-                is_frame = self._scheduler.on_frame(seq, frame, now)
-                self._outbox.append(StreamEvent(seq.stream, frame=frame if is_frame else None, finish=seq.finish))
-                if seq.finish is not None:
-                    self._release(seq)
+                if seq.finish is None:  # otherwise it ended while the step was in flight
+                    self._on_frame(seq, frame, now)
+
+    def _on_frame(self, seq: SequenceState, frame: list[int], now: float) -> None:
+        is_speech = self._scheduler.on_frame(seq, frame, now)
+        self._outbox.append(StreamEvent(seq.stream, frame=frame if is_speech else None, finish=seq.finish))
+        if seq.finish is not None:
+            self._release(seq)
 
     def _release(self, seq: SequenceState) -> None:
         if seq.slot is not None:

@@ -63,7 +63,6 @@ class GraphRunner:
     """See runner_api.Runner."""
 
     frames_ahead = 1
-    share_tokens = BLOCK_TOKENS  # prompts share multiples of this many tokens
 
     def __init__(
         self,

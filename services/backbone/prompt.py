@@ -7,13 +7,13 @@ is true, which is what the model itself generates at the end of speech.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from services.backbone.blocks import BLOCK_TOKENS
+from services.backbone.prefix_keys import UNUSED, PrefixKeys, next_key
 
 
 class PromptError(ValueError):
@@ -47,15 +47,15 @@ class Prompt:
     prompt_tokens: int
     generated_frames: int
 
-    def block_keys(self) -> tuple[bytes, ...]:
-        """One key for each full block: equal keys mean equal tokens and masks up to the block's end."""
-        tokens, mask = np.where(self.mask, self.tokens, 0), np.packbits(self.mask, axis=1)
+    def prefix_keys(self) -> PrefixKeys:
+        """Keys of the prompt's blocks: equal keys mean equal tokens and masks up to the block's end."""
+        tokens = np.where(self.mask, self.tokens, UNUSED).astype(np.int32)
+        full = len(tokens) // BLOCK_TOKENS * BLOCK_TOKENS
         keys, key = [], b""
-        for start in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
-            part = slice(start, start + BLOCK_TOKENS)
-            key = hashlib.blake2b(key + tokens[part].tobytes() + mask[part].tobytes(), digest_size=32).digest()
+        for start in range(0, full, BLOCK_TOKENS):
+            key = next_key(key, tokens[start : start + BLOCK_TOKENS].tobytes())
             keys.append(key)
-        return tuple(keys)
+        return PrefixKeys(keys, (token.tobytes() for token in tokens[full:]))
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class PromptLimits:
     ) -> tuple[Prompt, int]:
         """Tokens of `parts` and of the frames in `generated`, which an earlier stream made.
 
-        max_frames: frames asked for, those in `generated` included; None is as many as fit.
-        frame_limit: the server's own limit on frames.
-        Returns: the prompt, and the number of frames it may grow to.
+        max_frames: a cap on the utterance, the frames in `generated` included; None is none.
+        frame_limit: the server's own cap.
+        Returns: the prompt, and the cap in use: the least of these and of what fits.
         Raises: PromptError when something is empty, out of range or does not fit.
         """
         if not parts:
@@ -112,24 +112,15 @@ class PromptLimits:
         room = self.max_seq_len - prompt_tokens
         if room < 1:
             raise PromptError(
-                "prompt", f"takes {prompt_tokens} tokens, at most {self.max_seq_len - 1} of {self.max_seq_len} fit"
+                "prompt",
+                f"takes {prompt_tokens} of {self.max_seq_len} tokens, which leaves no room for a frame: "
+                f"at most {self.max_seq_len - 1} fit",
             )
-        if max_frames is None:
-            frames = room if frame_limit is None else min(room, frame_limit)
-        else:
-            frames = max_frames
-            if frames < 1:
-                raise PromptError("max_frames", f"is {frames}, must be at least 1")
-            if frame_limit is not None and frames > frame_limit:
-                raise PromptError("max_frames", f"is {frames}, must be at most {frame_limit}")
-            if frames > room:
-                raise PromptError(
-                    "max_frames",
-                    f"prompt of {prompt_tokens} tokens and max_frames {frames} take {prompt_tokens + frames} tokens, "
-                    f"{self.max_seq_len} fit: at most {room} frames",
-                )
+        if max_frames is not None and max_frames < 1:
+            raise PromptError("max_frames", f"is {max_frames}, must be at least 1")
+        frames = min(limit for limit in (room, max_frames, frame_limit) if limit is not None)
         if generated > frames:
-            raise PromptError("generated", f"has {generated} frames, more than max_frames {frames}")
+            raise PromptError("generated", f"has {generated} frames, at most {frames} may be made")
         return frames
 
     def _ids(self, ids: Sequence[int], field: str) -> np.ndarray:

@@ -24,6 +24,7 @@ from enum import Enum, auto
 from typing import Any
 
 from services.backbone.blocks import BlockPool, BlockTable
+from services.backbone.prefix_keys import PrefixKeys
 
 
 class FinishReason(Enum):
@@ -66,7 +67,7 @@ class Request:
     max_frames: limit on the utterance, the `generated_frames` of an earlier stream included.
     deadline_s: on the scheduler's clock; None is never.
     prefill_tokens: tokens of the prompt, the frames already generated included.
-    block_keys: keys of the prompt's full blocks, see blocks.py; empty shares nothing.
+    prefix_keys: of the prompt's blocks; empty shares nothing.
     """
 
     prompt: Any
@@ -75,7 +76,7 @@ class Request:
     generated_frames: int = 0
     deadline_s: float | None = None
     prefill_tokens: int = 1
-    block_keys: tuple[bytes, ...] = ()
+    prefix_keys: PrefixKeys = field(default_factory=PrefixKeys)
 
     @property
     def max_tokens(self) -> int:
@@ -100,6 +101,7 @@ class SequenceState:
     ended_s: float | None = None
     finish: FinishReason | None = None
     paused_s: float | None = None
+    prefix_keys: PrefixKeys = field(default_factory=PrefixKeys)  # of the prompt and the frames so far
     prefilling_keys: Sequence[bytes] = ()  # keys of the blocks that its prefill computes and others wait for
 
 
@@ -168,6 +170,7 @@ class Scheduler:
                 f"{taken} are in use and {self.queue_capacity} requests wait in the queue", min(max(wait_s, 0.05), 60.0)
             )
         seq = SequenceState(request, now, stream, next_frame=request.generated_frames)
+        seq.prefix_keys = request.prefix_keys.copy()
         self._waiting.append(seq)
         return seq
 
@@ -228,7 +231,7 @@ class Scheduler:
         """The prompt is in the cache: the request can step from now on, in this round with try_schedule()."""
         if seq.finish is None:
             assert seq.table is not None
-            self.pool.publish(seq.table, seq.request.block_keys, seq.request.prefill_tokens)
+            self.pool.publish(seq.table, seq.prefix_keys.keys, seq.request.prefill_tokens - 1)
             self._stop_prefilling(seq)
             seq.prefilled_s = now
 
@@ -238,10 +241,16 @@ class Scheduler:
         seq: one that has not ended. Returns: whether the frame is to be delivered; `seq.finish`
         says whether it was the last.
         """
+        assert seq.table is not None
         seq.in_flight -= 1
+        made = seq.next_frame - seq.request.generated_frames
+        # A step computes the token before its frame: the prompt's last one, then the frames.
+        self.pool.publish(seq.table, seq.prefix_keys.keys, seq.request.prefill_tokens + made)
         if not any(codes):
             self._end(seq, FinishReason.END_OF_SPEECH, now)
             return False
+        if self.pool.prefix_cache:
+            seq.prefix_keys.append_frame(codes)
         seq.next_frame += 1
         seq.unread_frames += 1
         if seq.next_frame >= seq.request.max_frames:
@@ -257,7 +266,7 @@ class Scheduler:
             seq = self._waiting[0]
             request = seq.request
             if seq.next_frame < request.max_frames:
-                seq.table = self.pool.open(request.prefill_tokens, request.max_tokens, request.block_keys)
+                seq.table = self.pool.open(request.prefill_tokens, request.max_tokens, seq.prefix_keys.keys)
                 if seq.table is None:
                     self._is_short_of_blocks = True
                     return
@@ -274,18 +283,18 @@ class Scheduler:
 
     def _try_start(self, seq: SequenceState) -> bool:
         """Start unless another request is prefilling the same prefix blocks. Side effect: allocates the prompt's blocks."""
-        request, table = seq.request, seq.table
+        tokens, keys, table = seq.request.prefill_tokens, seq.prefix_keys.keys, seq.table
         assert table is not None
         for look_again in (False, True):  # the second time with what others have cached since it was admitted
             if look_again:
-                self.pool.share(table, request.block_keys, request.prefill_tokens)
-            missing = self.pool.missing(table, request.block_keys, request.prefill_tokens)
+                self.pool.share(table, keys, tokens)
+            missing = self.pool.missing(table, keys, tokens)
             if missing and missing[0] in self._prefilling:
                 return False
         seq.prefilling_keys = missing
         for key in missing:
             self._prefilling.setdefault(key, seq)
-        self.pool.grow(table, request.prefill_tokens)
+        self.pool.grow(table, tokens)
         return True
 
     def _stop_prefilling(self, seq: SequenceState) -> None:

@@ -24,6 +24,7 @@ from services.backbone.step_telemetry import StepTelemetry
 from services.runtime import instruments
 from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted, UnavailableError
 from services.runtime.identity import identity
+from services.runtime.version import version
 
 _GENERATE = {"stage": "backbone", "rpc.method": "csm.backbone.v1.BackboneService/Generate"}
 _MAX_CHUNK_FRAMES = 64
@@ -78,13 +79,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         generation.span_context = trace.get_current_span().get_span_context()
         try:
             await generation.prefilled()
-            yield backbone_pb2.GenerateResponse(
-                started=backbone_pb2.GenerateStarted(
-                    seed=sampling.seed,
-                    prompt_tokens=engine_request.prompt.prompt_tokens,
-                    max_frames=engine_request.max_frames,
-                )
-            )
+            yield _started(generation.seq)
             index = engine_request.generated_frames
             while True:
                 waited = time.perf_counter()
@@ -97,11 +92,11 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                     instruments.stage_first_output.record(time.perf_counter() - began, _GENERATE)
                     trace.get_current_span().add_event("first_frame")
                 instruments.stage_chunk.record(time.perf_counter() - waited, _GENERATE)
-                response = backbone_pb2.GenerateResponse(chunk={"first_frame_index": index})
+                chunk = backbone_pb2.FrameChunk(first_frame_index=index)
                 for frame in frames:
-                    response.chunk.frames.add(codes=frame)
+                    chunk.frames.add(codes=frame)
                 index += len(frames)
-                yield response
+                yield backbone_pb2.GenerateResponse(chunk=chunk)
             yield backbone_pb2.GenerateResponse(
                 finished=_finished(generation.seq, index - engine_request.generated_frames)
             )
@@ -122,6 +117,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             device=self._device,
             dtype=self._dtype,
             max_frames=self._max_frames,
+            version=version(),
         )
 
     async def GetLoad(
@@ -178,7 +174,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             prompt.generated_frames,
             deadline_s,
             prefill_tokens=len(prompt.tokens),
-            block_keys=prompt.block_keys(),
+            prefix_keys=prompt.prefix_keys(),
         )
 
     def _submit(self, engine_request: Request) -> Generation:
@@ -190,8 +186,10 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             raise UnavailableError(str(stopping)) from None
 
     def _trace(self, generation: Generation) -> None:
-        """Spans and times of queue and prefill, recorded at the end: the engine measured them."""
+        """The reason of the end; spans and times of queue and prefill, which the engine measured."""
         seq = generation.seq
+        if seq.finish is not None:
+            trace.get_current_span().set_attribute("csm.finish_reason", seq.finish.name)
         now_s, now_ns = self._engine.now(), time.time_ns()
         for name, histogram, start_s, end_s in (
             ("queue", instruments.backbone_queue, seq.submitted_s, seq.admitted_s),
@@ -231,6 +229,21 @@ def _chunk_sizer(policy: backbone_pb2.ChunkPolicy, frame_s: float) -> ChunkSizer
     if held_back is not None and not 0 <= held_back <= _MAX_CHUNK_FRAMES:
         raise InvalidArgument("chunk_policy.held_back_frames", f"is {held_back}, must be 0 to {_MAX_CHUNK_FRAMES}")
     return ChunkSizer(tuple(policy.ramp_frames), frame_s, held_back)
+
+
+def _started(seq: SequenceState) -> backbone_pb2.GenerateResponse:
+    """The first message; its numbers go into the span too."""
+    request, hits = seq.request, seq.table.cached_tokens if seq.table is not None else 0
+    prompt_tokens = request.prefill_tokens - request.generated_frames
+    trace.get_current_span().set_attributes({"csm.prompt_tokens": prompt_tokens, "csm.prefix_hit_tokens": hits})
+    return backbone_pb2.GenerateResponse(
+        started=backbone_pb2.GenerateStarted(
+            seed=request.sampling.seed,
+            prompt_tokens=prompt_tokens,
+            max_frames=request.max_frames,
+            prefix_hit_tokens=hits,
+        )
+    )
 
 
 def _finished(seq: SequenceState, frames: int) -> backbone_pb2.GenerateFinished:

@@ -70,7 +70,7 @@ class Bench:
 
     def __init__(self, runner: GraphRunner, part: GeneratorPart, slots: int):
         self.timed, self._runner, self._part = Timed(runner), runner, part
-        self.pool = BlockPool(runner.blocks, share_tokens=0)
+        self.pool = BlockPool(runner.blocks, prefix_cache=False)
         self.scheduler = Scheduler(slots=slots, queue_capacity=slots, pool=self.pool, buffer_frames=1)
         self.engine = Engine(self.timed, self.scheduler)
         self.readers: list[asyncio.Task] = []

@@ -140,7 +140,7 @@ async def test_churn_through_the_engine_leaks_nothing(device):
     model = init_random(build_model(TINY), seed=4).to(device)
     ours = graph_runner.GraphRunner(model, slots=13, blocks=60, max_prefill_tokens=64, batch_buckets=(1, 2, 4, 8))
     ours.warm_up()
-    pool = BlockPool(ours.blocks, share_tokens=ours.share_tokens)
+    pool = BlockPool(ours.blocks)
     engine = Engine(ours, Scheduler(slots=13, queue_capacity=100, pool=pool))
     engine.start()
     chance, frames, emitted = random.Random(3), 0, 0
@@ -156,7 +156,7 @@ async def test_churn_through_the_engine_leaks_nothing(device):
                     Sampling(seed=seed),
                     length,
                     prefill_tokens=len(prompt.tokens),
-                    block_keys=prompt.block_keys(),
+                    prefix_keys=prompt.prefix_keys(),
                 )
                 streams.append((index, seed, length, chance.random() < 0.2, engine.submit(request)))
             for index, seed, length, leaves, stream in streams:

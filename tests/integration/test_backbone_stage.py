@@ -3,77 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from contextlib import asynccontextmanager
 
 import grpc
 import pytest
-from csm.backbone.v1 import backbone_pb2, backbone_pb2_grpc
+from csm.backbone.v1 import backbone_pb2
 from csm.common.v1 import common_pb2
 from google.rpc import error_details_pb2
 
-from models.bundle import load_bundle
 from models.device import DeviceError
 from models.files import PartError
-from services.backbone.__main__ import open_stage
-from services.backbone.config import BackboneSettings
-from services.backbone.model import build_model, init_random
-from services.backbone.weights import save_sesame
-from services.runtime.channels import open_channel
 from services.runtime.errors import rich_details
-from services.runtime.server import StageServer
-from services.runtime.settings import StartError, read
+from services.runtime.settings import StartError
+from support.backbone_service import (
+    BINS,
+    CODEBOOKS,
+    audio,
+    codes_of,
+    collect,
+    frames_of,
+    request,
+    serving,
+    text,
+    write_bundle,
+)
 
-CODEBOOKS, ROWS, BINS = 8, 96, 1024
+ROWS = 96
 END_OF_SPEECH, MAX_LENGTH = common_pb2.FINISH_REASON_END_OF_SPEECH, common_pb2.FINISH_REASON_MAX_LENGTH
-
-
-SHAPES = f"""
-[generator.backbone]
-layers = 2
-heads = 4
-kv_heads = 2
-dim = 64
-intermediate_dim = 128
-max_seq_len = {ROWS}
-
-[generator.decoder]
-layers = 2
-heads = 4
-kv_heads = 2
-dim = 64
-intermediate_dim = 128
-max_seq_len = {CODEBOOKS + 1}
-"""
 
 
 @pytest.fixture(scope="module")
 def bundle_folder(tmp_path_factory):
-    """The noise bundle's toml with smaller transformers, and weights for it."""
-    folder = tmp_path_factory.mktemp("bundle")
-    text = (load_bundle("noise").folder / "bundle.toml").read_text()
-    text, changed = re.subn(r"\n\[generator\.backbone\].*?(?=\n\[\[)", SHAPES, text, flags=re.DOTALL)
-    assert changed == 1
-    (folder / "bundle.toml").write_text(text)
-    part = load_bundle(str(folder)).generator
-    assert (part.backbone.dim, part.codebooks, part.audio_vocab_size) == (64, CODEBOOKS, BINS + 3)
-    save_sesame(init_random(build_model(part), 3), folder / "generator")
-    return folder
-
-
-@asynccontextmanager
-async def serving(folder, **overrides):
-    settings = read(
-        BackboneSettings, environ={}, **{"listen": "127.0.0.1:0", "model": str(folder), "slots": 3, **overrides}
-    )
-    async with open_stage(settings) as stage:
-        server = StageServer(stage, settings)
-        channel = open_channel(await server.start())
-        try:
-            yield backbone_pb2_grpc.BackboneServiceStub(channel)
-        finally:
-            await channel.close()
-            await server.stop(0)
+    return write_bundle(tmp_path_factory.mktemp("bundle"), ROWS)
 
 
 @pytest.fixture
@@ -81,39 +41,6 @@ async def stub(bundle_folder):
     async with serving(bundle_folder, max_frames=64) as stub:
         await stub.GetLoad(backbone_pb2.GetLoadRequest(), wait_for_ready=True, timeout=20)
         yield stub
-
-
-def frames_of(codes):
-    return [common_pb2.Frame(codes=frame) for frame in codes]
-
-
-def text(*ids):
-    return backbone_pb2.PromptPart(text=backbone_pb2.TextPart(ids=ids))
-
-
-def audio(*codes):
-    return backbone_pb2.PromptPart(audio=backbone_pb2.AudioPart(frames=frames_of(codes)))
-
-
-def request(*parts, sampling=None, **fields):
-    return backbone_pb2.GenerateRequest(
-        prompt=parts or [text(1, 2, 3)],
-        sampling=common_pb2.SamplingOptions(**({"seed": 7} if sampling is None else sampling)),
-        **fields,
-    )
-
-
-async def collect(call):
-    """(started, chunks, finished) of a whole stream, its order checked."""
-    messages = [message async for message in call]
-    assert messages[0].WhichOneof("event") == "started"
-    assert messages[-1].WhichOneof("event") == "finished"
-    assert all(message.WhichOneof("event") == "chunk" for message in messages[1:-1])
-    return messages[0].started, [message.chunk for message in messages[1:-1]], messages[-1].finished
-
-
-def codes_of(chunks):
-    return [list(frame.codes) for chunk in chunks for frame in chunk.frames]
 
 
 async def test_a_stream_from_started_to_finished(stub):
@@ -155,8 +82,12 @@ async def test_the_graph_runner_serves_the_same_codes(bundle_folder):
     assert streams[0] == streams[1]
 
 
-async def test_max_frames_by_default_is_what_fits(stub):
+async def test_the_least_cap_on_frames_holds_and_is_said(stub):
+    """The caller's, the server's and what fits; a cap above what fits refuses nothing."""
     assert (await collect(stub.Generate(request())))[0].max_frames == 64  # the server's own limit
+    assert (await collect(stub.Generate(request(max_frames=750))))[0].max_frames == 64
+    started, chunks, finished = await collect(stub.Generate(request(text(*[1] * 90), max_frames=750)))
+    assert (started.max_frames, len(codes_of(chunks)), finished.finish_reason) == (6, 6, MAX_LENGTH)
     started, chunks, _ = await collect(stub.Generate(request(text(*range(1, 91)))))
     assert started.max_frames == 6 and len(codes_of(chunks)) == 6
 
@@ -194,10 +125,8 @@ async def test_a_broken_stream_is_taken_up_where_it_ended(stub):
         (request(audio([1] * 7), text(1)), "prompt[0].audio.frames[0].codes", "has 7 codes, must have 8"),
         (request(audio([1] * 7 + [1024]), text(1)), "prompt[0].audio.frames[0].codes[7]", "must be below 1024"),
         (request(audio([2**32 - 1] * 8), text(1)), "prompt[0].audio.frames[0].codes[0]", "must be below 1024"),
-        (request(text(*[1] * 96)), "prompt", "takes 96 tokens, at most 95 of 96 fit"),
-        (request(text(*[1] * 90), max_frames=7), "max_frames", "take 97 tokens, 96 fit"),
+        (request(text(*[1] * 96)), "prompt", "takes 96 of 96 tokens, which leaves no room for a frame"),
         (request(max_frames=0), "max_frames", "must be at least 1"),
-        (request(max_frames=65), "max_frames", "must be at most 64"),
         (request(sampling={"temperature": 0.0}), "sampling.temperature", "must be greater than 0 and at most 2"),
         (request(sampling={"temperature": -0.5}), "sampling.temperature", "is -0.5"),
         (request(sampling={"temperature": 2.5}), "sampling.temperature", "at most 2"),
@@ -272,7 +201,7 @@ async def test_a_prompt_read_before_is_not_read_again(bundle_folder):
 
     codes, load = await codes_and_load()
     assert (load.prompt_tokens, load.prefix_hit_tokens) == (44 + 46, 32)
-    assert (load.blocks_used, load.blocks_idle, load.blocks_capacity) == (0, 2, 3 * ROWS // 16)
+    assert (load.blocks_used, load.blocks_idle, load.blocks_capacity) == (0, 2 + 2, 3 * ROWS // 16)
     unshared, load = await codes_and_load(prefix_cache=False)
     assert load.prefix_hit_tokens == 0 and load.blocks_idle == 0
     assert codes == unshared
@@ -298,7 +227,6 @@ async def test_metrics_say_how_long_and_how_full(bundle_folder, metrics):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"max_prefill_tokens": 24}, "CSM_BACKBONE_MAX_PREFILL_TOKENS=24: must be a multiple of 16"),
         ({"blocks": 5}, "CSM_BACKBONE_BLOCKS=5: the longest request takes 6"),
     ],
 )

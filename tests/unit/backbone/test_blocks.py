@@ -1,4 +1,4 @@
-"""The block pool by itself: promises, sharing, eviction; and that no order of events loses a block."""
+"""The block pool by itself: reservations, sharing, eviction; and that no order of events loses a block."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def keys_of(text):
     return tuple(text[: end + 1].encode() for end in range(len(text)))
 
 
-def test_what_is_promised_is_never_refused():
+def test_what_is_reserved_is_never_refused():
     pool = BlockPool(4)
     first = pool.open(1, 3 * R)
-    assert pool.open(1, 2 * R) is None  # one block is left that nobody was reserved
+    assert pool.open(1, 2 * R) is None  # one block is left that is not reserved
     second = pool.open(1, R)
     pool.grow(first, 3 * R)
     pool.grow(second, R)
@@ -73,16 +73,25 @@ def test_nothing_is_shared_before_it_has_been_read():
     assert pool.open(2 * R + 1, 2 * R + 1, keys_of("ab")).cached_tokens == 0
 
 
-def test_sharing_in_larger_pieces_and_none():
-    pool = BlockPool(32, share_tokens=2 * R)
-    read(pool, keys_of("abcdef"), 5 * R + 1)  # five full blocks, two pieces
-    assert read(pool, keys_of("abcdef"), 6 * R + 1).cached_tokens == 4 * R
-    assert read(pool, keys_of("abcxyz"), 6 * R + 1).cached_tokens == 2 * R
-    pool = BlockPool(32, share_tokens=0)
-    read(pool, keys_of("abc"), 3 * R + 1)
+def test_without_a_prefix_cache_nothing_is_shared_or_kept():
+    pool = BlockPool(32, prefix_cache=False)
+    table = read(pool, keys_of("abc"), 3 * R + 1)
     assert read(pool, keys_of("abc"), 3 * R + 1).cached_tokens == 0
-    with pytest.raises(ValueError, match="share_tokens is 24, must be a multiple of 16"):
-        BlockPool(4, share_tokens=24)
+    pool.close(table)
+    assert pool.idle == 0
+
+
+def test_blocks_that_fill_as_a_sequence_grows_are_shared():
+    pool = BlockPool(32)
+    table = read(pool, keys_of("a"), R + 3, 5 * R)
+    pool.grow(table, 3 * R + 2)
+    pool.publish(table, keys_of("abc"), 3 * R - 1)  # the third block lacks its last position
+    assert read(pool, keys_of("abcd"), 4 * R + 1).blocks[:2] == table.blocks[:2]
+    pool.publish(table, keys_of("abc"), 3 * R)
+    later = read(pool, keys_of("abcz"), 4 * R + 1)
+    assert later.cached_tokens == 3 * R and later.blocks[2] != table.blocks[2]  # the reader in between was first
+    pool.close(table)
+    assert read(pool, keys_of("abc"), 3 * R + 1).cached_tokens == 3 * R
 
 
 def test_the_blocks_left_longest_ago_go_first_and_ends_before_beginnings():
@@ -100,13 +109,15 @@ def test_the_blocks_left_longest_ago_go_first_and_ends_before_beginnings():
 
 
 def test_ten_thousand_events_lose_no_block():
+    """Prompts are prefilled, sequences grow and publish what they generated, and end at any point."""
     chance = random.Random(5)
-    pool = BlockPool(40, share_tokens=R)
+    pool = BlockPool(40)
     live = {}
-    contents = {}  # block → key that was last put there by a reader
+    contents = {}  # block → key of what a sequence put there
     for event in range(10_000):
         if chance.random() < 0.5 or not live:
-            keys = keys_of("".join(chance.choice("ab") for _ in range(chance.randrange(6))))
+            text = "".join(chance.choice("ab") for _ in range(8))
+            keys = keys_of(text)[: chance.randrange(6)]
             prompt_tokens = len(keys) * R + chance.randrange(1, R)
             limit = prompt_tokens + chance.randrange(60)
             table = pool.open(prompt_tokens, limit, keys)
@@ -117,12 +128,16 @@ def test_ten_thousand_events_lose_no_block():
             pool.grow(table, prompt_tokens)
             contents.update(zip(table.blocks[shared:], [*keys[shared:], None], strict=True))
             if chance.random() < 0.8:
-                pool.publish(table, keys, prompt_tokens)
-            live[event] = (table, prompt_tokens, limit)
+                pool.publish(table, keys, prompt_tokens - 1)
+            live[event] = (table, prompt_tokens, limit, text)
         else:
-            table, prompt_tokens, limit = live.pop(chance.choice(list(live)))
-            pool.grow(table, chance.randint(prompt_tokens, limit))
-            contents.update((block, None) for block in table.blocks[blocks_for(prompt_tokens) :])
+            table, prompt_tokens, limit, text = live.pop(chance.choice(list(live)))
+            computed = chance.randint(prompt_tokens, limit)
+            pool.grow(table, computed)
+            first_new, keys = blocks_for(prompt_tokens) - 1, keys_of(text)[: computed // R]
+            for index in range(first_new, len(table.blocks)):
+                contents[table.blocks[index]] = keys[index] if index < len(keys) else None
+            pool.publish(table, keys, computed)
             pool.close(table)
         held = {block for table, *_ in live.values() for block in table.blocks}
         assert pool.used == len(held) and len(pool._free) + pool.idle + pool.used == 40
@@ -139,7 +154,7 @@ def test_keys_depend_on_every_row_and_mask_before_them():
     frames = [[row, 1, 2, 3] for row in range(40)]
 
     def keys(first, *rest):
-        return limits.build([Text(range(1, first)), *rest, Text([7])])[0].block_keys()
+        return limits.build([Text(range(1, first)), *rest, Text([7])])[0].prefix_keys().keys
 
     long = keys(20, Audio(frames))  # 19 + 41 + 1 rows: three full blocks and 13 rows
     assert len(long) == 3 and len(set(long)) == 3
@@ -153,8 +168,25 @@ def test_keys_depend_on_every_row_and_mask_before_them():
     # zeros that count and zeros that do not are not the same row
     silence, nothing = limits.build([Text([1] * 16), Text([1])])[0], limits.build([Text([1] * 16), Text([1])])[0]
     nothing.mask[3, :-1] = True
-    assert silence.block_keys() != nothing.block_keys()
+    assert silence.prefix_keys().keys != nothing.prefix_keys().keys
     # what a mask hides is no part of the key
     nothing.mask[3, :-1] = False
     nothing.tokens[3, :-1] = np.arange(4)
-    assert silence.block_keys() == nothing.block_keys()
+    assert silence.prefix_keys().keys == nothing.prefix_keys().keys
+
+
+def test_a_generated_frame_has_the_key_of_the_same_frame_in_a_prompt():
+    limits = PromptLimits(codebooks=4, text_vocab_size=100, codec_bins=64, max_seq_len=400)
+    draw = np.random.default_rng(3)
+    for length in range(1, 40, 3):
+        parts = [Text([1, 2, 3]), Audio([[5, 6, 7, 8]] * 4), Text([9] * length)]
+        frames = draw.integers(0, 64, (50, 4)).tolist()
+        keys = limits.build(parts)[0].prefix_keys()
+        before = keys.copy()
+        for frame in frames:
+            keys.append_frame(frame)
+        next_turn = limits.build([*parts, Audio(frames), Text([4, 4])])[0].prefix_keys().keys
+        assert len(keys.keys) == (8 + length + 50) // R and keys.keys == next_turn[: len(keys.keys)]
+        resumed = limits.build(parts, frames[:20])[0].prefix_keys()
+        assert resumed.keys == keys.keys[: len(resumed.keys)]
+        assert len(before.keys) == (8 + length) // R  # a copy goes its own way

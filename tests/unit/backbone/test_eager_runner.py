@@ -130,7 +130,7 @@ def test_a_resumed_stream_goes_on_as_the_unbroken_one(model, greedy, broken_at):
 
 
 @pytest.mark.parametrize("shuffled", [False, True], ids=["in order", "blocks in any order"])
-def test_shared_prompt_rows_change_no_code(model, shuffled):
+def test_a_shared_prefix_changes_no_code(model, shuffled):
     """Three requests that begin alike, one after another and two at once, in blocks that others used before."""
     part, frames = model.part, 6
     random = np.random.default_rng(2)
@@ -142,26 +142,26 @@ def test_shared_prompt_rows_change_no_code(model, shuffled):
         generate(EagerRunner(model, slots=3, batch_size=3, max_prefill_tokens=32), 0, prompt, sampling, frames)
         for prompt, sampling in zip(prompts, samplings, strict=True)
     ]
-    pool = BlockPool(30, share_tokens=32)
+    pool = BlockPool(30)
     runner = EagerRunner(model, slots=3, blocks=30, batch_size=3, max_prefill_tokens=32)
     if shuffled:
         random.shuffle(pool._free)
     pieces, tables, together = [], [], []
     for slot, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
         rows = len(prompt.tokens)
-        table = pool.open(rows, rows + frames, prompt.block_keys())
+        table = pool.open(rows, rows + frames, prompt.prefix_keys().keys)
         pool.grow(table, rows + frames)
         runner.begin(slot, prompt, sampling, table)
         pieces.append(1)
         while not runner.prefill([slot]):
             pieces[-1] += 1
-        pool.publish(table, prompt.block_keys(), rows)
+        pool.publish(table, prompt.prefix_keys().keys, rows - 1)
         tables.append(table)
         together.append([])
         for each, codes in enumerate(runner.step(range(slot + 1))):
             together[each].append(codes)
     assert [table.cached_tokens for table in tables] == [0, 64, 64]
-    assert pieces == [3, 1, 2]  # 77 and 114 rows to read: the 64 shared ones are not read again
+    assert pieces == [3, 1, 2]  # 78 and 115 tokens: the 64 shared ones are not prefilled again
     assert tables[1].blocks[:4] == tables[0].blocks[:4]
     while len(together[2]) < frames:
         for each, codes in enumerate(runner.step(range(3))):

@@ -20,11 +20,11 @@ async def test_cancel_frees_the_slot_within_one_frame():
         first, second = bench.submit(1, max_frames=1000), bench.submit(2, max_frames=3)
         bench.runner.allow(2)
         await first.read(2)
-        steps = sum(seq[0] == "step" for seq in bench.runner.log)
+        steps = sum(event[0] == "step" for event in bench.runner.log)
         first.cancel()
         bench.runner.allow(2)  # one for the step the engine may be in, one for the next
         assert await second.read(1) == [[2, 1]]
-        assert sum(seq == ("step", [1]) for seq in bench.runner.log) <= steps + 1
+        assert sum(event == ("step", [1]) for event in bench.runner.log) <= steps + 1
         with pytest.raises(GenerationEnded) as ended:
             await first.read(1)
         assert ended.value.finish is FinishReason.CANCELLED

@@ -110,12 +110,12 @@ def test_a_resumed_stream_goes_on_as_the_unbroken_one(model):
     assert [runner.launch([1])()[0] for _ in range(7)] == whole[5:]
 
 
-@pytest.mark.parametrize("share_tokens", [0, 16])
-async def test_churn_through_the_engine_loses_no_block_and_changes_no_code(model, share_tokens):
+@pytest.mark.parametrize("prefix_cache", [False, True])
+async def test_churn_through_the_engine_loses_no_block_and_changes_no_code(model, prefix_cache):
     """Thirty requests of five kinds on four slots and few blocks, some cancelled, with and without sharing."""
     expected = {index: alone(model, index, 8) for index in range(5)}
     runner = GraphRunner(model, slots=4, blocks=14, max_prefill_tokens=48)
-    pool = BlockPool(runner.blocks, share_tokens=share_tokens)
+    pool = BlockPool(runner.blocks, prefix_cache=prefix_cache)
     engine = Engine(runner, Scheduler(slots=4, queue_capacity=40, pool=pool))
     engine.start()
     try:
@@ -124,7 +124,7 @@ async def test_churn_through_the_engine_loses_no_block_and_changes_no_code(model
             index, frames = number * 7 % 5, 1 + number % 8
             prompt = prompt_of(index)
             wanted = Request(
-                prompt, sampling_of(index), frames, prefill_tokens=len(prompt.tokens), block_keys=prompt.block_keys()
+                prompt, sampling_of(index), frames, prefill_tokens=len(prompt.tokens), prefix_keys=prompt.prefix_keys()
             )
             generations.append((index, frames, engine.submit(wanted)))
         for _, _, generation in generations[3::9]:
@@ -137,7 +137,7 @@ async def test_churn_through_the_engine_loses_no_block_and_changes_no_code(model
         await engine.stop(10)
     load = engine.load()
     assert (load.blocks_used, pool.reserved, load.slots_active) == (0, 0, 0)
-    assert (load.prefix_hit_tokens > 0) == (share_tokens > 0)
+    assert (load.prefix_hit_tokens > 0) == prefix_cache
 
 
 async def test_one_voice_for_all_who_come_together_is_read_once(model):
@@ -145,9 +145,9 @@ async def test_one_voice_for_all_who_come_together_is_read_once(model):
     rows = []
     embed = runner._embed
     runner._embed = lambda pieces: (rows.extend(stop - start for _, start, stop in pieces), embed(pieces))[1]
-    engine = Engine(runner, Scheduler(slots=6, queue_capacity=0, pool=BlockPool(runner.blocks, share_tokens=16)))
+    engine = Engine(runner, Scheduler(slots=6, queue_capacity=0, pool=BlockPool(runner.blocks)))
     prompt = prompt_of(4)
-    request = Request(prompt, sampling_of(1), 6, prefill_tokens=len(prompt.tokens), block_keys=prompt.block_keys())
+    request = Request(prompt, sampling_of(1), 6, prefill_tokens=len(prompt.tokens), prefix_keys=prompt.prefix_keys())
     generations = [engine.submit(request) for _ in range(6)]  # before the engine runs: all are there at once
     engine.start()
     try:

@@ -34,9 +34,10 @@ def test_generated_frames_follow_the_prompt_without_an_end():
 
 
 @pytest.mark.parametrize(
-    ("max_frames", "frame_limit", "frames"), [(None, None, 17), (None, 5, 5), (None, 50, 17), (17, 50, 17), (1, 5, 1)]
+    ("max_frames", "frame_limit", "frames"),
+    [(None, None, 17), (None, 5, 5), (None, 50, 17), (17, 50, 17), (1, 5, 1), (18, 50, 17), (60, None, 17), (9, 8, 8)],
 )
-def test_frames_that_it_may_grow_to(max_frames, frame_limit, frames):
+def test_the_least_cap_on_frames_holds(max_frames, frame_limit, frames):
     assert LIMITS.build([Text([1, 2, 3])], (), max_frames, frame_limit)[1] == frames
 
 
@@ -56,13 +57,16 @@ def test_all_frames_may_have_been_generated():
         ([Text([-1])], {}, "prompt[0].text.ids[0]", "is -1"),
         ([Audio([[1] * 4, [1] * 3]), Text([1])], {}, "prompt[0].audio.frames[1].codes", "has 3 codes, must have 4"),
         ([Audio([[1, 1, 64, 1]]), Text([1])], {}, "prompt[0].audio.frames[0].codes[2]", "is 64, must be below 64"),
-        ([Text([1] * 20)], {}, "prompt", "takes 20 tokens, at most 19 of 20 fit"),
-        ([Audio([[1] * 4] * 15), Text([1] * 5)], {}, "prompt", "takes 21 tokens"),
-        ([Text([1] * 15)], {"max_frames": 6}, "max_frames", "take 21 tokens, 20 fit: at most 5 frames"),
+        ([Text([1] * 20)], {}, "prompt", "takes 20 of 20 tokens, which leaves no room for a frame: at most 19 fit"),
+        ([Audio([[1] * 4] * 15), Text([1] * 5)], {}, "prompt", "takes 21 of 20 tokens"),
         ([Text([1])], {"max_frames": 0}, "max_frames", "must be at least 1"),
         ([Text([1])], {"max_frames": -3}, "max_frames", "must be at least 1"),
-        ([Text([1])], {"max_frames": 9, "frame_limit": 8}, "max_frames", "must be at most 8"),
-        ([Text([1])], {"max_frames": 2, "generated": [[1] * 4] * 3}, "generated", "more than max_frames 2"),
+        (
+            [Text([1])],
+            {"max_frames": 2, "generated": [[1] * 4] * 3},
+            "generated",
+            "has 3 frames, at most 2 may be made",
+        ),
         ([Text([1])], {"generated": [[1] * 5]}, "generated[0].codes", "has 5 codes"),
         ([Text([1])], {"generated": [[1] * 4, [0] * 4]}, "generated[1].codes", "all-zero frame ends speech"),
     ],

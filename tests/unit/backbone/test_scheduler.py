@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.backbone.blocks import BlockPool
+from services.backbone.prefix_keys import PrefixKeys
 from services.backbone.scheduler import FinishReason, QueueFull, Request, Sampling, Scheduler
 
 FRAME = [1, 2]
@@ -197,7 +198,7 @@ def test_a_stream_takes_blocks_as_it_grows_and_gives_all_back():
 
 def keyed(keys, rows=None):
     """A request whose prompt fills a block for each key and goes on for five rows."""
-    return request(prefill_tokens=rows or 16 * len(keys) + 5, block_keys=tuple(key.encode() for key in keys))
+    return request(prefill_tokens=rows or 16 * len(keys) + 5, prefix_keys=PrefixKeys(key.encode() for key in keys))
 
 
 def test_prompts_that_begin_alike_and_come_together_are_read_once():
@@ -238,7 +239,7 @@ def test_who_waits_for_a_reader_that_leaves_reads_itself():
 
 
 def test_without_sharing_nobody_waits():
-    scheduler = Scheduler(slots=2, queue_capacity=0, pool=BlockPool(64, share_tokens=0))
+    scheduler = Scheduler(slots=2, queue_capacity=0, pool=BlockPool(64, prefix_cache=False))
     seqs = [scheduler.submit(keyed("abc"), 0.0) for _ in range(2)]
     assert scheduler.schedule(1.0).admitted == seqs
 

@@ -145,8 +145,9 @@ class GenerateRequest(_message.Message):
     CHUNK_POLICY_FIELD_NUMBER: _builtins.int
     GENERATED_FIELD_NUMBER: _builtins.int
     max_frames: _builtins.int
-    """Most frames to make, those in generated included; prompt tokens + max_frames must fit
-    max_seq_len. Default: as many as fit, up to the server's own limit.
+    """Cap on the frames of the utterance, those in generated included, at least 1. The least of it, of the
+    server's own limit and of what fits max_seq_len beside the prompt is used; when it cuts the speech,
+    the finish reason is FINISH_REASON_MAX_LENGTH. Default: no cap of the caller's.
     """
     @_builtins.property
     def prompt(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptPart]:
@@ -194,22 +195,28 @@ class GenerateStarted(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_FRAMES_FIELD_NUMBER: _builtins.int
+    PREFIX_HIT_TOKENS_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     """The seed in use."""
     prompt_tokens: _builtins.int
-    """Tokens of the prompt: text ids, frames and the frames that end segments."""
+    """Tokens of the prompt: text ids, frames and the frames that end segments. Those in generated are not counted."""
     max_frames: _builtins.int
-    """The limit on frames in use."""
+    """The cap on frames in use: the least of the caller's, of the server's and of what fits."""
+    prefix_hit_tokens: _builtins.int
+    """Tokens of the prompt and of generated that were found in the prefix cache, so that they were not computed
+    again. What this server generated is found like what it has prefilled, in whole blocks of 16 tokens.
+    """
     def __init__(
         self,
         *,
         seed: _builtins.int = ...,
         prompt_tokens: _builtins.int = ...,
         max_frames: _builtins.int = ...,
+        prefix_hit_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_frames", b"max_frames", "prompt_tokens", b"prompt_tokens", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_frames", b"max_frames", "prefix_hit_tokens", b"prefix_hit_tokens", "prompt_tokens", b"prompt_tokens", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -355,6 +362,7 @@ class GetModelInfoResponse(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     MAX_FRAMES_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     max_seq_len: _builtins.int
     """Positions that prompt and generated frames may take together."""
     text_vocab_size: _builtins.int
@@ -367,6 +375,8 @@ class GetModelInfoResponse(_message.Message):
     """Weights' number format, such as `bfloat16`."""
     max_frames: _builtins.int
     """Server's own limit on frames of one request."""
+    version: _builtins.str
+    """The server's version."""
     @_builtins.property
     def bundle(self) -> _common_pb2.BundleIdentity:
         """The bundle."""
@@ -381,10 +391,11 @@ class GetModelInfoResponse(_message.Message):
         device: _builtins.str = ...,
         dtype: _builtins.str = ...,
         max_frames: _builtins.int = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "codec_bins", b"codec_bins", "device", b"device", "dtype", b"dtype", "max_frames", b"max_frames", "max_seq_len", b"max_seq_len", "text_vocab_size", b"text_vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "codec_bins", b"codec_bins", "device", b"device", "dtype", b"dtype", "max_frames", b"max_frames", "max_seq_len", b"max_seq_len", "text_vocab_size", b"text_vocab_size", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
