@@ -33,6 +33,7 @@ _MIN_TEMPERATURE = 1e-4  # as good as greedy; logits divided by much less overfl
 _FINISH_REASONS = {
     FinishReason.END_OF_SPEECH: common_pb2.FINISH_REASON_END_OF_SPEECH,
     FinishReason.MAX_LENGTH: common_pb2.FINISH_REASON_MAX_LENGTH,
+    FinishReason.CANCELLED: common_pb2.FINISH_REASON_CANCELLED,
 }
 _tracer = trace.get_tracer("csm.backbone")
 _LOAD: dict[str, Callable[[Load], int]] = {
@@ -188,8 +189,9 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
     def _trace(self, generation: Generation) -> None:
         """The reason of the end; spans and times of queue and prefill, which the engine measured."""
         seq = generation.seq
-        if seq.finish is not None:
-            trace.get_current_span().set_attribute("csm.finish_reason", seq.finish.name)
+        if seq.finish in _FINISH_REASONS:  # the other ends have a status
+            name = common_pb2.FinishReason.Name(_FINISH_REASONS[seq.finish])
+            trace.get_current_span().set_attribute("csm.finish_reason", name)
         now_s, now_ns = self._engine.now(), time.time_ns()
         for name, histogram, start_s, end_s in (
             ("queue", instruments.backbone_queue, seq.submitted_s, seq.admitted_s),

@@ -96,7 +96,10 @@ _GAUGES = {
     "csm.backbone.queue.depth": ("{request}", "requests that wait for a slot"),
     "csm.backbone.queue.capacity": ("{request}", "requests that may wait"),
     "csm.backbone.blocks.used": ("{block}", "blocks of the key-value cache that live requests hold"),
-    "csm.backbone.blocks.idle": ("{block}", "blocks that no request holds, kept in the prefix cache until they are needed"),
+    "csm.backbone.blocks.idle": (
+        "{block}",
+        "blocks that no request holds, kept in the prefix cache until they are needed",
+    ),
     "csm.backbone.blocks.capacity": ("{block}", "blocks of the key-value cache"),
     "csm.codec.slots.active": ("{slot}", "streams being decoded"),
     "csm.codec.slots.capacity": ("{slot}", "streams that may be decoded at once"),

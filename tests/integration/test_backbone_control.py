@@ -194,6 +194,11 @@ async def test_spans_of_a_request(spans):
         assert by_name["queue"].end_time <= by_name["prefill"].start_time + 1000  # one moment, rounded twice
         assert [event.name for event in server.events] == ["first_frame"]
         assert server.status.status_code is StatusCode.UNSET
+        assert server.attributes["csm.finish_reason"] == "FINISH_REASON_MAX_LENGTH"
+        assert (server.attributes["csm.prompt_tokens"], server.attributes["csm.prefix_hit_tokens"]) == (
+            messages[0].started.prompt_tokens,
+            0,
+        )
 
 
 async def test_spans_of_a_request_cancelled_in_the_queue(spans):
@@ -218,5 +223,6 @@ async def test_spans_of_a_request_cancelled_in_the_queue(spans):
         while not found(METHOD):
             await asyncio.sleep(0.005)
         (queue,) = found("queue")
+        assert found(METHOD)[0].attributes["csm.finish_reason"] == "FINISH_REASON_CANCELLED"
         assert not found("prefill") and queue.end_time >= queue.start_time
         await channel.close()
