@@ -11,18 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.trace import SpanKind
 
 from services.runtime import instruments
-from services.runtime.errors import CallError, InternalError, InvalidArgument, ReaderStalled
+from services.runtime.detached import Detached
+from services.runtime.errors import CALLER, LOAD, SERVER, CallError, InternalError, ReaderStalled
+from services.runtime.request_reader import RequestLimits, RequestStream, first_message
 from services.runtime.tracing import call_attributes, is_out_of_time, is_traced, record_code
 
 log = logging.getLogger(__name__)
@@ -40,95 +41,92 @@ _SERVER_FAULTS = {
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Traces each call as a SERVER span, sends CallErrors as rich statuses, gives up on readers who stall."""
+    """Reads requests within limits, traces each call as a SERVER span, sends CallErrors as rich statuses.
 
-    def __init__(self, reader_stall_s: float):
-        """reader_stall_s: how long one message may wait for its reader."""
-        self._reader_stall_s = reader_stall_s
+    To gRPC all methods are streaming handlers: those read their requests themselves.
+    """
 
-    async def intercept_service(self, continuation, handler_call_details):
+    def __init__(self, limits: RequestLimits, *, reader_stall_s: float, patient_s: float):
+        """
+        reader_stall_s: how long one message may wait for its reader.
+        patient_s: a deadline that is shorter and passes is the caller's fault.
+        """
+        self._limits, self._reader_stall_s, self._patient_s = limits, reader_stall_s, patient_s
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_until_idle(self, for_s: float) -> None:
+        """Return once no call has been in flight for `for_s`."""
+        while True:
+            await self._idle.wait()
+            await asyncio.sleep(for_s)
+            if not self._in_flight:
+                return
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or method.startswith("/grpc."):
             return handler
-        serializers = _forgiving(handler.request_deserializer), handler.response_serializer
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(_unary(method, handler.unary_unary), *serializers)
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(
-                _stream(method, handler.unary_stream, self._reader_stall_s), *serializers
-            )
-        if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(
-                _stream(method, handler.stream_stream, self._reader_stall_s), *serializers
-            )
-        return handler  # CSM has no client-streaming method
+        serve = self._unary if handler.unary_unary or handler.unary_stream else self._stream
 
+        async def call(_: object, context: grpc.aio.ServicerContext) -> None:
+            with self._counted():
+                async with _Call(method, context, self._patient_s):
+                    await serve(handler, context)
 
-def _unary(method: str, behavior: Any) -> Any:
-    async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
-        async with _Call(method, context):
-            return await behavior(_decoded(request), context)
+        return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
 
-    return call
+    async def _unary(self, handler: Any, context: grpc.aio.ServicerContext) -> None:
+        """A call with one request."""
+        data = await first_message(context, self._limits)
+        with self._limits.hold(len(data)):
+            request = await self._limits.parse(data, handler.request_deserializer)
+            del data
+            if handler.unary_unary:
+                await self._write(context, await handler.unary_unary(request, context))
+            else:
+                await self._write_all(context, handler.unary_stream(request, context))
 
+    async def _stream(self, handler: Any, context: grpc.aio.ServicerContext) -> None:
+        """A call with a stream of requests. CSM has none whose answer is a single message."""
+        requests = RequestStream(context, self._limits, handler.request_deserializer)
+        await self._write_all(context, handler.stream_stream(requests, context))
 
-def _stream(method: str, behavior: Any, reader_stall_s: float) -> Any:
-    async def call(request: Any, context: grpc.aio.ServicerContext) -> None:
-        async with _Call(method, context):
-            request = _EachDecoded(request) if isinstance(request, AsyncIterable) else _decoded(request)
-            async with aclosing(behavior(request, context)) as responses:
-                async for response in responses:
-                    try:
-                        async with asyncio.timeout(reader_stall_s):
-                            await context.write(response)
-                    except TimeoutError:
-                        raise ReaderStalled(reader_stall_s) from None
+    async def _write_all(self, context: grpc.aio.ServicerContext, responses: AsyncGenerator[Any, None]) -> None:
+        async with aclosing(responses):
+            async for response in responses:
+                await self._write(context, response)
 
-    return call
-
-
-class _Undecodable:
-    """Bytes that are no message. gRPC would end the call with UNKNOWN and a traceback in the log."""
-
-
-def _forgiving(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    def run(data: bytes) -> Any:
+    async def _write(self, context: grpc.aio.ServicerContext, response: Any) -> None:
         try:
-            return deserialize(data)
-        except DecodeError:
-            return _Undecodable()
+            async with asyncio.timeout(self._reader_stall_s):
+                await Detached(context.write(response))
+        except TimeoutError:
+            raise ReaderStalled(self._reader_stall_s) from None
 
-    return run
-
-
-def _decoded(request: Any) -> Any:
-    if isinstance(request, _Undecodable):
-        raise InvalidArgument("request", "is not a valid protobuf message: its bytes are truncated or corrupt")
-    return request
-
-
-class _EachDecoded:
-    """A plain iterator, not a generator: a handler may drop it half read, or never begin."""
-
-    def __init__(self, requests: AsyncIterable[Any]):
-        self._source = requests
-        self._requests: AsyncIterator[Any] | None = None
-
-    def __aiter__(self) -> _EachDecoded:
-        return self
-
-    async def __anext__(self) -> Any:
-        if self._requests is None:
-            self._requests = aiter(self._source)
-        return _decoded(await anext(self._requests))
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
 
 
 class _Call:
     """One call, from its first to its last moment on this server."""
 
-    def __init__(self, method: str, context: grpc.aio.ServicerContext):
-        self._method, self._context = method, context
+    def __init__(self, method: str, context: grpc.aio.ServicerContext, patient_s: float):
+        self._method, self._context, self._patient_s = method, context, patient_s
 
     async def __aenter__(self) -> None:
         carrier = {key: value for key, value in self._context.invocation_metadata() if isinstance(value, str)}
@@ -158,29 +156,56 @@ class _Call:
                 error = InternalError(f"internal error ({type(error).__name__})")
                 code, text = error.code, error.text
         finally:
-            # Ended before the status is sent: whoever sees the status can find the span.
-            record_code(self._span, code, text, is_error=code in _SERVER_FAULTS)
-            self._tell(code, text)
+            # Ended before the status is sent: who sees the status can find the span.
+            origin = error_origin(code, error, self._timeout_s, self._patient_s)
+            record_code(self._span, code, text, is_error=origin == SERVER)
+            self._record(code, text, origin)
             self._span.end()
             otel_context.detach(self._token)
         if isinstance(error, CallError):
-            await self._context.abort_with_status(error.status())
-        # Nobody is there to be told, and nothing is wrong here: gRPC would log a traceback.
-        return isinstance(error, grpc.aio.InternalError)
+            try:
+                await Detached(self._context.abort_with_status(error.status()))
+            except grpc.aio.InternalError:
+                error = None
+                raise asyncio.CancelledError from None
+        if isinstance(error, grpc.aio.InternalError):
+            # A write on a call whose caller left. gRPC logs a traceback for it, and nothing for a cancelled call.
+            raise asyncio.CancelledError from None
+        return False
 
-    def _tell(self, code: grpc.StatusCode, text: str) -> None:
+    def _record(self, code: grpc.StatusCode, text: str, origin: str | None) -> None:
         """Metrics and log: every call that has a span, however it ended."""
         if not is_traced(self._method):
             return
         took_s = time.perf_counter() - self._began_s
-        instruments.rpc_duration.record(
-            took_s, {**call_attributes(self._method), "rpc.response.status_code": code.name}
-        )
+        labels = {**call_attributes(self._method), "rpc.response.status_code": code.name}
+        if origin is not None:
+            labels["csm.error.origin"] = origin
+        instruments.rpc_duration.record(took_s, labels)
         log.log(
-            logging.WARNING if code in _SERVER_FAULTS else logging.DEBUG,
+            logging.WARNING if origin == SERVER else logging.DEBUG,
             "%s ended with %s%s", self._method.rpartition("/")[2], code.name, f": {text}" if text else "",
             extra={"rpc": self._method, "code": code.name, "duration_ms": round(took_s * 1e3, 1)},
         )  # fmt: skip
+
+
+def error_origin(
+    code: grpc.StatusCode, error: BaseException | None, timeout_s: float | None, patient_s: float
+) -> str | None:
+    """Who caused a status: None for OK.
+
+    timeout_s: what the caller gave the call, None for as long as it takes. A deadline crosses hops, so a stage
+    cannot tell whose it was, but a short one is never ours.
+    """
+    if code is grpc.StatusCode.OK:
+        return None
+    if isinstance(error, CallError) and error.origin is not None:
+        return error.origin
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return CALLER if timeout_s is not None and timeout_s < patient_s else SERVER
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return LOAD
+    return SERVER if code in _SERVER_FAULTS else CALLER
 
 
 def _is_gone(error: BaseException | None, context: grpc.aio.ServicerContext) -> bool:

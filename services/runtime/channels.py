@@ -7,11 +7,10 @@ from typing import Any
 
 import grpc
 
+from services.runtime.grpc_options import MIB, channel_options
 from services.runtime.reloadable_file import ReloadableFile
 from services.runtime.reloading_channel import ReloadingChannel
 from services.runtime.tracing import TracedChannel
-
-MIB = 1024 * 1024
 
 # Retries never happen after a first message, so they cannot repeat audio. A full replica's refusal
 # is tried on the next one, which is what round_robin picks.
@@ -31,9 +30,6 @@ _SERVICE_CONFIG = {
         }
     ],
 }
-
-# Bounds what gRPC reads ahead of a slow consumer to a few frames of audio instead of megabytes.
-FLOW_CONTROL = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 16384)]
 
 
 def open_channel(
@@ -56,7 +52,7 @@ def open_channel(
         ("grpc.enable_retries", 1),
         # A request with context audio is larger than the default 256 KiB, and would never be retried.
         ("grpc.per_rpc_retry_buffer_size", max_message_mib * MIB),
-        *_options(max_message_mib),
+        *channel_options(max_message_mib),
     ]
     return _open(target, options, credentials)
 
@@ -73,27 +69,10 @@ def open_replica_channel(
     address: a gRPC target with one address. name: the host name that it was resolved from, which its certificate is
     for. Not blocking, as `open_channel`.
     """
-    options = [("grpc.enable_retries", 0), *_options(max_message_mib)]
+    options = [("grpc.enable_retries", 0), *channel_options(max_message_mib)]
     if name:
         options += [("grpc.default_authority", name), ("grpc.ssl_target_name_override", name)]
     return _open(address, options, credentials)
-
-
-def _options(max_message_mib: int) -> list[tuple[str, Any]]:
-    return [
-        ("grpc.max_receive_message_length", max_message_mib * MIB),
-        ("grpc.max_send_message_length", max_message_mib * MIB),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2000),
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
-        ("grpc.http2.ping_timeout_ms", 5_000),
-        ("grpc.dns_min_time_between_resolutions_ms", 5_000),
-        # Channels to the same target in one process must not share their connection's fate.
-        ("grpc.use_local_subchannel_pool", 1),
-        *FLOW_CONTROL,
-    ]
 
 
 def _open(

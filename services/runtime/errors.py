@@ -18,6 +18,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 DOMAIN = "csm"
+CALLER, LOAD, SERVER = "caller", "load", "server"  # who caused a status
 _NO_RETRY = ("grpc-retry-pushback-ms", "-1")  # gRPC's retry design (A6): a negative pushback ends the tries
 
 
@@ -27,6 +28,7 @@ class CallError(Exception):
     reason: UPPER_SNAKE_CASE, stable, for programs (ErrorInfo.reason).
     retryable: False tells the caller's channel not to retry by itself, so that each failure is retried
     by the hop next to it and by no other.
+    origin: CALLER, LOAD or SERVER, for metrics and alerts; None: by the code.
     """
 
     def __init__(
@@ -37,10 +39,11 @@ class CallError(Exception):
         reason: str,
         details: Sequence[message.Message] = (),
         retryable: bool = True,
+        origin: str | None = None,
     ):
         super().__init__(text)
         self.code, self.text, self.reason = code, text, reason
-        self.details, self.retryable = list(details), retryable
+        self.details, self.retryable, self.origin = list(details), retryable, origin
 
     def status(self) -> grpc.Status:
         """What context.abort_with_status takes."""

@@ -1,19 +1,22 @@
-"""Health and reflection on a server's own port: anybody may ask, so what they send must be small and come at once.
+"""Health and reflection on a server's own port: anybody may ask, so requests must be small and come at once.
 
 gRPC gathers a request whole before its handler sees it, up to the server's largest message, and knows no
-smaller limit for one method. So these requests are read here, and given so little time that nobody can
-have much of them waiting in memory: no more than what arrives in that time. One that is more than a name
-is dropped then: a Watch would keep it for as long as its caller likes.
+smaller limit for one method. So these requests are read here and get two seconds: no more of them are in memory
+than arrive in that time. One that is more than a name is dropped, since a Watch would keep it for as long as
+its caller likes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
+
+from services.runtime.detached import Detached
+from services.runtime.request_reader import read_in_time
 
 MAX_REQUEST_BYTES = 4096  # a name
 _ARRIVAL_S = 2.0  # they are a few bytes, sent together with the call's headers
@@ -22,87 +25,79 @@ _ARRIVAL_S = 2.0  # they are a few bytes, sent together with the call's headers
 class PublicMethodGuard(grpc.aio.ServerInterceptor):
     """To gRPC all of them are streaming handlers: those read their requests themselves."""
 
-    def __init__(self, arrival_s: float = _ARRIVAL_S):
-        self._arrival_s = arrival_s
+    def __init__(self, *, arrival_s: float = _ARRIVAL_S, reader_stall_s: float = 30.0):
+        """arrival_s: time for each request. reader_stall_s: how long one answer may wait for its reader."""
+        self._arrival_s, self._reader_stall_s = arrival_s, reader_stall_s
 
-    async def intercept_service(self, continuation, handler_call_details):
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith("/grpc."):
             return handler
 
-        async def answer(arriving: _FirstMessageTimeout, context: grpc.aio.ServicerContext) -> None:
-            if handler.stream_stream:  # reflection
-                async for response in handler.stream_stream(arriving, context):
-                    await context.write(response)
-                return
+        async def call(_: object, context: grpc.aio.ServicerContext) -> None:
             try:
-                request = await anext(arriving)
-            except StopAsyncIteration:
-                await context.abort(
-                    grpc.StatusCode.DEADLINE_EXCEEDED, f"no whole request came within {self._arrival_s:g} s"
-                )
-            if handler.unary_unary:
-                await context.write(await handler.unary_unary(request, context))
-            else:  # Watch, which writes its answers itself
-                await handler.unary_stream(request, context)
-
-        async def call(requests: AsyncIterable[Any], context: grpc.aio.ServicerContext) -> None:
-            try:
-                await answer(_FirstMessageTimeout(requests, self._arrival_s), context)
-            except _Refused as refused:
+                await self._answer(handler, context)
+            except _RefusedError as refused:
                 await context.abort(refused.code, refused.text)
             except grpc.aio.InternalError:
-                pass  # a write to a caller who is gone: gRPC would log a traceback
+                # A write to a caller who is gone: gRPC logs a traceback for it, and nothing for a cancelled call.
+                raise asyncio.CancelledError from None
 
-        return grpc.stream_stream_rpc_method_handler(
-            call, _checked(handler.request_deserializer), handler.response_serializer
-        )
+        return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
+
+    async def _answer(self, handler: Any, context: grpc.aio.ServicerContext) -> None:
+        if handler.stream_stream:  # reflection
+            async for response in handler.stream_stream(self._requests(handler, context), context):
+                await self._write(context, response)
+            return
+        request = await anext(self._requests(handler, context), None)
+        if request is None:
+            text = f"no whole request came within {self._arrival_s:g} s"
+            raise _RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, text)
+        if handler.unary_unary:
+            await self._write(context, await handler.unary_unary(request, context))
+        else:  # Watch, which writes its answers itself
+            await handler.unary_stream(request, context)
+
+    async def _requests(self, handler: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        """Requests until one is late: then as if the caller had no more."""
+        while True:
+            try:
+                data = await read_in_time(context, self._arrival_s)
+            except TimeoutError:
+                return
+            if data is grpc.aio.EOF:
+                return
+            yield _parse(data, handler.request_deserializer)
+
+    async def _write(self, context: grpc.aio.ServicerContext, response: Any) -> None:
+        try:
+            async with asyncio.timeout(self._reader_stall_s):
+                await Detached(context.write(response))
+        except TimeoutError:
+            text = f"the caller read nothing for {self._reader_stall_s:g} s"
+            raise _RefusedError(grpc.StatusCode.ABORTED, text) from None
 
 
-class _Refused(Exception):
-    """A request that is none. gRPC turns what a deserializer raises into UNKNOWN and a traceback in the log."""
+class _RefusedError(Exception):
+    """Ends a call. gRPC turns what a deserializer raises into UNKNOWN and a traceback in the log."""
 
     def __init__(self, code: grpc.StatusCode, text: str):
         super().__init__(text)
         self.code, self.text = code, text
 
 
-def _checked(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """As `deserialize`, but gives what is wrong with a request in its place."""
-
-    def run(data: bytes) -> Any:
-        if len(data) > MAX_REQUEST_BYTES:
-            return _Refused(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"a request of {len(data)} bytes, {MAX_REQUEST_BYTES} are taken"
-            )
-        try:
-            return deserialize(data)
-        except DecodeError:
-            return _Refused(grpc.StatusCode.INVALID_ARGUMENT, "the request is not a valid protobuf message")
-
-    return run
-
-
-class _FirstMessageTimeout:
-    """Requests, until one is not there in time: then as if the caller had no more."""
-
-    def __init__(self, requests: AsyncIterable[Any], arrival_s: float):
-        self._requests: AsyncIterator[Any] = aiter(requests)
-        self._arrival_s = arrival_s
-
-    def __aiter__(self) -> _FirstMessageTimeout:
-        return self
-
-    async def __anext__(self) -> Any:
-        arriving = asyncio.ensure_future(anext(self._requests))
-        try:
-            # Not asyncio.timeout: what has come while the whole process stood still is there in time.
-            await asyncio.wait({arriving}, timeout=self._arrival_s)
-            if arriving.done():
-                request = arriving.result()
-                if isinstance(request, _Refused):
-                    raise request
-                return request
-        finally:
-            arriving.cancel()
-        raise StopAsyncIteration
+def _parse(data: bytes, deserialize: Callable[[bytes], Any]) -> Any:
+    """Raises: _RefusedError."""
+    if len(data) > MAX_REQUEST_BYTES:
+        text = f"a request of {len(data)} bytes, {MAX_REQUEST_BYTES} are taken"
+        raise _RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+    try:
+        return deserialize(data)
+    except DecodeError:
+        text = "the request is not a valid protobuf message"
+        raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, text) from None

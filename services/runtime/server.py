@@ -25,22 +25,21 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.runtime import instruments, logs, telemetry, tls
 from services.runtime.calls import CallInterceptor
-from services.runtime.channels import FLOW_CONTROL, MIB
-from services.runtime.health import Health
+from services.runtime.grpc_options import MIB, server_options
+from services.runtime.health import NOT_SERVING, SERVICE_NAME, SERVING, Health
 from services.runtime.public_methods import MAX_REQUEST_BYTES, PublicMethodGuard
+from services.runtime.request_reader import RequestLimits
 from services.runtime.settings import ServerSettings, SettingError, StartError, as_dict, help_text, read
 
 log = logging.getLogger(__name__)
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_PENDING_CALLS = 65_536
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-_WATCH_S = 0.1
-_LIFELESS_LOOKS = 10
+_HEALTH_INTERVAL_S = 0.1
+_MAX_MISSED_CHECKS = 10
+_LAST_STATUS_S = 0.1  # for the statuses of calls that have just ended
 
 S = TypeVar("S", bound=ServerSettings)
 
@@ -73,35 +72,30 @@ class StageServer:
         self._draining = False
         self._ready = False  # what health said last
         instruments.observe(self, "csm.ready", lambda server: int(server._ready), {"rpc.service": stage.service})
-        self._lifeless = 0  # looks in a row that found the stage not live
+        self._missed_checks = 0  # in a row that found the stage not live
         self.dead = asyncio.Event()  # set once the stage is no longer live
-        self._watcher: asyncio.Task[None] | None = None
+        self._monitor: asyncio.Task[None] | None = None
         self._health_server: grpc.aio.Server | None = None
         self.health_address: str | None = None  # of the health checks' own server, once it listens
-        self._health = Health()
+        self._health = Health(max_watchers=settings.max_watchers, write_timeout_s=settings.reader_stall_s)
+        limits = RequestLimits(
+            timeout_s=settings.request_timeout_s,
+            idle_s=settings.stream_idle_s,
+            memory_bytes=settings.request_memory_mib * MIB,
+            max_message_bytes=settings.max_message_mib * MIB,
+        )
+        self._calls = CallInterceptor(
+            limits, reader_stall_s=settings.reader_stall_s, patient_s=settings.patient_deadline_s
+        )
         self._server = grpc.aio.server(
-            interceptors=[PublicMethodGuard(), CallInterceptor(settings.reader_stall_s), *stage.interceptors],
-            options=[
-                # gRPC's own default is 1, and two servers would share a port silently.
-                ("grpc.so_reuseport", int(settings.share_port)),
-                ("grpc.max_receive_message_length", settings.max_message_mib * MIB),
-                ("grpc.max_send_message_length", settings.max_message_mib * MIB),
-                ("grpc.max_connection_age_ms", settings.max_connection_age_s * 1000),
-                ("grpc.max_connection_age_grace_ms", settings.connection_grace_s * 1000),
-                # Calls that no handler has taken up yet: gRPC cancels some from 1,000 on, and all from 3,000. Who is
-                # refused is the service's own affair, which says so with a status and when to come again.
-                ("grpc.server.max_pending_requests", _PENDING_CALLS),
-                ("grpc.server.max_pending_requests_hard_limit", _PENDING_CALLS),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-                ("grpc.keepalive_time_ms", 20_000),
-                ("grpc.keepalive_timeout_ms", 5_000),
-                ("grpc.http2.ping_timeout_ms", 5_000),
-                *FLOW_CONTROL,
-            ],
+            interceptors=[PublicMethodGuard(), self._calls, *stage.interceptors],
+            options=server_options(
+                settings, max_receive_bytes=settings.max_message_mib * MIB, share_port=settings.share_port
+            ),
         )
         stage.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((stage.service, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection((stage.service, SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     async def start(self) -> str:
         """Listen; returns `host:port`. Raises: SettingError when the address or its TLS cannot be had."""
@@ -110,53 +104,63 @@ class StageServer:
         if credentials is None and not tls.is_loopback(listen):
             log.warning("serves in plaintext beyond this machine, as %s asks", tls.INSECURE)
         port = _listen(self._server, "CSM_LISTEN", listen, credentials)
-        await self._report()
+        await self._check_stage()
         if self._settings.health_listen:
             self._health_server = grpc.aio.server(
-                options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_REQUEST_BYTES)]
+                interceptors=[PublicMethodGuard()],
+                options=server_options(self._settings, max_receive_bytes=MAX_REQUEST_BYTES),
             )
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
             health_port = _listen(self._health_server, "CSM_HEALTH_LISTEN", self._settings.health_listen)
             await self._health_server.start()
             self.health_address = f"{self._settings.health_listen.rpartition(':')[0]}:{health_port}"
         await self._server.start()
-        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        self._monitor = asyncio.get_running_loop().create_task(self._monitor_stage())
         return f"{listen.rpartition(':')[0]}:{port}"
 
     async def drain(self) -> None:
-        """Say NOT_SERVING and wait until balancers have heard it. Calls still work."""
+        """Report NOT_SERVING and give balancers CSM_DRAIN_S to notice. Calls still work. Waits for no watcher."""
         self._draining = True
-        await self._report()
+        await self._check_stage()
         await asyncio.sleep(self._settings.drain_s)
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Refuse new calls at once, give running ones `grace_s` (default: CSM_GRACE_S), then cancel them."""
-        if self._watcher is not None:
-            self._watcher.cancel()
+        if self._monitor is not None:
+            self._monitor.cancel()
         self._ready = False
-        self._health.end()  # nobody's watch is a call that is worth waiting for
-        await self._server.stop(self._settings.grace_s if grace_s is None else grace_s)
+        self._health.close()
+        stopped = asyncio.ensure_future(self._server.stop(self._settings.grace_s if grace_s is None else grace_s))
+        idle = asyncio.ensure_future(self._calls.wait_until_idle(_LAST_STATUS_S))
+        try:
+            await asyncio.wait({stopped, idle}, return_when=asyncio.FIRST_COMPLETED)
+            if not stopped.done():
+                # Only health and reflection calls are left. A watcher that reads nothing would keep the server.
+                await self._server.stop(0)
+            await stopped
+        finally:
+            idle.cancel()
         if self._health_server is not None:
             await self._health_server.stop(0)  # last: a draining process is alive to its probes
 
-    async def _watch(self) -> None:
+    async def _monitor_stage(self) -> None:
         while not self.dead.is_set():
             slept = time.perf_counter()
-            await asyncio.sleep(_WATCH_S)
-            instruments.event_loop_lag.record(max(0.0, time.perf_counter() - slept - _WATCH_S))
-            await self._report()
+            await asyncio.sleep(_HEALTH_INTERVAL_S)
+            instruments.event_loop_lag.record(max(0.0, time.perf_counter() - slept - _HEALTH_INTERVAL_S))
+            await self._check_stage()
 
-    async def _report(self) -> None:
-        # One look is not enough: after a freeze of the whole process, the loop may run before the
+    async def _check_stage(self) -> None:
+        # One failed check is not enough: after a freeze of the whole process, the loop may run before the
         # stage's own thread has shown a sign of life.
-        self._lifeless = 0 if self._stage.is_live() else self._lifeless + 1
-        live = self._lifeless < _LIFELESS_LOOKS
+        self._missed_checks = 0 if self._stage.is_live() else self._missed_checks + 1
+        live = self._missed_checks < _MAX_MISSED_CHECKS
         if not live:
             self.dead.set()
         self._ready = ready = live and not self._draining and await self._stage.is_ready()
-        await self._health.set("liveness", _SERVING if live else _NOT_SERVING)
+        self._health.set("liveness", SERVING if live else NOT_SERVING)
         for name in ("readiness", "", self._stage.service):
-            await self._health.set(name, _SERVING if ready else _NOT_SERVING)
+            self._health.set(name, SERVING if ready else NOT_SERVING)
 
 
 def _listen(
@@ -205,8 +209,8 @@ def main(
     finally:
         telemetry.shutdown()
     logging.shutdown()
-    # At an ordinary end Python waits for every thread, and one that is stuck in a device's call would keep the process,
-    # and with it whoever is to start it anew, waiting for ever.
+    # At an ordinary end Python waits for every thread. One that is stuck in a device's call would keep the process
+    # alive, and a supervisor could not restart it.
     os._exit(code)
 
 

@@ -67,6 +67,35 @@ class ServerSettings:
         "CSM_SHARE_PORT", False, "other processes may listen on the same port: the kernel spreads connections over them"
     )
     max_message_mib: int = setting("CSM_MAX_MESSAGE_MIB", 64, "largest message taken, MiB", min=1, max=1024)
+    request_timeout_s: float = setting(
+        "CSM_REQUEST_TIMEOUT_S", 10.0, "time for a call's request to arrive, seconds", min=0.1, max=3600
+    )
+    request_memory_mib: int = setting(
+        "CSM_REQUEST_MEMORY_MIB",
+        1024,
+        "memory of requests being served, MiB; also bounds how many may arrive slowly: one for each CSM_MAX_MESSAGE_MIB",
+        min=1,
+    )
+    stream_idle_s: float = setting(
+        "CSM_STREAM_IDLE_S",
+        60.0,
+        "a stage's stream that sends no message for longer, counted from when its audio has been played, is ended",
+        min=0.1,
+        max=3600,
+    )
+    patient_deadline_s: float = setting(
+        "CSM_PATIENT_DEADLINE_S",
+        30.0,
+        "a deadline that passes is this server's fault when the caller gave at least so long; seconds",
+        min=0,
+    )
+    max_connections: int = setting(
+        "CSM_MAX_CONNECTIONS", 4096, "connections at once; fewer where the process may not open so many files", min=1
+    )
+    max_concurrent_streams: int = setting(
+        "CSM_MAX_CONCURRENT_STREAMS", 4096, "calls at once on one connection; further ones wait at the caller", min=1
+    )
+    max_watchers: int = setting("CSM_MAX_WATCHERS", 1024, "Watch calls of the health service at once", min=1)
     max_connection_age_s: int = setting(
         "CSM_MAX_CONNECTION_AGE_S", 30, "connections are renewed after this, so that new replicas are found", min=1
     )

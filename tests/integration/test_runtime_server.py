@@ -260,7 +260,7 @@ OK, INVALID, FULL, GONE, BUG = (
         (UnavailableError("leaving"), {}, GONE, True),
         (ZeroDivisionError("bug"), {}, BUG, True),
         (None, {"cancel": True}, grpc.StatusCode.CANCELLED, False),
-        (None, {"timeout": 0.3}, grpc.StatusCode.DEADLINE_EXCEEDED, True),
+        (None, {"timeout": 0.3}, grpc.StatusCode.DEADLINE_EXCEEDED, False),  # its own fault
     ],
     ids=["success", "refusal", "overload", "unavailable", "crash", "cancel", "deadline"],
 )

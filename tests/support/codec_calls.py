@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from services.codec.__main__ import open_stage
 from services.codec.config import CodecSettings
-from services.runtime.channels import FLOW_CONTROL
+from services.runtime.grpc_options import FLOW_CONTROL
 from services.runtime.server import StageServer
 from services.runtime.settings import read
 from support import tiny_mimi

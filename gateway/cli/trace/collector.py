@@ -16,7 +16,7 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 
 from gateway.cli.trace.spans import MAX_SPANS, Attributes, Event, Span, TraceStore
 from gateway.stage_names import STAGES
-from services.runtime.channels import MIB
+from services.runtime.grpc_options import MIB
 
 _HOUSEKEEPING = ("/GetModelInfo", "/GetLoad")
 _SCALARS = ("string_value", "int_value", "double_value", "bool_value")

@@ -1,0 +1,207 @@
+"""Reads a call's requests: within a time limit, within a budget of memory, and checked before they are parsed.
+
+gRPC gathers a message whole before anybody sees it. So a message that comes slowly holds memory: how many
+may do so at once is bounded, and the one that has taken longest is ended when there are more.
+No read is ever cancelled (see `detached`): a call whose message is late is ended, and the read ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from services.runtime import wire_limits
+from services.runtime.detached import Detached
+from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted
+
+MIB = 1024 * 1024
+SMALL_BYTES = 64 * 1024  # parsed on the event loop: at most a millisecond; and not counted
+MAX_BYTES_WITHOUT_AUDIO = 4 * MIB
+_SLOW_S = 1.0
+
+_reading: set[asyncio.Future[Any]] = set()  # reads whose caller was given up; the loop holds tasks only weakly
+
+
+class RequestLimits:
+    """What all calls of a server share."""
+
+    def __init__(self, *, timeout_s: float, idle_s: float, memory_bytes: int, max_message_bytes: int):
+        """
+        timeout_s: time for a unary call's message. idle_s: see RequestStream.limit_idle. memory_bytes: of the requests that are held at once.
+        max_message_bytes: so many may be in arrival for each message that is late.
+        """
+        self.timeout_s, self.idle_s, self._memory_bytes = timeout_s, idle_s, memory_bytes
+        self.max_slow = max(2, memory_bytes // max_message_bytes)
+        self._slow: dict[asyncio.Future[None], None] = {}  # oldest first
+        self._held_bytes = 0
+        self._parsers = ThreadPoolExecutor(2, thread_name_prefix="request-parser")
+
+    @contextmanager
+    def arriving(self) -> Iterator[asyncio.Future[None]]:
+        """Count a message in arrival. The future is set when the call must make room for others."""
+        loop = asyncio.get_running_loop()
+        evicted: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(_SLOW_S, self._became_slow, evicted)
+        try:
+            yield evicted
+        finally:
+            timer.cancel()
+            self._slow.pop(evicted, None)
+
+    def _became_slow(self, evicted: asyncio.Future[None]) -> None:
+        self._slow[evicted] = None
+        if len(self._slow) > self.max_slow:
+            oldest = next(iter(self._slow))
+            del self._slow[oldest]
+            if not oldest.done():
+                oldest.set_result(None)
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Count a request's memory for as long as its call runs. Raises: ResourceExhausted."""
+        if size <= SMALL_BYTES:
+            yield
+            return
+        if self._held_bytes and self._held_bytes + size > self._memory_bytes:
+            text = f"requests: {self._memory_bytes // MIB} MiB of them are being served"
+            raise ResourceExhausted(text, 1.0, reason="REQUEST_MEMORY")
+        self._held_bytes += size
+        try:
+            yield
+        finally:
+            self._held_bytes -= size
+
+    async def parse(self, data: bytes, deserialize: Callable[[bytes], Any] | None) -> Any:
+        """The message. Raises: InvalidArgument."""
+        if deserialize is None:
+            return data
+        if len(data) <= SMALL_BYTES:
+            return _parse(data, deserialize)
+        return await asyncio.get_running_loop().run_in_executor(self._parsers, _parse_checked, data, deserialize)
+
+
+async def first_message(context: grpc.aio.ServicerContext, limits: RequestLimits) -> bytes:
+    """The one message of a unary request. Raises: CallError."""
+    with limits.arriving() as evicted:
+        try:
+            message = await read_in_time(context, limits.timeout_s, evicted)
+        except TimeoutError:
+            message = None
+    if message is grpc.aio.EOF:
+        raise InvalidArgument("request", "is missing: the call was half-closed without a message")
+    if message is not None:
+        return message
+    if evicted.done():
+        text = f"requests: {limits.max_slow} others arrive slowly too; send it in one go, or later"
+        raise ResourceExhausted(text, 1.0, reason="SLOW_REQUEST")
+    text = f"the request did not arrive within {limits.timeout_s:g} s"
+    raise CallError(grpc.StatusCode.ABORTED, text, reason="SLOW_REQUEST")
+
+
+async def read_in_time(
+    context: grpc.aio.ServicerContext, timeout_s: float, given_up: asyncio.Future[None] | None = None
+) -> Any:
+    """The call's next message, raw, or grpc.aio.EOF. given_up: ends the wait too. Raises: TimeoutError.
+
+    After a timeout the read goes on until the call ends, which the caller of this sees to.
+    """
+    reading = asyncio.ensure_future(_run(context.read()))
+    ends = {reading} if given_up is None else {reading, given_up}
+    try:
+        # Not asyncio.timeout: what came while the whole process stood still is in time.
+        await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not reading.done():
+            _reading.add(reading)
+            reading.add_done_callback(_forget)
+    if not reading.done():
+        raise TimeoutError
+    return reading.result()
+
+
+class RequestStream:
+    """The messages of a streaming request. A plain iterator, not a generator: a handler may drop it half read."""
+
+    def __init__(
+        self, context: grpc.aio.ServicerContext, limits: RequestLimits, deserialize: Callable[[bytes], Any] | None
+    ):
+        self._context, self._limits, self._deserialize = context, limits, deserialize
+        self._idle_from_s: float | None = None  # None: no limit
+        self._timeout: asyncio.Timeout | None = None  # of the read that waits
+
+    def limit_idle(self, from_s: float) -> None:
+        """End the call when no message comes for `RequestLimits.idle_s` after `from_s` and after the last message.
+
+        from_s: on the clock of `time.monotonic`, such as when all audio sent so far has been played.
+        """
+        self._idle_from_s = from_s
+        if self._timeout is not None:
+            self._timeout.reschedule(max(asyncio.get_running_loop().time(), from_s) + self._limits.idle_s)
+
+    def __aiter__(self) -> RequestStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._idle_from_s is None:
+            message = await Detached(self._context.read())
+        else:
+            message = await self._read_in_time(self._idle_from_s)
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return await self._limits.parse(message, self._deserialize)
+
+    async def _read_in_time(self, from_s: float) -> Any:
+        idle_s = self._limits.idle_s
+        try:
+            async with asyncio.timeout_at(max(asyncio.get_running_loop().time(), from_s) + idle_s) as self._timeout:
+                return await Detached(self._context.read())
+        except TimeoutError:
+            text = f"no message came for {idle_s:g} s though all audio was played"
+            raise CallError(grpc.StatusCode.ABORTED, text, reason="STREAM_IDLE") from None
+        finally:
+            self._timeout = None
+
+
+def limit_idle(requests: object, from_s: float) -> None:
+    """As RequestStream.limit_idle; nothing for an iterator of another kind, as tests have."""
+    if isinstance(requests, RequestStream):
+        requests.limit_idle(from_s)
+
+
+async def _run(operation: Coroutine[Any, Any, Any]) -> Any:
+    return await operation
+
+
+def _forget(reading: asyncio.Future[Any]) -> None:
+    _reading.discard(reading)
+    if not reading.cancelled():
+        reading.exception()  # of no interest: the call has ended
+
+
+def _parse(data: bytes, deserialize: Callable[[bytes], Any]) -> Any:
+    try:
+        return deserialize(data)
+    except DecodeError:
+        raise InvalidArgument(
+            "request", "is not a valid protobuf message: its bytes are truncated or corrupt"
+        ) from None
+
+
+def _parse_checked(data: bytes, deserialize: Callable[[bytes], Any]) -> Any:
+    """As `_parse`, off the event loop and after a look at what the message would become."""
+    descriptor = getattr(getattr(deserialize, "__self__", None), "DESCRIPTOR", None)
+    if descriptor is not None:
+        layout = wire_limits.layout_of(descriptor)
+        if not layout.has_bytes and len(data) > MAX_BYTES_WITHOUT_AUDIO:
+            raise InvalidArgument("request", f"has {len(data)} bytes, at most {MAX_BYTES_WITHOUT_AUDIO} are taken")
+        try:
+            wire_limits.check(data, layout)
+        except wire_limits.TooManyFieldsError as error:
+            raise InvalidArgument("request", str(error)) from None
+    return _parse(data, deserialize)
