@@ -20,8 +20,8 @@ for name in [name for name in os.environ if name.startswith(("CSM_", "OTEL_"))]:
 os.environ["CSM_STATE_DIR"] = tempfile.mkdtemp(prefix="csm-tests-")
 atexit.register(shutil.rmtree, os.environ["CSM_STATE_DIR"], ignore_errors=True)
 
-# Without a GPU Triton's interpreter runs the kernels, and its own library must be told so as well,
-# which whatever imports it first would have compiled otherwise.
+# Without a GPU Triton's interpreter runs the kernels, and the setting must be there before
+# anything imports triton, which compiles its own library functions otherwise.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -88,7 +88,7 @@ class Bench:
         await self.engine.stop(0)
 
     def submit(self, rows: int, frames: int) -> Generation:
-        """A prompt of random text and audio rows, like nobody else's."""
+        """A prompt of random text and audio rows that no other request shares."""
         part, self._seed = self._part, self._seed + 1
         values = np.zeros((rows, part.codebooks + 1), dtype=np.int64)
         mask = np.zeros_like(values, dtype=bool)

@@ -13,7 +13,7 @@ from gateway.cli.bench.stats import Point
 HEARD_S = 2.0  # who hears nothing for longer waits in some queue, and is not carried
 MOST_STREAMS, MOST_S = 100_000, 3600  # of a wish
 _CLIENTS_S = 4.0  # the callers' processes start, the last traces come in
-_SLOWER = 1.1  # a point that takes so much longer than real time is cut off: its listeners have run dry
+_SLOWER = 1.1  # a point that takes so much longer than real time is cut off: its listeners have had underruns
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Done:
 
     @property
     def dry(self) -> int:
-        """Listeners that ran dry, those that were cut off too."""
+        """Listeners with underruns, those that were cut off too."""
         return self.point.dry_streams + self.point.unfinished_dry
 
     @property
@@ -100,6 +100,6 @@ def next_streams(done: Sequence[Done], phase: str, most: int) -> int | None:
 
 
 def _round(streams: float) -> int:
-    """To two digits: nobody needs more."""
+    """To two digits: more mean nothing."""
     step = 10 ** max(0, math.floor(math.log10(streams)) - 1)
     return max(1, round(streams / step) * step)

@@ -37,7 +37,7 @@ def write(done: Sequence[Done], facts: Mapping[str, str], gpu_csv: str, out: Pat
 
 
 def write_plot(done: Sequence[Done], out: Path) -> None:
-    """Latency and listeners who ran dry, of the last phase."""
+    """Latency and listeners with underruns, of the last phase."""
     own = sorted((one for one in done if one.phase == done[-1].phase), key=lambda one: one.wish.streams)
     try:
         plot([one.point for one in own], out / "chain.png", is_rate=False, buffer_s=own[0].plan.buffer_s)

@@ -194,7 +194,7 @@ async def mps(folder: Path):
     places = {"CUDA_MPS_PIPE_DIRECTORY": str(folder / "mps"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "mps-log")}
     for name in ("mps", "mps-log"):
         (folder / name).mkdir()
-    # The daemon counts the GPUs that it sees anew, so it has to see all, or the ids our processes are given are not its own.
+    # The daemon numbers the GPUs that it sees from 0, so it has to see all, or the ids our processes are given are not its own.
     seen = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"} | places
     daemon = None
     with contextlib.suppress(OSError):

@@ -89,7 +89,7 @@ def ratio_text(done: Sequence[Done]) -> str:
     streams = [carried(done, phase) for phase in phases]
     audio = [max(one.point.real_time_streams for one in done if one.phase == phase) for phase in phases]
     lines = [
-        f"{phase}: {count or 'no'} streams carried (no underrun, no error, nobody cut off, first audio p95 within {HEARD_S:g} s), at most {most:.0f} s of audio a second."
+        f"{phase}: {count or 'no'} streams carried (no underrun, no error, no listener cut off, first audio p95 within {HEARD_S:g} s), at most {most:.0f} s of audio a second."
         for phase, count, most in zip(phases, streams, audio, strict=True)
     ]
     if len(phases) == 2 and streams[0]:

@@ -79,7 +79,7 @@ class Reading:
 
     @classmethod
     def now(cls, pids: Mapping[str, int], pages: Mapping[str, str]) -> Reading:
-        """pids: name → id; pages: name → where its metrics are. Who is gone is missing; its callers' errors are told."""
+        """pids: name → id; pages: name → where its metrics are. A process that is gone is missing; its callers' errors are reported."""
         cpu, told = {}, {}
         for name, pid in pids.items():
             with contextlib.suppress(OSError):

@@ -309,7 +309,7 @@ async def test_a_killed_stage_is_told_at_once_and_the_chain_recovers(chain, spee
         while await call.read() is not grpc.aio.EOF:
             pass
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE, caught.value.details()
-    # 0.1 s as a rule; what is told apart here is a notice from a timeout.
+    # 0.1 s as a rule; this distinguishes a notice from a timeout.
     assert time.monotonic() - began < 10
     await chain.start(stage)
     await chain.ready(stage)

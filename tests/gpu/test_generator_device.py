@@ -64,7 +64,7 @@ def rounded(part, dtype, device="cpu"):
 
 
 def eager_logits(model, prompt, forced, monkeypatch):
-    """Logits of the eager runner when it is told what to draw: [F, K, bins]."""
+    """Logits of the eager runner when what it draws is given: [F, K, bins]."""
     seen = []
 
     def draw(logits, *_):

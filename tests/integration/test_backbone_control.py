@@ -74,7 +74,7 @@ async def test_a_caller_who_leaves_at_frame_5_frees_the_slot_within_a_frame(leav
 
 
 async def test_a_caller_who_leaves_without_reading_frees_the_slot():
-    """The handler is blocked on a write, and the slot is paused: nobody reads."""
+    """The handler is blocked on a write, and the slot is paused: the caller does not read."""
     async with bench(buffer_frames=64) as b:
         b.runner.open.set()
         call = b.stub.Generate(request(max_frames=480))

@@ -129,7 +129,7 @@ async def test_tokens_are_exchanged_while_a_stream_runs(metrics, chain, probe, t
     whole = f'[radio]\ntoken = "{NEXT_RADIO}"\n'
     assert stale() == 0
     tokens.write_text(whole[:-5])  # half written
-    assert stale() == 1  # nobody has called yet
+    assert stale() == 1  # no call has come yet
     ask = speech_pb2.ListVoicesRequest()
     await chain.speech.ListVoices(ask, timeout=5, metadata=shows(RADIO))
     (warning,) = [record.message for record in caplog.records if "stay in use" in record.message]

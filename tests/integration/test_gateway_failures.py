@@ -177,7 +177,7 @@ async def test_a_stage_dies_mid_stream_and_comes_back(open_chain, probe, stage):
     await chain.servers[stage].stop(0)
     error = await fails(call)
     assert error.code() is grpc.StatusCode.UNAVAILABLE, error.details()
-    # 0.1 s as a rule; what is told apart here is a notice from a timeout.
+    # 0.1 s as a rule; this distinguishes a notice from a timeout.
     assert time.monotonic() - began < 10
     await assert_all_free(probe)
     probe.gate = None

@@ -177,7 +177,7 @@ async def test_a_port_of_health_alone_takes_no_more_than_a_name():
 async def test_health_knows_names_and_nothing_else(served):
     _, _, address = served
     with pytest.raises(grpc.aio.AioRpcError) as unknown:
-        await health_of(address, "somebody")
+        await health_of(address, "no.such.Service")
     assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
 
 

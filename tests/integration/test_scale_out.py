@@ -201,7 +201,7 @@ async def test_two_gateways_behind_one_name_share_nothing(open_chain, probe):
         stack.push_async_callback(other.servers["gateway"].stop, 0)
         name = f"ipv4:{chain.addresses['gateway']},{other.addresses['gateway']}"
         client = await stack.enter_async_context(SpeechClient(name))
-        probe.gate = 1  # nobody ends
+        probe.gate = 1  # no stream ends
         running = []
         for count in range(1, 5):  # as many as both have places for: some are refused by one and taken by the other
             running.append(asyncio.ensure_future(client.synthesize("hello", timeout_s=60)))

@@ -6,7 +6,7 @@ from services.backbone.blocks import BlockTable, blocks_for
 
 
 def own_table(runner, slot: int) -> BlockTable:
-    """Blocks for all rows that the model has, nobody else's."""
+    """Blocks for all positions that the model has, shared with no other slot."""
     each = blocks_for(runner.max_seq_len)
     return BlockTable(list(range(slot * each, (slot + 1) * each)))
 

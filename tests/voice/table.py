@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Row:
-    """passed: None where the figure is told without a limit."""
+    """passed: None where the figure has no limit."""
 
     what: str
     figure: str

@@ -36,7 +36,7 @@ class Codebooks:
 
     @torch.no_grad()
     def level(self, vectors: float) -> None:
-        """Bring the averages to the size of one batch of so many vectors; the tables stay as they are."""
+        """Bring the averages to the size of one batch of `vectors` vectors; the tables stay as they are."""
         for rvq in (self.first, self.rest):
             for layer in rvq.vq.layers:
                 book = layer._codebook

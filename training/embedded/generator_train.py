@@ -41,7 +41,7 @@ class Trainer:
             known, own = load_file(args.start / "model.safetensors"), self.model.state_dict()
             new = OF_CODES if args.new_codes else ()
             kept = {name: value for name, value in known.items() if value.shape == own[name].shape and name not in new}
-            print("begins anew:", sorted(own.keys() - kept.keys()) or "nothing", flush=True)
+            print("from scratch:", sorted(own.keys() - kept.keys()) or "nothing", flush=True)
             self.model.load_state_dict(own | kept)
         self.heads = nn.Linear(self.settings.backbone.dim, 2 * KINDS).to(self.device)
         self.library = Library(args.tokens, self.device, args.batch, args.seed, args.capacity)
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="folder of exported weights to start from")
     parser.add_argument(
-        "--new-codes", action="store_true", help="the codec is another: what knows its codes begins anew"
+        "--new-codes", action="store_true", help="the codec is another: weights that know its codes start from scratch"
     )
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--batch", type=int, default=48, help="sequences of 512 rows")

@@ -42,7 +42,7 @@ class Library:
             self.used += len(rows)
 
     def documents(self):
-        """Endless: arrays of utterance numbers, one to three each, shuffled anew when all were seen."""
+        """Endless: arrays of utterance numbers, one to three each, shuffled again when all were seen."""
         while True:
             self.look()
             order, at = self.draw.permutation(len(self.starts)), 0
@@ -54,7 +54,7 @@ class Library:
                     group = group[:-1]
                 at += len(group)
                 yield group
-                if time.monotonic() - began > 45:  # new shards are waiting: begin anew over all
+                if time.monotonic() - began > 45:  # new shards are waiting: start again over all
                     break
             self.epochs += 1
 

@@ -15,7 +15,7 @@ work=$1 text=$2 kokoro=$3 bundle=${4:-..}
 mkdir -p "$work/logs" "$work/speech" "$work/tokens"
 export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 NO_TORCH_COMPILE=1
 say() { echo "$(date +%T) $*"; }
-fail() { # nobody waits for what will not come: the file `stop` ends those who do
+fail() { # the file `stop` ends the steps that would wait for ever
     say "$1 failed, see its log"
     touch "$work/failed" "$work/speech/stop" "$work/tokens/stop"
 }

@@ -13,7 +13,7 @@ NETWORK: dict[str, Mutation] = {
     "name of a stage": lambda m: variable(m, "gateway", "CSM_CODEC_ADDRESS").update(value="codec:50053"),
     "on loopback": lambda m: variable(m, "tokenizer", "CSM_LISTEN").update(value="127.0.0.1:50051"),
     "metrics elsewhere": lambda m: settings_map(m).update(CSM_METRICS_LISTEN="0.0.0.0:9090"),
-    "Service selects nobody": lambda m: one(m, "Service", "csm-codec")["spec"]["selector"].update(
+    "Service selects no pod": lambda m: one(m, "Service", "csm-codec")["spec"]["selector"].update(
         {"app.kubernetes.io/component": "codecs"}
     ),
     "Service selects all": lambda m: one(m, "Service", "csm-codec")["spec"]["selector"].pop(

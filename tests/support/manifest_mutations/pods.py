@@ -91,7 +91,7 @@ PODS: dict[str, Mutation] = {
     ),
     "little shared memory": lambda m: volume(m, "backbone", "shm")["emptyDir"].update(sizeLimit="1Ki"),
     "shared memory of all there is": lambda m: volume(m, "backbone", "shm")["emptyDir"].update(sizeLimit="16Gi"),
-    "somebody before it": lambda m: pod(deployment(m, "codec")).update(
+    "init container": lambda m: pod(deployment(m, "codec")).update(
         initContainers=[{"name": "first", "image": "busybox:1", "securityContext": {"privileged": True}}]
     ),
     "no /tmp": lambda m: container(deployment(m, "codec"))["volumeMounts"].remove(mount(m, "codec", "tmp")),

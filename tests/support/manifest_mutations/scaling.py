@@ -22,8 +22,8 @@ SCALING: dict[str, Mutation] = {
     "target above the slots": lambda m: scaler(m)["metrics"][0]["pods"]["target"].update(averageValue="16"),
     "fewer slots than the target": lambda m: variable(m, "backbone", "CSM_BACKBONE_SLOTS").update(value="8"),
     "replicas beside an autoscaler": lambda m: deployment(m, "backbone")["spec"].update(replicas=2),
-    "nobody says how many": lambda m: deployment(m, "codec")["spec"].pop("replicas"),
-    "metric that nobody exports": lambda m: scaler(m)["metrics"][0]["pods"]["metric"].update(
+    "no replica count": lambda m: deployment(m, "codec")["spec"].pop("replicas"),
+    "metric that is not exported": lambda m: scaler(m)["metrics"][0]["pods"]["metric"].update(
         name="csm_backbone_active_slots"
     ),
     "rule on an unknown series": lambda m: one(m, "PrometheusRule", "csm")["spec"]["groups"][0]["rules"][0].update(

@@ -75,7 +75,7 @@ def check_variables_are_settings(manifests: Manifests) -> None:
         assert not unknown, f"{service} does not read {sorted(unknown)}"
         settings_of(manifests, service)  # raises when a value does not parse or is beyond its limits
         names = [entry["name"] for entry in container(deployment(manifests, service))["env"]]
-        assert len(names) == len(set(names)), f"{service} is told {names}"
+        assert len(names) == len(set(names)), f"{service} has {names}"
 
 
 def check_kinds(manifests: Manifests) -> None:

@@ -26,7 +26,7 @@ INSIDE = {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "10
 
 
 def who(manifests: Manifests, peer: Manifest) -> list[str]:
-    """Names of a rule's peer: services, or what stands outside; what is known to nobody is written out."""
+    """Names of a rule's peer: services, or what stands outside; an unknown peer is written out."""
     if peer.keys() == {"podSelector"} and (names := selected(manifests, peer["podSelector"])):
         return [name.removeprefix("csm-") for name in names]
     if peer == {"namespaceSelector": {"matchLabels": {"csm-caller": "true"}}}:

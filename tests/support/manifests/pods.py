@@ -48,7 +48,7 @@ def check_probes(manifests: Manifests) -> None:
         # Startup by liveness: a stage that is up but cannot serve yet must not be killed for it.
         assert asked == {"startupProbe": "liveness", "livenessProbe": "liveness", "readinessProbe": "readiness"}
         assert patience_s(probes["startupProbe"]) >= STARTUP_S[service], f"{service} is killed while it loads"
-        # One late answer of a busy loop kills nobody; the server itself looks a second long before it says so.
+        # One late answer of a busy loop must kill no pod; the server itself looks a second long before it says so.
         live, ready = probes["livenessProbe"], probes["readinessProbe"]
         assert live["failureThreshold"] >= 3 and live["timeoutSeconds"] >= 3 and patience_s(live) >= 20, service
         assert patience_s(live) <= 60, f"{service} is left stuck"
@@ -119,7 +119,7 @@ def check_hardening(manifests: Manifests) -> None:
         kinds = {key for volume in volumes.values() for key in volume} - {"name"}
         assert kinds <= {"secret", "configMap", "persistentVolumeClaim", "emptyDir"}, f"{name} mounts {kinds}"
         mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container(manifest)["volumeMounts"]}
-        if name != "csm-collector":  # Python's and torch's, beside a root that nobody writes
+        if name != "csm-collector":  # Python's and torch's; the root file system is read-only
             assert "sizeLimit" in mounted["/tmp"]["emptyDir"], f"{name} has no /tmp"
         for mount in container(manifest)["volumeMounts"]:
             scratch = "emptyDir" in volumes[mount["name"]]

@@ -16,7 +16,7 @@ from support.manifests.rendered import (
     settings_of,
 )
 
-# Secret → the pods that may have it. Made by whoever runs the place, or by cert-manager; never in a repository, but
+# Secret → the pods that may have it. Made by the operator, or by cert-manager; never in a repository, but
 # for the key of overlays/cpu-dev, whose name ends in a hash.
 SECRETS = {
     "csm-watermark-key": {"csm-watermark"},
@@ -26,7 +26,7 @@ SECRETS = {
 
 
 def owners(manifests: Manifests, secret: str) -> set[str]:
-    """Names of the pods that may have it; nobody knows a Secret of another name."""
+    """Names of the pods that may have it; a Secret of another name is refused."""
     if secret in {m["metadata"]["name"] for m in of_kind(manifests, "Secret")}:
         secret = secret.rpartition("-")[0]  # less the hash
     return SECRETS.get(secret, set())

@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from gateway.cli.ports import free_ports
 from gateway.cli.supervisor import Child, Supervisor
 
-# Words that nobody else says, in what every caller here says.
+# Words that occur nowhere else, in what every caller here says.
 MARK = "zyxomma quillbright"
 SENTENCE = f"Hello, {MARK}."
 LONG = f"The {MARK} leaves at seven in the morning and stops at every small station on the way to the city. " * 2

@@ -1,6 +1,6 @@
 """The runner of captured frames, run without capture and with plain operations: against the eager one.
 
-What a CUDA device adds (capture, kernels, copies that nobody waits for) needs one: tests/gpu.
+What a CUDA device adds (capture, kernels, copies that the host does not wait for) needs one: tests/gpu.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def test_rope_and_paged_attention(device, dtype, heads, kv_heads, head_dim, spli
     written = (theirs != stores).any(dim=-1)  # [2, KV, blocks, rows]
     assert int(written.sum()) == 2 * kv_heads * 5
     assert torch.equal(ours[~written], stores[~written])
-    # Rows behind a stream's own are somebody's leavings and must count for nothing.
+    # Rows behind a stream's own are stale data of other streams and must not count.
     attended = triton_ops.attend(wanted, slots, positions, tables, *theirs, splits)
     assert error(attended, reference.attend(wanted, slots, positions, tables, *theirs)) < limit(dtype)
     for store in theirs:

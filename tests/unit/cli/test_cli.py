@@ -25,7 +25,7 @@ from support.fake_speech import FRAME, RATE_HZ, serving, tone
 
 
 class Csm:
-    """Runs `csm`; nobody else's `csm up` is found."""
+    """Runs `csm`; it finds no `csm up` of another test."""
 
     def __init__(self, folder: Path, address: str):
         self.folder, self.address = folder, address

@@ -16,7 +16,7 @@ from gateway.cli.commands import voices
 from support.authority import Authority
 from support.fake_speech import serving
 
-TOKEN = "a-token-nobody-knows"
+TOKEN = "an-unknown-token"
 VARIABLES = ("CSM_TLS_CA_FILE", "CSM_TLS_CERT_FILE", "CSM_TLS_KEY_FILE", "CSM_TOKEN", "CSM_INSECURE", "CSM_ADDRESS")
 
 

@@ -1,4 +1,4 @@
-"""Frames of a stream on their way to passes and back, cut anew at both ends."""
+"""Frames of a stream on their way to passes and back, cut differently at both ends."""
 
 import random
 

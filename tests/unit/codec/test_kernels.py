@@ -128,6 +128,6 @@ def test_attention_over_rings(device, exact, heads, dim, context, steps):
     assert error(fused.attend(wanted, rows, offsets, *theirs, context, exact), seen) < limit
     for store in theirs:
         store[4, :, steps:] = float("nan")  # the stream that has just begun
-        store[3] = float("nan")  # nobody's
+        store[3] = float("nan")  # of no stream
     again = fused.attend(wanted, rows, offsets, *theirs, context, exact)
     assert error(again, seen) < limit

@@ -206,7 +206,7 @@ async def test_the_last_token_is_taken_out_by_a_file_without_any(guarded, tmp_pa
     assert warned == [f"{file} names no token: nobody may call"]
     file.write_text(f'[radio]\ntoken = "{RADIO}"')
     await guarded(RADIO, speak(1))
-    # A file that is gone or wrong may be one that is just being written: it takes nobody out.
+    # A file that is gone or wrong may be one that is just being written: it takes no token out.
     file.unlink()
     await guarded(RADIO, speak(1))
     assert "the old ones stay in use" in caplog.text

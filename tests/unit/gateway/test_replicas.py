@@ -16,7 +16,7 @@ ADDRESSES = [f"ipv4:127.0.0.1:{port}" for port in range(1, 6)]
 
 @pytest.fixture
 async def replicas():
-    """Five replicas that nobody listens for: their probes say DOWN unless the test says what they are."""
+    """Five replicas without servers: their probes say DOWN unless the test sets them."""
     async with ReplicaSet(
         "codec", ",".join(ADDRESSES).replace(",ipv4:", ","), lambda _: None, max_message_mib=1
     ) as one:

@@ -61,7 +61,7 @@ def test_a_long_one_keeps_its_ends_and_its_worst_gaps(monkeypatch, count, slow):
     assert positions == sorted(set(positions))
     length_ms = chunks[0][1] * 1e3
     assert positions[0] == 0 and positions[-1] == pytest.approx((count - 1) * length_ms)
-    if slow:  # else nobody waited for it
+    if slow:  # otherwise no listener waited for it
         assert 77 * length_ms in [pytest.approx(position) for position in positions]
     assert span.attributes["csm.chunks"] == count
     gaps = [(b - a) / length_ms for a, b in pairwise(positions)]

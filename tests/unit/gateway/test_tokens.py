@@ -1,4 +1,4 @@
-"""The file of tokens: what it may say, and that what is wrong is told without a token in it."""
+"""The file of tokens: what it may say, and that no error message holds a token."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ import pytest
 from gateway.tokens import Token, read_tokens
 from services.runtime.reloadable_file import InvalidFile
 
-SECRET = "a-token-nobody-knows"
+SECRET = "an-unknown-token"
 HASH = hashlib.sha256(SECRET.encode()).hexdigest()
 OTHER = hashlib.sha256(b"another").hexdigest()
 

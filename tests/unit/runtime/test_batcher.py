@@ -1,4 +1,4 @@
-"""Pieces of several callers in one pass: who goes with whom, and that nobody is left without a thread."""
+"""Pieces of several callers in one pass: which are batched, and that none is left without a thread."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""What a caller is told of a stage's error."""
+"""What a caller learns of a stage's error."""
 
 import grpc
 import pytest

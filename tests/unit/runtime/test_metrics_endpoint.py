@@ -1,4 +1,4 @@
-"""The Prometheus endpoint's address: what cannot be had is told at the start, by name."""
+"""The Prometheus endpoint's address: an address that cannot be had is an error at the start."""
 
 import socket
 

@@ -8,7 +8,7 @@ from services.runtime.reloading_channel import ReloadingChannel
 
 
 class Files:
-    """In place of ReloadableFile: gives what it is told to."""
+    """In place of ReloadableFile: gives what the test sets."""
 
     now = "old"
 

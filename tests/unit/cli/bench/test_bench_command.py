@@ -177,7 +177,7 @@ async def test_open_loop_counts_from_the_intended_arrival(served):
     assert len(records) >= 4 and all(record["status"] == "OK" for record in records)
     assert [record["intended_s"] for record in records] == sorted(record["intended_s"] for record in records)
     assert all(record["intended_s"] < 0.2 for record in records)
-    free_s = first["intended_s"] + first["took_s"]  # nobody else was sent before
+    free_s = first["intended_s"] + first["took_s"]  # no other was sent before
     assert free_s > 0.2
     for record in others:
         assert record["sent_s"] >= free_s
