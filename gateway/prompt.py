@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from csm.backbone.v1 import backbone_pb2
 from csm.speech.v1 import speech_pb2
@@ -16,17 +17,26 @@ from gateway.stages import Stages
 ENCODINGS_AT_ONCE = 4
 
 
-async def build_prompt(
-    stages: Stages, utterance: speech_pb2.Utterance, timeout: Callable[[], float]
-) -> list[backbone_pb2.PromptPart]:
+@dataclass(frozen=True)
+class Prompt:
+    """spoken_text: the words to say, as the tokenizer read the caller's text."""
+
+    parts: list[backbone_pb2.PromptPart]
+    spoken_text: str
+
+
+async def build_prompt(stages: Stages, utterance: speech_pb2.Utterance, timeout: Callable[[], float]) -> Prompt:
     """Each context turn's text and audio, oldest first, then the text to speak.
 
     timeout: seconds left for the request, asked at each call.
     Raises: CallError whose field is the caller's own (`utterance.context[1].audio…`).
     """
     turns = list(utterance.context)
+    normalize = utterance.text_normalization if utterance.HasField("text_normalization") else None
     segments = [
-        tokenizer_pb2.TextSegment(speaker=turn.speaker if turn.HasField("speaker") else 0, text=turn.text)
+        tokenizer_pb2.TextSegment(
+            speaker=turn.speaker if turn.HasField("speaker") else 0, text=turn.text, text_normalization=normalize
+        )
         for turn in [*turns, utterance]
     ]
     permits = asyncio.Semaphore(ENCODINGS_AT_ONCE)
@@ -47,7 +57,7 @@ async def build_prompt(
         parts.append(backbone_pb2.PromptPart(text=backbone_pb2.TextPart(ids=segment.ids)))
         if clip is not None:
             parts.append(backbone_pb2.PromptPart(audio=backbone_pb2.AudioPart(frames=clip.result())))
-    return parts
+    return Prompt(parts, text.result()[-1].spoken_text)
 
 
 async def _tokenize(stages: Stages, segments: list[tokenizer_pb2.TextSegment], timeout: Callable[[], float]):

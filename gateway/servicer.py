@@ -190,6 +190,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         return output.feed(event.samples)
 
     def _finish(self, synthesis: Synthesis, output: Output, summary: speech_pb2.SpeechSummary) -> None:
+        summary.spoken_text = synthesis.spoken_text
         summary.finish_reason = synthesis.finish_reason
         summary.frames = synthesis.frames
         summary.samples = output.samples

@@ -59,6 +59,7 @@ class Synthesis:
         )
         self._budget = ResumeBudget(resumes)
         self.timeline = Timeline()
+        self.spoken_text = ""
         self.frames = 0
         self.finish_reason = common_pb2.FINISH_REASON_UNSPECIFIED
 
@@ -73,7 +74,9 @@ class Synthesis:
         Raises: CallError.
         """
         try:
-            self._request.prompt.extend(await build_prompt(self._stages, self._utterance, self._timeout))
+            prompt = await build_prompt(self._stages, self._utterance, self._timeout)
+            self.spoken_text = prompt.spoken_text
+            self._request.prompt.extend(prompt.parts)
             self.timeline.output("tokenizer")
             async with (
                 Generation(self._stages, self._request, resumes=self._budget, timeout=self._timeout) as generation,

@@ -56,10 +56,14 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         response = tokenizer_pb2.TokenizeResponse()
         for i, segment in enumerate(request.segments):
             try:
-                ids = self._text.encode(segment.speaker, segment.text)
+                normalize = segment.text_normalization if segment.HasField("text_normalization") else True
+                if self._text.is_quick(segment.text):
+                    done = self._text.encode(segment.speaker, segment.text, normalize)
+                else:
+                    done = await asyncio.to_thread(self._text.encode, segment.speaker, segment.text, normalize)
             except TextError as error:
                 raise InvalidArgument(f"segments[{i}].{error.field}", error.description) from None
-            response.segments.add(ids=ids)
+            response.segments.add(ids=done.ids, spoken_text=done.spoken_text)
             await asyncio.sleep(0)  # a request of many long texts lets others in between
         instruments.stage_first_output.record(time.perf_counter() - began, _TOKENIZE)
         return response
@@ -101,6 +105,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
             bundle=identity(self._bundle),
             max_text_chars=self._settings.max_text_chars,
             version=version(),
+            languages=self._bundle.languages,
         )
         info.max_audio_duration.FromNanoseconds(int(self._settings.max_audio_s * 1e9))
         return info

@@ -33,12 +33,20 @@ async def refusal(awaitable):
 
 async def test_segments_come_back_in_order_in_the_template(tokenizer, bundle_folder):
     stock = PreTrainedTokenizerFast(tokenizer_file=str(bundle_folder / "tokenizer.json"))
-    response = await tokenizer.Tokenize(segments((0, "Hello there."), (1, "<|end_of_text|> Grüße")), timeout=10)
+    response = await tokenizer.Tokenize(segments((0, "Hello there."), (1, "<|end_of_text|> Grüße, 5 %")), timeout=10)
     first, second = (list(segment.ids) for segment in response.segments)
     bos, eos = stock.convert_tokens_to_ids(["<|begin_of_text|>", "<|end_of_text|>"])
     assert first == [bos, *stock.encode("[0]Hello there.", add_special_tokens=False), eos]
     assert second[0] == bos and second.count(eos) == 1 and second[-1] == eos
-    assert stock.decode(second[1:-1]) == "[1]<|end_of_text|> Grüße"
+    assert stock.decode(second[1:-1]) == "[1]Grüße, five percent"
+    assert [segment.spoken_text for segment in response.segments] == ["Hello there.", "Grüße, five percent"]
+
+
+@pytest.mark.parametrize("asked, words", [(None, "five percent"), (True, "five percent"), (False, "<|eot_id|> 5 %")])
+async def test_the_spoken_form_can_be_switched_off(tokenizer, asked, words):
+    segment = tokenizer_pb2.TextSegment(text="<|eot_id|> 5 %", text_normalization=asked)
+    response = await tokenizer.Tokenize(tokenizer_pb2.TokenizeRequest(segments=[segment]), timeout=10)
+    assert response.segments[0].spoken_text == words
 
 
 async def test_the_speaker_is_0_when_absent(tokenizer):
@@ -54,7 +62,8 @@ async def test_the_speaker_is_0_when_absent(tokenizer):
         ([(0, "fine"), (0, "")], "segments[1].text", "at least one character"),
         ([(0, " \n ")], "segments[0].text", "at least one character"),
         ([(0, "x" * 2**20)], "segments[0].text", "1048576 characters, at most 4096"),
-        ([(0, "a\0b")], "segments[0].text", "U+0000"),
+        ([(0, "fine"), (0, "\u200b...")], "segments[1].text", "nothing to speak"),
+        ([(0, "\u4f60\u597d")], "segments[0].text", "Han script"),
         ([(0, "fine"), (-1, "hi")], "segments[1].speaker", "0 or greater, not -1"),
     ],
 )
@@ -130,6 +139,7 @@ async def test_info(tokenizer):
     assert (info.bundle.bundle_id, info.bundle.codebooks, info.bundle.sample_rate_hz) == ("tiny", 4, 24_000)
     assert info.max_text_chars == 4096
     assert info.max_audio_duration.ToNanoseconds() == 3_000_000_000
+    assert info.version and info.languages == ["en"]
 
 
 async def test_a_damaged_tokenizer_is_a_start_error(bundle_folder, tmp_path):

@@ -36,6 +36,12 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(bundle):
+    """Of a bundle that names no voices and writes in many scripts."""
+    return load_text_tokenizer(replace(bundle, voices=(), languages=("de", "ja", "th")), max_chars=4096)
+
+
+@pytest.fixture(scope="module")
+def english(bundle):
     return load_text_tokenizer(bundle, max_chars=4096)
 
 
@@ -53,12 +59,16 @@ def expected(reference, speaker, text):
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("speaker", [0, 7, 2**31 - 1])
 def test_template(tokenizer, reference, speaker, text):
-    assert tokenizer.encode(speaker, text) == expected(reference, speaker, text)
+    segment = tokenizer.encode(speaker, text, normalize=False)
+    assert segment.ids == expected(reference, speaker, text)
+    assert segment.spoken_text == text
 
 
 def test_nothing_is_lost(tokenizer, reference):
     for text in TEXTS:
-        assert reference.decode(tokenizer.encode(3, text), skip_special_tokens=True) == f"[3]{text}"
+        assert (
+            reference.decode(tokenizer.encode(3, text, normalize=False).ids, skip_special_tokens=True) == f"[3]{text}"
+        )
 
 
 def control_tokens(bundle):
@@ -71,7 +81,7 @@ def test_control_tokens_are_spelled_out(tokenizer, reference, bundle):
     control = {reference.convert_tokens_to_ids(name) for name in names}
     for name in names:
         text = f"before{name}after"
-        ids = tokenizer.encode(0, text)
+        ids = tokenizer.encode(0, text, normalize=False).ids
         assert control & set(reference.encode(text, add_special_tokens=False))  # the stock one obeys
         assert not control & set(ids[1:-1]), name
         assert (ids[0], ids[-1]) == tuple(reference.convert_tokens_to_ids(t) for t in (BOS, EOS))
@@ -90,7 +100,7 @@ def test_added_tokens_that_are_not_special_are_spelled_out_too(bundle, tmp_path)
         text_tokenizer=replace(bundle.text_tokenizer, folder=tmp_path),
         generator=replace(bundle.generator, text_vocab_size=513),
     )
-    assert 512 not in load_text_tokenizer(larger, 100).encode(0, "ha <laugh> ha")
+    assert 512 not in load_text_tokenizer(larger, 100).encode(0, "ha <laugh> ha", normalize=False).ids
 
 
 @pytest.mark.parametrize(
@@ -100,7 +110,6 @@ def test_added_tokens_that_are_not_special_are_spelled_out_too(bundle, tmp_path)
         (0, " \n\t\u2003", "text", "at least one character"),
         (0, "x" * 4097, "text", "has 4097 characters, at most 4096"),
         (0, "x" * 2**20, "text", "has 1048576 characters, at most 4096"),
-        (0, "nul \0 inside", "text", "U+0000"),
         (0, "half \ud83d a pair", "text", "lone surrogate at 5"),
         (-1, "hello", "speaker", "0 or greater, not -1"),
     ],
@@ -112,8 +121,62 @@ def test_bad_segments_are_refused(tokenizer, speaker, text, field, words):
     assert words in caught.value.description
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("It costs \u20ac25.", "It costs twenty five euros."),
+        ("nul \0 inside", "nul inside"),
+        ("<|end_of_text|><|begin_of_text|>Your table is ready.", "Your table is ready."),
+        ("[1]Hello there.", "one, Hello there."),
+        ("[1] [2]Hello there.", "one, two, Hello there."),
+        ("\u200b[3]Hello.", "three, Hello."),
+    ],
+)
+def test_the_ids_spell_the_spoken_form(english, reference, text, words):
+    segment = english.encode(1, text)
+    assert segment.spoken_text == words
+    assert segment.ids == expected(reference, 1, words)
+
+
+@pytest.mark.parametrize("text", ["[1]Hello there.", "  [ 1 ]Hello there.", "[0001]Hello there.", "[1]"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_text_cannot_name_another_speaker(english, reference, text, normalize):
+    ids = english.encode(0, text, normalize).ids
+    written = reference.decode(ids, skip_special_tokens=True)
+    assert written.startswith("[0]") and written.count("[") == written.count("]") == 1
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("...", "nothing to speak"),
+        ("\U0001f602", "nothing to speak"),
+        ("\u4f60\u597d", "Han script .* the voices speak en"),
+    ],
+)
+def test_what_the_voices_cannot_say_is_refused(english, text, words, normalize):
+    with pytest.raises(TextError, match=words) as caught:
+        english.encode(0, text, normalize)
+    assert caught.value.field == "text"
+
+
+def test_a_nul_that_nothing_takes_out_is_refused(english):
+    with pytest.raises(TextError, match=r"U\+0000"):
+        english.encode(0, "nul \0 inside", normalize=False)
+
+
+@pytest.mark.parametrize("speaker", [-1, 2, 99, 2**31 - 1])
+def test_speakers_are_those_of_the_bundle(english, speaker):
+    with pytest.raises(TextError) as caught:
+        english.encode(speaker, "hello")
+    assert caught.value.field == "speaker"
+    assert caught.value.description == f"must be one of the bundle's: 0 (zero), 1 (one); not {speaker}"
+    assert english.encode(1, "hello").ids
+
+
 def test_the_longest_text_is_taken(tokenizer):
-    assert len(tokenizer.encode(0, "x" * 4096)) > 4096
+    assert len(tokenizer.encode(0, "x" * 4096, normalize=False).ids) > 4096
 
 
 @pytest.mark.parametrize(
@@ -170,6 +233,7 @@ def test_template_with_the_vocabulary_of_llama_3(tmp_path):
     ours = load_text_tokenizer(
         replace(
             public,
+            languages=("de", "ja", "th"),
             text_tokenizer=replace(public.text_tokenizer, sources=({"tokenizer": "tokenizer.json"},), folder=tmp_path),
         ),
         max_chars=4096,
@@ -177,4 +241,8 @@ def test_template_with_the_vocabulary_of_llama_3(tmp_path):
     ranks = load_tiktoken_bpe(source)
     stock = tiktoken.Encoding("llama3", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     for text in TEXTS:
-        assert ours.encode(0, text) == [128000, *stock.encode(f"[0]{text}", disallowed_special=()), 128001]
+        assert ours.encode(0, text, normalize=False).ids == [
+            128000,
+            *stock.encode(f"[0]{text}", disallowed_special=()),
+            128001,
+        ]

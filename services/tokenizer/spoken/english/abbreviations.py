@@ -1,0 +1,168 @@
+"""Abbreviations: titles, streets, Latin ones, and those of months, measures and companies."""
+
+from __future__ import annotations
+
+import re
+
+_TITLES = {
+    "Dr": "Doctor", "Mr": "Mister", "Mrs": "Missus", "Ms": "Miz", "Prof": "Professor", "Gov": "Governor", "Sen": "Senator",
+    "Rep": "Representative", "Gen": "General", "Col": "Colonel", "Maj": "Major", "Capt": "Captain", "Cpt": "Captain", "Lt": "Lieutenant",
+    "Sgt": "Sergeant", "Cpl": "Corporal", "Pvt": "Private", "Rev": "Reverend", "Hon": "Honorable", "Pres": "President", "Msgr": "Monsignor",
+    "Adm": "Admiral", "Cmdr": "Commander", "Insp": "Inspector", "Supt": "Superintendent", "Fr": "Father", "Sr": "Sister", "Br": "Brother",
+    "Messrs": "Messers", "Mx": "Mix",
+}  # fmt: skip
+# With a full stop, which ends the sentence as well where one ends.
+_DOTTED = {
+    "Jr": "Junior", "Sr": "Senior", "Inc": "Incorporated", "Ltd": "Limited", "Corp": "Corporation", "Co": "Company", "Bros": "Brothers",
+    "etc": "et cetera", "vs": "versus", "approx": "approximately", "appt": "appointment", "apt": "apartment", "Apt": "Apartment",
+    "dept": "department", "Dept": "Department", "est": "established", "Est": "Established", "govt": "government", "Univ": "University",
+    "misc": "miscellaneous", "max": "maximum", "min": "minimum", "Max": "Maximum", "Min": "Minimum", "avg": "average", "Avg": "Average",
+    "temp": "temperature", "vol": "volume", "Vol": "Volume", "ed": "edition", "eds": "editors", "fig": "figure", "Fig": "Figure",
+    "figs": "figures", "Figs": "Figures", "eq": "equation", "Eq": "Equation", "ch": "chapter", "Ch": "Chapter", "sec": "section", "Sec": "Section",
+    "ref": "reference", "refs": "references", "ver": "version", "tel": "telephone", "Tel": "Telephone", "ext": "extension", "Ext": "Extension",
+    "al": "al", "cf": "compare", "viz": "namely", "ca": "circa", "esp": "especially", "incl": "including", "excl": "excluding", "orig": "original",
+    "resp": "respectively", "cont": "continued", "assoc": "associate", "asst": "assistant", "Asst": "Assistant", "mgr": "manager",
+    "Attn": "Attention", "attn": "attention", "qty": "quantity", "Qty": "Quantity", "tbsp": "tablespoon", "tsp": "teaspoon", "oz": "ounces",
+    "lb": "pounds", "lbs": "pounds", "ft": "feet", "hr": "hour", "hrs": "hours", "mins": "minutes", "secs": "seconds", "yr": "year", "yrs": "years",
+    "mo": "months", "wk": "week", "wks": "weeks", "Blvd": "Boulevard", "Ave": "Avenue", "Rd": "Road", "Ln": "Lane", "Hwy": "Highway", "Pkwy": "Parkway",
+    "Sq": "Square", "Ct": "Court", "Pl": "Place", "Ter": "Terrace", "Bldg": "Building", "Ste": "Suite", "Flr": "Floor", "Ph": "Phone",
+    "Mt": "Mount", "Mts": "Mountains", "Ft": "Fort", "Pt": "Point", "Intl": "International", "Natl": "National", "Acad": "Academy", "Inst": "Institute",
+    "Hosp": "Hospital", "Rte": "Route", "Esq": "Esquire", "Mfg": "Manufacturing", "pp": "pages", "p": "page", "pg": "page", "pgs": "pages", "chs": "chapters",
+    "para": "paragraph", "Nos": "Numbers", "nos": "numbers", "Op": "Opus", "op": "opus", "Ill": "Illinois", "Calif": "California", "Mass": "Massachusetts",
+    "Conn": "Connecticut", "Fla": "Florida", "Penn": "Pennsylvania", "Wash": "Washington", "Ariz": "Arizona", "Tex": "Texas",
+}  # fmt: skip
+# Words of their own too, so that their full stop alone says nothing: only before a number or a capital, or as told.
+_ONLY_BEFORE_NUMBER = frozenset(
+    "min max temp ed sec ch p pp pg pgs fig figs eq Fig Figs Ch Sec Eq vol Vol op Op para chs Nos nos Apt apt Ste ext Ext Rte Pt est Est ca".split()
+)
+_ONLY_AFTER_NUMBER = frozenset("oz lb lbs ft hr hrs mins secs yr yrs mo wk wks tbsp tsp".split())
+_ONLY_BEFORE_NAME = frozenset("Mt Mts Ft".split())
+_AFTER_NAME = frozenset(
+    "Jr Sr Inc Ltd Corp Co Bros Esq Blvd Ave Rd Ln Hwy Pkwy Sq Ct Pl Ter Bldg Ill Calif Mass Conn Fla Penn Wash Ariz Tex Univ".split()
+)
+_TITLE = re.compile(rf"\b({'|'.join(_TITLES)})\b\.?(?=\s+(?:[A-Z]|(?:and|or|&)\s+[A-Z]))")
+_DOTLESS_TITLES = frozenset("Dr Mr Mrs Ms Prof Sgt Capt Lt".split())
+_DOT = re.compile(rf"(?<![\w.@/-])({'|'.join(sorted(_DOTTED, key=len, reverse=True))})\.(?![\w]|\.\w)")
+_LATIN = re.compile(
+    r"(?<![\w.])(e\.\s?g\.|i\.\s?e\.|a\.k\.a\.|et al\.|P\.S\.|p\.s\.|n\.b\.|N\.B\.|q\.v\.|c\.\s(?=\d{4})|R\.I\.P\.|Ph\.?\s?D\.?|M\.D\.|w/o(?=\s|$)|w/\s?|b/c\b|c/o\b|n/a\b|N/A\b|R&D\b|R&B\b|Q&A\b|B&B\b|AT&T\b|aka\b|No\.\s?(?=\d)|no\.\s?(?=\d)|Nr\.\s?(?=\d)|eg\b|ie\b|&c\.)(,)?"
+)
+_LATIN_WORDS = {
+    "e.g.": "for example", "i.e.": "that is", "a.k.a.": "also known as", "aka": "also known as", "etal.": "and others", "p.s.": "P S", "n.b.": "N B",
+    "q.v.": "which see", "c.": "circa ", "r.i.p.": "R I P", "phd": "P H D", "m.d.": "M D", "w/o": "without", "w/": "with ", "b/c": "because",
+    "c/o": "care of", "n/a": "not applicable", "r&d": "R and D", "r&b": "R and B", "q&a": "Q and A", "b&b": "B and B", "at&t": "A T and T",
+    "no.": "number ", "nr.": "number ", "eg": "for example", "ie": "that is", "&c.": "et cetera",
+}  # fmt: skip
+_STREET = re.compile(
+    r"(?<=[a-zA-Z\d] )St\b\.?(?=\s*(?:[,;:!?)]|$|\.|\s(?:and|in|at|is|was|near|to|by|or|on|for|from|NW|NE|SW|SE|Apt|Suite|#)|\s[A-Z][a-z]+,))|(?<=(?:st|nd|rd|th) )St\b\.?"
+)
+_SAINT = re.compile(r"\bSt\b\.?(?=\s+[A-Z][a-z])")
+_DRIVE = re.compile(r"(?<=[a-z] )Dr\b\.?(?=\s*(?:[,;:!?)]|$|\s(?:and|in|at|is|was|near|to|by|or|on|NW|NE|SW|SE)\b))")
+_STREET_DOTLESS = re.compile(
+    r"(?<=[a-z] )(Ave|Blvd|Rd|Hwy|Pkwy)\b(?=\s*(?:[,;:!?)]|$|\s(?:and|in|at|is|was|near|to|by|or|on|NW|NE|SW|SE)\b))"
+)
+_SENTENCE = re.compile(r"\s+[\"'(]?[A-Z]")
+_SLASH_WORDS = re.compile(r"(?<![\w/.:])([A-Za-z]+)/([A-Za-z]+)(?:/([A-Za-z]+))?(?![\w/])")
+_SLASH_OR = frozenset(
+    (
+        "he",
+        "she",
+        "his",
+        "her",
+        "him",
+        "they",
+        "yes",
+        "true",
+        "pass",
+        "male",
+        "female",
+        "on",
+        "mother",
+        "mr",
+        "s",
+        "husband",
+        "wife",
+    )
+)
+_SHORT_NAMES = (
+    "vs|approx|dept|govt|pls|thx|btw|idk|tbh|imo|imho|fyi|asap|tbd|diy|faq|atm|rsvp|etc|lol|omg|brb|smh|ikr|afaik|iirc|"
+    "pov|ngl|nvm|wfh|eta|ceo|cfo|cto|usa|fbi|html|url|pdf|gpu|cpu|llm|llms|api|apis|sql|http|https|usb|gps|wi-fi|wifi|mph"
+)
+_SHORT_WORDS = re.compile(rf"(?<![\w'’.@-])({_SHORT_NAMES})(?![\w'’@-]|\.\w)")
+_SHORT = {"vs": "versus", "approx": "approximately", "dept": "department", "govt": "government", "pls": "please", "thx": "thanks", "etc": "et cetera",
+          "mph": "miles per hour", "wi-fi": "wifi", "wifi": "wifi", "lol": "lol", "llms": "L L Ms", "apis": "A P Is"}  # fmt: skip
+
+
+# What none of which is in a text, it has no abbreviation.
+TRIGGER = re.compile(
+    rf"\b(?:{'|'.join(sorted(_DOTLESS_TITLES))}|St|Dr|Ave|Blvd|Rd|Hwy|Pkwy|aka|eg|ie|{_SHORT_NAMES})\b"
+    rf"|\b(?:{'|'.join(sorted({*_TITLES, *_DOTTED}))}|No|no|Nr)\.|\.[ ][a-z]"
+)
+
+
+def read_abbreviations(text: str) -> str:
+    """`Dr. Smith` → Doctor Smith; `e.g.` → for example."""
+    text = _LATIN.sub(_latin, text)
+    text = _STREET.sub(lambda m: "Street" + _stop(m), text)
+    text = _SAINT.sub("Saint", text)
+    text = _DRIVE.sub(lambda m: "Drive" + _stop(m), text)
+    text = _TITLE.sub(lambda m: _TITLES[m[1]] if m[0].endswith(".") or m[1] in _DOTLESS_TITLES else m[0], text)
+    text = _DOT.sub(_dotted, text)
+    text = _STREET_DOTLESS.sub(lambda m: _DOTTED[m[1]], text)
+    text = _SHORT_WORDS.sub(lambda m: _SHORT.get(m[1]) or " ".join(m[1].upper()), text)
+    return _SLASH_WORDS.sub(_slash, text) if "/" in text else text
+
+
+def _latin(match: re.Match[str]) -> str:
+    key = re.sub(r"\s", "", match[1]).lower()
+    if key.replace(".", "") == "phd":
+        key, ends = "phd", match[1].endswith(".")
+    else:
+        ends = match[1].endswith(".") and key in ("etal.", "m.d.", "&c.")
+    words = _LATIN_WORDS[key]
+    after = match.string[match.end() :]
+    stop = "." if ends and not match[2] and (not after.strip() or _SENTENCE.match(after)) else ""
+    return words + stop + (match[2] or "")
+
+
+def _dotted(match: re.Match[str]) -> str:
+    word, before, after = match[1], match.string[: match.start()], match.string[match.end() :]
+    is_end = not after.strip() or bool(_SENTENCE.match(after))
+    if word in _ONLY_BEFORE_NUMBER and not re.match(r"\s*[\dIVX#]", after):
+        return match[0]
+    if word in _ONLY_AFTER_NUMBER and not re.search(
+        r"(?:\d|\b(?:an?|per|few|several|one|two|three|four|five|six|seven|eight|nine|ten|half|hundred))\s?$", before
+    ):
+        return match[0]
+    if word in _ONLY_BEFORE_NAME and not re.match(r"\s+[A-Z]", after):
+        return match[0]
+    if word in _AFTER_NAME and not re.search(r"(?:[A-Z\d][\w'’&]*|[a-z]{3,}),?\s$", before):
+        return match[0]
+    if word == "al":
+        return match[0]
+    return _DOTTED[word] + (
+        "."
+        if is_end
+        and word not in _ONLY_BEFORE_NUMBER
+        and word not in _ONLY_BEFORE_NAME
+        and word not in ("vs", "approx", "Attn")
+        else ""
+    )
+
+
+def _stop(match: re.Match[str]) -> str:
+    after = match.string[match.end() :]
+    return (
+        "."
+        if match[0].endswith(".") and (not after.strip() or _SENTENCE.match(after)) and not after.startswith(".")
+        else ""
+    )
+
+
+def _slash(match: re.Match[str]) -> str:
+    parts = [part for part in match.groups() if part]
+    if parts[0].lower() in ("and",) or (len(parts) == 2 and parts[0] in ("I", "A")):
+        return " ".join(parts)
+    if parts[0].lower() in _SLASH_OR:
+        return " or ".join(parts)
+    is_initials = all(part.isupper() and len(part) < 4 for part in parts)
+    return (" " if is_initials else " slash ").join(parts)

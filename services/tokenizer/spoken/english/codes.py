@@ -1,0 +1,94 @@
+"""Words that mix letters and digits: COVID-19, B2B, 5G, MP3, iPhone15, ABC-123, 10x."""
+
+from __future__ import annotations
+
+import re
+
+from services.tokenizer.spoken.english.initials import spell_mixed
+from services.tokenizer.spoken.english.numbers import MAGNITUDES, NUMBER, cardinal, digits, number, year
+
+_TIMES = re.compile(rf"(?<![\w.,])({NUMBER})[x×](?![\w])")
+_BY = re.compile(
+    r"(?<![\w.,/])(\d+(?:\.\d+)?)\s?[x×]\s?(\d+(?:\.\d+)?)(?:\s?[x×]\s?(\d+(?:\.\d+)?))?(?![\w]*\d)(?!\s?=)"
+)
+_SCALED = re.compile(rf"(?<![\w.,])({NUMBER})(k|K|M|mn|B|bn|tn)(?=\s+[a-z]|[.,!?;:)]|\+|$|\s?/|-)(?![.,]\d)")
+_THOUSAND = re.compile(r"(?<![\w.,])(\d+)k\b")
+_RESOLUTION = re.compile(r"(?<![\w.,])(\d{1,2})K\b")
+_PLUS = re.compile(r"(?<=\d)\+(?=\s|[.,;:!?)]|$)")
+_MIXED = re.compile(r"(?<![\w.,'’])(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:'s)?(?![\w])")
+_PIECES = re.compile(r"[A-Za-z]+|\d+")
+_SCIENTIFIC = re.compile(r"(?<![\w.,])([-−])?(\d+(?:\.\d+)?)[eE]([+-−]?\d{1,3})(?!\w)")
+_PLURAL = re.compile(r"(?<![\w.,$€£])(\d{1,4})['’]?s\b")
+_HEX = re.compile(r"(?<![\w])(?:0x([0-9A-Fa-f]{1,16})|#(?=[0-9A-Fa-f]*\d)([0-9A-Fa-f]{6}|[0-9A-Fa-f]{3}))(?![\w])")
+_COMPOUND = re.compile(r"(?<![\w.,])(\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?)-(?=[A-Za-z]{2,})")
+_UUID = re.compile(r"(?<![\w-])[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}(?![\w-])")
+
+
+def read_codes(text: str) -> str:
+    """`COVID-19` → COVID nineteen; `B2B` → B two B; `10x` → ten times."""
+    text = _UUID.sub(lambda m: ", ".join(_characters(part) for part in m[0].split("-")), text)
+    text = _HEX.sub(lambda m: ("hex " if m[1] else "hash ") + _characters(m[1] or m[2]), text)
+    text = _SCIENTIFIC.sub(_scientific, text)
+    text = _BY.sub(
+        lambda m: " by ".join(number(part) for part in m.groups() if part) if " ×" not in m[0] else m[0], text
+    )
+    text = _TIMES.sub(lambda m: f"{number(m[1])} times", text)
+    text = _SCALED.sub(lambda m: f"{number(m[1])} {MAGNITUDES[m[2]]}" if m[2] != "K" or len(m[1]) > 1 else m[0], text)
+    text = _THOUSAND.sub(lambda m: f"{cardinal(m[1])} thousand", text)
+    text = _PLUS.sub(" plus", text)
+    text = _COMPOUND.sub(lambda m: f"{number(m[1])}-" if len(m[1]) != 4 else f"{_four(m[1])}-", text)
+    text = _PLURAL.sub(lambda m: f"{_plural(m[1])}", text)
+    return _MIXED.sub(lambda m: _mixed(m[0]), text)
+
+
+def _four(text: str) -> str:
+    return year(text) if "1010" <= text <= "2099" else cardinal(text)
+
+
+def _plural(text: str) -> str:
+    words = _four(text) if len(text) == 4 else cardinal(text)
+    return words[:-1] + "ies" if words.endswith("y") else words + ("es" if words.endswith(("x", "s")) else "s")
+
+
+def _characters(code: str) -> str:
+    return " ".join(digits(char) if char.isdigit() else char.upper() for char in code)
+
+
+def _mixed(word: str) -> str:
+    suffix = "'s" if word.endswith("'s") else ""
+    bare = word.removesuffix("'s")
+    out: list[str] = []
+    pieces = _PIECES.findall(bare)
+    is_code = len(pieces) > 3 or (len(pieces) > 2 and bare.isupper() and len(bare) > 4)
+    for piece in pieces:
+        if piece.isdigit():
+            out.append(_number(piece, is_code))
+        elif len(piece) == 1:
+            out.append(piece.upper() if bare.isupper() or len(pieces) > 2 else piece)
+        elif is_code and piece.isupper():
+            out.append(" ".join(piece))
+        elif piece.islower() and len(piece) <= 3 and not set(piece) & set("aeiouy"):
+            out.append(" ".join(piece.upper()))
+        else:
+            out.append(_SAID.get(piece.lower()) or spell_mixed(piece))
+    return " ".join(out) + suffix
+
+
+_SAID = {"mp": "M P", "pc": "P C", "gpt": "G P T", "ps": "P S", "mk": "mark", "covid": "COVID", "sha": "S H A", "utf": "U T F", "usb": "U S B",
+         "http": "H T T P", "ipv": "I P V", "id": "I D", "ii": "two", "iii": "three"}  # fmt: skip
+
+
+def _number(text: str, is_code: bool) -> str:
+    if text[0] == "0" or len(text) > 4 or (is_code and len(text) > 2):
+        return digits(text)
+    if len(text) == 4:
+        return _four(text)
+    if len(text) == 3 and text[1] != "0" and not text.endswith("00"):
+        return f"{cardinal(text[0])} {cardinal(text[1:])}"
+    return cardinal(text)
+
+
+def _scientific(match: re.Match[str]) -> str:
+    power = match[3].lstrip("+")
+    sign = "minus " if power[0] in "-−" else ""
+    return f"{'minus ' if match[1] else ''}{number(match[2])} times ten to the {sign}{cardinal(str(int(power.lstrip('-−'))))}"

@@ -1,0 +1,94 @@
+"""Signs of arithmetic, powers, comparisons, Greek letters that stand alone."""
+
+from __future__ import annotations
+
+import re
+
+from services.tokenizer.spoken.english.numbers import NUMBER, cardinal, number, ordinal
+
+_SIGNS = {
+    "×": "times", "÷": "divided by", "±": "plus or minus", "∓": "minus or plus", "=": "equals", "≠": "is not equal to", "≈": "is approximately",
+    "≤": "is less than or equal to", "≥": "is greater than or equal to", "<": "is less than", ">": "is greater than", "≡": "is equivalent to",
+    "∝": "is proportional to", "∞": "infinity", "√": "the square root of", "∛": "the cube root of", "∑": "the sum of", "∏": "the product of",
+    "∫": "the integral of", "∂": "partial", "∇": "nabla", "∆": "delta", "∈": "in", "∉": "not in", "∪": "union", "∩": "intersection",
+    "⊂": "is a subset of", "⊆": "is a subset of", "∅": "the empty set", "∀": "for all", "∃": "there exists", "∧": "and", "∨": "or", "¬": "not",
+    "∴": "therefore", "∵": "because", "∼": "about", "⊕": "plus", "⊗": "times", "−": "minus", "·": "times", "″": "seconds", "′": "prime",
+    "≪": "is much less than", "≫": "is much greater than", "⊥": "is perpendicular to", "∠": "angle",
+}  # fmt: skip
+_GREEK = dict(
+    zip("αβγδεζηθικλμνξοπρςστυφχψωΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩϵϑϕ",
+        (*(greek := "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma sigma tau upsilon phi "
+           "chi psi omega").split(), *[name for i, name in enumerate(greek.split()) if i != 17], "epsilon", "theta", "phi"), strict=True)
+)  # fmt: skip
+_GREEK_LETTER = re.compile(rf"(?<![^\W\dA-Za-z_])([{''.join(_GREEK)}])(?![^\W\dA-Za-z_])")
+_SUPERSCRIPT_ORDER = {"2": "squared", "3": "cubed"}
+_POWER = re.compile(r"(?<=[\w)])\s?(?:\^|\*\*)\s?(?:\{([^{}]{1,12})\}|\(([^()]{1,12})\)|([-−+]?\w+(?:\.\d+)?))")
+_PLUS = re.compile(r"(?<=[\w)°%])\s?\+\s?(?=[\w(.√-])|(?<![\w+])\+(?=\d)")
+_MINUS = re.compile(
+    r"(?<=[\d)])\s[-−–]\s(?=[\d(a-z])(?=\(?[\da-z]{1,4}\b)|(?<=\b[a-z])\s[-−]\s(?=\d)|(?<=[\w)])\s?−\s?(?=[\w(])"
+)
+_TIMES = re.compile(r"(?<=\d)\s[xX]\s(?=\d)")
+_NEGATIVE = re.compile(rf"(?<![\w.,)%–—-])[-−](?={NUMBER})")
+_DIVIDED = re.compile(r"(?<=[\d)])\s/\s(?=[\d(])")
+_PROGRAMMING = (("!=", " is not equal to "), ("<=", " is less than or equal to "), (">=", " is greater than or equal to "), ("===", " equals "),
+                ("==", " equals "), ("=>", " to "), ("->", " to "), ("<-", " from "), ("+/-", " plus or minus "), ("+-", " plus or minus "))  # fmt: skip
+_APPROXIMATE = re.compile(r"[~≈∼]\s?(?=[$€£¥]?\d)")
+_FACTORIAL = re.compile(r"(?<![\w.])(\d{1,2})!(?=\s?[=+*/×÷-])")
+_FUNCTION = re.compile(r"\b([fgh])\(([a-z])\)")
+_LONE_NUMERIC = re.compile(
+    r"(?<![\w])C\+\+|(?<![\w])([CFJ])#(?!\w)|(?<![\w.])\.NET\b|\bNode\.js\b|\bNotepad\+\+|\bA\+(?!\w)|\b([BCDF])\+(?!\w)|\b([ABCDF])[-−](?=[\s.,;!?]|$)"
+)
+_LANGUAGES = {
+    "C++": "C plus plus",
+    ".NET": "dot net",
+    "Node.js": "Node J S",
+    "Notepad++": "Notepad plus plus",
+    "A+": "A plus",
+}
+
+
+def read_names(text: str) -> str:
+    """Names that have signs in them: C++, C#, .NET, A+."""
+    return _LONE_NUMERIC.sub(
+        lambda m: _LANGUAGES.get(m[0]) or (f"{m[1]} sharp" if m[1] else f"{m[2]} plus" if m[2] else f"{m[3]} minus"),
+        text,
+    )
+
+
+def read_approximately(text: str) -> str:
+    """`~5` → about 5; before numbers are read with their units."""
+    return _APPROXIMATE.sub("about ", text)
+
+
+def read_maths(text: str) -> str:
+    """`2 + 2 = 4` → 2 plus 2 equals 4; the digits are read later."""
+    for sign, words in _PROGRAMMING:
+        if sign in text:
+            text = text.replace(sign, words)
+    text = _FUNCTION.sub(r"\1 of \2", text)
+    text = _FACTORIAL.sub(r"\1 factorial", text)
+    if "^" in text or "**" in text:
+        text = _POWER.sub(_power, text)
+    if "*" in text:
+        text = re.sub(r"(?<=[\w)])\s?\*\s?(?=[\w(√-])", " times ", text)
+    if "+" in text:
+        text = _PLUS.sub(" plus ", text)
+    text = _MINUS.sub(" minus ", text)
+    text = _TIMES.sub(" times ", text)
+    text = _NEGATIVE.sub("minus ", text)
+    text = _DIVIDED.sub(" divided by ", text)
+    if not text.isascii():
+        text = _GREEK_LETTER.sub(lambda m: f" {_GREEK[m[1]]} ", text)
+    return "".join(f" {_SIGNS[char]} " if char in _SIGNS else char for char in text)
+
+
+def _power(match: re.Match[str]) -> str:
+    power = (match[1] or match[2] or match[3]).strip()
+    if power in _SUPERSCRIPT_ORDER:
+        return f" {_SUPERSCRIPT_ORDER[power]}"
+    negative = power[0] in "-−"
+    bare = power.lstrip("+-−")
+    if bare.isdigit() and not negative:
+        return f" to the {ordinal(bare)}" if len(bare) < 3 else f" to the power of {cardinal(bare)}"
+    words = number(bare) if re.fullmatch(NUMBER, bare) else bare
+    return f" to the {'minus ' if negative else ''}{words}"

@@ -1,0 +1,55 @@
+"""Spans and ratios: 10–20, 1914–1918, 3-1, 16:9."""
+
+from __future__ import annotations
+
+import re
+
+_SIGN = r"[$€£¥₹]"
+_SUFFIX = r"(?:\s?(?:%|°[CF]?|[AaPp]\.?[Mm]\.?|[kKMB])(?![\w]))"
+_NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
+_CHAIN = re.compile(r"(?<![\w.,/$€£-])\d{1,2}(?:-\d{1,2}){2,}(?![\w/-]|\.\d)")
+_SPAN = re.compile(
+    rf"(?<![\w.,/:$€£¥₹–—−-])({_SIGN})?({_NUMBER})({_SUFFIX})?(?:\s?[–—]\s?|-)({_SIGN})?({_NUMBER})(?![\d,]*\d)(?!\.\d+\.)(?!\s?[-–]\s?\d)"
+)
+_SPACED = re.compile(
+    rf"(?<![\w.,/:])(\b(?:from|between|ages?|pages?|pp\.|chapters?|lines?|years?|weeks?|days?)\s+)({_NUMBER})\s-\s({_NUMBER})"
+)
+_NEGATIVE_SPAN = re.compile(rf"(?<![\w.,/:])([-−]{_NUMBER})({_SUFFIX})?\s?[–—]\s?([-−]?{_NUMBER})")
+_RATIO = re.compile(r"(?<![\w.,:/])(\d{1,4}):(\d{1,4})(?::(\d{1,4}))?(?![\w:]|\.\d)")
+_LETTERS = re.compile(r"(?<![\w-])([A-Z])\s?[–—-]\s?([A-Z])(?![\w-])")
+_GRADES = re.compile(r"\b(K|pre-K)\s?[-–]\s?(\d{1,2})\b")
+
+
+def read_ranges(text: str) -> str:
+    """Digits stay digits, for what follows (%, kg) to be read with them: 10–20% → 10 to 20%."""
+    text = _GRADES.sub(r"\1 through \2", text)
+    text = _CHAIN.sub(lambda m: m[0].replace("-", ", "), text)
+    text = _NEGATIVE_SPAN.sub(r"\1\2 to \3", text)
+    text = _SPACED.sub(r"\1\2 to \3", text)
+    text = _SPAN.sub(_span, text)
+    if "–" in text or "—" in text:
+        text = _LETTERS.sub(lambda m: f"{m[1]} to {m[2]}" if "-" not in m[0] else m[0], text)
+    if "→" in text:
+        text = text.replace("→", " to ")
+    return text
+
+
+def read_ratios(text: str) -> str:
+    """After times of day have been read: 16:9, 3:1."""
+    return _RATIO.sub(lambda m: f"{m[1]} to {m[2]}" + (f" to {m[3]}" if m[3] else ""), text)
+
+
+def _span(match: re.Match[str]) -> str:
+    sign, low, suffix, sign_again, high = match.groups()
+    if low.startswith("0") and len(low) > 1 and "." not in low:
+        return match[0]
+    if "–" not in match[0] and "—" not in match[0] and len(low) == len(high) == 3 and "," not in low:
+        return (
+            f"{sign or ''}{low}{suffix or ''} {high}"
+            if int(low) > int(high)
+            else f"{sign or ''}{low}{suffix or ''} to {high}"
+        )
+    # One sign for both stands before the second: five to ten dollars.
+    if sign and not sign_again:
+        return f"{low}{suffix or ''} to {sign}{high}"
+    return f"{sign or ''}{low}{suffix or ''} to {sign_again or ''}{high}"

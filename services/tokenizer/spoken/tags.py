@@ -1,0 +1,69 @@
+"""HTML, SSML and control tokens: tags go, what they enclose stays, entities are read, a break is a pause."""
+
+from __future__ import annotations
+
+import html
+import re
+
+_CONTROL_TOKEN = re.compile(
+    r"<\|[^|<>\n]{1,64}\|>|<｜[^｜<>\n]{1,64}｜>|<(?:bos|eos|pad|unk|mask)>|\[/?INST\]|<</?SYS>>"
+)
+_COMMENT = re.compile(r"<!--.*?-->|<\?[a-zA-Z][^<>]{0,200}\?>|<!\[CDATA\[|\]\]>|<![a-zA-Z][^<>]{0,200}>", re.S)
+_UNSPOKEN_ELEMENT = re.compile(r"<(script|style|template|head)\b[^<>]*>.*?</\1\s*>", re.S | re.I)
+_ATTRIBUTE = r"""\s+[\w:.@-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s<>"'=]+)"""
+_TAG = re.compile(rf"<(/?)([A-Za-z][\w:.-]*)((?:{_ATTRIBUTE}|\s+(?:disabled|checked|hidden|open))*)\s*(/?)>")
+_BLOCKS = frozenset(
+    "p div br li ul ol tr table h1 h2 h3 h4 h5 h6 hr blockquote section article header footer title s dd dt pre "
+    "paragraph sentence option body speak".split()
+)
+_CELLS = frozenset(("td", "th"))
+_SUB_ALIAS = re.compile(r"""<sub\b[^<>]*\balias\s*=\s*["']([^"'<>]*)["'][^<>]*>[^<>]*</sub\s*>""", re.I)
+_SAY_AS = re.compile(
+    r"""<say-as\b[^<>]*\binterpret-as\s*=\s*["'](?:characters|spell-out|verbatim|digits)["'][^<>]*>([^<>]*)</say-as\s*>""",
+    re.I,
+)
+_BREAK = re.compile(r"<break\b([^<>]*)>(?:\s*</break\s*>)?", re.I)
+_BREAK_TIME = re.compile(r"""time\s*=\s*["']?\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s)""", re.I)
+_BREAK_STRENGTH = re.compile(r"""strength\s*=\s*["']?([\w-]+)""", re.I)
+_STRENGTHS_MS = {"none": 0.0, "x-weak": 100.0, "weak": 200.0}
+_DEFAULT_BREAK_MS = 500.0
+_SHORTEST_STOP_MS = 250.0  # a shorter break is a comma, a longer one a full stop
+_ALT = re.compile(r"""\balt\s*=\s*["']([^"']*)["']""")
+_PUNCTUATED = frozenset(".,;:!?")
+
+
+def strip_tags(text: str) -> str:
+    """The text between tags. Elements that are paragraphs or lines stand on lines of their own."""
+    if "<" in text or "[" in text:
+        text = _CONTROL_TOKEN.sub(" ", text)
+    if "<" in text:
+        text = _UNSPOKEN_ELEMENT.sub(" ", _COMMENT.sub(" ", text))
+        text = _SUB_ALIAS.sub(r"\1", text)
+        text = _SAY_AS.sub(lambda m: " ".join("".join(m[1].split())), text)
+        text = _BREAK.sub(_pause, text)
+        text = _TAG.sub(_tag, text)
+    return html.unescape(text) if "&" in text else text
+
+
+def _tag(match: re.Match[str]) -> str:
+    name = match[2].lower()
+    if name == "img" and (alt := _ALT.search(match[3])):
+        return f" {alt[1]} "
+    if name in _BLOCKS:
+        return "\n"
+    if name in _CELLS:
+        return ", " if match[1] else " "
+    return ""
+
+
+def _pause(match: re.Match[str]) -> str:
+    """A break becomes the punctuation at which the voices make one of about that length."""
+    if time := _BREAK_TIME.search(match[1]):
+        ms = float(time[1]) * (1000 if time[2].lower() == "s" else 1)
+    else:
+        strength = _BREAK_STRENGTH.search(match[1])
+        ms = _STRENGTHS_MS.get(strength[1].lower(), _DEFAULT_BREAK_MS) if strength else _DEFAULT_BREAK_MS
+    before = match.string[: match.start()].rstrip()
+    if ms <= 0 or not before or before[-1] in _PUNCTUATED:
+        return " "
+    return ", " if ms < _SHORTEST_STOP_MS else ". "
