@@ -1,6 +1,6 @@
 """Who may call the gateway, and how much: every call shows a bearer token, and every token has limits.
 
-The file of tokens is read anew when it changes; calls that run go on, though their token be gone.
+The file of tokens is read again when it changes. Running calls go on even if their token is gone.
 Each gateway process counts for itself. Spans carry a token's name; the token is written nowhere.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _STREAM_RETRY_S = 1.0
 _WINDOW_S = 60.0
-_ROUNDING_S = 1e-3  # who comes back when he was told to is not refused for a nanosecond
+_ROUNDING_S = 1e-3  # a caller who comes back at the stated time is not refused for a nanosecond
 
 
 class _Usage:
@@ -42,13 +43,13 @@ class _Usage:
 
 
 class Grant:
-    """A call that was let in. Its characters are given back unless it said `keep` before its end."""
+    """An admitted call. Its characters are given back at its end, unless `keep` was called."""
 
     def __init__(self) -> None:
         self.kept = False
 
     def keep(self) -> None:
-        """The chain has taken the text on."""
+        """The text is being spoken: its characters are spent."""
         self.kept = True
 
 
@@ -80,7 +81,7 @@ class Access(grpc.aio.ServerInterceptor):
                     f"CSM_LISTEN={settings.listen!r}: beyond this machine callers show tokens: "
                     f"set CSM_TOKENS_FILE, or {tls.INSECURE}={tls.NO_TOKENS}"
                 )
-            log.warning("anybody may call, without a token, as %s asks", tls.INSECURE)
+            log.warning("calls need no token, as %s says", tls.INSECURE)
 
     async def intercept_service(self, continuation, handler_call_details):
         handler = await continuation(handler_call_details)
@@ -104,11 +105,10 @@ class Access(grpc.aio.ServerInterceptor):
         return make(checked, handler.request_deserializer, handler.response_serializer)
 
     def _identify(self, metadata: Any) -> Token:
-        shown = next((value for key, value in metadata or () if key == "authorization"), "")
-        scheme, _, secret = shown.partition(" ")
-        if scheme.lower() != "bearer" or not secret:
-            raise _unauthenticated("NO_TOKEN", "this server wants a bearer token in the metadata `authorization`")
-        digest = hashlib.sha256(secret.strip().encode()).digest()
+        secret = _bearer_token([value for key, value in metadata or () if key == "authorization"])
+        if secret is None:
+            raise _unauthenticated("NO_TOKEN", "this server wants one bearer token in the metadata `authorization`")
+        digest = hashlib.sha256(secret.encode()).digest()
         found = None
         # All are compared, in constant time each: how long it takes says nothing of the tokens there are.
         for token in self._file.current():
@@ -131,7 +131,7 @@ class Access(grpc.aio.ServerInterceptor):
             return
         token = self._caller.get(None)
         if token is None:
-            raise _unauthenticated("NO_TOKEN", "nobody has looked at this call's token")
+            raise _unauthenticated("NO_TOKEN", "this call's token was not checked")
         usage = self._usage.setdefault(token.name, _Usage())
         if token.max_streams is not None and usage.calls >= token.max_streams:
             raise _limited(
@@ -167,10 +167,24 @@ class Access(grpc.aio.ServerInterceptor):
         usage.texts[grant] = now_s, characters
 
 
+def _bearer_token(values: list[str | bytes]) -> str | None:
+    """The token that all `values` show; None when there is none, or when they differ.
+
+    Clients send the header twice when it is among their call credentials too, and proxies join the two by a comma.
+    """
+    tokens = set()
+    for value in values:
+        text = value.decode("latin-1") if isinstance(value, bytes) else value
+        for part in re.split(r",\s*(?=bearer )", text, flags=re.IGNORECASE):  # a token itself may hold commas
+            scheme, _, secret = part.strip().partition(" ")
+            tokens.add(secret.strip() if scheme.lower() == "bearer" else "")
+    return tokens.pop() or None if len(tokens) == 1 else None
+
+
 def _tokens(path: Path) -> list[Token]:
     tokens = read_tokens(path)
     if not tokens:
-        log.warning("%s names no token: nobody may call", path)
+        log.warning("%s names no token: every call is refused", path)
     return tokens
 
 

@@ -13,7 +13,7 @@ from csm.tokenizer.v1 import tokenizer_pb2
 
 from gateway.stages import Stages
 
-# Of one request: a long conversation must not fill the tokenizer's places by itself.
+# Of one request: a long conversation must not fill the tokenizer by itself.
 ENCODINGS_AT_ONCE = 4
 
 
@@ -23,6 +23,14 @@ class Prompt:
 
     parts: list[backbone_pb2.PromptPart]
     spoken_text: str
+
+    @property
+    def tokens(self) -> int:
+        """Positions that it takes in the model: its text tokens, its frames, and one at the end of each clip."""
+        return sum(
+            len(part.audio.frames) + 1 if part.WhichOneof("part") == "audio" else len(part.text.ids)
+            for part in self.parts
+        )
 
 
 async def build_prompt(stages: Stages, utterance: speech_pb2.Utterance, timeout: Callable[[], float]) -> Prompt:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -17,6 +16,7 @@ from opentelemetry import trace
 from gateway.access import Access, Grant
 from gateway.chain import AudioChunk, Started, Synthesis
 from gateway.config import GatewaySettings
+from gateway.lengths import frames_of_ms
 from gateway.output import Output
 from gateway.stages import StageInfo, Stages
 from models.bundle import Bundle
@@ -160,14 +160,14 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         )
         return output, synthesis
 
-    def _max_frames(self, utterance: speech_pb2.Utterance) -> int | None:
-        """None leaves it to the backbone: as many as fit, up to its own limit."""
-        if not utterance.HasField("max_audio_ms"):
-            return None
-        limit = self._settings.max_audio_ms
-        if not 1 <= utterance.max_audio_ms <= limit:
-            raise InvalidArgument("utterance.max_audio_ms", f"must be 1 to {limit}, not {utterance.max_audio_ms}")
-        return math.ceil(utterance.max_audio_ms / 1000 * self._bundle.frame_rate_hz)
+    def _max_frames(self, utterance: speech_pb2.Utterance) -> int:
+        """The caller's cap or the deployment's, whichever is nearer."""
+        limit_ms = self._settings.max_audio_ms
+        if utterance.HasField("max_audio_ms"):
+            if utterance.max_audio_ms < 1:
+                raise InvalidArgument("utterance.max_audio_ms", f"must be 1 or more, not {utterance.max_audio_ms}")
+            limit_ms = min(limit_ms, utterance.max_audio_ms)
+        return frames_of_ms(limit_ms, self._bundle.frame_rate_hz)
 
     def _timeout(self, context: grpc.aio.ServicerContext) -> Callable[[], float]:
         """Seconds left of the caller's deadline or of our own, whichever is nearer."""

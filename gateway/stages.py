@@ -42,6 +42,7 @@ class StageInfo:
     watermark_lookahead_samples: int
     watermark_trained: bool
     max_seq_len: int
+    max_frames: int  # of one generation, by the backbone's own limit
 
 
 class Stages:
@@ -75,6 +76,15 @@ class Stages:
             return 0
         samples_per_frame = self.identity.sample_rate_hz / self.identity.frame_rate_hz
         return int(self.info.watermark_lookahead_samples / samples_per_frame)
+
+    def cap_frames(self, max_frames: int, prompt_tokens: int) -> int:
+        """`max_frames`, or as many as the model has room for after such a prompt; at least 1.
+
+        A prompt that leaves no room at all is refused by the backbone, which says so.
+        """
+        if self.info is None:
+            return max_frames
+        return max(1, min(max_frames, self.info.max_frames, self.info.max_seq_len - prompt_tokens))
 
     async def __aenter__(self) -> Stages:
         for replicas in self._replicas.values():
@@ -125,7 +135,9 @@ class Stages:
             self._not_ready(", ".join(strangers or silent))
         elif not silent:
             _, backbone, _, watermark = answers
-            self.info = StageInfo(watermark.lookahead_samples, watermark.trained, backbone.max_seq_len)
+            self.info = StageInfo(
+                watermark.lookahead_samples, watermark.trained, backbone.max_seq_len, backbone.max_frames
+            )
 
     def _not_ready(self, why: str) -> None:
         self.info = None

@@ -5,7 +5,7 @@
     max_streams = 20                         # utterances and verifications at once
     characters_per_minute = 12000            # of text to speak, in any 60 seconds
 
-Several tokens of one name are good at once and share its limits: that is how a token is exchanged.
+Several tokens of one name are good at once and share its limits: that is how a token is rotated.
 Knows no gRPC.
 """
 
@@ -22,7 +22,7 @@ from services.runtime.reloadable_file import InvalidFile
 
 _KEYS = ("sha256", "token", "max_streams", "characters_per_minute")
 _MOST = 10**9  # of a limit: beyond any use, and what a double can count
-_LEAST_CHARACTERS = 16  # of a token that the file gives itself; a hash does not tell
+_LEAST_CHARACTERS = 16  # of a token in the file; a hash does not show its length
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Token:
 
 
 def read_tokens(path: Path) -> list[Token]:
-    """All tables of the file; none is nobody. Raises: InvalidFile, never with a token in its message."""
+    """All tables of the file. An empty file gives none: every call is refused. Raises: InvalidFile, never with a token in its message."""
     try:
         tables = tomllib.loads(path.read_bytes().decode())
     except OSError as error:
@@ -50,7 +50,7 @@ def read_tokens(path: Path) -> list[Token]:
     tokens = [_token(path, name, table) for name, table in tables.items()]
     hashes = [known for token in tokens for known in token.hashes]
     if len(set(hashes)) < len(hashes):
-        raise InvalidFile(f"{path}: the same token stands there twice")
+        raise InvalidFile(f"{path}: the same token is given twice")
     return tokens
 
 

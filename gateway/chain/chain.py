@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -35,8 +36,15 @@ class SpeechChain:
     ):
         """timeout: seconds left for the request. on_output: called with a stage's name when it gives something."""
         self._on_output = on_output
-        self._codec = CodecLink(stages, resumes=resumes, timeout=timeout, on_output=on_output)
-        self._watermark = WatermarkLink(stages, self._codec, resumes=resumes, timeout=timeout)
+        self._rate_hz = stages.identity.sample_rate_hz
+        self._codec = CodecLink(
+            stages, resumes=resumes, timeout=timeout, on_output=on_output, buffered_s=self._buffered_s
+        )
+        self._watermark = WatermarkLink(
+            stages, self._codec, resumes=resumes, timeout=timeout, buffered_s=self._buffered_s
+        )
+        self._played_from_s: float | None = None  # when a listener who never pauses would have begun
+        self._marked = 0  # samples
         self._output: OutputQueue[np.ndarray] = OutputQueue(OUTPUT_CHUNKS)
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -110,5 +118,14 @@ class SpeechChain:
     async def _marked_to_output(self) -> None:
         while (samples := await self._watermark.read()) is not None:
             self._on_output("watermark")
+            if self._played_from_s is None:
+                self._played_from_s = time.monotonic()
+            self._marked += len(samples)
             await self._output.put(samples)
         self._output.close()
+
+    def _buffered_s(self) -> float:
+        """Seconds of audio that a listener who plays from the first sample on has still to play."""
+        if self._played_from_s is None:
+            return 0.0
+        return max(0.0, self._marked / self._rate_hz - (time.monotonic() - self._played_from_s))

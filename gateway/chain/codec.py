@@ -37,22 +37,27 @@ class CodecLink:
         resumes: ResumeBudget,
         timeout: Callable[[], float],
         on_output: Callable[[str], None] = lambda stage: None,
+        buffered_s: Callable[[], float] = lambda: 0.0,
     ):
-        """timeout: seconds left for the request. on_output: called with `codec` when there are samples."""
+        """timeout: seconds left for the request. on_output: called with `codec` when there are samples.
+
+        buffered_s: seconds of audio that the listener has still to play.
+        """
         self._replicas, self._resumes, self._timeout = stages.codec, resumes, timeout
-        self._on_output = on_output
+        self._on_output, self._buffered_s = on_output, buffered_s
         self._log = FrameLog()
         self._fed_all = False
         self._fed = asyncio.Event()  # set whenever the sender should look again
         self._ahead = CreditWindow(CODEC_WINDOW_FRAMES)  # frames that were fed and not read for the first time
         self._credited = 0
-        # Of the stream that runs now. All streams begin with frame 0.
+        # Of the stream that runs now. All streams begin with frame 0; audio that was read before is discarded there.
         self._call: StageCall | None = None
         self._replica: Replica | None = None
         self._sender: asyncio.Task[None] | None = None
         self._window = CreditWindow(CODEC_WINDOW_FRAMES)
         self._unsent: deque[Sequence[common_pb2.Frame]] = deque()
-        self._decoded = 0  # samples that came of it
+        self._discarded = 0  # its first frames, whose audio does not come
+        self._decoded = 0  # samples that came of it, the discarded ones included
         self._delivered = 0  # samples that `read` has given, of whichever stream
         self._encoding: Encoding = "f32le"
         self.samples_per_frame = 0  # known once it is open
@@ -139,8 +144,13 @@ class CodecLink:
         def start(replica: Replica) -> StageCall:
             return replica.call("Decode", timeout=self._timeout())
 
+        discard = self._delivered // self.samples_per_frame if self._delivered else 0
+
         async def admit(call: StageCall) -> codec_pb2.DecodeStarted:
-            await call.write(codec_pb2.DecodeRequest(start=codec_pb2.DecodeStart()))
+            opening = codec_pb2.DecodeStart(discard_frames=discard or None)
+            if self.frames:  # a replay
+                opening.buffered_duration.FromNanoseconds(int(self._buffered_s() * 1e9))
+            await call.write(codec_pb2.DecodeRequest(start=opening))
             return await call.first("started")
 
         self._replica, call, started = await self._replicas.stream(start, admit, avoid=avoid, patience_s=patience_s)
@@ -148,7 +158,8 @@ class CodecLink:
         if started.format.encoding not in ENCODINGS or started.samples_per_frame < 1:
             raise InternalError("codec: unknown sample encoding or frame length")
         self._encoding, self.samples_per_frame = ENCODINGS[started.format.encoding], started.samples_per_frame
-        self._window, self._decoded = CreditWindow(CODEC_WINDOW_FRAMES), 0
+        self._window, self._discarded = CreditWindow(CODEC_WINDOW_FRAMES), discard
+        self._decoded = discard * self.samples_per_frame
         self._unsent = deque(self._log.chunks(_MAX_FRAMES))
         self._sender = asyncio.get_running_loop().create_task(self._send(call))
 
@@ -159,11 +170,14 @@ class CodecLink:
 
     async def _send(self, call: StageCall) -> None:
         """Whatever goes wrong with the call, its reader learns it too."""
+        sent = 0
         try:
             while True:
                 if self._unsent:
                     frames = self._unsent.popleft()
-                    await self._window.acquire(len(frames))
+                    discarded = min(len(frames), max(0, self._discarded - sent))
+                    await self._window.acquire(len(frames) - discarded)
+                    sent += len(frames)
                     # A dict: a message that is put into another one is copied once more.
                     await call.write(codec_pb2.DecodeRequest(frames={"frames": frames}))
                 elif self._fed_all:

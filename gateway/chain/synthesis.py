@@ -43,12 +43,12 @@ class Synthesis:
         stages: Stages,
         utterance: speech_pb2.Utterance,
         *,
-        max_frames: int | None,
+        max_frames: int,
         ramp_frames: list[int],
         resumes: int,
         timeout: Callable[[], float],
     ):
-        """timeout: seconds left for the request, asked at each upstream call."""
+        """max_frames: a cap; fewer when the prompt leaves room for fewer. timeout: seconds left for the request."""
         self._stages, self._utterance, self._timeout = stages, utterance, timeout
         self._request = backbone_pb2.GenerateRequest(
             sampling=utterance.sampling,
@@ -77,6 +77,7 @@ class Synthesis:
             prompt = await build_prompt(self._stages, self._utterance, self._timeout)
             self.spoken_text = prompt.spoken_text
             self._request.prompt.extend(prompt.parts)
+            self._request.max_frames = self._stages.cap_frames(self._request.max_frames, prompt.tokens)
             self.timeline.output("tokenizer")
             async with (
                 Generation(self._stages, self._request, resumes=self._budget, timeout=self._timeout) as generation,

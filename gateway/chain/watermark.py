@@ -28,22 +28,32 @@ class WatermarkLink:
     take 96 kB for each second of every stream.
     """
 
-    def __init__(self, stages: Stages, codec: CodecLink, *, resumes: ResumeBudget, timeout: Callable[[], float]):
-        """timeout: seconds left for the request."""
+    def __init__(
+        self,
+        stages: Stages,
+        codec: CodecLink,
+        *,
+        resumes: ResumeBudget,
+        timeout: Callable[[], float],
+        buffered_s: Callable[[], float] = lambda: 0.0,
+    ):
+        """timeout: seconds left for the request. buffered_s: seconds of audio that the listener has still to play."""
         self._replicas, self._codec, self._resumes, self._timeout = stages.watermark, codec, resumes, timeout
+        self._buffered_s = buffered_s
         self._pcm = common_pb2.AudioFormat(
             encoding=common_pb2.AUDIO_ENCODING_PCM_F32LE,
             sample_rate_hz=stages.identity.sample_rate_hz,
             channels=1,
         )
-        # Of the stream that runs now. All streams begin with sample 0.
+        # Of the stream that runs now. All streams begin with sample 0; samples that were read before are discarded there.
         self._call: StageCall | None = None
         self._replica: Replica | None = None
         self._sender: asyncio.Task[None] | None = None
         self._source_error: Exception | None = None  # why the codec's link gave no more
         self._sent_all = False
         self._window = CreditWindow(0)
-        self._marked = 0  # samples that came of it
+        self._discarded = 0  # its first samples, which do not come
+        self._marked = 0  # samples that came of it, the discarded ones included
         self._delivered = 0  # samples that `read` has given, of whichever stream
 
     async def open(self) -> None:
@@ -108,8 +118,13 @@ class WatermarkLink:
         def start(replica: Replica) -> StageCall:
             return replica.call("Embed", timeout=self._timeout())
 
+        discard = self._delivered
+
         async def admit(call: StageCall) -> watermark_pb2.EmbedStarted:
-            await call.write(watermark_pb2.EmbedRequest(start=watermark_pb2.EmbedStart(format=self._pcm)))
+            opening = watermark_pb2.EmbedStart(format=self._pcm, discard_samples=discard or None)
+            if discard:  # a replay
+                opening.buffered_duration.FromNanoseconds(int(self._buffered_s() * 1e9))
+            await call.write(watermark_pb2.EmbedRequest(start=opening))
             return await call.first("started")
 
         self._replica, self._call, started = await self._replicas.stream(
@@ -118,7 +133,8 @@ class WatermarkLink:
         if started.format != self._pcm:
             raise InternalError("watermark: answers in another format than it was asked for")
         self._lookahead = started.lookahead_samples
-        self._marked, self._sent_all = 0, False
+        self._marked = self._discarded = discard
+        self._sent_all = False
 
     async def _reopen(self) -> None:
         failed = self._replica
@@ -129,9 +145,12 @@ class WatermarkLink:
 
     async def _send(self, call: StageCall) -> None:
         self._window = CreditWindow(self._lookahead + WATERMARK_WINDOW_FRAMES * self._codec.samples_per_frame)
+        sent = 0
         try:
             while (samples := await self._codec.read()) is not None:
-                await self._window.acquire(len(samples))
+                discarded = min(len(samples), max(0, self._discarded - sent))
+                await self._window.acquire(len(samples) - discarded)
+                sent += len(samples)
                 try:
                     await call.write(watermark_pb2.EmbedRequest(audio={"data": to_bytes(samples, "f32le")}))
                 except CallError:

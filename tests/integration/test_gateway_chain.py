@@ -126,6 +126,24 @@ async def test_streamed_wav_begins_with_a_header(open_chain, probe):
     assert len(audio) == 44 + summary.samples * 2
 
 
+@pytest.mark.parametrize(
+    ("asked_ms", "frames"),
+    [(1, 1), (80, 1), (81, 2), (560, 7), (1120, 14), (89_999, 1125), (90_001, 1125), (None, 1125)],
+)
+async def test_the_cap_is_whole_frames_and_never_a_reason_to_refuse(open_chain, probe, asked_ms, frames):
+    chain = await open_chain()
+    fields = {} if asked_ms is None else {"max_audio_ms": asked_ms}
+    await listen(chain.speech.StreamSynthesize(request(**fields), timeout=10))
+    prompt_tokens = len("hello") + 3
+    assert probe.requests[0].max_frames == min(frames, 777 - prompt_tokens)
+
+
+async def test_a_long_prompt_lowers_the_cap(open_chain, probe):
+    chain = await open_chain()
+    await listen(chain.speech.StreamSynthesize(request("x" * 700, max_audio_ms=80_000), timeout=10))
+    assert probe.requests[0].max_frames == 777 - 703
+
+
 async def test_generation_broken_off_is_taken_up_where_it_stopped(open_chain, probe):
     chain = await open_chain()
     probe.break_at = 4

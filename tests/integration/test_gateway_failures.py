@@ -271,7 +271,7 @@ async def test_stages_of_different_bundles_keep_the_gateway_unready(open_chain, 
         ({"output": speech_pb2.OutputOptions(encoding=9)}, "output.encoding"),
         ({"output": speech_pb2.OutputOptions(container=9)}, "output.container"),
         ({"max_audio_ms": 0}, "utterance.max_audio_ms"),
-        ({"max_audio_ms": 90_001}, "utterance.max_audio_ms"),
+        ({"max_audio_ms": -80}, "utterance.max_audio_ms"),
         ({"context": [speech_pb2.ContextSegment(text="a")] * 33}, "utterance.context"),
     ],
 )

@@ -153,7 +153,7 @@ class FakeBackbone(backbone_pb2_grpc.BackboneServiceServicer):
             )
 
     async def GetModelInfo(self, request, context):
-        return backbone_pb2.GetModelInfoResponse(bundle=self.probe.identity, max_seq_len=777)
+        return backbone_pb2.GetModelInfoResponse(bundle=self.probe.identity, max_seq_len=777, max_frames=1125)
 
 
 class FakeCodec(codec_pb2_grpc.CodecServiceServicer):
@@ -163,19 +163,21 @@ class FakeCodec(codec_pb2_grpc.CodecServiceServicer):
     async def Decode(self, request_iterator, context):
         with self.probe.call("codec", context):
             pcm = common_pb2.AudioFormat(encoding=common_pb2.AUDIO_ENCODING_PCM_F32LE, sample_rate_hz=24000, channels=1)
-            frames = 0
+            frames = discard = 0
             async for request in request_iterator:
                 if request.HasField("start"):
                     self.probe.admit("codec")
+                    discard = request.start.discard_frames
                     yield codec_pb2.DecodeResponse(
                         started=codec_pb2.DecodeStarted(format=pcm, samples_per_frame=SAMPLES_PER_FRAME)
                     )
                     continue
                 values = [frame.codes[0] / 1024 for frame in request.frames.frames]
-                frames += len(values)
-                self.probe.taken["codec"] += len(values)
+                values, count = values[max(0, discard - frames) :], len(values)
+                frames += count
+                self.probe.taken["codec"] += count
                 self.probe.touch()
-                if "codec" in self.probe.silent:
+                if "codec" in self.probe.silent or not values:
                     continue
                 data = np.repeat(np.array(values, np.float32), SAMPLES_PER_FRAME).tobytes()
                 yield codec_pb2.DecodeResponse(audio=codec_pb2.DecodeAudio(data=data))
@@ -194,10 +196,11 @@ class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
     async def Embed(self, request_iterator, context):
         with self.probe.call("watermark", context):
             held = np.zeros(0, np.float32)
-            total = 0
+            total = discard = 0
             async for request in request_iterator:
                 if request.HasField("start"):
                     self.probe.admit("watermark")
+                    discard = request.start.discard_samples
                     yield watermark_pb2.EmbedResponse(
                         started=watermark_pb2.EmbedStarted(format=request.start.format, lookahead_samples=LOOKAHEAD)
                     )
@@ -208,16 +211,17 @@ class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
                 if "watermark" in self.probe.silent:
                     continue
                 ready, held = held[:-LOOKAHEAD], held[-LOOKAHEAD:]
+                new = ready[max(0, discard - total) :]
                 total += len(ready)
-                if len(ready):
-                    yield self._marked(ready)
+                if len(new):
+                    yield self._marked(new)
                     if self.probe.finish_early:
                         break
             if self.probe.finish_early:
                 held = held[:0]
             held = held[self.probe.lose_samples :]
-            if len(held):
-                yield self._marked(held)
+            if len(new := held[max(0, discard - total) :]):
+                yield self._marked(new)
             yield watermark_pb2.EmbedResponse(finished=watermark_pb2.EmbedFinished(samples=total + len(held)))
 
     @staticmethod

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from csm.speech.v1 import speech_pb2
 
 from gateway.cli.bench.texts import sentences
+from gateway.lengths import frames_of_ms
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Plan:
 
     def _most_rows(self, text: str) -> int:
         """Of `[speaker]text` between begin and end, and of the longest audio."""
-        frames = math.ceil(self.max_audio_ms(text) / 1000 * self.frame_rate_hz)
+        frames = frames_of_ms(self.max_audio_ms(text), self.frame_rate_hz)
         return len(f"[{self.speaker}]{text}".encode()) + 2 + frames
 
     def within(self, answer: speech_pb2.ListVoicesResponse) -> Plan:

@@ -185,6 +185,9 @@ async def test_places_are_held_for_as_long_as_calls_run(guarded, refusals):
         ((("authorization", f"Basic {RADIO}"),), "NO_TOKEN"),
         ((("authorization", "Bearer "),), "NO_TOKEN"),
         ((("authorization", f"Bearer {RADIO}x"),), "WRONG_TOKEN"),
+        ((("authorization", f"Bearer {RADIO},Bearer {RADIO}x"),), "NO_TOKEN"),
+        ((("authorization", f"Bearer {RADIO}"), ("authorization", f"Bearer {RADIO}x")), "NO_TOKEN"),
+        ((("authorization", f"Bearer {RADIO},Basic {RADIO}"),), "WRONG_TOKEN"),
     ],
 )
 async def test_calls_without_a_good_token_are_refused(guarded, refusals, metadata, reason):
@@ -195,6 +198,19 @@ async def test_calls_without_a_good_token_are_refused(guarded, refusals, metadat
     await guarded(RADIO, speak(1), metadata=(("authorization", f"bearer {RADIO}"),))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [f"Bearer {RADIO},Bearer {RADIO}"],
+        [f"Bearer {RADIO}, bearer {RADIO}"],
+        [f"Bearer {RADIO}", f"Bearer {RADIO}"],
+        [f"Bearer {RADIO}".encode()],
+    ],
+)
+async def test_a_token_that_is_shown_twice_is_one_token(guarded, values):
+    await guarded(RADIO, speak(1), metadata=tuple(("authorization", value) for value in values))
+
+
 async def test_the_last_token_is_taken_out_by_a_file_without_any(guarded, tmp_path, caplog):
     file = tokens_file(tmp_path)
     file.write_text("# nobody\n")
@@ -203,7 +219,7 @@ async def test_the_last_token_is_taken_out_by_a_file_without_any(guarded, tmp_pa
             await guarded(token, speak(1))
         assert caught.value.reason == "WRONG_TOKEN"
     warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert warned == [f"{file} names no token: nobody may call"]
+    assert warned == [f"{file} names no token: every call is refused"]
     file.write_text(f'[radio]\ntoken = "{RADIO}"')
     await guarded(RADIO, speak(1))
     # A file that is gone or wrong may be one that is just being written: it takes no token out.
@@ -219,9 +235,9 @@ def test_a_start_with_nobody_is_a_mistake(tmp_path):
         Access(read(GatewaySettings, {}, tokens_file=str(file)))
 
 
-async def test_a_call_that_nobody_looked_at_gets_no_place(guarded):
+async def test_a_call_whose_token_was_not_checked_gets_no_permit(guarded):
     """The servicer without its interceptor is shut, not open."""
-    with pytest.raises(CallError, match="nobody has looked"):
+    with pytest.raises(CallError, match="was not checked"):
         await guarded(RADIO, speak(1), method="/grpc.health.v1.Health/Check")
 
 

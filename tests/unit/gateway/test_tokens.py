@@ -54,7 +54,7 @@ def test_a_file_without_tables_is_nobody(parse, text):
         (f'[radio]\ntoken = "{SECRET}"\nmax_streams = 1{"0" * 9999}', "not TOML"),
         ("a = " + "[" * 50_000, "nested too deep"),
         (f'[radio]\ntoken = "{SECRET}"\ncharacters = 5', "'characters' is none of sha256, token, max_streams"),
-        (f'[radio]\ntoken = "{SECRET}"\n[tv]\nsha256 = "{HASH}"', "stands there twice"),
+        (f'[radio]\ntoken = "{SECRET}"\n[tv]\nsha256 = "{HASH}"', "is given twice"),
     ],
 )
 def test_what_is_wrong_is_named_and_keeps_the_secret(parse, text, why):
