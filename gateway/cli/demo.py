@@ -20,7 +20,7 @@ _SEED = 6  # of the first sixteen, a recogniser reads thirteen word for word, an
 
 
 async def demo(model: str, out: Path, console: Console, progress: Console) -> int:
-    """Start, speak, verify, show, stop. Logs and traces stay in a folder beside `out`.
+    """Start, speak, verify, show, stop. Logs and traces stay in a folder next to `out`.
 
     Raises: SpeechError, ChildDied, StartError, ModelError; everything is stopped then too.
     """

@@ -66,7 +66,7 @@ async def explain(address: str, speaks_tls: bool, error: str) -> str:
         return f"{address} and we cannot agree on TLS ({error}); see --tls-ca, --tls-cert, --tls-key"
     if "SETTINGS" in error or "http" in error.lower():
         return f"{address} speaks something else than gRPC ({error})"
-    return f"{address} broke off ({error})"
+    return f"{address} ended the call ({error})"
 
 
 async def _answers_tls(host: str, port: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,7 +41,7 @@ class OutputFile(click.ParamType):
     name = "file"
 
     def __init__(self, *suffixes: str):
-        self._suffixes = suffixes
+        self._suffixes: tuple[str, ...] = suffixes
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(value)
@@ -53,7 +54,7 @@ class OutputFile(click.ParamType):
 def input_bytes(name: str, limit: int = 1 << 30) -> bytes:
     """What the file or pipe `name` holds; `-` is standard input. Raises: OSError."""
     if name == "-":
-        data = click.get_binary_stream("stdin").read(limit + 1)
+        data: bytes = sys.stdin.buffer.read(limit + 1)
     else:
         with open(name, "rb") as file:
             data = file.read(limit + 1)

@@ -31,10 +31,10 @@ def state_dir() -> Path:
 
     Raises: StartError when that last one belongs to another user.
     """
-    if folder := os.environ.get("CSM_STATE_DIR"):
-        return Path(folder)
-    if folder := os.environ.get("XDG_STATE_HOME"):
-        return Path(folder) / "csm"
+    if named := os.environ.get("CSM_STATE_DIR"):
+        return Path(named)
+    if named := os.environ.get("XDG_STATE_HOME"):
+        return Path(named) / "csm"
     home = Path(os.path.expanduser("~"))  # "~" itself where there is neither HOME nor an entry in passwd
     if os.environ.get("HOME") != "" and home.is_absolute() and home.is_dir():
         return home / ".local" / "state" / "csm"
@@ -72,7 +72,7 @@ def running(folder: Path) -> list[Running]:
 
 
 def instance_dirs(folder: Path) -> list[Path]:
-    """Where a `csm up` runs or has run: `folder` itself, and beside it one for each that ran at the same time."""
+    """Where a `csm up` runs or has run: `folder` itself, and `up-2`, `up-3` … in it for those at the same time."""
     return [
         folder,
         *(folder / f"up-{number}" for number in range(2, MAX_INSTANCES + 1) if (folder / f"up-{number}").is_dir()),

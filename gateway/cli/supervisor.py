@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NoReturn
 
 from csm_client.readiness import wait_ready
 
@@ -86,10 +87,10 @@ class Supervisor:
             await wait_ready(child.address, timeout_s, name=f"{child.name} ({child.address})")
             on_ready(child, time.monotonic() - started)
 
-        everyone = asyncio.gather(*(one(child) for child in self._children))
-        watch = asyncio.ensure_future(self.wait_died())
+        everyone: asyncio.Future[Any] = asyncio.gather(*(one(child) for child in self._children))
+        watch: asyncio.Future[Any] = asyncio.ensure_future(self.wait_died())
         try:
-            await asyncio.wait({everyone, watch}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([everyone, watch], return_when=asyncio.FIRST_COMPLETED)
             if watch.done():
                 watch.result()
             everyone.result()
@@ -98,7 +99,7 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(everyone, watch, return_exceptions=True)
 
-    async def wait_died(self) -> None:
+    async def wait_died(self) -> NoReturn:
         """Wait for as long as all run. Raises: ChildDied when one ends."""
         waits = {asyncio.ensure_future(process.wait()): name for name, process in self._processes.items()}
         try:
@@ -118,7 +119,7 @@ class Supervisor:
         except TimeoutError:
             self.kill()
         except asyncio.CancelledError:
-            self.kill()  # somebody is in a hurry
+            self.kill()  # a second signal
             raise
         finally:
             codes = await waits

@@ -104,7 +104,7 @@ def introduction(bundle: Bundle) -> str:
 
 def _invitation(plan: Plan, bundle: Bundle) -> str:
     noise = "" if bundle.trained else f"\n{NOISE}"
-    # Beside another that was here before, which is the one that commands find by themselves.
+    # Commands find the first `csm up` by themselves; this one is another.
     where = "" if plan.folder == state.state_dir() else f" --address {plan.address('gateway')}"
     return (
         f'ready: csm say "Hello there." -o hello.wav --trace{where}{noise}\n'

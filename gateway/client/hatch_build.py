@@ -9,7 +9,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class StubsHook(BuildHookInterface):
-    """In a checkout the stubs are two folders up; in an unpacked source distribution they are beside this file."""
+    """In a checkout the stubs are two folders up; in an unpacked source distribution they are next to this file."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         stubs = Path(self.root, "../../protos/csm").resolve()

@@ -199,7 +199,7 @@ def show(found: Point, each_s: list[float]) -> None:
         f"gateway: {1000 * spent_s / max(found.audio_s, 1e-9):.2f} ms of processor time per second of audio "
         f"({spent_s:.1f} s in all; of one core {', '.join(f'{one / found.wall_s:.0%}' for one in each_s)})\n"
         f"first audio p50 {first.p50 * 1000:.0f}, p95 {first.p95 * 1000:.0f} ms; chunks {found.gap_s.count}; "
-        f"ran dry {found.dry_streams} of {found.measured}; callers' own lag p95 {lag.p95 * 1000:.0f} ms"
+        f"buffer underruns {found.underrun_streams} of {found.measured}; callers' own lag p95 {lag.p95 * 1000:.0f} ms"
     )
 
 

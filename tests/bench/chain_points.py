@@ -71,16 +71,16 @@ class Done:
     use: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def dry(self) -> int:
+    def underrun(self) -> int:
         """Listeners with underruns, those that were cut off too."""
-        return self.point.dry_streams + self.point.unfinished_dry
+        return self.point.underrun_streams + self.point.unfinished_underrun
 
     @property
     def is_carried(self) -> bool:
         """Everybody soon heard something, and then all of it without a pause."""
         point = self.point
         heard = point.first_audio_s is not None and point.first_audio_s.p95 <= HEARD_S
-        return heard and point.is_complete and not (self.dry or point.errors or point.unfinished)
+        return heard and point.is_complete and not (self.underrun or point.errors or point.unfinished)
 
 
 def carried(done: Sequence[Done], phase: str) -> int:

@@ -19,7 +19,7 @@ _THREAD_CORES, _GPU_PERCENT, _WAIT_S = 0.85, 95.0, 0.08
 def table(done: Sequence[Done]) -> list[str]:
     """A row for each point."""
     head = [
-        "phase", "streams", "utterances", "errors", "cut off", "first audio p50", "p95 (ms)", "gap p95 (ms)", "ran dry",
+        "phase", "streams", "utterances", "errors", "cut off", "first audio p50", "p95 (ms)", "gap p95 (ms)", "underruns",
         "RTF p95", "audio s/s", "GPU %", "new streams", "carried",
     ]  # fmt: skip
     rows = [_row(one) for one in done]
@@ -36,7 +36,7 @@ def _row(one: Done) -> list[str]:
     return [
         one.phase, str(one.wish.streams), str(point.ok), str(sum(point.errors.values())), str(point.unfinished),
         f"{first.p50 * 1000:.0f}" if first else "–", f"{first.p95 * 1000:.0f}" if first else "–",
-        f"{point.gap_s.p95 * 1000:.0f}" if point.gap_s else "–", f"{one.dry} of {point.ok + point.unfinished}",
+        f"{point.gap_s.p95 * 1000:.0f}" if point.gap_s else "–", f"{one.underrun} of {point.ok + point.unfinished}",
         f"{point.real_time_factor.p95:.2f}" if point.real_time_factor else "–", f"{point.real_time_streams:.0f}",
         " / ".join(f"{told['utilization.gpu']:.0f}" for told in one.use["gpus"].values()) or "–",
         spread_text(one.use) or "–", "yes" if one.is_carried else "no",
@@ -145,7 +145,7 @@ def brief(done: Done) -> str:
         f"{point.errors or 'no errors'}, {point.unfinished} cut off, "
         + (f"first audio p50 {first.p50 * 1000:.0f} p95 {first.p95 * 1000:.0f} ms, " if first else "")
         + (f"gap p95 {point.gap_s.p95 * 1000:.0f} ms, " if point.gap_s else "")
-        + f"{done.dry} ran dry, {point.real_time_streams:.0f} s of audio a second in {point.wall_s:.1f} s"
+        + f"{done.underrun} with buffer underruns, {point.real_time_streams:.0f} s of audio a second in {point.wall_s:.1f} s"
         + "".join(f"; GPU {index} {told['utilization.gpu']:.0f} %" for index, told in use["gpus"].items())
         + f"; cores {_cores(use):.1f} of {os.cpu_count()}, of them load tool {use['clients_cpu_s'] / use['wall_s']:.2f}"
     ]

@@ -3,7 +3,7 @@
     python -m training.noise.build            # makes the parts that are missing
     python -m training.noise.build --force    # makes all of them again, whatever was there
 
-Shapes come from models/noise/bundle.toml; the parts go beside it. A part is made in a folder beside its place and moved there whole, so
+Shapes come from models/noise/bundle.toml; the parts go next to it. A part is made in a folder of its own and moved there whole, so
 an interrupted build leaves no half of a part behind.
 """
 

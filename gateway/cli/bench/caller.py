@@ -47,7 +47,7 @@ async def speak(
     finally:
         record.took_s = clock() - record.intended_s
         record.audio_s, record.gaps_s = listener.heard_s, listener.gaps_s
-        record.underruns, record.dry_s = listener.underruns, listener.dry_s
+        record.underruns, record.underrun_s = listener.underruns, listener.underrun_s
         if listener.first_s is not None:
             record.first_audio_s = listener.first_s - record.intended_s
         if stream.started is not None:
@@ -62,7 +62,7 @@ def _miscount(stream: SpeechStream, bundle: common_pb2.BundleIdentity, received:
     assert stream.started is not None and stream.summary is not None
     form, summary = stream.started.format, stream.summary
     if form.encoding != common_pb2.AUDIO_ENCODING_PCM_S16LE or form.sample_rate_hz != bundle.sample_rate_hz:
-        return f"asked for s16le at {bundle.sample_rate_hz} Hz, told {form.encoding} at {form.sample_rate_hz} Hz"
+        return f"asked for s16le at {bundle.sample_rate_hz} Hz, got {form.encoding} at {form.sample_rate_hz} Hz"
     # CSM: 24,000 samples over 12.5 frames a second, 1,920 a frame.
     expected = round(summary.frames * bundle.sample_rate_hz / bundle.frame_rate_hz)
     if summary.samples != expected:

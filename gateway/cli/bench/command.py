@@ -139,13 +139,13 @@ def command(**options: Any) -> int:
 async def run(args: Options) -> int:
     """0 when at every point some were measured, all went well and every byte was there; 130 when interrupted; else 1.
 
-    When the gateway goes away between two points, the earlier ones are still told.
+    When the gateway goes away between two points, the earlier ones are still reported.
     """
     err = PlainConsole(stderr=True)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
     async with connection.client(args) as client:
-        answer = await client.voices()  # raises what is wrong, if nobody answers
+        answer = await client.voices()  # raises when the gateway cannot be used
     plans = [plan.within(answer) for plan in _plans(args)]
     texts = plans[0].texts  # alike in all
     if not texts:
@@ -172,9 +172,7 @@ async def run(args: Options) -> int:
             f"{len(texts)} of {len(sentences())} sentences: with their audio these surely fit {answer.max_seq_len} tokens"
         )
     if broken:
-        facts["broken off"] = (
-            f"{broken}; {len(bench.plans) - len(bench.points)} of {len(bench.plans)} points are missing"
-        )
+        facts["aborted"] = f"{broken}; {len(bench.plans) - len(bench.points)} of {len(bench.plans)} points are missing"
     text = report.markdown(bench.plans, bench.points, facts)
     print(text, end="", flush=True)
     if args.output is not None:
@@ -209,7 +207,8 @@ class _Bench:
             try:
                 traces = await _traces(store, outcome) if store and outcome.is_complete else []
             except asyncio.CancelledError:
-                asyncio.current_task().uncancel()
+                if (task := asyncio.current_task()) is not None:
+                    task.uncancel()
                 outcome.is_complete, traces = False, []
             self.points.append(point(outcome, traces))
             if not outcome.is_complete:

@@ -1,4 +1,4 @@
-"""The worker processes of one point of load: started together, told to go together, heard to the end."""
+"""The worker processes of one point of load: started together, sent off together, read to the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LINE_BYTES = 4 * 1024 * 1024
 
 
 class WorkerFailed(Exception):
-    """A worker process ended that should not have; its last words."""
+    """A worker process ended that should not have; the end of what it wrote."""
 
 
 @dataclass
@@ -77,7 +77,8 @@ async def run(args: SimpleNamespace, plan: Plan, processes: int, show: Callable[
                 await asyncio.shield(listening)
         except (asyncio.CancelledError, TimeoutError) as why:
             if isinstance(why, asyncio.CancelledError):
-                asyncio.current_task().uncancel()
+                if (task := asyncio.current_task()) is not None:
+                    task.uncancel()
             outcome.is_complete = False
             for worker in workers:
                 worker.terminate()
@@ -113,14 +114,14 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
         )
-        self._process.stdin.write(orders(args, plan))
+        self._tell(orders(args, plan))
         event = await self._next()
         if event is None:
             raise self._failed()
 
     async def listen(self, changed: Callable[[], None], outcome: Outcome) -> None:
         """Say go, then gather until the worker is done."""
-        self._process.stdin.write(b"go\n")
+        self._tell(b"go\n")
         while (event := await self._next()) is not None:
             match event:
                 case {"record": fields}:
@@ -133,11 +134,17 @@ class _Worker:
             changed()
         raise self._failed()
 
+    def _tell(self, line: bytes) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        self._process.stdin.write(line)
+
     async def _next(self) -> dict[str, Any] | None:
+        assert self._process is not None and self._process.stdout is not None
         line = await self._process.stdout.readline()
         return json.loads(line) if line.endswith(b"\n") else None
 
     def terminate(self) -> None:
+        assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
 

@@ -1,4 +1,4 @@
-"""Somebody who plays an utterance while it comes: when they began, and how often they ran dry."""
+"""Playback of an utterance while it comes, simulated: when it begins, and its buffer underruns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 class Listener:
     """Plays from `buffer_s` after the first piece on, without pause unless there is nothing to play.
 
-    Times are seconds on any one clock. underruns: how often playing stopped; dry_s: for how long in all.
+    Times are seconds on any one clock. underruns: how often playing stopped; underrun_s: for how long in all.
     """
 
     def __init__(self, buffer_s: float):
@@ -14,7 +14,7 @@ class Listener:
         self.first_s: float | None = None
         self.gaps_s: list[float] = []
         self.heard_s = 0.0  # length of what came
-        self.underruns, self.dry_s = 0, 0.0
+        self.underruns, self.underrun_s = 0, 0.0
         self._last_s = self._play_s = 0.0
 
     def hear(self, now_s: float, audio_s: float) -> None:
@@ -26,7 +26,7 @@ class Listener:
             late_s = now_s - (self._play_s + self.heard_s)
             if late_s > 0:
                 self.underruns += 1
-                self.dry_s += late_s
+                self.underrun_s += late_s
                 self._play_s += late_s
         self._last_s = now_s
         self.heard_s += audio_s

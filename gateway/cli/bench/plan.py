@@ -15,7 +15,7 @@ from gateway.lengths import frames_of_ms
 class Plan:
     """One load, held for some time. Exactly one of `streams` and `rate_hz` is set.
 
-    streams: closed loop, so many callers, each with one utterance at a time.
+    streams: closed loop, number of callers, each with one utterance at a time.
     rate_hz: open loop, utterances that begin each second (Poisson), whether earlier ones have ended or not.
     duration_s: when the last utterance may begin; those under way are heard to their end.
     ramp_up_s: closed loop: the callers' first utterances begin spread over this time.

@@ -1,4 +1,4 @@
-"""A sweep as a picture: latency, and listeners that ran dry, over the load. Needs matplotlib (extra `bench`)."""
+"""A sweep as a picture: latency and buffer underruns over the load. Needs matplotlib (extra `bench`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plot(points: Sequence[Point], path: Path, *, is_rate: bool, buffer_s: float)
         raise NoPlot(MISSING) from error
     figure = Figure(figsize=(8, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    latency, dry = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    latency, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     loads = [point.load for point in points]
     for name in ("p50", "p95", "p99"):
         spreads = [point.first_audio_s for point in points]
@@ -35,18 +35,18 @@ def plot(points: Sequence[Point], path: Path, *, is_rate: bool, buffer_s: float)
     latency.yaxis.set_major_formatter("{x:g}")
     latency.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))  # 20, 50, … where there is room
     latency.legend()
-    shares = [100 * point.dry_streams / max(1, point.measured) for point in points]
+    shares = [100 * point.underrun_streams / max(1, point.measured) for point in points]
     failures = [100 * sum(point.errors.values()) / max(1, point.requests) for point in points]
-    dry.plot(loads, shares, marker="o", color="tab:red", label=f"ran dry ({buffer_s * 1000:g} ms buffer)")
-    dry.plot(loads, failures, marker="x", color="tab:gray", label="failed")
-    dry.set_ylabel("utterances (%)")
-    dry.set_ylim(bottom=-2, top=102)
-    dry.legend()
-    dry.set_xlabel("utterances begun in a second" if is_rate else "streams at once")
+    lower.plot(loads, shares, marker="o", color="tab:red", label=f"buffer underrun ({buffer_s * 1000:g} ms buffer)")
+    lower.plot(loads, failures, marker="x", color="tab:gray", label="failed")
+    lower.set_ylabel("utterances (%)")
+    lower.set_ylim(bottom=-2, top=102)
+    lower.legend()
+    lower.set_xlabel("utterances begun in a second" if is_rate else "streams at once")
     if max(loads) > 20 * max(min(loads), 1e-9):
-        dry.set_xscale("log", base=2)
-    dry.set_xticks(loads, [f"{load:g}" for load in loads])
-    dry.minorticks_off()
-    for axes in (latency, dry):
+        lower.set_xscale("log", base=2)
+    lower.set_xticks(loads, [f"{load:g}" for load in loads])
+    lower.minorticks_off()
+    for axes in (latency, lower):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110, format="png")

@@ -48,7 +48,7 @@ class Line:
 
 
 def news(progress: fleet.Progress) -> str:
-    """Such as `12/30 s  64 at once  180 done  0 failed  first audio p50 210 p95 380 ms  0 ran dry`."""
+    """Such as `12/30 s  64 at once  180 done  0 failed  first audio p50 210 p95 380 ms  0 underruns`."""
     records = progress.outcome.records
     done = [record for record in records if record.status == OK]
     failed = sum(record.status not in (OK, UNFINISHED) for record in records)
@@ -56,5 +56,5 @@ def news(progress: fleet.Progress) -> str:
     latency = f"  first audio p50 {first.p50 * 1000:.0f} p95 {first.p95 * 1000:.0f} ms" if first else ""
     return (
         f"{progress.elapsed_s:.0f}/{progress.plan.duration_s:g} s  {progress.active} at once  {len(done)} done  "
-        f"{failed} failed{latency}  {sum(record.underruns > 0 for record in done)} ran dry"
+        f"{failed} failed{latency}  {sum(record.underruns > 0 for record in done)} underruns"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 OK = "OK"
 ACCOUNTING = "BYTES_DO_NOT_ADD_UP"
-UNFINISHED = "UNFINISHED"  # under way when the bench was stopped: nobody's fault
+UNFINISHED = "UNFINISHED"  # under way when the bench was stopped: not an error
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Record:
     audio_s: float = 0.0
     gaps_s: list[float] = field(default_factory=list)
     underruns: int = 0
-    dry_s: float = 0.0
+    underrun_s: float = 0.0
     bytes: int = 0
     frames: int = 0
     stages: dict[str, float] = field(default_factory=dict)

@@ -35,7 +35,7 @@ def markdown(plans: Sequence[Plan], points: Sequence[Point], facts: dict[str, An
             "RTF p50",
             "p95",
             "p99",
-            f"ran dry ({plan.buffer_s * 1000:g} ms buffer)",
+            f"buffer underrun ({plan.buffer_s * 1000:g} ms buffer)",
             "audio s/s",
             "bytes",
         ],
@@ -77,7 +77,7 @@ def _row(point: Point) -> list[str]:
         *_cells(point.first_audio_s, 1000),
         *_cells(point.gap_s, 1000),
         *_cells(point.real_time_factor, 1, 3),
-        f"{point.dry_streams} of {point.measured}",
+        f"{point.underrun_streams} of {point.measured}",
         f"{point.real_time_streams:.1f}",
         added_up if point.ok + point.miscounted else "–",
     ]
@@ -90,10 +90,10 @@ def _details(point: Point, unit: str) -> list[str]:
         "",
         f"{point.ok} of {point.requests} utterances in {point.wall_s:.1f} s, {point.mean_in_flight:.1f} at once on "
         f"average; {point.audio_s:.1f} s of audio, {point.bytes} bytes; {point.unfinished} cut off by the end"
-        + (f", {point.unfinished_dry} of them after running dry." if point.unfinished_dry else "."),
+        + (f", {point.unfinished_underrun} of them after a buffer underrun." if point.unfinished_underrun else "."),
     ]
     if point.underruns:
-        lines.append(f"Ran dry {point.underruns} times, {point.dry_s:.2f} s of silence in all.")
+        lines.append(f"Buffer underruns: {point.underruns}, {point.underrun_s:.2f} s of silence in all.")
     if point.errors:
         lines += [
             "",

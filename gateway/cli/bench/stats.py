@@ -41,9 +41,9 @@ class Point:
     """One load of a bench. Latencies count utterances that went well and began after the warm-up.
 
     errors: status → how many. examples: status → the first one's text. unfinished: cut off by an early stop;
-    unfinished_dry: those of them that had run dry before.
+    unfinished_underrun: those of them that had a buffer underrun before.
     real_time_streams: seconds of audio received in a second, so: listeners kept supplied.
-    dry_streams, underruns, dry_s: listeners that ran dry at least once; how often, how long in all.
+    underrun_streams, underruns, underrun_s: listeners with a buffer underrun; number of underruns; their silence in all.
     stage_s: part of the way to first audio → its time, from the gateway's own clock; `way to the caller` is
     what the caller waited beyond that. trace_s: row of the waterfall → its length, from the traces at hand.
     client_lag_s: how late the load tool's own loops came, at worst in each half second.
@@ -59,7 +59,7 @@ class Point:
     errors: dict[str, int]
     examples: dict[str, str]
     unfinished: int
-    unfinished_dry: int
+    unfinished_underrun: int
     mean_in_flight: float
     audio_s: float
     real_time_streams: float
@@ -70,9 +70,9 @@ class Point:
     first_audio_s: Spread | None
     gap_s: Spread | None
     real_time_factor: Spread | None
-    dry_streams: int
+    underrun_streams: int
     underruns: int
-    dry_s: float
+    underrun_s: float
     stage_s: dict[str, Spread] = field(default_factory=dict)
     traces: int = 0
     trace_s: dict[str, Spread] = field(default_factory=dict)
@@ -102,7 +102,7 @@ def point(outcome: Outcome, traces: Sequence[list[Span]] = ()) -> Point:
         errors=dict(errors.most_common()),
         examples={record.status: record.problem for record in reversed(records) if record.status in errors},
         unfinished=sum(record.status == UNFINISHED for record in records),
-        unfinished_dry=sum(record.status == UNFINISHED and record.underruns > 0 for record in records),
+        unfinished_underrun=sum(record.status == UNFINISHED and record.underruns > 0 for record in records),
         mean_in_flight=sum(record.took_s for record in records) / wall_s,
         audio_s=audio_s,
         real_time_streams=audio_s / wall_s,
@@ -110,12 +110,12 @@ def point(outcome: Outcome, traces: Sequence[list[Span]] = ()) -> Point:
         samples_checked=sum(record.bytes for record in done) // 2,
         miscounted=errors[ACCOUNTING],
         measured=len(measured),
-        first_audio_s=Spread.of(record.first_audio_s for record in spoken),
+        first_audio_s=Spread.of(record.first_audio_s for record in spoken if record.first_audio_s is not None),
         gap_s=Spread.of(gap for record in measured for gap in record.gaps_s),
         real_time_factor=Spread.of(record.took_s / record.audio_s for record in spoken),
-        dry_streams=sum(record.underruns > 0 for record in measured),
+        underrun_streams=sum(record.underruns > 0 for record in measured),
         underruns=sum(record.underruns for record in measured),
-        dry_s=sum(record.dry_s for record in measured),
+        underrun_s=sum(record.underrun_s for record in measured),
         stage_s=_stages(spoken),
         traces=len(traces),
         trace_s=_rows(traces),
@@ -132,12 +132,13 @@ def _stages(records: Sequence[Record]) -> dict[str, Spread]:
             if stage in record.stages:
                 parts[stage].append(record.stages[stage] - last_s)
                 last_s = record.stages[stage]
-        parts["way to the caller"].append(record.first_audio_s - record.server_first_audio_s)
+        if record.first_audio_s is not None and record.server_first_audio_s is not None:
+            parts["way to the caller"].append(record.first_audio_s - record.server_first_audio_s)
     return {part: spread for part, values in parts.items() if (spread := Spread.of(values))}
 
 
 def _rows(traces: Sequence[list[Span]]) -> dict[str, Spread]:
-    """Lengths of the waterfall's rows over all traces: a stage's call, and what it told of itself in it."""
+    """Lengths of the waterfall's rows over all traces: a stage's call, and its own spans in it."""
     lengths: dict[str, list[float]] = defaultdict(list)
     for spans in traces:
         for bar in bars_of_trace(spans):

@@ -1,4 +1,4 @@
-"""One process of callers: `python -m gateway.cli.bench.worker`, told by its parent what to do.
+"""One process of callers: `python -m gateway.cli.bench.worker`, driven by its parent.
 
 On standard input: one line of base64, a pickle of (the command line, the Plan); later a line "go".
 On standard output: JSON, one object a line:
@@ -8,7 +8,7 @@ On standard output: JSON, one object a line:
     {"record": {…}}                             an utterance has ended, see record.py
     {"done": true}                              all have; the process leaves
 
-SIGTERM ends early: what is under way is cancelled and told as UNFINISHED.
+SIGTERM ends early: what is under way is cancelled and reported as UNFINISHED.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Callers:
         self._lag_s = 0.0
 
     async def _watch_loop(self) -> None:
-        """How late this loop comes to what is due: all times told are wrong by as much."""
+        """How late this loop comes to what is due: all reported times are wrong by as much."""
         while True:
             due = time.perf_counter() + _LAG_S
             await asyncio.sleep(_LAG_S)
@@ -129,7 +129,9 @@ class Callers:
 async def _main() -> None:
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     args, plan = read_orders(await reader.readline())
     async with AsyncExitStack() as stack:
         count = min(plan.connections, plan.streams or plan.connections)

@@ -19,7 +19,7 @@ from gateway.cli.terminal import PlainConsole
 def command(**options: Any) -> int:
     """Start all, say a sentence, verify it, stop all."""
     if str(options["output"]) == "-":
-        raise click.UsageError("-o: the demo writes a file, and its logs beside it")
+        raise click.UsageError("-o: the demo writes a file, and its logs next to it")
     return execute(_demo, options)
 
 

@@ -1,7 +1,7 @@
 """A small OTLP gRPC receiver for one machine: takes what the five services export, keeps the requests' spans.
 
 `csm up` runs it on loopback. Metrics are taken and dropped. So are the gateway's regular questions to
-its stages, which are nobody's request and would push out the traces that somebody wants to see.
+its stages, which belong to no request and would push out the requests' traces.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2
 def spans_of(request: trace_service_pb2.ExportTraceServiceRequest) -> Iterator[tuple[str, Span]]:
     """(trace id, span) pairs. A root span with links goes to the traces it is linked to.
 
-    Spans without an id of their own are no OTLP and left out: nothing could be told to be above or below them.
+    Spans without an id of their own are no OTLP and left out: they could have no parent and no children.
     """
     for resource in request.resource_spans:
         name = _attributes(resource.resource.attributes).get("service.name", "unknown")

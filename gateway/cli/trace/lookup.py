@@ -101,7 +101,7 @@ async def _in_stores(wanted: str | None, folder: Path, last: state.LastRequest |
     if chosen:
         why = (
             "was for a gateway elsewhere: give its collector's file by --file"
-            if last.traces is None
+            if last is not None and last.traces is None
             else "may not have reached its gateway"
         )
         raise TraceError(

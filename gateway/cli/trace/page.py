@@ -2,7 +2,7 @@
 
     html = page(trace_id, spans)
 
-The file needs no server, no network and nothing beside it; its one script is its own, and its policy
+The file needs no server, no network and no other file; its one script is its own, and its policy
 (Content-Security-Policy) allows no other. Everything that comes from a trace is escaped.
 """
 
@@ -51,7 +51,7 @@ _LEGEND_AUDIO = (
         "what a listener has heard who plays from the first audio on",
     ),
 )
-_LEGEND_GAP = (('<rect class="gap" x="6" y="0" width="18" height="16"/>', "the listener ran dry"),)
+_LEGEND_GAP = (('<rect class="gap" x="6" y="0" width="18" height="16"/>', "buffer underrun"),)
 
 
 def page(trace_id: str, spans: Iterable[Span], words: str | None = None) -> str:
@@ -80,7 +80,7 @@ def story(request: RequestTrace) -> str:
     """What came of the request, in a sentence or two."""
     if request.root is None:
         return "The gateway's own span is not in the trace: what is known comes from its stages."
-    took, playback = seconds(request.took_s), request.playback
+    took, playback = seconds(request.took_s or 0.0), request.playback
     parts = []
     if request.status != "OK":
         why = f": {request.reason}" if request.reason else ""
@@ -97,9 +97,9 @@ def story(request: RequestTrace) -> str:
             parts.append("what follows is when the audio was made.")
         if late := request.underruns:
             gaps = sum(-chunk.lead_s for chunk in playback.underruns)
-            parts.append(f"A listener who plays from there on ran dry {_times(late)}, for {seconds(gaps)} in all.")
+            parts.append(f"Playback from there on has a buffer underrun {_times(late)}, for {seconds(gaps)} in all.")
         elif (least := playback.least_lead_s) is not None:
-            parts.append("A listener who plays from there on never ran dry;")
+            parts.append("Playback from there on has no buffer underrun;")
             parts.append(f"the tightest chunk came {seconds(least)} before it was needed.")
     return " ".join(parts)
 
@@ -147,7 +147,7 @@ def _notes(request: RequestTrace, picture: Picture) -> Iterator[str]:
         more = f" and {len(absent) - 6} more" if len(absent) > 6 else ""
         notes.append(
             f"The trace is incomplete: it lacks {', '.join(absent[:6])}{more}."
-            " The request may still be running, or a process ended before it told."
+            " The request may still be running, or a process ended before it exported its spans."
         )
     for stage, skew_s in request.clock_skew_s.items():
         way = "behind" if skew_s < 0 else "ahead of"
@@ -159,7 +159,7 @@ def _notes(request: RequestTrace, picture: Picture) -> Iterator[str]:
         notes.append(f"{picture.left_out} more rows are left out of the picture; the table below goes on.")
     if request.playback and request.playback.total > len(request.playback.chunks):
         notes.append(
-            f"{len(request.playback.chunks)} of {request.playback.total} chunks were told;"
+            f"{len(request.playback.chunks)} of {request.playback.total} chunks are in the trace;"
             " a slope in the audio's line stands for the others."
         )
     if (
@@ -169,7 +169,7 @@ def _notes(request: RequestTrace, picture: Picture) -> Iterator[str]:
         and request.fact("csm.chunks") is None
         and request.root.name.endswith("Synthesize")
     ):
-        notes.append("This gateway told nothing of its audio's chunks.")
+        notes.append("This gateway recorded no chunks of audio.")
     if notes:
         yield f'<ul class="notes">{"".join(f"<li>{text(note)}</li>" for note in notes)}</ul>'
 

@@ -70,7 +70,7 @@ class Picture:
             ]
         )
 
-    # Beside the plot.
+    # Right of the plot.
 
     def _names(self) -> Iterator[str]:
         for number, bar in enumerate(self._bars):
@@ -163,7 +163,7 @@ class Picture:
         for number, chunk in enumerate(self._playback.chunks):
             style = "chunk late" if chunk.late else "chunk"
             x = self._x(chunk.arrived_s)
-            yield f'<g class="{style}"><title>{text(self._told(number, chunk))}</title>'
+            yield f'<g class="{style}"><title>{text(self._describe_chunk(number, chunk))}</title>'
             yield self._mark(chunk.arrived_s, y, '<rect class="tick" x="-1" y="-8" width="2.5" height="16"/>')
             yield f'<circle cx="{x}" cy="{self._chart_y(chunk.end_s):.1f}" r="3"/></g>'
             after_s = (
@@ -177,7 +177,8 @@ class Picture:
         """Whether the caller heard the audio as it came: the unary method gives it all at the end."""
         return "made" if self._request.is_unary else "delivered"
 
-    def _told(self, number: int, chunk: Chunk) -> str:
+    def _describe_chunk(self, number: int, chunk: Chunk) -> str:
+        assert self._playback is not None
         name = f"chunk {number + 1}: " if self._playback.total == len(self._playback.chunks) else ""
         spare = _gap(chunk) if chunk.late else f"needed at {seconds(chunk.needed_s)}, {seconds(chunk.lead_s)} to spare"
         if number == 0:
@@ -206,6 +207,7 @@ class Picture:
         return self._chart_top + _CHART - _CHART * self._part(position_s)
 
     def _part(self, position_s: float) -> float:
+        assert self._playback is not None
         return min(max(position_s / (1.06 * max(self._playback.audio_s, 1e-6)), 0.0), 1.0)
 
     def _path(self, points: Sequence[tuple[float, float]]) -> str:
@@ -244,11 +246,11 @@ def details(bar: Bar) -> list[str]:
 
 
 def _gap(chunk: Chunk) -> str:
-    return f"the listener ran dry for {seconds(-chunk.lead_s)}, from {seconds(chunk.needed_s)} on"
+    return f"buffer underrun of {seconds(-chunk.lead_s)}, from {seconds(chunk.needed_s)} on"
 
 
 def outcome(bar: Bar) -> str:
-    """`well`, `cut` by whoever asked for it, or `broken`."""
+    """`well`, `cut` by its caller, or `broken`."""
     if bar.error:
         return "broken"
     return {"": "well", "OK": "well", "CANCELLED": "cut"}.get(bar.status, "broken")

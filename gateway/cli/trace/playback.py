@@ -41,7 +41,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class PlaybackTimeline:
-    """Chunks in order. total: how many there were; more than `chunks` when not every one was told."""
+    """Chunks in order. total: how many there were; more than `chunks` when some are not in the trace."""
 
     chunks: tuple[Chunk, ...]
     total: int
@@ -64,14 +64,14 @@ class PlaybackTimeline:
         points: list[tuple[float, float]] = []
         for chunk in self.chunks:
             if chunk.late:
-                points.append((chunk.needed_s, chunk.position_s))  # ran dry, and waited
+                points.append((chunk.needed_s, chunk.position_s))  # underrun: playback waits
             points.append((chunk.arrived_s, chunk.position_s - max(chunk.lead_s, 0.0)))
         at_s, position_s = points[-1]
         left_s = min(self.audio_s - position_s, until_s - at_s)
         return [*points, (at_s + left_s, position_s + left_s)] if left_s > 0 else points
 
     def delivered(self, until_s: float) -> list[tuple[float, float]]:
-        """(time, audio given so far): steps; a slope stands for chunks that were not told one by one."""
+        """(time, audio given so far): steps; a slope stands for chunks that are not in the trace one by one."""
         first = self.chunks[0]
         points = [(first.arrived_s, 0.0), (first.arrived_s, first.end_s)]
         for before, chunk in pairwise(self.chunks):
@@ -84,11 +84,12 @@ class PlaybackTimeline:
 
 
 def timeline_of(request: Span, zero_ns: int) -> PlaybackTimeline | None:
-    """From the events of the gateway's span, those that can be; None when it tells of no audio."""
+    """From the events of the gateway's span, those that are possible; None when there is no audio."""
     chunks = []
     for event in request.events:
-        numbers = [event.attributes.get(f"csm.{name}_ms") for name in ("position", "duration", "lead")]
-        if event.name == "audio" and event.time_ns >= zero_ns and _are_possible(*numbers):
+        given = (event.attributes.get(f"csm.{name}_ms") for name in ("position", "duration", "lead"))
+        numbers = [number for number in given if isinstance(number, int | float)]
+        if event.name == "audio" and event.time_ns >= zero_ns and len(numbers) == 3 and _are_possible(*numbers):
             chunks.append(Chunk((event.time_ns - zero_ns) / 1e9, *(number / 1e3 for number in numbers)))
     if not chunks:
         return None
@@ -97,8 +98,6 @@ def timeline_of(request: Span, zero_ns: int) -> PlaybackTimeline | None:
     return PlaybackTimeline(tuple(chunks), max(total, len(chunks)) if isinstance(total, int) else len(chunks))
 
 
-def _are_possible(position_ms: object, duration_ms: object, lead_ms: object) -> bool:
+def _are_possible(position_ms: float, duration_ms: float, lead_ms: float) -> bool:
     """NaN is within no limits, so it is not."""
-    if not all(isinstance(number, int | float) for number in (position_ms, duration_ms, lead_ms)):
-        return False
     return 0 <= position_ms <= _LONGEST_MS and 0 <= duration_ms <= _LONGEST_MS and abs(lead_ms) <= _LONGEST_MS

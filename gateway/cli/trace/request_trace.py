@@ -1,4 +1,4 @@
-"""One request as its trace tells it: the facts, what went wrong, what is missing. A trace may hold several."""
+"""One request, from its trace: the facts, what went wrong, what is missing. A trace may hold several."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RequestTrace:
 
     @property
     def started(self) -> str:
-        """When, by the clock of whoever began."""
+        """When it began, by the clock of the first span."""
         first = self.attempts[0] if self.attempts else self.spans[0]
         try:
             return datetime.fromtimestamp(first.start_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + " UTC"
@@ -71,7 +71,7 @@ class RequestTrace:
 
     @property
     def reason(self) -> str:
-        """In words, why it did not end well: what the gateway said, else what a stage told it."""
+        """In words, why it did not end well: the gateway's status, else a stage's."""
         if self.root is None or self.status == "OK":
             return ""
         own = self.root.error.removeprefix(f"{self.status}: ")
@@ -86,12 +86,12 @@ class RequestTrace:
 
     @property
     def underruns(self) -> int | None:
-        """How often its listener ran dry; None when that was not told."""
+        """Number of buffer underruns; None when the trace does not say."""
         if self.playback is None:
             return None
-        told = self.fact("csm.underruns")  # not every chunk may have been told, but all were counted
-        if isinstance(told, int) and not isinstance(told, bool) and told >= len(self.playback.underruns):
-            return told
+        counted = self.fact("csm.underruns")  # not every chunk may be in the trace, but all were counted
+        if isinstance(counted, int) and not isinstance(counted, bool) and counted >= len(self.playback.underruns):
+            return counted
         return len(self.playback.underruns)
 
     @property
@@ -107,7 +107,8 @@ class RequestTrace:
     @property
     def clock_skew_s(self) -> dict[str, float]:
         """Stage → by how much its side of a call lies outside the gateway's, where that is a millisecond or more."""
-        by_id, skews = {span.span_id: span for span in self.spans}, {}
+        by_id = {span.span_id: span for span in self.spans}
+        skews: dict[str, float] = {}
         for span in self.spans:
             call = by_id.get(span.parent_id)
             if span.kind == "server" and span.service in STAGES and call is not None and call.kind == "client":
@@ -148,8 +149,8 @@ def _grouped(roots: list[Span]) -> list[list[Span]]:
     groups: list[list[Span]] = []
     for span in roots:
         before = groups[-1][-1] if groups else None
-        same = before is not None and (before.parent_id, before.name) == (span.parent_id, span.name)
-        if same and span.parent_id and status(before) in _TRIED_AGAIN:
+        is_same = before is not None and (before.parent_id, before.name) == (span.parent_id, span.name)
+        if before is not None and is_same and span.parent_id and status(before) in _TRIED_AGAIN:
             groups[-1].append(span)
         else:
             groups.append([span])
@@ -158,9 +159,10 @@ def _grouped(roots: list[Span]) -> list[list[Span]]:
 
 def _request_above(span: Span, by_id: dict[str, Span], owner: dict[str, int]) -> int | None:
     seen = set()
-    while span is not None and span.span_id not in seen:
-        if span.span_id in owner:
-            return owner[span.span_id]
-        seen.add(span.span_id)
-        span = by_id.get(span.parent_id)
+    above: Span | None = span
+    while above is not None and above.span_id not in seen:
+        if above.span_id in owner:
+            return owner[above.span_id]
+        seen.add(above.span_id)
+        above = by_id.get(above.parent_id)
     return None

@@ -81,20 +81,20 @@ def stage_table(request: RequestTrace) -> Iterator[str]:
 
 
 def chunk_table(request: RequestTrace) -> Iterator[str]:
-    """When each chunk of audio came, and when it was needed; nothing when that was not told."""
+    """When each chunk of audio came, and when it was needed; nothing when the trace does not say."""
     playback = request.playback
     if playback is None:
         return
-    told = playback.total == len(playback.chunks)
-    count = f"{playback.total}" if told else f"{len(playback.chunks)} of {playback.total}"
+    all_known = playback.total == len(playback.chunks)
+    count = f"{playback.total}" if all_known else f"{len(playback.chunks)} of {playback.total}"
     yield f'<details class="card long"><summary>Chunks of audio ({count})</summary>'
     yield '<div class="scroll"><table><thead><tr>'
-    for name in (*(("chunk",) if told else ()), "audio from", "to", "came", "needed", "to spare"):
+    for name in (*(("chunk",) if all_known else ()), "audio from", "to", "came", "needed", "to spare"):
         yield f'<th scope="col" class="number">{name}</th>'
     yield "</tr></thead><tbody>"
     for number, chunk in enumerate(playback.chunks, 1):
         spare = f"late by {seconds(-chunk.lead_s)}" if chunk.late else seconds(chunk.lead_s)
-        yield f'<tr><th scope="row" class="number">{number}</th>' if told else "<tr>"
+        yield f'<tr><th scope="row" class="number">{number}</th>' if all_known else "<tr>"
         times = (seconds(chunk.arrived_s), seconds(chunk.needed_s))
         for value in (f"{chunk.position_s:.2f} s", f"{chunk.end_s:.2f} s", *times):
             yield f'<td class="number">{value}</td>'

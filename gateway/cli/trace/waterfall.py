@@ -26,10 +26,10 @@ LEGEND = "░ before its first output ◆   █ after it"
 
 @dataclass(frozen=True)
 class Bar:
-    """One row. Times in seconds since the request's start; first_output_s None when it was not told.
+    """One row. Times in seconds since the request's start; first_output_s None when the trace does not say.
 
     error: what failed, in words. status: a call's outcome, such as CANCELLED; empty for work that is no call.
-    note: what the caller was told with it.
+    note: the message sent with it.
     """
 
     label: str
@@ -55,7 +55,7 @@ def status(span: Span) -> str:
 
 
 def bars_of_trace(spans: Iterable[Span]) -> list[Bar]:
-    """Rows in the order of calls: the gateway, below it each stage, below that what the stage told of itself.
+    """Rows in the order of calls: the gateway, below it each stage, below that the stage's own spans.
 
     A call's two sides, the gateway's and the stage's, are one row; many alike (steps, chunks) are too.
     """
@@ -73,7 +73,7 @@ def bars_of_trace(spans: Iterable[Span]) -> list[Bar]:
         parent = servers.get(span.service) if span.linked else span.parent_id
         children[parent if parent and parent in by_id else None].append(span)
     zero = zero_ns(spans)
-    told = {  # the gateway's own view of its stages, for a stage that says nothing itself
+    first_outputs = {  # the gateway's own view of its stages, for a stage that says nothing itself
         str(event.attributes.get("stage")): (event.time_ns - zero) / 1e9
         for span in spans
         if span.service == "gateway"
@@ -95,7 +95,7 @@ def bars_of_trace(spans: Iterable[Span]) -> list[Bar]:
             for span, note in group:
                 bar = _bar(span, depth, zero, note)
                 if bar.first_output_s is None and span.kind in ("server", "client"):
-                    first_s = told.get("watermark" if bar.stage == "gateway" else bar.stage)
+                    first_s = first_outputs.get("watermark" if bar.stage == "gateway" else bar.stage)
                     if first_s is not None and bar.start_s <= first_s <= bar.end_s:
                         bar = replace(bar, first_output_s=first_s)
                 yield bar

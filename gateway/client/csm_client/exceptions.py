@@ -14,6 +14,7 @@ A call that the caller itself cancels ends in asyncio.CancelledError, as everywh
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -52,7 +53,7 @@ class Overloaded(SpeechError):
 
 
 class Unavailable(SpeechError):
-    """Nobody answers at the address, or a stage behind it went away."""
+    """Nothing answers at the address, or a stage behind it went away."""
 
 
 class DeadlineExceeded(SpeechError):
@@ -99,7 +100,8 @@ def from_rpc_error(error: grpc.RpcError) -> SpeechError:
 
 def _rich_details(error: grpc.RpcError) -> Iterator[Message]:
     """The google.rpc details that the status carries; unknown ones are left out."""
-    packed = next((value for key, value in error.trailing_metadata() or () if key == "grpc-status-details-bin"), b"")
+    metadata: Any = error.trailing_metadata() or ()  # grpc's and grpc.aio's types have nothing in common
+    packed: bytes = next((value for key, value in metadata if key == "grpc-status-details-bin"), b"")
     try:
         status = status_pb2.Status.FromString(packed)
     except DecodeError:

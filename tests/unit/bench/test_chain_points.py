@@ -36,8 +36,8 @@ def test_a_point_is_carried_when_all_heard_all(change):
     assert not sample_point(4, **change).is_carried
 
 
-def test_who_was_cut_off_while_dry_counts_as_dry():
-    assert sample_point(4, status=UNFINISHED, underruns=2, is_complete=False).dry == 4
+def test_a_stream_cut_off_after_an_underrun_counts_as_one():
+    assert sample_point(4, status=UNFINISHED, underruns=2, is_complete=False).underrun == 4
 
 
 def test_how_long_a_point_may_take_is_learnt_from_the_one_before():

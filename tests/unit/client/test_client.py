@@ -202,7 +202,7 @@ async def test_a_request_too_large_is_not_overload():
             await client.verify(bytes(2**21))
 
 
-async def test_nobody_there():
+async def test_nothing_listens():
     async with SpeechClient("127.0.0.1:1") as client:
         with pytest.raises(exceptions.Unavailable) as caught:
             await client.voices()

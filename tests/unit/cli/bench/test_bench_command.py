@@ -157,7 +157,7 @@ async def test_ctrl_c_gives_the_report_so_far(served, tmp_path):
     assert "stopped early" in out.decode()
 
 
-async def test_nobody_there_is_one_line(tmp_path):
+async def test_an_address_where_nothing_listens_is_one_line(tmp_path):
     code, out, err, _ = await bench("127.0.0.1:1", tmp_path, "--duration", "1")
     assert code == 5 and out == "" and "nothing listens" in err
 
@@ -255,7 +255,7 @@ async def test_a_sweep_that_breaks_off_keeps_its_finished_points(bench_here, cap
     out, err = capsys.readouterr()
     assert code == 1 and str(gone) in err
     assert [point["label"] for point in found["points"]] == ["1", "2"]
-    assert found["broken off"] == f"{gone}; 2 of 4 points are missing" and found["broken off"] in out
+    assert found["aborted"] == f"{gone}; 2 of 4 points are missing" and found["aborted"] in out
 
 
 async def test_a_bench_that_breaks_off_at_once_reports_nothing(bench_here, capsys):

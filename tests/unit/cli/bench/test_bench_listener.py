@@ -1,4 +1,4 @@
-"""A listener of the load tool: when it plays, when it runs dry."""
+"""A listener of the load tool: when it plays, its buffer underruns."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def heard(buffer_s, pieces):
 
 def test_audio_in_time_never_runs_dry():
     listener = heard(0.0, [(1.0, 0.5), (1.5, 0.5), (1.9, 1.0)])
-    assert (listener.underruns, listener.dry_s) == (0, 0)
+    assert (listener.underruns, listener.underrun_s) == (0, 0)
     assert listener.first_s == 1.0 and listener.heard_s == 2.0
     assert listener.gaps_s == pytest.approx([0.5, 0.4])
     assert listener.done_s == pytest.approx(3.0)
@@ -23,7 +23,7 @@ def test_audio_in_time_never_runs_dry():
 def test_late_audio_is_an_underrun_and_the_rest_is_played_later():
     # Played out at 1.5; the next comes at 1.7 and lasts to 2.2; the last one is in time for that.
     listener = heard(0.0, [(1.0, 0.5), (1.7, 0.5), (2.1, 0.5)])
-    assert listener.underruns == 1 and listener.dry_s == pytest.approx(0.2)
+    assert listener.underruns == 1 and listener.underrun_s == pytest.approx(0.2)
     assert listener.done_s == pytest.approx(2.7)
 
 

@@ -44,19 +44,19 @@ def test_percentiles_are_values_that_were_seen():
 def test_a_point_counts_what_went_well_and_names_what_did_not():
     records = [
         record(first_s=0.1),
-        record(first_s=0.3, underruns=2, dry_s=0.5, gaps_s=[0.2, 0.4]),
+        record(first_s=0.3, underruns=2, underrun_s=0.5, gaps_s=[0.2, 0.4]),
         record("UNAVAILABLE", None, problem="gone", audio_s=0.0, bytes=0, took_s=0.5),
         record("UNAVAILABLE", None, problem="gone again", audio_s=0.0, bytes=0, took_s=0.5),
         record(ACCOUNTING, problem="1 frame is missing"),
         record(UNFINISHED, None, audio_s=0.4, bytes=9_600, underruns=1),
     ]
     found = point(outcome(records))
-    assert (found.requests, found.ok, found.unfinished, found.unfinished_dry, found.miscounted) == (6, 2, 1, 1, 1)
-    assert "1 cut off by the end, 1 of them after running dry." in report.markdown([Plan(streams=2)], [found], {})
+    assert (found.requests, found.ok, found.unfinished, found.unfinished_underrun, found.miscounted) == (6, 2, 1, 1, 1)
+    assert "1 cut off by the end, 1 of them after a buffer underrun." in report.markdown([Plan(streams=2)], [found], {})
     assert found.errors == {"UNAVAILABLE": 2, ACCOUNTING: 1}
     assert found.examples["UNAVAILABLE"] == "gone"
     assert (found.first_audio_s.p50, found.first_audio_s.p95) == (0.1, 0.3)
-    assert (found.dry_streams, found.underruns, found.dry_s, found.gap_s.count) == (1, 2, 0.5, 2)
+    assert (found.underrun_streams, found.underruns, found.underrun_s, found.gap_s.count) == (1, 2, 0.5, 2)
     assert found.real_time_factor.p50 == 0.5
     assert found.real_time_streams == pytest.approx((2 + 2 + 2 + 0.4) / 4)
     assert found.mean_in_flight == pytest.approx((1 + 1 + 0.5 + 0.5 + 1 + 1) / 4)
@@ -68,7 +68,7 @@ def test_a_point_counts_what_went_well_and_names_what_did_not():
 def test_the_warm_up_counts_in_errors_and_in_no_latency():
     records = [record(first_s=9.0, intended_s=0.5, underruns=1), record(first_s=0.1, intended_s=1.5)]
     found = point(outcome(records, warmup_s=1.0))
-    assert (found.ok, found.measured, found.first_audio_s.most, found.dry_streams) == (2, 1, 0.1, 0)
+    assert (found.ok, found.measured, found.first_audio_s.most, found.underrun_streams) == (2, 1, 0.1, 0)
 
 
 def test_traces_say_how_long_each_stage_worked():

@@ -102,7 +102,7 @@ def test_a_unary_request_heard_nothing_before_its_end():
 
 def test_an_older_gateway_without_chunks():
     text = Reader(page(ID, request(events=(), attributes={}))).text
-    assert "told nothing of its audio's chunks" in text and "Took 1.00 s." in text
+    assert "recorded no chunks of audio" in text and "Took 1.00 s." in text
 
 
 def test_what_was_heard_waits_where_it_ran_dry():
@@ -128,7 +128,7 @@ def test_chunks_that_were_not_told_are_a_slope_and_a_note():
     some = audio((500, 0, 80, 0), (900, 800, 80, 400))
     told = request(events=some, attributes=FACTS | {"csm.chunks": 11, "csm.underruns": 0})
     assert timeline_of(told[-1], T0).delivered(1.0)[2] == pytest.approx((0.9, 0.8))
-    assert "2 of 11 chunks were told" in Reader(page(ID, told)).text
+    assert "2 of 11 chunks are in the trace" in Reader(page(ID, told)).text
 
 
 @pytest.mark.parametrize(

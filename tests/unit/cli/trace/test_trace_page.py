@@ -33,7 +33,7 @@ def test_the_heading_tells_what_the_gateway_noted():
     assert "2023-11-14 22:13:20.000 UTC" in text
     assert story(requests_of(request())[0]) == (
         "1.20 s of speech in 1.00 s. The first audio was there after 500 ms."
-        " A listener who plays from there on ran dry once, for 160 ms in all."
+        " Playback from there on has a buffer underrun once, for 160 ms in all."
     )
 
 
