@@ -10,9 +10,8 @@ from rich.console import Console
 from gateway.cli.commands.voices import NOISE
 from gateway.cli.ports import free_ports
 from gateway.cli.say import FileSink, listen, new_trace, replacing, save_last_request, show_waterfall
-from gateway.cli.up import Plan, deployment, introduction
+from gateway.cli.up import Plan, deployment, introduction, load
 from gateway.cli.verdict import verdict
-from models.bundle import load_bundle
 
 TEXT = "Hello there. These words went through five small services on their way to you."
 _NOISE_S = 4.0  # random weights never stop by themselves
@@ -24,7 +23,7 @@ async def demo(model: str, out: Path, console: Console, progress: Console) -> in
 
     Raises: SpeechError, ChildDied, StartError, ModelError; everything is stopped then too.
     """
-    bundle = load_bundle(model)
+    bundle = load(model)
     out.parent.mkdir(parents=True, exist_ok=True)
     plan = Plan(model, free_ports(), out.with_suffix(""))
     console.print(f"Starting five services, a process each. {introduction(bundle)}")

@@ -20,6 +20,8 @@ from gateway.cli.trace.collector import Collector
 from gateway.cli.trace.spans import TraceStore
 from gateway.stage_names import STAGES
 from models.bundle import Bundle, load_bundle
+from services.runtime.extras import missing_line
+from services.runtime.settings import StartError
 
 _ELSEWHERE = (
     "CSM_TLS_CERT_FILE",
@@ -79,7 +81,7 @@ async def deployment(plan: Plan, console: Console) -> AsyncIterator[Deployment]:
 
 async def up(plan: Plan, console: Console) -> int:
     """Run until Ctrl-C or SIGTERM (0). Raises: as `deployment`, and ChildDied when a service ends."""
-    bundle = load_bundle(plan.model)
+    bundle = load(plan.model)
     console.print(f"Starting five services. {introduction(bundle)}")
     try:
         async with deployment(plan, console) as running:
@@ -95,6 +97,13 @@ async def up(plan: Plan, console: Console) -> int:
     except asyncio.CancelledError:
         console.print("All five have stopped.")
     return 0
+
+
+def load(model: str) -> Bundle:
+    """The bundle to serve. Raises: ModelError, StartError when the packages that serve it are not all installed."""
+    if line := missing_line("all"):
+        raise StartError(line)
+    return load_bundle(model)
 
 
 def introduction(bundle: Bundle) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from services.runtime.extras import require_extra
+
+require_extra("backbone")
+
 import asyncio
 import logging
 from collections.abc import AsyncIterator
