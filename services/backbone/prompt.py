@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -139,7 +140,8 @@ class PromptLimits:
         for index, frame in enumerate(frames):
             if len(frame) != self.codebooks:
                 raise PromptError(f"{field}[{index}].codes", f"has {len(frame)} codes, must have {self.codebooks}")
-        array = np.asarray(frames, dtype=np.int64)
+        count = len(frames) * self.codebooks
+        array = np.fromiter(chain.from_iterable(frames), np.int64, count).reshape(-1, self.codebooks)
         bad = (array < 0) | (array >= self.codec_bins)
         if bad.any():
             at, column = (int(i) for i in np.argwhere(bad)[0])

@@ -238,6 +238,29 @@ def test_who_waits_for_a_reader_that_leaves_reads_itself():
     assert (pool.used, pool.reserved, scheduler.active, scheduler._prefilling) == (0, 0, 0, {})
 
 
+def test_generated_frames_are_shared_block_by_block_as_they_are_computed():
+    """A prompt of 30 tokens: frames 0 and 1 complete its second block, which the step of frame 2 has computed."""
+    pool = BlockPool(64)
+    scheduler = Scheduler(slots=2, queue_capacity=0, pool=pool)
+    keys = PrefixKeys([b"first"], [bytes(12)] * 14)
+    seq = scheduler.submit(request(max_frames=100, prefill_tokens=30, prefix_keys=keys), 0.0)
+    scheduler.schedule(0.0)
+    scheduler.on_prefilled(seq, 0.0)
+    published = [seq.table.published]
+    for _ in range(3 + 16):
+        scheduler.schedule(1.0)
+        scheduler.on_frame(seq, FRAME, 1.0)
+        published.append(seq.table.published)
+    assert published == [1] * 3 + [2] * 16 + [3]
+    later = scheduler.submit(request(prefill_tokens=60, prefix_keys=seq.prefix_keys), 2.0)
+    scheduler.schedule(2.0)
+    assert later.table.cached_tokens == 48 and later.table.blocks[:3] == seq.table.blocks[:3]
+    scheduler.schedule(3.0)
+    scheduler.on_frame(seq, [0, 0], 3.0)  # the end of speech computes a token too, and keeps what was shared
+    scheduler.cancel(later, 3.0)
+    assert (pool.used, pool.reserved, pool.idle) == (0, 0, 3)
+
+
 def test_without_sharing_nobody_waits():
     scheduler = Scheduler(slots=2, queue_capacity=0, pool=BlockPool(64, prefix_cache=False))
     seqs = [scheduler.submit(keyed("abc"), 0.0) for _ in range(2)]
