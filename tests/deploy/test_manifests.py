@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import grpc
 import kubernetes_validate
@@ -20,9 +24,11 @@ from support.manifests.overlays import DEPLOYED, FULL
 from support.manifests.rendered import (
     DEPLOY,
     SERVICES,
+    STAGES,
     Manifests,
     container,
     deployment,
+    of_kind,
     one,
     pod,
     port_of,
@@ -70,7 +76,7 @@ def test_every_component_is_in_something_deployed():
     for overlay in ("cpu-dev", "gpu"):
         text = (DEPLOY / f"overlays/{overlay}/kustomization.yaml").read_text()
         used |= set(re.findall(r"^  - ../../components/([\w-]+)$", text, re.MULTILINE))
-    used |= {"tls"}  # by mtls
+    used |= {"tls", "renamed"}  # by mtls; in a test of its own
     assert written - {"plaintext"} == used
     assert {path.name for path in (DEPLOY / "overlays").iterdir()} == {"cpu-dev", "gpu"}
 
@@ -168,3 +174,41 @@ def test_kinds_without_a_schema_are_the_ones_known():
             except kubernetes_validate.SchemaNotFoundError:
                 without.add((manifest["kind"], manifest["apiVersion"]))
     assert without == set(FOREIGN.items())
+
+
+def test_names_with_a_prefix_and_a_suffix_are_used_wherever_they_are_meant(tmp_path):
+    """namePrefix and nameSuffix, and `renamed` on top: addresses, certificates and references follow."""
+
+    def write(name: str, content: dict) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kustomization.yaml").write_text(yaml.safe_dump(content))
+
+    def path(name: str) -> str:
+        return os.path.relpath(DEPLOY / name, (tmp_path / "inner").resolve())
+
+    components = [path(f"components/{name}") for name in ("gateway-api-tls", "keda")]
+    write(
+        "inner", {"namePrefix": "a-", "nameSuffix": "-b", "resources": [path("overlays/gpu")], "components": components}
+    )
+    write("outer", {"resources": ["../inner"], "components": [path("components/renamed")]})
+    kubectl = Path(sys.executable).with_name("kubectl")
+    text = subprocess.run([kubectl, "kustomize", tmp_path / "outer"], capture_output=True, text=True, check=True).stdout
+    manifests = list(yaml.safe_load_all(text))
+    plain = render("overlays/gpu", ("gateway-api-tls", "keda"))
+    named = {m["metadata"]["name"] for m in plain if m["kind"] in ("Service", "Issuer", "GRPCRoute", "Deployment")}
+    names = {m["metadata"]["name"] for m in manifests if m["kind"] in ("Service", "Issuer", "GRPCRoute", "Deployment")}
+    assert names == {f"a-{name}-b" for name in named}
+    gateway = container(one(manifests, "Deployment", "a-csm-gateway-b"))
+    hosts = {e["value"].split(":")[0] for e in gateway["env"] if e["name"].endswith("_ADDRESS")}
+    assert hosts == {f"a-csm-{stage}-b" for stage in STAGES}
+    for manifest in of_kind(manifests, "Certificate"):
+        assert manifest["spec"]["issuerRef"]["name"] in names
+        assert {name.split(".")[0] for name in manifest["spec"].get("dnsNames", ())} <= {manifest["metadata"]["name"]}
+    (route,) = of_kind(manifests, "GRPCRoute")
+    (scaled,) = of_kind(manifests, "ScaledObject")
+    (tls,) = of_kind(manifests, "BackendTLSPolicy")
+    (timeouts,) = of_kind(manifests, "BackendTrafficPolicy")
+    assert route["spec"]["rules"][0]["backendRefs"][0]["name"] == "a-csm-gateway-b"
+    assert tls["spec"]["targetRefs"][0]["name"] == tls["spec"]["validation"]["hostname"] == "a-csm-gateway-b"
+    assert timeouts["spec"]["targetRefs"][0]["name"] == route["metadata"]["name"]
+    assert scaled["spec"]["scaleTargetRef"]["name"] == "a-csm-backbone-b"

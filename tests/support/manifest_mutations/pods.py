@@ -34,8 +34,8 @@ PODS: dict[str, Mutation] = {
     "no toleration": lambda m: pod(deployment(m, "backbone")).pop("tolerations"),
     "any node": lambda m: pod(deployment(m, "backbone")).pop("affinity"),
     "card but not used": lambda m: variable(m, "codec", "CSM_CODEC_DEVICE").update(value="cpu"),
-    "no shared memory": lambda m: container(deployment(m, "backbone"))["volumeMounts"].remove(
-        mount(m, "backbone", "shm")
+    "shared memory of its own": lambda m: container(deployment(m, "backbone"))["volumeMounts"].append(
+        {"name": "tmp", "mountPath": "/dev/shm"}
     ),
     "root": lambda m: pod(deployment(m, "codec"))["securityContext"].update(runAsUser=0),
     "writable root": lambda m: container(deployment(m, "codec"))["securityContext"].update(
@@ -89,8 +89,6 @@ PODS: dict[str, Mutation] = {
     "toleration in the collector": lambda m: pod(one(m, "Deployment", "csm-collector")).update(
         tolerations=[{"operator": "Exists"}]
     ),
-    "little shared memory": lambda m: volume(m, "backbone", "shm")["emptyDir"].update(sizeLimit="1Ki"),
-    "shared memory of all there is": lambda m: volume(m, "backbone", "shm")["emptyDir"].update(sizeLimit="16Gi"),
     "init container": lambda m: pod(deployment(m, "codec")).update(
         initContainers=[{"name": "first", "image": "busybox:1", "securityContext": {"privileged": True}}]
     ),
