@@ -23,7 +23,7 @@ from opentelemetry import trace
 from gateway.config import GatewaySettings
 from gateway.tokens import Token, read_tokens
 from services.runtime import instruments, tls
-from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted
+from services.runtime.errors import CALLER, CallError, InvalidArgument, ResourceExhausted
 from services.runtime.reloadable_file import InvalidFile, ReloadableFile
 from services.runtime.settings import SettingError
 
@@ -208,4 +208,4 @@ def _unauthenticated(reason: str, text: str) -> CallError:
 
 def _limited(reason: str, text: str, retry_after_s: float) -> ResourceExhausted:
     instruments.refusals.add(1, {"reason": reason})
-    return ResourceExhausted(text, retry_after_s, reason=reason, retryable=False)
+    return ResourceExhausted(text, retry_after_s, reason=reason, retryable=False, origin=CALLER)

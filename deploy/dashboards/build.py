@@ -14,7 +14,6 @@ _FOLDER = Path(__file__).parent
 _COLUMNS = 24
 _SPEECH = 'rpc_method=~"csm.speech.v1.SpeechService/StreamSynthesize|csm.speech.v1.SpeechService/Synthesize"'
 _NAMESPACE = 'namespace=~"$namespace"'
-_FAULTS = "UNKNOWN|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|DATA_LOSS"
 
 
 def quantiles(metric: str, labels: str = "", by: str = "", *, of: tuple[float, ...] = (0.5, 0.95, 0.99)) -> list:
@@ -131,11 +130,11 @@ def request() -> dict:
                 "Requests that failed by our fault", "percentunit", "Of all requests. Refusals for overload are counted apart.",
                 [
                     (
-                        f'(sum(rate(rpc_server_call_duration_seconds_count{{{_SPEECH}, rpc_response_status_code=~"{code}"}}[$__rate_interval])) or vector(0))'
+                        f'(sum(rate(rpc_server_call_duration_seconds_count{{{_SPEECH}, csm_error_origin="{origin}"}}[$__rate_interval])) or vector(0))'
                         f" / sum(rate(rpc_server_call_duration_seconds_count{{{_SPEECH}}}[$__rate_interval]))",
                         name,
                     )
-                    for code, name in ((_FAULTS, "failed"), ("RESOURCE_EXHAUSTED", "refused: no room"))
+                    for origin, name in (("server", "failed"), ("load", "refused: no room"))
                 ],
                 limit=0.02,
             ),
@@ -202,7 +201,7 @@ def stages() -> dict:
                 [
                     (
                         "sum by (rpc_method, rpc_response_status_code) "
-                        f'(rate(rpc_server_call_duration_seconds_count{{rpc_response_status_code=~"{_FAULTS}"}}[$__rate_interval]))',
+                        '(rate(rpc_server_call_duration_seconds_count{csm_error_origin="server"}[$__rate_interval]))',
                         "{{rpc_method}} {{rpc_response_status_code}}",
                     )
                 ],

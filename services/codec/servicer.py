@@ -19,7 +19,9 @@ from services.runtime.admission import Admission, PendingStreams
 from services.runtime.audio import to_bytes
 from services.runtime.errors import InvalidArgument, UnavailableError
 from services.runtime.identity import identity
+from services.runtime.playback_deadline import PlaybackDeadline
 from services.runtime.replay import Discard, buffered_seconds, check_discard
+from services.runtime.request_reader import limit_idle
 from services.runtime.version import version
 
 _DECODE = {"stage": "codec", "rpc.method": "csm.codec.v1.CodecService/Decode"}
@@ -51,6 +53,8 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
                 yield codec_pb2.DecodeResponse(
                     started=codec_pb2.DecodeStarted(format=self._format(), samples_per_frame=self._samples_per_frame)
                 )
+                playback = PlaybackDeadline(time.monotonic() + buffered_s)
+                limit_idle(request_iterator, playback.deadline_s)
                 feeder = asyncio.ensure_future(self._feed(request_iterator, stream))
                 discard, frames, sent, compute_s = Discard(discard_frames * self._samples_per_frame), 0, 0, 0.0
                 async for audio in stream:
@@ -65,6 +69,8 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
                         instruments.stage_first_output.record(time.perf_counter() - began, _DECODE)
                         trace.get_current_span().add_event("first_frame")
                     sent += len(samples)
+                    playback.audio_sent(len(samples) / self._bundle.sample_rate_hz, time.monotonic())
+                    limit_idle(request_iterator, playback.deadline_s)
                     yield codec_pb2.DecodeResponse(audio=codec_pb2.DecodeAudio(data=to_bytes(samples, "f32le")))
                 if discard.missing:
                     raise InvalidArgument("start.discard_frames", f"is {discard_frames}, but only {frames} frames came")

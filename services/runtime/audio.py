@@ -17,6 +17,7 @@ Encoding = Literal["s16le", "f32le"]
 MIN_RATE_HZ = 8_000
 MAX_RATE_HZ = 48_000
 MAX_CHANNELS = 2
+MAX_CHUNKS = 256  # of a WAV file; those of editors have a few dozen
 # Float samples lie in [-1, 1]. Resamplers overshoot a little; beyond this somebody sent integers as floats.
 MAX_PEAK = 4.0
 
@@ -67,7 +68,9 @@ def read_wav(data: bytes, *, max_duration_s: float) -> Clip:
         raise AudioError("wav", "not a WAV file (no RIFF/WAVE header)")
     layout: tuple[Encoding, int, int] | None = None
     position = 12
-    while position + 8 <= len(data):
+    for _ in range(MAX_CHUNKS):
+        if position + 8 > len(data):
+            raise AudioError("wav", "truncated: no data chunk")
         name, size = data[position : position + 4], struct.unpack_from("<I", data, position + 4)[0]
         start = position + 8
         if name == b"data":
@@ -85,7 +88,7 @@ def read_wav(data: bytes, *, max_duration_s: float) -> Clip:
         if name == b"fmt ":
             layout = _fmt_chunk(data[start : start + size])
         position = start + size + size % 2  # chunks start at even offsets
-    raise AudioError("wav", "truncated: no data chunk")
+    raise AudioError("wav", f"has no data chunk among its first {MAX_CHUNKS}")
 
 
 def resample(clip: Clip, sample_rate_hz: int) -> Clip:

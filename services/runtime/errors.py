@@ -76,7 +76,15 @@ class InvalidArgument(CallError):
 class ResourceExhausted(CallError):
     """No room now; `retry_after_s` is when trying again makes sense."""
 
-    def __init__(self, text: str, retry_after_s: float, *, reason: str = "OVERLOADED", retryable: bool = True):
+    def __init__(
+        self,
+        text: str,
+        retry_after_s: float,
+        *,
+        reason: str = "OVERLOADED",
+        retryable: bool = True,
+        origin: str | None = None,
+    ):
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(retry_after_s * 1e9))
         super().__init__(
@@ -85,6 +93,7 @@ class ResourceExhausted(CallError):
             reason=reason,
             details=[error_details_pb2.RetryInfo(retry_delay=delay)],
             retryable=retryable,
+            origin=origin,
         )
         self.retry_after_s = retry_after_s
 

@@ -13,6 +13,24 @@ from opentelemetry import trace
 _OWN = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
+class GrpcFilter(logging.Filter):
+    """Keeps what strangers send out of gRPC's own records: it logs metadata that is not UTF-8, byte for byte.
+
+    That comes before any token is looked at, so it is no more than DEBUG here.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith("grpc"):
+            return True
+        if isinstance(record.msg, str) and record.msg.startswith("Invalid encoding"):
+            record.msg, record.args, record.exc_info = "metadata of a call is not UTF-8", (), None
+            record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+            return logging.getLogger().isEnabledFor(logging.DEBUG)
+        if isinstance(record.args, tuple):
+            record.args = tuple(f"({len(arg)} bytes)" if isinstance(arg, bytes) else arg for arg in record.args)
+        return True
+
+
 class _JsonFormatter(logging.Formatter):
     def __init__(self, service: str):
         super().__init__()
@@ -41,6 +59,7 @@ def configure(service: str, *, level: str = "INFO", form: str = "json") -> None:
         handler.setFormatter(_JsonFormatter(service))
     else:
         handler.setFormatter(logging.Formatter(f"%(asctime)s {service} %(levelname)s %(message)s"))
+    handler.addFilter(GrpcFilter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

@@ -34,6 +34,7 @@ from services.runtime.identity import identity
 from services.runtime.playback_deadline import PlaybackDeadline
 from services.runtime.pool import Pool
 from services.runtime.replay import Discard, buffered_seconds, check_discard
+from services.runtime.request_reader import limit_idle
 from services.runtime.sample_encodings import ENCODINGS
 from services.runtime.version import version
 from services.watermark.config import WatermarkSettings
@@ -86,6 +87,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         deadline = PlaybackDeadline(requested_s + buffered_seconds(first.start.buffered_duration))
         with self._streams.enter():
             yield self._started(first.start.format.encoding)
+            limit_idle(request_iterator, deadline.deadline_s)
             stream, received, emitted, sent, compute_s = self._embedder.open(), 0, 0, 0, 0.0
             try:
                 async with aclosing(self._pieces(request_iterator, encoding)) as pieces:
@@ -100,6 +102,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
                         marked = discard.trim(marked)
                         # With 0 s of audio the deadline is now at the earliest: a replay alternates with others.
                         deadline.audio_sent(len(marked) / self._bundle.sample_rate_hz, time.monotonic())
+                        limit_idle(request_iterator, deadline.deadline_s)
                         if not len(marked):
                             continue
                         if not sent:

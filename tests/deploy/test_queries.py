@@ -32,6 +32,7 @@ OF_PLACE = {"namespace"}  # of what its operator scrapes; elsewhere there is non
 METHODS = {name for _, name, kind in tables.spans() if kind == "server"}
 VALUES = {
     "rpc_response_status_code": {code.name for code in grpc.StatusCode},
+    "csm_error_origin": {"caller", "load", "server", ""},
     "rpc_service": {name.rpartition("/")[0] for name in METHODS},
     "rpc_method": METHODS,
     "stage": set(tables.SERVICES) - {"gateway"},

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import wave
 
 import numpy as np
@@ -182,3 +183,16 @@ def test_every_prefix_and_many_bit_flips_give_a_clip_or_an_audio_error():
 def test_wav_beyond_4_gib_is_refused():
     with pytest.raises(ValueError, match="4 GiB"):
         wav_header("s16le", RATE, 1, 2**32)
+
+
+@pytest.mark.parametrize(("chunks", "taken"), [(200, True), (1_000_000, False)])
+def test_a_wav_has_a_few_hundred_chunks_at_most(chunks, taken):
+    wav = wav_bytes(np.zeros(100, np.float32), 24_000)
+    padded = wav[:12] + b"LIST\0\0\0\0" * chunks + wav[12:]
+    if taken:
+        assert len(read_wav(padded, max_duration_s=1).samples) == 100
+    else:
+        began = time.perf_counter()
+        with pytest.raises(AudioError, match="no data chunk among its first 256"):
+            read_wav(padded, max_duration_s=1)
+        assert time.perf_counter() - began < 0.1

@@ -1,0 +1,84 @@
+"""How a call ends, where gRPC cannot be made to do it at will."""
+
+import asyncio
+from types import SimpleNamespace
+
+import grpc
+import pytest
+
+from services.runtime.calls import CallInterceptor, error_origin
+from services.runtime.errors import CallError, InternalError, ResourceExhausted, UnavailableError
+from services.runtime.request_reader import RequestLimits
+
+
+class Leaving:
+    """The context of a caller who sends one request and leaves before it hears anything."""
+
+    def __init__(self):
+        self.answers = []
+
+    def invocation_metadata(self):
+        return ()
+
+    def time_remaining(self):
+        return None
+
+    def cancelled(self):
+        return False
+
+    done = cancelled
+
+    async def read(self):
+        return b""
+
+    async def write(self, response):
+        self.answers.append(response)
+        raise grpc.aio.InternalError("a send on a dead call")
+
+    async def abort_with_status(self, status):
+        self.answers.append(status.code)
+        raise grpc.aio.InternalError("Failed grpc_call_start_batch")
+
+
+@pytest.mark.parametrize("refused", [True, False])
+async def test_a_caller_who_leaves_before_the_answer_is_a_cancelled_call(caplog, refused):
+    """For which gRPC logs nothing; of any other error it logs a traceback."""
+
+    async def answer(request, context):
+        if refused:
+            raise ResourceExhausted("full", 1)
+        return b""
+
+    async def continuation(details):
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+    limits = RequestLimits(timeout_s=5, idle_s=5, memory_bytes=1 << 20, max_message_bytes=1 << 20)
+    calls = CallInterceptor(limits, reader_stall_s=5, patient_s=5)
+    handler = await calls.intercept_service(continuation, SimpleNamespace(method="/csm.some.Service/Method"))
+    context = Leaving()
+    with pytest.raises(asyncio.CancelledError):
+        await handler.stream_stream(None, context)
+    assert context.answers == [grpc.StatusCode.RESOURCE_EXHAUSTED if refused else b""]
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+CODES = grpc.StatusCode
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "timeout_s", "origin"),
+    [
+        (CODES.OK, None, None, None),
+        (CODES.DEADLINE_EXCEEDED, None, 0.05, "caller"),
+        (CODES.DEADLINE_EXCEEDED, None, 600.0, "server"),
+        (CODES.DEADLINE_EXCEEDED, CallError(CODES.DEADLINE_EXCEEDED, "", reason="X"), None, "server"),
+        (CODES.CANCELLED, None, None, "caller"),
+        (CODES.INVALID_ARGUMENT, None, None, "caller"),
+        (CODES.RESOURCE_EXHAUSTED, ResourceExhausted("full", 1), None, "load"),
+        (CODES.RESOURCE_EXHAUSTED, ResourceExhausted("yours", 1, origin="caller"), None, "caller"),
+        (CODES.UNAVAILABLE, UnavailableError("gone"), None, "server"),
+        (CODES.INTERNAL, InternalError("bug"), None, "server"),
+    ],
+)
+def test_who_caused_a_status(code, error, timeout_s, origin):
+    assert error_origin(code, error, timeout_s, patient_s=30.0) == origin
