@@ -13,22 +13,21 @@ without a reset, so there is no seam in the audio:
     budget = ResumeBudget(settings.resumes)
     async with SpeechChain(stages, resumes=budget, timeout=timeout) as chain:   # leaves nothing running behind it
         async def speak_units():
+            await chain.open()                                                  # may run beside generation.open()
             for unit in units:                                                  # each with its own prompt and seed
-                generation = Generation(stages, request_of(unit), resumes=budget, timeout=timeout)
-                async with generation:
+                async with Generation(stages, request_of(unit), resumes=budget, timeout=timeout) as generation:
                     started = await generation.open()
-                    first_sample = chain.frames * chain.samples_per_frame       # where this unit begins in the audio
-                    await chain.speak(generation)                               # generation.log: its frames
+                    first_sample = chain.samples                                # where this unit begins in the audio
+                    while (frames := await generation.read()) is not None:
+                        await chain.feed(frames)                                # generation.log: all of them
             chain.finish()                                                      # the look-ahead comes out
-        await chain.open()                                                      # may run beside generation.open()
-        chain.spawn(speak_units())                                              # what fails in it, `audio` raises
-        async for samples in chain.audio():                                     # float32 [T], marked
+        chain.spawn(speak_units())                                              # what fails in it, `output` raises
+        async for samples in chain.output():                                    # float32 [T], marked
             ...
 
 Rules: `finish` is called once, after the last generation. The watermark keeps its look-ahead (`Stages.info`) until more
-audio comes or `finish` is called: a speaker who pauses for long should finish the chain and open another one for what
-follows, or the listener misses the end of the last words. Leaving the `async with` at any time, an interruption for
-example, cancels every stream: their slots are free at once.
+audio comes or `finish` is called: a speaker who must wait for text calls `pause`, whose silence pushes it out. Leaving
+the `async with` at any time, an interruption for example, cancels every stream: their slots are free at once.
 
 Only the watermark's output enters the queue, so unmarked audio has no way out.
 """
@@ -36,6 +35,5 @@ Only the watermark's output enters the queue, so unmarked audio has no way out.
 from gateway.chain.chain import SpeechChain
 from gateway.chain.generation import Generation
 from gateway.chain.resumes import ResumeBudget
-from gateway.chain.synthesis import AudioChunk, Started, Synthesis
 
-__all__ = ["AudioChunk", "Generation", "ResumeBudget", "SpeechChain", "Started", "Synthesis"]
+__all__ = ["Generation", "ResumeBudget", "SpeechChain"]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
-import numpy as np
+from csm.common.v1 import common_pb2
 
 from gateway.chain.codec import CodecLink
-from gateway.chain.generation import Generation
+from gateway.chain.fade import FADE_S, fade_before
+from gateway.chain.pauses import PausedAudio
 from gateway.chain.queues import OutputQueue
 from gateway.chain.resumes import ResumeBudget
-from gateway.chain.watermark import WatermarkLink
+from gateway.chain.watermark import Tap, WatermarkLink
 from gateway.stages import Stages
 from services.runtime.errors import UnavailableError
 
@@ -33,19 +34,27 @@ class SpeechChain:
         resumes: ResumeBudget,
         timeout: Callable[[], float],
         on_output: Callable[[str], None] = lambda stage: None,
+        tap: Tap | None = None,
+        pauses: bool = False,
     ):
-        """timeout: seconds left for the request. on_output: called with a stage's name when it gives something."""
+        """timeout: seconds left for the request. on_output: called with a stage's name when it gives something.
+
+        tap: is given each piece of unmarked audio, and where it begins. pauses: whether `pause` may be called.
+        """
         self._on_output = on_output
         self._rate_hz = stages.identity.sample_rate_hz
         self._codec = CodecLink(
             stages, resumes=resumes, timeout=timeout, on_output=on_output, buffered_s=self._buffered_s
         )
+        self._paused = PausedAudio(self._codec) if pauses else None
+        self._source = self._paused or self._codec
         self._watermark = WatermarkLink(
-            stages, self._codec, resumes=resumes, timeout=timeout, buffered_s=self._buffered_s
+            stages, self._source, resumes=resumes, timeout=timeout, buffered_s=self._buffered_s, tap=tap
         )
         self._played_from_s: float | None = None  # when a listener who never pauses would have begun
         self._marked = 0  # samples
-        self._output: OutputQueue[np.ndarray] = OutputQueue(OUTPUT_CHUNKS)
+        self._output: OutputQueue[Any] = OutputQueue(OUTPUT_CHUNKS)
+        self._cuts: list[int] = []  # where speech was cut, in samples
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def __aenter__(self) -> SpeechChain:
@@ -76,18 +85,36 @@ class SpeechChain:
         self._watermark.start()
         self.spawn(self._marked_to_output())
 
-    async def speak(self, generation: Generation) -> None:
-        """Feed all frames of an open generation. Returns when the last one is fed. Raises: CallError."""
-        while (frames := await generation.read()) is not None:
-            self._on_output("backbone")
-            await self._codec.feed(frames)
+    @property
+    def samples(self) -> int:
+        """Samples there will be of what was fed so far, pauses included."""
+        return self._source.samples
+
+    async def feed(self, frames: Sequence[common_pb2.Frame]) -> None:
+        """Append frames of a generation; waits while the codec is a window behind."""
+        self._on_output("backbone")
+        await self._codec.feed(frames)
+
+    def pause(self, samples: int) -> None:
+        """Append silence, which makes the stages give what they keep of the audio before it."""
+        if self._paused is None:
+            raise ValueError("this chain was made without pauses")
+        self._paused.pause(samples)
+
+    def cut(self) -> None:
+        """Speech was cut off where it is now: it fades out there. To be called before anything else is fed."""
+        self._cuts.append(self.samples)
+
+    def post(self, item: object) -> None:
+        """Put something into the queue to the caller, behind the audio that waits there."""
+        self._output.post(item)
 
     def finish(self) -> None:
         """There are no more generations."""
         self._codec.finish()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` until the chain is closed. What it raises, `audio` raises at once."""
+        """Run `work` until the chain is closed. What it raises, `output` raises at once."""
 
         task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(self._on_done)
@@ -99,10 +126,13 @@ class SpeechChain:
         elif (error := task.exception()) is not None:
             self._output.fail(error)
 
-    async def audio(self) -> AsyncIterator[np.ndarray]:
-        """Marked samples, float32 [T] at the bundle's rate, until the end that `finish` set. Raises: CallError."""
-        while (samples := await self._output.get()) is not None:
-            yield samples
+    async def output(self) -> AsyncIterator[Any]:
+        """Marked samples, float32 [T] at the bundle's rate, and what was posted, until the end that `finish` set.
+
+        Raises: CallError.
+        """
+        while (item := await self._output.get()) is not None:
+            yield item
 
     async def close(self) -> None:
         """Cancel everything."""
@@ -110,16 +140,21 @@ class SpeechChain:
         for task in self._tasks:
             task.cancel()
         self._watermark.cancel()
+        self._source.cancel()
         self._codec.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._watermark.close()
+        await self._source.close()
         await self._codec.close()
 
     async def _marked_to_output(self) -> None:
+        # The watermark keeps its look-ahead until more comes, so a cut is known before its samples get here.
         while (samples := await self._watermark.read()) is not None:
             self._on_output("watermark")
             if self._played_from_s is None:
                 self._played_from_s = time.monotonic()
+            for cut in self._cuts:
+                samples = fade_before(samples, cut - self._marked, round(FADE_S * self._rate_hz))
             self._marked += len(samples)
             await self._output.put(samples)
         self._output.close()

@@ -67,6 +67,11 @@ class CodecLink:
         """Frames fed so far."""
         return len(self._log)
 
+    @property
+    def samples(self) -> int:
+        """Samples of the frames fed so far."""
+        return len(self._log) * self.samples_per_frame
+
     async def open(self) -> None:
         """Wait until a codec has a slot for us. Raises: CallError."""
         await self._open()

@@ -44,9 +44,12 @@ class Generation:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def open(self) -> backbone_pb2.GenerateStarted:
-        """Wait until the backbone has admitted the request and read its prompt. Raises: CallError."""
-        started = await self._open()
+    async def open(self, patience_s: float = 0.0) -> backbone_pb2.GenerateStarted:
+        """Wait until the backbone has admitted the request and read its prompt.
+
+        patience_s: try full replicas for at least so long. Raises: CallError.
+        """
+        started = await self._open(patience_s=patience_s)
         # What another replica would have to know.
         self._request.sampling.seed = started.seed
         return started

@@ -57,6 +57,11 @@ class OutputQueue(Generic[T]):
         self._items.append(item)
         self._changed.set()
 
+    def post(self, item: T) -> None:
+        """Append at once, whatever the size; for few and small items."""
+        self._items.append(item)
+        self._changed.set()
+
     def close(self) -> None:
         """No more items will come."""
         self._closed = True

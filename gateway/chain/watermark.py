@@ -10,6 +10,7 @@ from csm.common.v1 import common_pb2
 from csm.watermark.v1 import watermark_pb2
 
 from gateway.chain.codec import CodecLink
+from gateway.chain.pauses import PausedAudio
 from gateway.chain.queues import CreditWindow
 from gateway.chain.resumes import RESUME_PATIENCE_S, ResumeBudget
 from gateway.replica import Replica
@@ -17,6 +18,8 @@ from gateway.stage_calls import StageCall
 from gateway.stages import Stages
 from services.runtime.audio import from_bytes, to_bytes
 from services.runtime.errors import CallError, InternalError
+
+Tap = Callable[[np.ndarray, int], None]
 
 WATERMARK_WINDOW_FRAMES = 128  # in flight at most, on top of the look-ahead, which the stage keeps by nature
 
@@ -31,15 +34,19 @@ class WatermarkLink:
     def __init__(
         self,
         stages: Stages,
-        codec: CodecLink,
+        codec: CodecLink | PausedAudio,
         *,
         resumes: ResumeBudget,
         timeout: Callable[[], float],
         buffered_s: Callable[[], float] = lambda: 0.0,
+        tap: Tap | None = None,
     ):
-        """timeout: seconds left for the request. buffered_s: seconds of audio that the listener has still to play."""
+        """timeout: seconds left for the request. buffered_s: seconds of audio that the listener has still to play.
+
+        tap: is given each piece of unmarked audio, and where it begins.
+        """
         self._replicas, self._codec, self._resumes, self._timeout = stages.watermark, codec, resumes, timeout
-        self._buffered_s = buffered_s
+        self._buffered_s, self._tap = buffered_s, tap
         self._pcm = common_pb2.AudioFormat(
             encoding=common_pb2.AUDIO_ENCODING_PCM_F32LE,
             sample_rate_hz=stages.identity.sample_rate_hz,
@@ -55,6 +62,7 @@ class WatermarkLink:
         self._discarded = 0  # its first samples, which do not come
         self._marked = 0  # samples that came of it, the discarded ones included
         self._delivered = 0  # samples that `read` has given, of whichever stream
+        self._tapped = 0  # samples that the tap was given
 
     async def open(self) -> None:
         """Wait until a watermark has room for us. Raises: CallError."""
@@ -81,7 +89,7 @@ class WatermarkLink:
                     if len(new := self._count(samples)):
                         return new
                 case "finished":
-                    expected = self._codec.frames * self._codec.samples_per_frame
+                    expected = self._codec.samples
                     if not self._sent_all or self._marked != expected:
                         raise InternalError(f"watermark: gave {self._marked} of {expected} samples")
                     await self._call.end()
@@ -149,8 +157,12 @@ class WatermarkLink:
         try:
             while (samples := await self._codec.read()) is not None:
                 discarded = min(len(samples), max(0, self._discarded - sent))
-                await self._window.acquire(len(samples) - discarded)
                 sent += len(samples)
+                if self._tap is not None and sent > self._tapped:
+                    begin = max(self._tapped, sent - len(samples))
+                    self._tap(samples[begin - sent :], begin)
+                    self._tapped = sent
+                await self._window.acquire(len(samples) - discarded)
                 try:
                     await call.write(watermark_pb2.EmbedRequest(audio={"data": to_bytes(samples, "f32le")}))
                 except CallError:

@@ -1,7 +1,8 @@
 """When an utterance must end, though the model has not ended it.
 
 CSM may go on for ever: it babbles, or is silent. Three rules bound it, all from the text: a ceiling on its length;
-near silence beyond the length that the text should take ends it; what is cut fades out. Knows no gRPC.
+near silence beyond the length that the text should take ends it. (What is cut fades out: gateway/chain/fade.py.)
+Knows no gRPC.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ import numpy as np
 _START_S, _LETTER_S, _DIGIT_S, _CLAUSE_S, _SENTENCE_S = 0.1, 0.068, 0.3, 0.1, 0.4
 _CLAUSE = re.compile(r"[,;:—]")
 _SENTENCE = re.compile(r"[.!?…]+")
-
-FADE_S = 0.005
 
 
 def likely_s(text: str) -> float:
@@ -75,11 +74,3 @@ class SilenceEnd:
             self._quiet = self._quiet + len(frame) if level < self._threshold else 0
             self._samples += len(frame)
         return self._samples > self._expected and self._quiet >= self._needed
-
-
-def fade_out(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    """float [T] whose last FADE_S go linearly to 0, so that a cut does not click."""
-    length = min(len(samples), round(FADE_S * sample_rate_hz))
-    faded = samples.copy()
-    faded[len(faded) - length :] *= np.linspace(1, 0, length, dtype=faded.dtype)
-    return faded

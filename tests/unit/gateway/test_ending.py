@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.speech.ending import EndingRules, SilenceEnd, fade_out, likely_s
+from gateway.chain.fade import fade_before
+from gateway.speech.ending import EndingRules, SilenceEnd, likely_s
 
 TEACHER = Path(__file__).parents[2] / "voice" / "teacher_frames.json"  # text → frames of 80 ms, one a speaker
 RATE, FRAME = 24_000, 1920
@@ -46,7 +47,10 @@ def test_near_silence_ends_speech_only_beyond_its_likely_length(pieces, ends):
     assert any([detector.feed(piece, FRAME) for piece in pieces]) is ends
 
 
-def test_a_cut_fades_to_nothing_within_five_milliseconds():
-    faded = fade_out(np.ones(1000, np.float32), RATE)
-    assert faded[-1] == 0 and faded[879] == 1 and np.all(np.diff(faded[880:]) < 0)
-    assert len(fade_out(np.ones(3, np.float32), RATE)) == 3
+def test_a_cut_fades_to_nothing_however_the_audio_is_cut_into_pieces():
+    ones = np.ones(1000, np.float32)
+    whole = fade_before(ones, 900, 120)
+    assert whole[779] == 1 and whole[899] == 0 and np.all(np.diff(whole[780:900]) < 0) and np.all(whole[900:] == 1)
+    pieces = [fade_before(ones[begin : begin + 130], 900 - begin, 120) for begin in range(0, 1000, 130)]
+    np.testing.assert_allclose(np.concatenate(pieces), whole)
+    assert fade_before(ones, 5000, 120) is ones and fade_before(ones, -1, 120) is ones
