@@ -35,6 +35,7 @@ async def open_stage(settings: GatewaySettings) -> AsyncIterator[Stage]:
             register=lambda server: speech_pb2_grpc.add_SpeechServiceServicer_to_server(servicer, server),
             is_ready=is_ready,
             interceptors=[servicer.access],
+            on_stop=servicer.stop,
         )
 
 

@@ -146,6 +146,12 @@ class Access(grpc.aio.ServerInterceptor):
             if not grant.kept:
                 usage.texts.pop(grant, None)
 
+    def charge(self, characters: int) -> None:
+        """Take `characters` from the caller's minute, for good. Raises: CallError when its token allows no more."""
+        if self._file is not None and (token := self._caller.get(None)) is not None:
+            grant = Grant()
+            self._spend(token, self._usage.setdefault(token.name, _Usage()), grant, characters)
+
     def _spend(self, token: Token, usage: _Usage, grant: Grant, characters: int) -> None:
         limit = token.characters_per_minute
         if limit is None or not characters:

@@ -25,8 +25,44 @@ class GatewaySettings(ServerSettings):
     max_streams: int = setting("CSM_GATEWAY_MAX_STREAMS", 1024, "utterances spoken at once", min=1)
     max_verifications: int = setting("CSM_GATEWAY_MAX_VERIFICATIONS", 16, "clips verified at once", min=1)
     max_context_turns: int = setting("CSM_GATEWAY_MAX_CONTEXT_TURNS", 32, "context turns of one request", min=0)
-    max_audio_ms: int = setting(
-        "CSM_MAX_AUDIO_MS", 90_000, "longest audio of one request; what would be longer is cut", min=80, max=600_000
+    max_text_chars: int = setting(
+        "CSM_GATEWAY_MAX_TEXT_CHARS", 100_000, "longest text of one request, or waiting in one conversation", min=1
+    )
+    max_audio_ms: int | None = setting(
+        "CSM_MAX_AUDIO_MS", None, "longest audio of one request or turn; without it, what the text needs", min=80
+    )
+    unit_chars: int = setting(
+        "CSM_GATEWAY_UNIT_CHARS", 240, "longest part of a text that one generation speaks", min=20, max=4096
+    )
+    first_clause_words: int = setting(
+        "CSM_GATEWAY_FIRST_CLAUSE_WORDS", 3, "words from which on a turn's first unit may end at a clause", min=1
+    )
+    first_wait_ms: int = setting(
+        "CSM_GATEWAY_FIRST_WAIT_MS", 400, "wait for more text before a turn's first words are spoken as they are", min=0
+    )
+    sentence_wait_ms: int = setting(
+        "CSM_GATEWAY_SENTENCE_WAIT_MS", 60, "wait for text that shows that a full stop ends no sentence", min=0
+    )
+    ceiling_factor: float = setting(
+        "CSM_GATEWAY_CEILING_FACTOR",
+        2.0,
+        "longest speech of a unit, in lengths that its text is likely to have, plus 2 s; 0 is no limit; trained bundles",
+        min=0,
+        max=20,
+    )
+    silence_end_ms: int = setting(
+        "CSM_GATEWAY_SILENCE_END_MS",
+        1200,
+        "near silence that ends a unit which has had its likely length; 0 never does; trained bundles",
+        min=0,
+        max=60_000,
+    )
+    empty_retries: int = setting(
+        "CSM_GATEWAY_EMPTY_RETRIES", 2, "tries with the next seed when the model ends a unit at frame 0", min=0, max=8
+    )
+    max_conversations: int = setting("CSM_GATEWAY_MAX_CONVERSATIONS", 4096, "conversations open at once", min=1)
+    conversation_idle_s: float = setting(
+        "CSM_GATEWAY_CONVERSATION_IDLE_S", 3600.0, "a conversation in which nothing happens for longer is ended", min=1
     )
     max_request_s: float = setting(
         "CSM_MAX_REQUEST_S", 600.0, "longest a request may take; its deadline when it states none", min=1, max=3600

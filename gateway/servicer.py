@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
 import grpc
-from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2, speech_pb2_grpc
 from csm.watermark.v1 import watermark_pb2
 from opentelemetry import trace
 
 from gateway.access import Access, Grant
-from gateway.chain import AudioChunk, Started, Synthesis
 from gateway.config import GatewaySettings
-from gateway.lengths import frames_of_ms
 from gateway.output import Output
+from gateway.speech.context import Context
+from gateway.speech.converse import Conversation, Deployment
+from gateway.speech.encoding import Encoder, Heard
+from gateway.speech.ending import likely_s
+from gateway.speech.rules import SpeechRules
+from gateway.speech.summary import fill_summary
+from gateway.speech.turn import AudioChunk, Started, Turn, TurnEvent, TurnOptions
 from gateway.stages import StageInfo, Stages
 from models.bundle import Bundle
 from services.runtime import instruments
@@ -26,6 +31,7 @@ from services.runtime.errors import InvalidArgument, UnavailableError
 from services.runtime.version import version
 
 log = logging.getLogger(__name__)
+_SLOWEST = 3.0  # a long text may take this many times the length of its speech
 
 
 class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
@@ -34,19 +40,29 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
     def __init__(self, settings: GatewaySettings, bundle: Bundle, stages: Stages, ramp_frames: list[int]):
         """Raises: SettingError."""
         self.access = Access(settings)
-        self._settings, self._bundle, self._stages, self._ramp = settings, bundle, stages, ramp_frames
+        self._settings, self._bundle, self._stages = settings, bundle, stages
+        self._rules = SpeechRules.of(settings, bundle, ramp_frames)
         self._streams = Admission("utterances", settings.max_streams)
         self._verifications = Admission("verifications", settings.max_verifications)
+        self._conversations = Admission("conversations", settings.max_conversations)
+        self._deployment = Deployment(settings, stages, self._rules, self.access, self._streams)
         instruments.observe_admission(self._streams, "csm.gateway.streams")
         instruments.observe_admission(self._verifications, "csm.gateway.verifications")
+        instruments.observe_admission(self._conversations, "csm.gateway.conversations")
+
+    def stop(self) -> None:
+        """No new turns from now on: conversations end with the turn that runs."""
+        self._deployment.draining.set()
 
     async def StreamSynthesize(
         self, request: speech_pb2.StreamSynthesizeRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[speech_pb2.StreamSynthesizeResponse]:
-        with self.access.enter(len(request.utterance.text)) as grant, self._streams.enter():
-            output, synthesis = self._begin(request.utterance, request.output, context)
+        utterance = request.utterance
+        with self.access.enter(len(utterance.text)) as grant, self._streams.enter():
+            output = self._begin(utterance, request.output)
             summary = speech_pb2.SpeechSummary()
-            async with aclosing(synthesis.events()) as events:
+            turn = await self._turn(utterance, context)
+            async with aclosing(turn.events()) as events:
                 async for event in events:
                     if isinstance(event, Started):
                         _admit(summary, event, grant)
@@ -61,28 +77,30 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
                         )
                         if header := output.header():
                             yield _audio(header)
-                    elif data := self._write(synthesis, output, event):
+                    elif data := self._write(turn, output, event):
                         yield _audio(data)
             if tail := output.finish():
                 yield _audio(tail)
-            self._finish(synthesis, output, summary)
+            fill_summary(summary, turn, output.samples, self._rules)
             yield speech_pb2.StreamSynthesizeResponse(finished=speech_pb2.SpeechFinished(summary=summary))
 
     async def Synthesize(
         self, request: speech_pb2.SynthesizeRequest, context: grpc.aio.ServicerContext
     ) -> speech_pb2.SynthesizeResponse:
-        with self.access.enter(len(request.utterance.text)) as grant, self._streams.enter():
-            output, synthesis = self._begin(request.utterance, request.output, context)
+        utterance = request.utterance
+        with self.access.enter(len(utterance.text)) as grant, self._streams.enter():
+            output = self._begin(utterance, request.output)
             summary = speech_pb2.SpeechSummary()
+            turn = await self._turn(utterance, context)
             pieces: list[bytes] = []
-            async with aclosing(synthesis.events()) as events:
+            async with aclosing(turn.events()) as events:
                 async for event in events:
                     if isinstance(event, Started):
                         _admit(summary, event, grant)
                     else:
-                        pieces.append(self._write(synthesis, output, event))
+                        pieces.append(self._write(turn, output, event))
             pieces.append(output.finish())
-            self._finish(synthesis, output, summary)
+            fill_summary(summary, turn, output.samples, self._rules)
             header = output.header(sum(map(len, pieces)))
             return speech_pb2.SynthesizeResponse(
                 audio=b"".join([header, *pieces]),
@@ -91,6 +109,15 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
                 summary=summary,
                 trace_id=_trace_id(),
             )
+
+    async def Converse(
+        self, request_iterator: AsyncIterator[speech_pb2.ConverseRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[speech_pb2.ConverseResponse]:
+        with self._conversations.enter():
+            self._ready()
+            async with aclosing(Conversation(self._deployment, context).responses(request_iterator)) as responses:
+                async for response in responses:
+                    yield response
 
     async def VerifyWatermark(
         self, request: speech_pb2.VerifyWatermarkRequest, context: grpc.aio.ServicerContext
@@ -124,14 +151,11 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             ],
             max_seq_len=self._stages.info.max_seq_len if self._stages.info is not None else 0,
             version=version(),
+            max_text_chars=self._settings.max_text_chars,
+            languages=self._bundle.languages,
         )
 
-    def _begin(
-        self,
-        utterance: speech_pb2.Utterance,
-        options: speech_pb2.OutputOptions,
-        context: grpc.aio.ServicerContext,
-    ) -> tuple[Output, Synthesis]:
+    def _begin(self, utterance: speech_pb2.Utterance, options: speech_pb2.OutputOptions) -> Output:
         """Check what the gateway itself answers for; text, audio and sampling are checked by their stages."""
         trace.get_current_span().set_attributes(
             {
@@ -141,37 +165,50 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             }
         )
         if self._settings.log_text:
-            for turn in [*utterance.context, utterance]:
+            for turn in utterance.context:
                 log.info("speaker %d: %s", turn.speaker, turn.text)
+            log.info("speaker %d: %s", utterance.speaker, utterance.text)
         self._ready()
-        if len(utterance.context) > self._settings.max_context_turns:
+        settings = self._settings
+        if not 1 <= len(utterance.text) <= settings.max_text_chars:
+            raise InvalidArgument(
+                "utterance.text", f"must have 1 to {settings.max_text_chars} characters, not {len(utterance.text)}"
+            )
+        if len(utterance.context) > settings.max_context_turns:
             raise InvalidArgument(
                 "utterance.context",
-                f"has {len(utterance.context)} turns, at most {self._settings.max_context_turns} are taken",
+                f"has {len(utterance.context)} turns, at most {settings.max_context_turns} are taken",
             )
-        output = Output(options, self._bundle.sample_rate_hz)
-        synthesis = Synthesis(
-            self._stages,
-            utterance,
-            max_frames=self._max_frames(utterance),
-            ramp_frames=self._ramp,
-            resumes=self._settings.resumes,
-            timeout=self._timeout(context),
+        if utterance.HasField("max_audio_ms") and utterance.max_audio_ms < 1:
+            raise InvalidArgument("utterance.max_audio_ms", f"must be 1 or more, not {utterance.max_audio_ms}")
+        return Output(options, self._bundle.sample_rate_hz)
+
+    async def _turn(self, utterance: speech_pb2.Utterance, context: grpc.aio.ServicerContext) -> Turn:
+        """The utterance as one turn, whose text is complete. Raises: CallError."""
+        timeout = self._timeout(context, utterance.text)
+        normalize = utterance.text_normalization if utterance.HasField("text_normalization") else True
+        encoder = Encoder(self._stages, timeout, normalize)
+        voice = await encoder.heard(
+            [
+                Heard(turn.speaker, turn.text, turn.audio, f"utterance.context[{index}]")
+                for index, turn in enumerate(utterance.context)
+            ]
         )
-        return output, synthesis
+        text = self._rules.text_source(self._ready().max_seq_len - sum(segment.tokens for segment in voice))
+        text.append(utterance.text)
+        text.flush()
+        options = TurnOptions(
+            speaker=utterance.speaker,
+            sampling=utterance.sampling,
+            max_frames=self._rules.max_frames(utterance.max_audio_ms if utterance.HasField("max_audio_ms") else None),
+            # Requests with the same voice prompt share what a replica has read of it.
+            key=hashlib.sha256(utterance.context[0].SerializeToString()).hexdigest() if voice else None,
+        )
+        return Turn(self._stages, self._rules, Context(voice), text, encoder, options, timeout)
 
-    def _max_frames(self, utterance: speech_pb2.Utterance) -> int:
-        """The caller's cap or the deployment's, whichever is nearer."""
-        limit_ms = self._settings.max_audio_ms
-        if utterance.HasField("max_audio_ms"):
-            if utterance.max_audio_ms < 1:
-                raise InvalidArgument("utterance.max_audio_ms", f"must be 1 or more, not {utterance.max_audio_ms}")
-            limit_ms = min(limit_ms, utterance.max_audio_ms)
-        return frames_of_ms(limit_ms, self._bundle.frame_rate_hz)
-
-    def _timeout(self, context: grpc.aio.ServicerContext) -> Callable[[], float]:
+    def _timeout(self, context: grpc.aio.ServicerContext, text: str = "") -> Callable[[], float]:
         """Seconds left of the caller's deadline or of our own, whichever is nearer."""
-        own = time.monotonic() + self._settings.max_request_s
+        own = time.monotonic() + max(self._settings.max_request_s, _SLOWEST * likely_s(text))
 
         def left() -> float:
             theirs = context.time_remaining()
@@ -185,25 +222,11 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             raise UnavailableError(f"the chain is not ready: {self._stages.why_not}", reason="NOT_READY")
         return self._stages.info
 
-    def _write(self, synthesis: Synthesis, output: Output, event: AudioChunk) -> bytes:
-        synthesis.timeline.audio(len(event.samples) / self._bundle.sample_rate_hz)
+    def _write(self, turn: Turn, output: Output, event: TurnEvent) -> bytes:
+        if not isinstance(event, AudioChunk):
+            return b""
+        turn.timeline.audio(len(event.samples) / self._bundle.sample_rate_hz)
         return output.feed(event.samples)
-
-    def _finish(self, synthesis: Synthesis, output: Output, summary: speech_pb2.SpeechSummary) -> None:
-        summary.spoken_text = synthesis.spoken_text
-        summary.finish_reason = synthesis.finish_reason
-        summary.frames = synthesis.frames
-        summary.samples = output.samples
-        synthesis.timeline.fill(summary, synthesis.frames / self._bundle.frame_rate_hz)
-        reason = common_pb2.FinishReason.Name(summary.finish_reason)
-        instruments.finished.add(1, {"finish_reason": reason.removeprefix("FINISH_REASON_")})
-        trace.get_current_span().set_attributes(
-            {
-                "csm.frames": summary.frames,
-                "csm.finish_reason": reason,
-                "csm.real_time_factor": summary.real_time_factor,
-            }
-        )
 
 
 def _admit(summary: speech_pb2.SpeechSummary, event: Started, grant: Grant) -> None:
@@ -214,7 +237,7 @@ def _admit(summary: speech_pb2.SpeechSummary, event: Started, grant: Grant) -> N
 
 
 def _audio(data: bytes) -> speech_pb2.StreamSynthesizeResponse:
-    return speech_pb2.StreamSynthesizeResponse(audio={"data": data})
+    return speech_pb2.StreamSynthesizeResponse(audio=speech_pb2.SpeechAudio(data=data))
 
 
 def _trace_id() -> str:

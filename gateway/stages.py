@@ -77,15 +77,6 @@ class Stages:
         samples_per_frame = self.identity.sample_rate_hz / self.identity.frame_rate_hz
         return int(self.info.watermark_lookahead_samples / samples_per_frame)
 
-    def cap_frames(self, max_frames: int, prompt_tokens: int) -> int:
-        """`max_frames`, or as many as the model has room for after such a prompt; at least 1.
-
-        A prompt that leaves no room at all is refused by the backbone, which says so.
-        """
-        if self.info is None:
-            return max_frames
-        return max(1, min(max_frames, self.info.max_frames, self.info.max_seq_len - prompt_tokens))
-
     async def __aenter__(self) -> Stages:
         for replicas in self._replicas.values():
             await replicas.__aenter__()

@@ -37,6 +37,10 @@ class Segment:
         """Positions that it takes in the model."""
         return len(self.ids) + len(self.frames) + END_TOKENS
 
+    def with_ids(self, ids: tuple[int, ...]) -> Segment:
+        """The same with token ids."""
+        return replace(self, ids=ids)
+
 
 def heard_part(segment: Segment, samples: int, frame_samples: int, frame_rate_hz: float) -> Segment | None:
     """What a listener who heard `samples` of the turn's audio has heard of `segment`; None: nothing of it.

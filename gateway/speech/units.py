@@ -61,13 +61,12 @@ class UnitCutter:
         """The text is complete and every unit of it is taken."""
         return self.flushed and not self._text
 
-    def take(self, force: bool = False) -> str | None:
-        """The next unit, or None while it is not certain where it ends.
+    def take(self, force_words: int | None = None) -> str | None:
+        """The next unit, or None while it is not certain where it ends. White space after a unit belongs to it.
 
-        force: do not wait for certainty; whole words that are here make a unit. White space after a unit belongs to
-        it.
+        force_words: do not wait for certainty; so many whole words that are here make a unit.
         """
-        end = self._end(force)
+        end = self._end(force_words)
         if end is None:
             return None
         end = self._fitting(end)
@@ -75,7 +74,7 @@ class UnitCutter:
         self.first = False
         return unit
 
-    def _end(self, force: bool) -> int | None:
+    def _end(self, force_words: int | None) -> int | None:
         window = self._window()
         if not _WORD.search(window):
             # Spaces and signs alone never make a unit, but at the end of the text nothing else will come.
@@ -89,12 +88,12 @@ class UnitCutter:
             end += len(sentence)
         if end:
             return end
-        if len(window) > self._limits.max_chars or self.first:
+        if len(window) > self._limits.max_chars or (self.first and not self.ends_sentence()):
             if clause := self._clause(window):
                 return clause
         if len(window) > self._limits.max_chars:
             return len(window)
-        return self._whole_words(window) if force else None
+        return None if force_words is None else self._whole_words(window, force_words)
 
     def _window(self) -> str:
         """The beginning of the text, long enough for any unit: segmenting costs time by the character."""
@@ -131,13 +130,12 @@ class UnitCutter:
                 break
         return None if best is None else _past_space(window, best)
 
-    def _whole_words(self, window: str) -> int | None:
-        if self.flushed:
-            return len(window)
-        if self.ends_sentence():
+    def _whole_words(self, window: str, count: int) -> int | None:
+        if self.flushed or self.ends_sentence():
             return len(window)
         cut = max((match.end() for match in re.finditer(r"\s+", window)), default=0)
-        return cut if _WORD.search(window[:cut]) else None
+        words = window[:cut].split()
+        return cut if len(words) >= count and _WORD.search(window[:cut]) else None
 
     def _fitting(self, end: int) -> int:
         """`end`, or the last good place before it when the unit would be too long."""

@@ -84,6 +84,8 @@ _GAUGES = {
     "csm.ready": ("{server}", "1 while the health service says that calls can be served, else 0"),
     "csm.gateway.streams.active": ("{stream}", "utterances being made"),
     "csm.gateway.streams.capacity": ("{stream}", "utterances that may be made at once"),
+    "csm.gateway.conversations.active": ("{call}", "conversations that are open"),
+    "csm.gateway.conversations.capacity": ("{call}", "conversations that may be open at once"),
     "csm.gateway.verifications.active": ("{call}", "clips being verified"),
     "csm.gateway.verifications.capacity": ("{call}", "clips that may be verified at once"),
     "csm.gateway.tokens.stale": ("{file}", "1 while the file of tokens cannot be used and what it said before holds"),
@@ -117,7 +119,10 @@ _ZEROS = {
     "gateway": [
         (audio, {}),
         (underruns, {}),
-        *((finished, {"finish_reason": reason}) for reason in ("END_OF_SPEECH", "MAX_LENGTH")),
+        *(
+            (finished, {"finish_reason": reason})
+            for reason in ("END_OF_SPEECH", "MAX_LENGTH", "SILENCE", "INTERRUPTED", "EMPTY")
+        ),
         *(
             (refusals, {"reason": reason})
             for reason in ("NO_TOKEN", "WRONG_TOKEN", "TOKEN_STREAMS", "TOKEN_CHARACTERS")

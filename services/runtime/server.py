@@ -54,7 +54,7 @@ class Stage:
 
     register: adds the servicer to a server. service: its full name, for reflection and health.
     is_live: False when only a restart helps. is_ready: False when calls would fail now.
-    interceptors: run for each call, inside its span.
+    interceptors: run for each call, inside its span. on_stop: called when new calls are refused from now on.
     """
 
     service: str
@@ -62,6 +62,7 @@ class Stage:
     is_live: Callable[[], bool] = field(default=lambda: True)
     is_ready: Callable[[], Awaitable[bool]] = field(default=_always)
     interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+    on_stop: Callable[[], None] = field(default=lambda: None)
 
 
 class StageServer:
@@ -129,6 +130,7 @@ class StageServer:
         if self._monitor is not None:
             self._monitor.cancel()
         self._ready = False
+        self._stage.on_stop()
         self._health.close()
         stopped = asyncio.ensure_future(self._server.stop(self._settings.grace_s if grace_s is None else grace_s))
         idle = asyncio.ensure_future(self._calls.wait_until_idle(_LAST_STATUS_S))

@@ -66,6 +66,7 @@ class FakeChain:
                 lambda server: speech_pb2_grpc.add_SpeechServiceServicer_to_server(servicer, server),
                 is_ready=is_ready,
                 interceptors=[servicer.access],
+                on_stop=servicer.stop,
             ),
             settings,
         )

@@ -4,11 +4,13 @@ import io
 import re
 import wave
 
+import grpc
 import numpy as np
 import pytest
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
 
+from gateway.speech.ending import EndingRules
 from support.fake_stages import LOOKAHEAD, MARK, SAMPLES_PER_FRAME
 
 F32 = common_pb2.AUDIO_ENCODING_PCM_F32LE
@@ -92,11 +94,15 @@ async def test_prompt_is_context_then_text(open_chain, probe):
     assert summary.prompt_tokens == 3 * 5 + 2 * 3
 
 
-async def test_speech_that_ends_at_once_is_empty_not_an_error(open_chain, probe):
+@pytest.mark.parametrize(("seed", "tries"), [(None, 3), (5, 1)])
+async def test_speech_that_ends_at_once_is_tried_with_other_seeds_and_never_ok(open_chain, probe, seed, tries):
     chain = await open_chain()
     probe.frames = 0
-    started, audio, summary = await listen(chain.speech.StreamSynthesize(request(), timeout=10))
-    assert started is not None and audio == b"" and summary.frames == 0 and summary.real_time_factor == 0
+    utterance = speech_pb2.Utterance(text="x", sampling=common_pb2.SamplingOptions(seed=seed))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await chain.speech.Synthesize(speech_pb2.SynthesizeRequest(utterance=utterance), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.INTERNAL and "first frame" in caught.value.details()
+    assert len({request.sampling.seed for request in probe.requests}) == tries == len(probe.requests)
 
 
 @pytest.mark.parametrize(("rate", "encoding", "dtype"), [(24000, 1, "<i2"), (16000, 1, "<i2"), (48000, 2, "<f4")])
@@ -128,20 +134,46 @@ async def test_streamed_wav_begins_with_a_header(open_chain, probe):
 
 @pytest.mark.parametrize(
     ("asked_ms", "frames"),
-    [(1, 1), (80, 1), (81, 2), (560, 7), (1120, 14), (89_999, 1125), (90_001, 1125), (None, 1125)],
+    [(1, 1), (80, 1), (81, 2), (560, 7), (1120, 14), (89_999, 1125), (600_000, 7500), (None, 7500)],
 )
 async def test_the_cap_is_whole_frames_and_never_a_reason_to_refuse(open_chain, probe, asked_ms, frames):
     chain = await open_chain()
     fields = {} if asked_ms is None else {"max_audio_ms": asked_ms}
     await listen(chain.speech.StreamSynthesize(request(**fields), timeout=10))
-    prompt_tokens = len("hello") + 3
-    assert probe.requests[0].max_frames == min(frames, 777 - prompt_tokens)
+    ceiling = EndingRules().ceiling_frames("hello", 12.5)
+    assert probe.requests[0].max_frames == min(frames, ceiling)
 
 
-async def test_a_long_prompt_lowers_the_cap(open_chain, probe):
+async def test_without_a_ceiling_the_cap_is_what_the_model_has_room_for(open_chain, probe):
+    chain = await open_chain(ceiling_factor=0.0)
+    await listen(chain.speech.StreamSynthesize(request(max_audio_ms=90_000), timeout=10))
+    assert probe.requests[0].max_frames == 777 - len("hello") - 3
+
+
+async def test_a_long_text_is_spoken_whole_in_units_that_fit(open_chain, probe):
     chain = await open_chain()
-    await listen(chain.speech.StreamSynthesize(request("x" * 700, max_audio_ms=80_000), timeout=10))
-    assert probe.requests[0].max_frames == 777 - 703
+    text = "This sentence is one of many that do not fit the model together. " * 40
+    _, audio, summary = await listen(chain.speech.StreamSynthesize(request(text), timeout=30))
+    said = [bytes(one.prompt[-1].text.ids[2:-1]).decode() for one in probe.requests]
+    assert "".join(said) == text and len(said) > 10
+    assert probe.calls["codec"] == probe.calls["watermark"] == 1
+    np.testing.assert_array_equal(np.frombuffer(audio, "<f4"), np.tile(expected(10), len(said)))
+    assert summary.frames == 10 * len(said)
+    for one in probe.requests:
+        tokens = sum(len(part.text.ids) + len(part.audio.frames) for part in one.prompt)
+        assert tokens + one.max_frames <= 777
+
+
+async def test_a_cap_cuts_a_long_text_and_says_so(open_chain, probe):
+    chain = await open_chain()
+    text = "This sentence is one of many that do not fit the model together. " * 40
+    cap = speech_pb2.Utterance(text=text, max_audio_ms=80 * 25)
+    probe.cap = True
+    answer = await chain.speech.Synthesize(speech_pb2.SynthesizeRequest(utterance=cap), timeout=30)
+    assert answer.summary.frames == 25
+    assert answer.summary.finish_reason == common_pb2.FINISH_REASON_MAX_LENGTH
+    samples = np.frombuffer(answer.audio, "<i2")
+    assert len(samples) == 25 * SAMPLES_PER_FRAME and samples[-1] == 0  # it fades out
 
 
 async def test_generation_broken_off_is_taken_up_where_it_stopped(open_chain, probe):

@@ -117,7 +117,7 @@ async def test_a_request_without_deadline_gets_the_gateways(open_chain, probe):
 @pytest.mark.parametrize(
     ("stage", "field", "seen"),
     [
-        ("tokenizer", "segments[1].text", "utterance.text"),
+        ("tokenizer", "segments[0].text", "utterance.text"),
         ("tokenizer", "segments[0].speaker", "utterance.context[0].speaker"),
         ("encoder", "audio.raw.data", "utterance.context[0].audio.raw.data"),
         ("backbone", "sampling.top_k", "utterance.sampling.top_k"),
@@ -128,7 +128,8 @@ async def test_a_request_without_deadline_gets_the_gateways(open_chain, probe):
 async def test_a_stages_refusal_names_the_callers_field(open_chain, probe, stage, field, seen):
     chain = await open_chain()
     probe.refuse[stage] = InvalidArgument(field, "must be better")
-    error = await fails(chain.speech.StreamSynthesize(request(context=[speech_pb2.ContextSegment(text="a")])))
+    context = [speech_pb2.ContextSegment(text="a")] if "context" in seen else []
+    error = await fails(chain.speech.StreamSynthesize(request(context=context)))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     details = [d for d in rich_details(error) if isinstance(d, error_details_pb2.BadRequest)]
     assert [(v.field, v.description) for v in details[0].field_violations] == [(seen, "must be better")]
@@ -272,6 +273,8 @@ async def test_stages_of_different_bundles_keep_the_gateway_unready(open_chain, 
         ({"output": speech_pb2.OutputOptions(container=9)}, "output.container"),
         ({"max_audio_ms": 0}, "utterance.max_audio_ms"),
         ({"max_audio_ms": -80}, "utterance.max_audio_ms"),
+        ({"text": ""}, "utterance.text"),
+        ({"text": "x" * 100_001}, "utterance.text"),
         ({"context": [speech_pb2.ContextSegment(text="a")] * 33}, "utterance.context"),
     ],
 )

@@ -38,6 +38,7 @@ class StageProbe:
         self.frames = 10  # frames an utterance has
         self.gate: int | None = None  # frames that may be made for now
         self.refuse: dict[str, CallError] = {}  # stage → how it answers
+        self.cap = False  # whether the backbone keeps to max_frames
         self.break_at: int | None = None  # the backbone goes away before this frame, once
         self.stall: set[str] = set()  # stages that never answer
         self.silent: set[str] = set()  # stages that take all they are sent and give nothing back
@@ -132,7 +133,8 @@ class FakeBackbone(backbone_pb2_grpc.BackboneServiceServicer):
             seed = request.sampling.seed if request.sampling.HasField("seed") else 77
             rows = sum(len(part.text.ids) + len(part.audio.frames) for part in request.prompt)
             yield backbone_pb2.GenerateResponse(started=backbone_pb2.GenerateStarted(seed=seed, prompt_tokens=rows))
-            for index in range(len(request.generated), probe.frames):
+            end = min(probe.frames, request.max_frames) if probe.cap else probe.frames
+            for index in range(len(request.generated), end):
                 if probe.gate is not None:
                     await probe.until(lambda index=index: probe.gate is None or index < probe.gate, 60)
                 if probe.break_at == index:
@@ -148,7 +150,10 @@ class FakeBackbone(backbone_pb2_grpc.BackboneServiceServicer):
                 )
             yield backbone_pb2.GenerateResponse(
                 finished=backbone_pb2.GenerateFinished(
-                    finish_reason=common_pb2.FINISH_REASON_END_OF_SPEECH, frames=probe.frames
+                    finish_reason=common_pb2.FINISH_REASON_END_OF_SPEECH
+                    if end == probe.frames
+                    else common_pb2.FINISH_REASON_MAX_LENGTH,
+                    frames=end,
                 )
             )
 

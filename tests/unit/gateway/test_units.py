@@ -56,9 +56,10 @@ def test_force_takes_whole_words():
     cutter = UnitCutter(UnitLimits())
     cutter.append("I will tel")
     assert cutter.take() is None
-    assert cutter.take(force=True) == "I will "
+    assert cutter.take(force_words=3) is None
+    assert cutter.take(force_words=2) == "I will "
     assert cutter.pending == "tel"
-    assert cutter.take(force=True) is None
+    assert cutter.take(force_words=1) is None
 
 
 def test_a_long_sentence_is_cut_at_clauses_then_at_spaces_then_anywhere():

@@ -653,6 +653,8 @@ class ListVoicesResponse(_message.Message):
     VOICES_FIELD_NUMBER: _builtins.int
     MAX_SEQ_LEN_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    MAX_TEXT_CHARS_FIELD_NUMBER: _builtins.int
+    LANGUAGES_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     """What the bundle is."""
     trained: _builtins.bool
@@ -663,6 +665,8 @@ class ListVoicesResponse(_message.Message):
     """
     version: _builtins.str
     """Version of the server's software, such as `0.2.0`."""
+    max_text_chars: _builtins.int
+    """Longest text of one request, in characters. A long text is spoken unit by unit."""
     @_builtins.property
     def bundle(self) -> _common_pb2.BundleIdentity:
         """The bundle."""
@@ -670,6 +674,10 @@ class ListVoicesResponse(_message.Message):
     @_builtins.property
     def voices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Voice]:
         """The voices. Empty when any speaker number works and the context gives the voice."""
+
+    @_builtins.property
+    def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Languages that the bundle speaks, BCP 47 tags, the main one first."""
 
     def __init__(
         self,
@@ -680,10 +688,12 @@ class ListVoicesResponse(_message.Message):
         voices: _abc.Iterable[Global___Voice] | None = ...,
         max_seq_len: _builtins.int = ...,
         version: _builtins.str = ...,
+        max_text_chars: _builtins.int = ...,
+        languages: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "description", b"description", "max_seq_len", b"max_seq_len", "trained", b"trained", "version", b"version", "voices", b"voices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "description", b"description", "languages", b"languages", "max_seq_len", b"max_seq_len", "max_text_chars", b"max_text_chars", "trained", b"trained", "version", b"version", "voices", b"voices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

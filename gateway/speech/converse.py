@@ -1,0 +1,440 @@
+"""SpeechService.Converse: one conversation, from its first message to its last."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import grpc
+from csm.common.v1 import common_pb2
+from csm.speech.v1 import speech_pb2
+from opentelemetry import trace
+
+from gateway.access import Access
+from gateway.config import GatewaySettings
+from gateway.output import Output
+from gateway.speech.context import Context, Segment
+from gateway.speech.encoding import Encoder, Heard
+from gateway.speech.rules import SpeechRules
+from gateway.speech.summary import count_finish, fill_summary
+from gateway.speech.text_source import TextSource
+from gateway.speech.turn import (
+    AudioChunk,
+    ContextDropped,
+    NothingSpeakable,
+    Started,
+    TextLate,
+    Turn,
+    TurnEvent,
+    TurnOptions,
+    UnitStarted,
+)
+from gateway.stages import Stages
+from services.runtime.admission import Admission
+from services.runtime.errors import CallError, InvalidArgument, UnavailableError
+
+_tracer = trace.get_tracer("csm.gateway")
+_SEEDS = 2**64
+
+
+@dataclass
+class _OwnTurn:
+    """A turn of ours, from its first text on."""
+
+    number: int
+    text: TextSource
+    configure: speech_pb2.ConverseConfigure
+    dropped: bool = False  # interrupted before it began
+    sent_samples: int = 0  # at the bundle's rate
+
+
+@dataclass
+class _TheirTurn:
+    """What the other party said, being encoded."""
+
+    segment: asyncio.Task[list[Segment]]
+
+
+@dataclass
+class _Interrupt:
+    heard_s: float | None
+    turn: int | None
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What all conversations of a gateway share. draining: set once the server stops."""
+
+    settings: GatewaySettings
+    stages: Stages
+    rules: SpeechRules
+    access: Access
+    streams: Admission
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Conversation:
+    """`responses` may be iterated once; closing it ends everything that runs."""
+
+    def __init__(self, deployment: Deployment, context: grpc.aio.ServicerContext):
+        self._deployment, self._call = deployment, context
+        self._configure = speech_pb2.ConverseConfigure()
+        self._context = Context()
+        self._key = secrets.token_hex(8)  # keeps its calls on the replica that has its prompt
+        self._items: deque[_OwnTurn | _TheirTurn] = deque()
+        self._writing: _OwnTurn | None = None  # takes the text that comes
+        self._speaking: _OwnTurn | None = None
+        self._turns: dict[int, _OwnTurn] = {}
+        self._interrupts: deque[_Interrupt] = deque()
+        self._changed = asyncio.Event()
+        self._ended = False  # the caller sends nothing more
+        self._error: Exception | None = None
+
+    async def responses(
+        self, requests: AsyncIterator[speech_pb2.ConverseRequest]
+    ) -> AsyncGenerator[speech_pb2.ConverseResponse, None]:
+        """Raises: CallError."""
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("request") != "configure":
+            raise InvalidArgument("configure", "must be the first message")
+        await self._take_configure(first.configure, is_first=True)
+        yield speech_pb2.ConverseResponse(
+            started=speech_pb2.ConverseStarted(bundle=self._deployment.stages.identity, trace_id=_trace_id())
+        )
+        tasks = [
+            asyncio.create_task(self._read(requests)),
+            asyncio.create_task(self._watch_drain()),
+        ]
+        try:
+            async with aclosing(self._run()) as responses:
+                async for response in responses:
+                    yield response
+        finally:
+            for item in self._items:
+                if isinstance(item, _TheirTurn):
+                    tasks.append(item.segment)  # type: ignore[arg-type]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    # What comes in.
+
+    async def _read(self, requests: AsyncIterator[speech_pb2.ConverseRequest]) -> None:
+        try:
+            async for request in requests:
+                match request.WhichOneof("request"):
+                    case "configure":
+                        await self._take_configure(request.configure, is_first=False)
+                    case "append_text":
+                        self._take_text(request.append_text.text)
+                    case "flush":
+                        if self._writing is not None:
+                            self._writing.text.flush()
+                            self._writing = None
+                    case "interrupt":
+                        self._take_interrupt(request.interrupt)
+                    case "user_turn":
+                        self._take_user_turn(request.user_turn)
+                    case _:
+                        raise InvalidArgument("request", "must be set")
+                self._changed.set()
+            if self._writing is not None:
+                self._writing.text.flush()
+            self._ended = True
+        except Exception as error:
+            self._error = error
+        self._changed.set()
+
+    async def _watch_drain(self) -> None:
+        await self._deployment.draining.wait()
+        self._changed.set()
+
+    async def _take_configure(self, configure: speech_pb2.ConverseConfigure, *, is_first: bool) -> None:
+        merged = speech_pb2.ConverseConfigure()
+        merged.CopyFrom(self._configure)
+        del merged.context[:]
+        merged.MergeFrom(configure)
+        settings = self._deployment.settings
+        if len(configure.context) > settings.max_context_turns:
+            raise InvalidArgument(
+                "configure.context",
+                f"has {len(configure.context)} turns, at most {settings.max_context_turns} are taken",
+            )
+        if merged.HasField("max_audio_ms") and merged.max_audio_ms < 1:
+            raise InvalidArgument("configure.max_audio_ms", f"must be 1 or more, not {merged.max_audio_ms}")
+        Output(merged.output, self._deployment.rules.sample_rate_hz)  # raises what is wrong with it
+        turns = [
+            Heard(turn.speaker, turn.text, turn.audio, f"configure.context[{index}]")
+            for index, turn in enumerate(configure.context)
+        ]
+        if turns or is_first:
+            voice = await self._encoder(merged).heard(turns)
+            self._context.voice, self._context.said = voice, []
+        del merged.context[:]
+        self._configure = merged
+
+    def _take_text(self, text: str) -> None:
+        if not text:
+            return
+        most = self._deployment.settings.max_text_chars
+        waiting = sum(item.text.pending for item in self._items if isinstance(item, _OwnTurn))
+        waiting += self._speaking.text.pending if self._speaking is not None else 0
+        if waiting + len(text) > most:
+            raise InvalidArgument(
+                "append_text.text", f"makes {waiting + len(text)} characters wait to be spoken, at most {most} may"
+            )
+        self._deployment.access.charge(len(text))
+        if self._writing is None:
+            info = self._deployment.stages.info
+            free = (info.max_seq_len if info is not None else 0) - sum(one.tokens for one in self._context.voice)
+            source = self._deployment.rules.text_source(free)
+            self._writing = _OwnTurn(len(self._turns), source, self._configure)
+            self._turns[self._writing.number] = self._writing
+            self._items.append(self._writing)
+        self._writing.text.append(text)
+
+    def _take_interrupt(self, interrupt: speech_pb2.InterruptTurn) -> None:
+        turn = interrupt.turn if interrupt.HasField("turn") else None
+        if turn is not None and turn not in self._turns:
+            raise InvalidArgument("interrupt.turn", f"must be one of the {len(self._turns)} turns so far, not {turn}")
+        heard_s = interrupt.heard.ToNanoseconds() / 1e9 if interrupt.HasField("heard") else None
+        if heard_s is not None and heard_s < 0:
+            raise InvalidArgument("interrupt.heard", f"must not be negative, and is {heard_s:g} s")
+        for item in self._items:
+            if isinstance(item, _OwnTurn):
+                item.dropped = True
+                item.text.flush()
+        self._writing = None
+        if self._speaking is not None:
+            self._speaking.text.flush()
+        self._interrupts.append(_Interrupt(heard_s, turn))
+
+    def _take_user_turn(self, turn: speech_pb2.UserTurn) -> None:
+        waiting = sum(isinstance(item, _TheirTurn) for item in self._items)
+        if waiting >= self._deployment.settings.max_context_turns:
+            raise InvalidArgument("user_turn", f"is one of more than {waiting} that wait to be heard")
+        heard = Heard(turn.speaker if turn.HasField("speaker") else 1, turn.text, turn.audio, "user_turn")
+        self._items.append(_TheirTurn(asyncio.create_task(self._encoder(self._configure).heard([heard]))))
+
+    # What goes out.
+
+    async def _run(self) -> AsyncGenerator[speech_pb2.ConverseResponse, None]:
+        idle_s = self._deployment.settings.conversation_idle_s
+        while True:
+            if self._error is not None:
+                raise self._error
+            if self._interrupts:
+                for response in await self._interrupt_spoken(self._interrupts.popleft()):
+                    yield response
+            elif self._deployment.draining.is_set():
+                yield _warning("GOING_AWAY", "the server is stopping: open another conversation")
+                if any(isinstance(item, _OwnTurn) and not item.dropped for item in self._items):
+                    raise UnavailableError("the server is stopping before the next turn", reason="GOING_AWAY")
+                return
+            elif self._items:
+                item = self._items.popleft()
+                if isinstance(item, _TheirTurn):
+                    self._context.said.extend(await item.segment)
+                elif item.dropped:
+                    count_finish(common_pb2.FINISH_REASON_INTERRUPTED)
+                    yield self._finished(item, common_pb2.FINISH_REASON_INTERRUPTED, "")
+                else:
+                    async with aclosing(self._speak(item)) as responses:
+                        async for response in responses:
+                            yield response
+            elif self._ended:
+                return
+            else:
+                self._changed.clear()
+                try:
+                    async with asyncio.timeout(idle_s):
+                        await self._changed.wait()
+                except TimeoutError:
+                    raise CallError(
+                        grpc.StatusCode.ABORTED, f"the conversation was idle for {idle_s:g} s", reason="IDLE"
+                    ) from None
+
+    async def _speak(self, own: _OwnTurn) -> AsyncGenerator[speech_pb2.ConverseResponse, None]:
+        deployment = self._deployment
+        with (
+            _tracer.start_as_current_span("csm.turn", attributes={"csm.turn": own.number}),
+            deployment.access.enter(),
+            deployment.streams.enter(),
+        ):
+            output = Output(own.configure.output, deployment.rules.sample_rate_hz)
+            turn = Turn(
+                deployment.stages,
+                deployment.rules,
+                self._context,
+                own.text,
+                self._encoder(own.configure),
+                self._options(own),
+                self._timeout(),
+            )
+            self._speaking = own
+            interrupt: _Interrupt | None = None
+            try:
+                events = turn.events()
+                try:
+                    while interrupt is None:
+                        event = await self._event_or_interrupt(events)
+                        if isinstance(event, _Interrupt):
+                            interrupt = event
+                        elif event is None:
+                            break
+                        else:
+                            for response in self._written(own, turn, output, event):
+                                yield response
+                finally:
+                    await events.aclose()
+            except CallError as error:
+                # A turn without speech is no end of the conversation.
+                if error.reason not in ("EMPTY_SPEECH", "NOTHING_SPEAKABLE"):
+                    raise
+                count_finish(common_pb2.FINISH_REASON_EMPTY)
+                yield self._finished(own, common_pb2.FINISH_REASON_EMPTY, "")
+                return
+            finally:
+                self._speaking = None
+            if interrupt is not None:
+                count_finish(common_pb2.FINISH_REASON_INTERRUPTED)
+                for response in await self._cut(own, interrupt):
+                    yield response
+                return
+            if tail := output.finish():
+                yield _audio(own, tail)
+            finished = self._finished(own, turn.finish_reason, "".join(self._said(own.number)))
+            fill_summary(finished.turn_finished.summary, turn, output.samples, deployment.rules)
+            yield finished
+
+    async def _event_or_interrupt(self, events: AsyncGenerator[TurnEvent, None]) -> TurnEvent | _Interrupt | None:
+        """The turn's next event, None at its end; or an interrupt of it, as soon as there is one."""
+        following = asyncio.ensure_future(anext(events, None))
+        try:
+            while True:
+                if self._error is not None:
+                    raise self._error
+                if self._interrupts:
+                    return self._interrupts.popleft()
+                if following.done():
+                    return following.result()
+                self._changed.clear()
+                changed = asyncio.ensure_future(self._changed.wait())
+                try:
+                    await asyncio.wait((following, changed), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    changed.cancel()
+        finally:
+            if not following.done():
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+
+    def _written(
+        self, own: _OwnTurn, turn: Turn, output: Output, event: TurnEvent
+    ) -> list[speech_pb2.ConverseResponse]:
+        match event:
+            case AudioChunk(samples):
+                own.sent_samples += len(samples)
+                turn.timeline.audio(len(samples) / self._deployment.rules.sample_rate_hz)
+                data = output.feed(samples)
+                return [_audio(own, data)] if data else []
+            case Started(seed, _):
+                started = speech_pb2.TurnStarted(
+                    turn=own.number, seed=seed, format=output.format, container=output.container
+                )
+                responses = [speech_pb2.ConverseResponse(turn_started=started)]
+                if header := output.header():
+                    responses.append(_audio(own, header))
+                return responses
+            case UnitStarted(text, spoken, first_sample):
+                ratio = output.format.sample_rate_hz / self._deployment.rules.sample_rate_hz
+                unit = speech_pb2.SpokenUnit(
+                    turn=own.number, text=text, spoken_text=spoken, first_sample=round(first_sample * ratio)
+                )
+                return [speech_pb2.ConverseResponse(unit=unit)]
+            case TextLate():
+                return [
+                    _warning("TEXT_LATE", f"turn {own.number}: its text comes too late, the listener hears silence")
+                ]
+            case ContextDropped(segments):
+                return [_warning("CONTEXT_DROPPED", f"the {segments} oldest segments have left the context")]
+            case NothingSpeakable(text):
+                return [_warning("NOTHING_SPEAKABLE", f"turn {own.number}: {text[:60]!r} has nothing speakable")]
+
+    async def _interrupt_spoken(self, interrupt: _Interrupt) -> list[speech_pb2.ConverseResponse]:
+        """An interrupt that comes when no turn is being generated: its turn may still be playing."""
+        number = interrupt.turn if interrupt.turn is not None else self._last_sent()
+        return [] if number is None else await self._cut(self._turns[number], interrupt)
+
+    def _last_sent(self) -> int | None:
+        return max((number for number, own in self._turns.items() if own.sent_samples), default=None)
+
+    async def _cut(self, own: _OwnTurn, interrupt: _Interrupt) -> list[speech_pb2.ConverseResponse]:
+        rules = self._deployment.rules
+        samples = own.sent_samples
+        if interrupt.heard_s is not None:
+            samples = min(samples, round(interrupt.heard_s * rules.sample_rate_hz))
+        own.sent_samples = samples
+        heard = self._context.cut_turn(own.number, samples, rules.frame_samples, rules.frame_rate_hz)
+        await self._tokenize_cut(own)
+        return [self._finished(own, common_pb2.FINISH_REASON_INTERRUPTED, heard)]
+
+    async def _tokenize_cut(self, own: _OwnTurn) -> None:
+        """Words that were cut off have new token ids."""
+        encoder = self._encoder(own.configure)
+        for index, segment in enumerate(self._context.said):
+            if not segment.ids:
+                text = await encoder.text(segment.speaker, segment.text, "append_text")
+                self._context.said[index] = segment.with_ids(text.ids)
+
+    def _finished(
+        self, own: _OwnTurn, reason: common_pb2.FinishReason.ValueType, heard: str
+    ) -> speech_pb2.ConverseResponse:
+        finished = speech_pb2.TurnFinished(turn=own.number, finish_reason=reason, heard_text=heard)
+        finished.heard.FromNanoseconds(round(own.sent_samples / self._deployment.rules.sample_rate_hz * 1e9))
+        return speech_pb2.ConverseResponse(turn_finished=finished)
+
+    def _said(self, turn: int) -> list[str]:
+        return [segment.text for segment in self._context.said if segment.turn == turn]
+
+    def _options(self, own: _OwnTurn) -> TurnOptions:
+        configure, rules = own.configure, self._deployment.rules
+        sampling = common_pb2.SamplingOptions()
+        sampling.CopyFrom(configure.sampling)
+        if sampling.HasField("seed"):
+            sampling.seed = (sampling.seed + own.number) % _SEEDS
+        max_frames = rules.max_frames(configure.max_audio_ms if configure.HasField("max_audio_ms") else None)
+        return TurnOptions(configure.speaker, sampling, max_frames, own.number, self._key, "append_text")
+
+    def _encoder(self, configure: speech_pb2.ConverseConfigure) -> Encoder:
+        normalize = configure.text_normalization if configure.HasField("text_normalization") else True
+        return Encoder(self._deployment.stages, self._timeout(), normalize)
+
+    def _timeout(self) -> Callable[[], float]:
+        """Seconds left of the caller's deadline, or of our own for one turn."""
+        own = time.monotonic() + self._deployment.settings.max_request_s
+
+        def left() -> float:
+            theirs = self._call.time_remaining()
+            ours = own - time.monotonic()
+            return max(0.0, ours if theirs is None else min(ours, theirs))
+
+        return left
+
+
+def _audio(own: _OwnTurn, data: bytes) -> speech_pb2.ConverseResponse:
+    return speech_pb2.ConverseResponse(audio=speech_pb2.TurnAudio(turn=own.number, data=data))
+
+
+def _warning(code: str, message: str) -> speech_pb2.ConverseResponse:
+    number = speech_pb2.ConverseWarningCode.Value(f"CONVERSE_WARNING_CODE_{code}")
+    return speech_pb2.ConverseResponse(warning=speech_pb2.ConverseWarning(code=number, message=message))
+
+
+def _trace_id() -> str:
+    return f"{trace.get_current_span().get_span_context().trace_id:032x}"

@@ -1,0 +1,352 @@
+"""Conversations over fake stages: what the caller hears, what the model is asked, what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from csm.common.v1 import common_pb2
+from csm.speech.v1 import speech_pb2
+from csm_client import ContextTurn, SpeechClient
+from csm_client.exceptions import InvalidRequest, SpeechError, Unavailable
+
+from support.fake_stages import LOOKAHEAD, MARK, SAMPLES_PER_FRAME
+
+WAV = b"RIFF"
+FRAME_S = SAMPLES_PER_FRAME / 24_000
+
+
+class Talk:
+    """A conversation, and what has come of it so far."""
+
+    def __init__(self, conversation):
+        self.conversation = conversation
+        self.events, self.audio, self.units = [], {}, []
+        self.changed = asyncio.Event()
+        self.error = None
+        self.reading = asyncio.create_task(self._read())
+
+    async def _read(self):
+        try:
+            async for event in self.conversation:
+                self.events.append(event)
+                if isinstance(event, speech_pb2.TurnAudio):
+                    samples = np.frombuffer(event.data, "<f4")
+                    self.audio[event.turn] = np.concatenate([self.audio.get(event.turn, samples[:0]), samples])
+                elif isinstance(event, speech_pb2.SpokenUnit):
+                    self.units.append((event.turn, event.text, event.first_sample))
+                self.changed.set()
+        except SpeechError as error:
+            self.error = error
+        self.changed.set()
+
+    async def until(self, condition):
+        async with asyncio.timeout(10):
+            while not condition():
+                assert self.error is None, self.error
+                self.changed.clear()
+                await self.changed.wait()
+
+    def of(self, kind):
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def finished(self):
+        return self.of(speech_pb2.TurnFinished)
+
+    @property
+    def warnings(self):
+        names = speech_pb2.ConverseWarningCode.Name
+        return [
+            names(event.code).removeprefix("CONVERSE_WARNING_CODE_") for event in self.of(speech_pb2.ConverseWarning)
+        ]
+
+    def samples(self, turn):
+        return len(self.audio.get(turn, ()))
+
+
+@asynccontextmanager
+async def talking(chain, **options):
+    async with SpeechClient(chain.addresses["gateway"]) as client:
+        async with client.converse(encoding="pcm_f32le", **options) as conversation:
+            talk = Talk(conversation)
+            try:
+                yield conversation, talk
+            finally:
+                talk.reading.cancel()
+                await asyncio.gather(talk.reading, return_exceptions=True)
+
+
+async def all_free(probe):
+    await probe.until(lambda: not +probe.active)
+
+
+def prompt_of(request):
+    """[(text, codes of the frames that follow, or None)] of a generation's prompt."""
+    parts = []
+    for part in request.prompt:
+        if part.WhichOneof("part") == "text":
+            parts.append([bytes(part.text.ids[2:-1]).decode(), None])
+        else:
+            parts[-1][1] = [frame.codes[0] for frame in part.audio.frames]
+    return [tuple(part) for part in parts]
+
+
+async def test_words_stream_in_and_units_stream_out_through_one_codec_and_one_watermark(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        for word in ("Well, ", "hello there, ", "my ", "friend. ", "How ", "are ", "you?"):
+            await say.append(word)
+        await say.flush()
+        await say.end()
+        await talk.until(lambda: talk.reading.done())
+    assert [text for _, text, _ in talk.units] == ["Well, hello there, ", "my friend. How are you?"]
+    assert [first for _, _, first in talk.units] == [0, 10 * SAMPLES_PER_FRAME]
+    once = np.repeat(np.arange(10, dtype=np.float32) / 1024, SAMPLES_PER_FRAME) + np.float32(MARK)
+    np.testing.assert_array_equal(talk.audio[0], np.concatenate([once, once]))
+    assert probe.calls["codec"] == probe.calls["watermark"] == 1 and probe.calls["backbone"] == 2
+    assert prompt_of(probe.requests[1]) == [
+        ("Well, hello there, ", list(range(10))),
+        ("my friend. How are you?", None),
+    ]
+    (finished,) = talk.finished
+    assert finished.finish_reason == common_pb2.FINISH_REASON_END_OF_SPEECH
+    assert finished.heard_text == "Well, hello there, my friend. How are you?"
+    assert finished.heard.ToMilliseconds() == 1600 and finished.summary.frames == 20
+    await all_free(probe)
+
+
+async def test_the_first_audio_does_not_wait_for_the_turns_end(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        await say.append("This is one sentence. And ")
+        await talk.until(lambda: talk.samples(0) > 0)
+        assert not talk.finished
+        await say.append("another.")
+        await say.flush()
+        await talk.until(lambda: talk.finished)
+    assert talk.samples(0) >= 20 * SAMPLES_PER_FRAME
+
+
+async def test_late_text_is_waited_for_in_silence(open_chain, probe):
+    chain = await open_chain(first_wait_ms=60_000)
+    async with talking(chain) as (say, talk):
+        await say.append("This is one sentence. And ")
+        await talk.until(lambda: "TEXT_LATE" in talk.warnings)
+        # All that was said is out, the watermark's look-ahead too.
+        await talk.until(lambda: talk.samples(0) >= 10 * SAMPLES_PER_FRAME)
+        await say.append("another one.")
+        await say.flush()
+        await talk.until(lambda: talk.finished)
+    silence = -(-LOOKAHEAD // SAMPLES_PER_FRAME) * SAMPLES_PER_FRAME + SAMPLES_PER_FRAME
+    once = np.repeat(np.arange(10, dtype=np.float32) / 1024, SAMPLES_PER_FRAME) + np.float32(MARK)
+    quiet = np.full(silence, MARK, np.float32)
+    np.testing.assert_array_equal(talk.audio[0], np.concatenate([once, quiet, once]))
+    assert talk.units[1] == (0, "And another one.", 10 * SAMPLES_PER_FRAME + silence)
+
+
+async def speak_some(chain, probe, say, talk, frames=5):
+    """A turn that is stopped by the gate after `frames` frames, as far as they can be heard."""
+    probe.frames, probe.gate = 50, frames
+    await say.say("One two three four five six seven eight nine ten.")
+    await talk.until(lambda: talk.samples(0) >= frames * SAMPLES_PER_FRAME - LOOKAHEAD)
+
+
+async def test_an_interrupt_frees_everything_and_the_next_turn_knows_what_was_heard(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        await speak_some(chain, probe, say, talk, frames=20)
+        assert probe.active["backbone"] == 1
+        await say.interrupt(heard_s=15.5 * FRAME_S)
+        await talk.until(lambda: talk.finished)
+        await all_free(probe)
+        (finished,) = talk.finished
+        assert finished.finish_reason == common_pb2.FINISH_REASON_INTERRUPTED
+        assert finished.heard.ToNanoseconds() == round(15.5 * FRAME_S * 1e9)
+        assert "One two three four five six seven eight nine ten.".startswith(finished.heard_text)
+        heard_words = finished.heard_text
+        assert 0 < len(heard_words.split()) < 10
+        sent = talk.samples(0)
+        probe.gate, probe.frames = None, 10
+        probe.touch()
+        await say.say("Yes?")
+        await talk.until(lambda: len(talk.finished) == 2)
+        assert talk.samples(0) == sent  # nothing more of the interrupted turn
+    assert prompt_of(probe.requests[1]) == [(heard_words, list(range(15))), ("Yes?", None)]
+
+
+async def test_an_interrupt_before_the_first_audio(open_chain, probe):
+    chain = await open_chain()
+    probe.gate = 0
+    async with talking(chain) as (say, talk):
+        await say.say("Never heard.")
+        await probe.until(lambda: probe.active["backbone"] == 1)
+        await say.interrupt()
+        await talk.until(lambda: talk.finished)
+        await all_free(probe)
+        assert talk.finished[0].heard.ToNanoseconds() == 0 and talk.finished[0].heard_text == ""
+        probe.gate = None
+        probe.touch()
+        await say.say("Hello.")
+        await talk.until(lambda: len(talk.finished) == 2)
+    assert prompt_of(probe.requests[-1]) == [("Hello.", None)]
+
+
+async def test_two_interrupts_the_second_can_only_hear_less(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        await speak_some(chain, probe, say, talk, frames=30)
+        await say.interrupt(heard_s=20 * FRAME_S)
+        await say.interrupt(heard_s=25 * FRAME_S)
+        await say.interrupt(heard_s=10 * FRAME_S)
+        await talk.until(lambda: len(talk.finished) == 3)
+        assert [one.heard.ToMilliseconds() for one in talk.finished] == [1600, 1600, 800]
+        assert {one.turn for one in talk.finished} == {0}
+
+
+async def test_an_interrupt_after_the_last_frame_was_sent_still_cuts_the_context(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        await say.say("One two three four.")
+        await talk.until(lambda: talk.finished)
+        await say.interrupt(heard_s=5 * FRAME_S)
+        await talk.until(lambda: len(talk.finished) == 2)
+        assert talk.finished[1].finish_reason == common_pb2.FINISH_REASON_INTERRUPTED
+        await say.say("Yes?")
+        await talk.until(lambda: len(talk.finished) == 3)
+    assert prompt_of(probe.requests[1])[0][1] == list(range(5))
+
+
+async def test_turns_that_were_waiting_are_dropped_by_an_interrupt(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        await speak_some(chain, probe, say, talk)
+        await say.say("A second turn.")
+        await say.append("A third, not comp")
+        await say.interrupt()
+        await talk.until(lambda: len(talk.finished) == 3)
+        assert all(one.finish_reason == common_pb2.FINISH_REASON_INTERRUPTED for one in talk.finished)
+        await all_free(probe)
+    assert len(probe.requests) == 1
+
+
+async def test_the_other_partys_turn_is_encoded_at_once_and_heard_by_the_next_turn(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        await speak_some(chain, probe, say, talk)
+        await say.hear("What did you say?", WAV, speaker=4)
+        await probe.until(lambda: probe.calls["encoder"] == 1)  # while we speak
+        probe.gate, probe.frames = None, 10
+        probe.touch()
+        await talk.until(lambda: talk.finished)
+        await say.say("I said ten.")
+        await talk.until(lambda: len(talk.finished) == 2)
+    prompt = prompt_of(probe.requests[1])
+    assert [text for text, _ in prompt][1:] == ["What did you say?", "I said ten."]
+    assert prompt[1][1] == [7, 7, 7]
+    assert list(probe.requests[1].prompt[2].text.ids)[:2] == [1, 14]  # the fake tokenizer's speaker 4
+
+
+async def test_the_voice_prompt_stays_and_the_oldest_turns_leave(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain, context=[ContextTurn(0, "My voice.", WAV)]) as (say, talk):
+        for turn in range(14):
+            await say.say(f"Turn {turn} is some sixty characters long, as spoken text often is.")
+            await talk.until(lambda turn=turn: len(talk.finished) == turn + 1)
+    assert "CONTEXT_DROPPED" in talk.warnings
+    assert all(prompt_of(request)[0] == ("My voice.", [7, 7, 7]) for request in probe.requests)
+    last = prompt_of(probe.requests[-1])
+    assert last[-2][0].startswith("Turn 12") and not last[1][0].startswith("Turn 0")
+    # In halves, so that most turns begin with what the turn before began with.
+    begins = [prompt_of(request)[1][0] for request in probe.requests[1:]]
+    assert len(set(begins)) <= 3
+
+
+async def test_a_conversation_without_a_turn_holds_nothing(open_chain, probe):
+    chain = await open_chain(max_streams=1)
+    async with talking(chain) as (_, idle), talking(chain) as (say, talk):
+        await say.say("Hello.")
+        await talk.until(lambda: talk.finished)
+        await all_free(probe)
+        assert not idle.events
+
+
+async def test_leaving_frees_everything(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        await speak_some(chain, probe, say, talk)
+    await all_free(probe)
+
+
+@pytest.mark.parametrize(
+    ("send", "field"),
+    [
+        (lambda say: say.interrupt(turn=3), "interrupt.turn"),
+        (lambda say: say.append("x" * 100_001), "append_text.text"),
+        (lambda say: say.configure(speech_pb2.ConverseConfigure(max_audio_ms=0)), "configure.max_audio_ms"),
+        (
+            lambda say: say.configure(speech_pb2.ConverseConfigure(output=speech_pb2.OutputOptions(sample_rate_hz=1))),
+            "output.sample_rate_hz",
+        ),
+    ],
+)
+async def test_bad_messages_end_the_conversation_and_name_the_field(open_chain, probe, send, field):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        await send(say)
+        async with asyncio.timeout(10):
+            await talk.reading
+        assert isinstance(talk.error, InvalidRequest)
+        assert talk.error.violations[0][0] == field
+    await all_free(probe)
+
+
+async def test_a_seed_gives_each_turn_its_own(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain, seed=5) as (say, talk):
+        await say.say("One.")
+        await say.say("Two.")
+        await talk.until(lambda: len(talk.finished) == 2)
+    assert [request.sampling.seed for request in probe.requests] == [5, 6]
+
+
+async def test_an_empty_turn_is_said_to_be_empty(open_chain, probe):
+    chain = await open_chain()
+    probe.frames = 0
+    async with talking(chain) as (say, talk):
+        await say.say("Hello.")
+        await talk.until(lambda: talk.finished)
+        assert talk.finished[0].finish_reason == common_pb2.FINISH_REASON_EMPTY
+        probe.frames = 10
+        await say.say("Again.")
+        await talk.until(lambda: len(talk.finished) == 2)
+    assert prompt_of(probe.requests[-1]) == [("Again.", None)]
+
+
+async def test_a_stopping_server_lets_the_turn_end_and_says_so(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        await speak_some(chain, probe, say, talk)
+        await say.say("Never said.")
+        stopping = asyncio.create_task(chain.servers["gateway"].stop(20))
+        await asyncio.sleep(0)
+        probe.gate = None
+        probe.touch()
+        async with asyncio.timeout(10):
+            await talk.reading
+        assert len(talk.finished) == 1 and "GOING_AWAY" in talk.warnings
+        assert isinstance(talk.error, Unavailable) and talk.error.reason == "GOING_AWAY"
+        await stopping
+
+
+async def test_a_generator_that_dies_in_a_turn_costs_no_speech(open_chain, probe):
+    chain = await open_chain()
+    probe.break_at = 4
+    async with talking(chain) as (say, talk):
+        await say.say("One two three.")
+        await talk.until(lambda: talk.finished)
+    np.testing.assert_array_equal(
+        talk.audio[0], np.repeat(np.arange(10, dtype=np.float32) / 1024, SAMPLES_PER_FRAME) + np.float32(MARK)
+    )

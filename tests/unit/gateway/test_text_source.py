@@ -1,0 +1,66 @@
+"""Units out of text that comes in time, late, or never."""
+
+import asyncio
+
+from gateway.speech.text_source import TextSource, TextWaits
+from gateway.speech.units import UnitLimits
+
+NEVER = 60.0
+
+
+def source(sentence_s=NEVER, first_s=NEVER):
+    return TextSource(UnitLimits(), "en", TextWaits(sentence_s, first_s))
+
+
+async def test_a_certain_unit_comes_at_once():
+    text = source()
+    text.append("Hello there. And ")
+    assert await text.next_unit(None) == "Hello there. "
+
+
+async def test_a_sentence_that_may_go_on_is_taken_after_its_wait():
+    text = source(sentence_s=0.01)
+    text.append("Hello there.")
+    assert await text.next_unit(None) == "Hello there."
+
+
+async def test_the_first_unit_does_not_wait_for_ever_for_a_sentence():
+    text = source(first_s=0.01)
+    text.append("Well I think tha")
+    assert await text.next_unit(None) == "Well I think "
+
+
+async def test_later_units_wait_until_the_listener_needs_them():
+    text = source(first_s=0.01)
+    text.append("One sentence. Well I think tha")
+    assert await text.next_unit(None) == "One sentence. "
+    waiting = asyncio.create_task(text.next_unit(0.05))
+    text.append("t it is")
+    assert await waiting == "Well I think that it "
+
+
+async def test_nothing_comes_in_time():
+    text = source()
+    assert await text.next_unit(0.01) is None
+    assert not text.done
+    text.append("half")
+    assert await text.next_unit(0.01) is None
+
+
+async def test_a_wait_without_end_ends_with_the_text():
+    text = source(first_s=0.01)
+    waiting = asyncio.create_task(text.next_unit(None))
+    text.append("hal")
+    await asyncio.sleep(0)
+    text.append("f")
+    text.flush()
+    assert await waiting == "half"
+    assert await text.next_unit(None) is None and text.done
+
+
+async def test_text_that_comes_while_it_waits_wakes_it():
+    text = source()
+    waiting = asyncio.create_task(text.next_unit(None))
+    await asyncio.sleep(0)
+    text.append("Done! ")
+    assert await waiting == "Done! "
