@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in one go:   tests/bench/check.sh [PART…]
 #
-#   tests      kernels against their twins, the graph runner, the codec
+#   tests      kernels against the reference operations, the graph runner, the codec
 #   variants   milliseconds a frame for every choice of kernels and batch (which is which: fused_llama.KernelPlan)
 #   bench      the table of the generator through its engine, first frames, joins, memory
+#   conversation  first frame of an early and a late turn, at 1 and 256 conversations
 #   profile    time of each kernel in a frame, batch 1, 64 and 512
 #   codec      the codec's passes beside stock moshi's
 #   watermark  seconds of audio marked a second, by streams, beside the generator's time
@@ -48,8 +49,8 @@ all_tests() {
     start "$1" tests/gpu
     start "$1" tests/gpu -m "gpu and slow" -k narrow
     start "$1" tests/gpu -m "gpu and slow" -k "csm-1b and bf16 and library"
-    start "$1" tests/gpu -m "gpu and slow" -k "csm-1b and bf16 and products"
-    start "$1" tests/unit/backbone/test_runner_cuda.py
+    start "$1" tests/gpu -m "gpu and slow" -k "csm-1b and bf16 and matvec"
+    start "$1" tests/unit/backbone/test_eager_runner_cuda.py
     start "$1" tests/unit/codec tests/unit/tokenizer tests/unit/watermark
     for index in "${!jobs[@]}"; do
         wait "${jobs[$index]}" || failed=1
@@ -65,7 +66,7 @@ import platform, torch, triton
 print(torch.cuda.get_device_name(), "| torch", torch.__version__, "| triton", triton.__version__, "| Python", platform.python_version())
 PY
 
-for name in "${@:-tests variants bench profile codec watermark prompts}"; do
+for name in "${@:-tests variants bench conversation profile codec watermark prompts}"; do
     for each in $name; do
         case $each in
         tests)
@@ -77,6 +78,7 @@ for name in "${@:-tests variants bench profile codec watermark prompts}"; do
             # One kernel that fails must not cost the whole table.
             [[ ${summary[-1]} == *"exit 0"* || ${summary[-1]} == *"exit 124"* ]] ||
                 part bench-library 150 "$PYTHON" tests/bench/bench_generator.py --library --only ours first joins ;;
+        conversation) part conversation 240 "$PYTHON" tests/bench/bench_conversation.py ;;
         profile) part profile 90 "$PYTHON" tests/bench/profile_frame.py ;;
         codec) part codec 120 "$PYTHON" tests/bench/bench_codec.py ;;
         watermark) part watermark 120 "$PYTHON" tests/bench/bench_watermark.py ;;
