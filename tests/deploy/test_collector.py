@@ -66,7 +66,7 @@ def test_policies_ask_for_attributes_that_spans_have():
     assert asked >= {"csm.time_to_first_audio_ms", "csm.underruns", "rpc.response.status_code"}
 
 
-@pytest.mark.parametrize("overlay", ["cpu-dev", "gpu"])
+@pytest.mark.parametrize("overlay", ["cpu-dev", "gpu", "one-card"])
 def test_traces_are_judged_when_they_are_whole_and_there_is_memory_until_then(overlay):
     sampling, memory = CONFIG["processors"]["tail_sampling"], CONFIG["processors"]["memory_limiter"]
     wait_s = int(sampling["decision_wait"].removesuffix("s"))

@@ -73,12 +73,12 @@ def test_what_is_deployed_is_valid_and_fits_the_code(deployed, exported):
 def test_every_component_is_in_something_deployed():
     written = {path.name for path in (DEPLOY / "components").iterdir()}
     used = {name for _, components in DEPLOYED for name in components}
-    for overlay in ("cpu-dev", "gpu"):
+    for overlay in ("cpu-dev", "gpu", "one-card"):
         text = (DEPLOY / f"overlays/{overlay}/kustomization.yaml").read_text()
         used |= set(re.findall(r"^  - ../../components/([\w-]+)$", text, re.MULTILINE))
     used |= {"tls", "renamed"}  # by mtls; in a test of its own
     assert written - {"plaintext"} == used
-    assert {path.name for path in (DEPLOY / "overlays").iterdir()} == {"cpu-dev", "gpu"}
+    assert {path.name for path in (DEPLOY / "overlays").iterdir()} == {"cpu-dev", "gpu", "one-card"}
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_settings_it_names_are_settings():
     assert set(re.findall(r"\bCSM_\w+", OPERATIONS)) <= known
 
 
-@pytest.mark.parametrize("overlay", ["cpu-dev", "gpu"])
+@pytest.mark.parametrize("overlay", ["cpu-dev", "gpu", "one-card"])
 def test_the_seconds_of_a_drain_are_those_of_the_manifests(overlay):
     manifests = render(f"overlays/{overlay}")
     said = {name: float(value) for name, value in re.findall(r"`(\w+)` \((\d+) s\)", OPERATIONS)}

@@ -14,5 +14,6 @@ DEPLOYED: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {
     ): frozenset({"tokenizer", "backbone", "codec", "watermark"}),
     ("overlays/gpu", (*WATCHED, "keda")): frozenset({"backbone", "codec"}),
     ("overlays/gpu", ("prometheus-operator",)): frozenset({"backbone", "codec"}),
+    ("overlays/one-card", ()): frozenset({"backbone", "codec", "watermark"}),
 }
-DEV, _, _, FULL, KEDA, _ = DEPLOYED
+DEV, _, _, FULL, KEDA, _, ONE_CARD = DEPLOYED
