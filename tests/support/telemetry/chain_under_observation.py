@@ -124,6 +124,10 @@ async def _talk(client: SpeechClient, observed: Observed) -> None:
             await client.synthesize(SENTENCE, **bad)
     with pytest.raises(SpeechError):
         await client.synthesize("x" * 100_001)
+    async with client.converse(max_audio_ms=800) as conversation:
+        await conversation.say(SENTENCE)
+        await conversation.end()
+        assert [event async for event in conversation]
     left = client.stream(LONG)
     async for _ in left:
         break
