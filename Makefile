@@ -9,7 +9,7 @@ INSTALL_INPUTS := pyproject.toml gateway/client/pyproject.toml models/embedded/p
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow gpu-check voice-test metrics-test lint protos protos-release clean images deploy-check deploy-test
+.PHONY: help demo test test-slow chaos gpu-check voice-test metrics-test lint protos protos-release clean images deploy-check deploy-test
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -40,6 +40,10 @@ test: lint $(BIN)/promtool
 # Full CSM-1B shapes: about 8 GB of memory and some minutes.
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# Kills, freezes, restarts and cuts off every stage while callers speak, about fifteen minutes; ROUNDS=20 for longer.
+chaos: $(VENV)/test.stamp
+	PYTHONPATH=tests $(BIN)/python -m chaos --rounds $(or $(ROUNDS),3)
 
 # A recogniser, judges and the teacher in a folder of their own, behind the pinned packages.
 $(VENV)/voice.stamp: $(VENV)/test.stamp tests/voice/requirements.txt

@@ -89,7 +89,7 @@ class Access(grpc.aio.ServerInterceptor):
             return handler
         try:
             # Before the body: a unary handler is called once gRPC holds the whole request.
-            token = self._identify(handler_call_details.invocation_metadata)
+            token = _identify(self._file.current(), handler_call_details.invocation_metadata)
         except CallError as error:
             return _refusal(error)
         kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
@@ -103,21 +103,6 @@ class Access(grpc.aio.ServerInterceptor):
 
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(checked, handler.request_deserializer, handler.response_serializer)
-
-    def _identify(self, metadata: Any) -> Token:
-        secret = _bearer_token([value for key, value in metadata or () if key == "authorization"])
-        if secret is None:
-            raise _unauthenticated("NO_TOKEN", "this server wants one bearer token in the metadata `authorization`")
-        digest = hashlib.sha256(secret.encode()).digest()
-        found = None
-        # All are compared, in constant time each: how long it takes says nothing of the tokens there are.
-        for token in self._file.current():
-            for known in token.hashes:
-                if hmac.compare_digest(known, digest):
-                    found = token
-        if found is None:
-            raise _unauthenticated("WRONG_TOKEN", "this server does not know that token")
-        return found
 
     @contextmanager
     def enter(self, characters: int = 0) -> Iterator[Grant]:
@@ -173,6 +158,23 @@ class Access(grpc.aio.ServerInterceptor):
         usage.texts[grant] = now_s, characters
 
 
+def _identify(tokens: list[Token], metadata: Any) -> Token:
+    """The token that a call shows. Raises: CallError (UNAUTHENTICATED)."""
+    secret = _bearer_token([value for key, value in metadata or () if key == "authorization"])
+    if secret is None:
+        raise _unauthenticated("NO_TOKEN", "this server wants one bearer token in the metadata `authorization`")
+    digest = hashlib.sha256(secret.encode()).digest()
+    found = None
+    # All are compared, in constant time each: how long it takes says nothing of the tokens there are.
+    for token in tokens:
+        for known in token.hashes:
+            if hmac.compare_digest(known, digest):
+                found = token
+    if found is None:
+        raise _unauthenticated("WRONG_TOKEN", "this server does not know that token")
+    return found
+
+
 def _bearer_token(values: list[str | bytes]) -> str | None:
     """The token that all `values` show; None when there is none, or when they differ.
 
@@ -202,7 +204,7 @@ def _refusal(error: CallError) -> grpc.RpcMethodHandler:
 
     async def refuse(requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         raise error
-        yield
+        yield  # type: ignore[unreachable]  # makes it a stream
 
     return grpc.stream_stream_rpc_method_handler(refuse)
 

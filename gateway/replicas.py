@@ -9,6 +9,7 @@ whose load is below 1.25 times the mean.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import math
@@ -206,7 +207,7 @@ class ReplicaSet:
                 replica = self._replicas[address] = Replica(
                     self.stage,
                     address,
-                    lambda address=address: self._connect(address),
+                    functools.partial(self._connect, address),
                     self._make_stub,
                     self._has_other,
                 )

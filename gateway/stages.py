@@ -107,7 +107,7 @@ class Stages:
         async def ask(replicas: ReplicaSet, request: Any) -> Any:
             return await replicas.unary("GetModelInfo", request, timeout=lambda: _ASK_S)
 
-        answers = await asyncio.gather(
+        answers: list[Any] = await asyncio.gather(
             ask(self.tokenizer, tokenizer_pb2.GetModelInfoRequest()),
             ask(self.backbone, backbone_pb2.GetModelInfoRequest()),
             ask(self.codec, codec_pb2.GetModelInfoRequest()),

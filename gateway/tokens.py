@@ -45,8 +45,8 @@ def read_tokens(path: Path) -> list[Token]:
         raise InvalidFile(f"{path}: not TOML that can be read: nested too deep") from None
     except ValueError as error:
         # What a decoder quotes of a file of secrets stays here; where it stopped does not.
-        where = re.search(r"\(at [^)]*\)|$", str(error))[0]
-        raise InvalidFile(f"{path}: not TOML {where}".rstrip()) from None
+        where = re.search(r"\(at [^)]*\)", str(error))
+        raise InvalidFile(f"{path}: not TOML {where[0] if where else ''}".rstrip()) from None
     tokens = [_token(path, name, table) for name, table in tables.items()]
     hashes = [known for token in tokens for known in token.hashes]
     if len(set(hashes)) < len(hashes):

@@ -184,7 +184,7 @@ class CodecLink:
                     await self._window.acquire(len(frames) - discarded)
                     sent += len(frames)
                     # A dict: a message that is put into another one is copied once more.
-                    await call.write(codec_pb2.DecodeRequest(frames={"frames": frames}))
+                    await call.write(codec_pb2.DecodeRequest(frames={"frames": frames}))  # type: ignore[arg-type]
                 elif self._fed_all:
                     await call.done_writing()
                     return

@@ -164,7 +164,8 @@ class WatermarkLink:
                     self._tapped = sent
                 await self._window.acquire(len(samples) - discarded)
                 try:
-                    await call.write(watermark_pb2.EmbedRequest(audio={"data": to_bytes(samples, "f32le")}))
+                    data = to_bytes(samples, "f32le")
+                    await call.write(watermark_pb2.EmbedRequest(audio={"data": data}))  # type: ignore[arg-type]
                 except CallError:
                     return  # the reader of the call learns it too
             self._sent_all = True

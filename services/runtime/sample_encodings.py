@@ -10,7 +10,7 @@ ENCODINGS: dict[int, Encoding] = {
     common_pb2.AUDIO_ENCODING_PCM_S16LE: "s16le",
     common_pb2.AUDIO_ENCODING_PCM_F32LE: "f32le",
 }
-PROTO_ENCODINGS: dict[Encoding, common_pb2.AudioEncoding] = {
+PROTO_ENCODINGS: dict[Encoding, common_pb2.AudioEncoding.ValueType] = {
     "s16le": common_pb2.AUDIO_ENCODING_PCM_S16LE,
     "f32le": common_pb2.AUDIO_ENCODING_PCM_F32LE,
 }
