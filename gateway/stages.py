@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +108,7 @@ class Stages:
         async def ask(replicas: ReplicaSet, request: Any) -> Any:
             return await replicas.unary("GetModelInfo", request, timeout=lambda: _ASK_S)
 
-        answers: list[Any] = await asyncio.gather(
+        answers: Sequence[Any] = await asyncio.gather(
             ask(self.tokenizer, tokenizer_pb2.GetModelInfoRequest()),
             ask(self.backbone, backbone_pb2.GetModelInfoRequest()),
             ask(self.codec, codec_pb2.GetModelInfoRequest()),
