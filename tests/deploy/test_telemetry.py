@@ -121,7 +121,8 @@ def test_numbers_are_those_of_the_talk(observed):
     }
     waits = sum(sample.value for family in text_string_to_metric_families(observed.pages["backbone"])
                 for sample in family.samples if sample.name == "csm_backbone_queue_duration_seconds_count")  # fmt: skip
-    assert 3 < waits <= 3 + observed.broken_off  # of utterances that ended well, and of some that did not
+    generations = sum(service == "backbone" and span.name.endswith("/Generate") for service, span in observed.spans)
+    assert 4 <= waits <= generations  # of units that ended well, and of some that did not
     assert sum(finished.values()) == 3
     assert lookups == {"hit": 1, "miss": 1}
     assert refusals == {"NO_TOKEN": 1, "WRONG_TOKEN": 0, "TOKEN_STREAMS": 0, "TOKEN_CHARACTERS": 0}
