@@ -65,7 +65,7 @@ async def deployment(plan: Plan, console: Console) -> AsyncIterator[Deployment]:
     """
     async with AsyncExitStack() as stack:
         env, store = _common_env(plan), None
-        if "OTEL_EXPORTER_OTLP_ENDPOINT" not in os.environ:
+        if not any(os.environ.get(f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT") for signal in ("", "TRACES_")):
             store = TraceStore(plan.folder / "traces")
             # Entered before the services, so that it still listens to their last words.
             collector = await stack.enter_async_context(Collector(store))

@@ -1,5 +1,7 @@
 """What every server shares: settings, errors, life cycle, channels, health, telemetry, logs, audio bytes.
 
 Knows no torch and no model. A service is a `config.py` (a frozen dataclass read by `settings`), a
-`servicer.py` and a `__main__.py` that hands a `Stage` to `server.main`.
+`servicer.py` and a `__main__.py` that passes a `Stage` to `server.main`.
 """
+
+from services.runtime import otel_environment  # noqa: F401 - before any module imports OpenTelemetry
