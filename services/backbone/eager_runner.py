@@ -31,9 +31,9 @@ from services.backbone.depth_decoder import DepthDecoder
 from services.backbone.model import CsmModel, rope_table
 from services.backbone.noise import gumbel
 from services.backbone.prompt import Prompt
+from services.backbone.request import Sampling
 from services.backbone.runner_api import Pending
 from services.backbone.sampling import sample
-from services.backbone.scheduler import Sampling
 from services.backbone.transformer import Transformer, attention
 
 _MIN_PREFILL_ROWS = 4

@@ -20,8 +20,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.backbone.generation import Generation, StreamEvent
+from services.backbone.request import FinishReason, Request, SequenceState
 from services.backbone.runner_api import Pending, Runner
-from services.backbone.scheduler import FinishReason, Request, Schedule, Scheduler, SequenceState
+from services.backbone.scheduler import Schedule, Scheduler
 
 log = logging.getLogger(__name__)
 

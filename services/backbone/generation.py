@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from services.backbone.scheduler import FinishReason, SequenceState
+from services.backbone.request import FinishReason, SequenceState
 
 if TYPE_CHECKING:
     from services.backbone.engine import Engine

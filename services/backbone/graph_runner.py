@@ -33,8 +33,8 @@ from services.backbone.fused_llama import KernelPlan
 from services.backbone.kernels import operations_for
 from services.backbone.model import CsmModel
 from services.backbone.prompt import Prompt
+from services.backbone.request import Sampling
 from services.backbone.runner_api import Pending
-from services.backbone.scheduler import Sampling
 
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 896, 1024)
 _MAX_SPLITS = 16

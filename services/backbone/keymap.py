@@ -1,4 +1,4 @@
-"""Names and layouts of CSM's tensors: Sesame's, and the one transformers publishes, both ways.
+"""Names and layouts of CSM's tensors: from the ones transformers publishes to Sesame's.
 
 The two differ in names and in RoPE: torchtune rotates the interleaved pairs (2j, 2j + 1)
 of a head, transformers rotates (j, j + hd / 2), so rows of q and k are permuted within each head.
@@ -18,8 +18,8 @@ TIED = "depth_decoder.model.embed_tokens.weight"
 _AUDIO_EMBEDDINGS = "backbone_model.embed_tokens.embed_audio_tokens.weight"
 _FOREIGN = "codec_model."
 
-# Sesame → transformers
-_WHOLE = {
+# Sesame → transformers, the way a reader compares them
+WHOLE = {
     "text_embeddings.weight": "embed_text_tokens.weight",
     "audio_embeddings.weight": _AUDIO_EMBEDDINGS,
     "projection.weight": "depth_decoder.model.inputs_embeds_projector.weight",
@@ -28,8 +28,8 @@ _WHOLE = {
     "backbone.norm.scale": "backbone_model.norm.weight",
     "decoder.norm.scale": "depth_decoder.model.norm.weight",
 }
-_STACK = {"backbone": "backbone_model", "decoder": "depth_decoder.model"}
-_IN_LAYER = {
+STACKS = {"backbone": "backbone_model", "decoder": "depth_decoder.model"}
+IN_LAYER = {
     "attn.q_proj.weight": "self_attn.q_proj.weight",
     "attn.k_proj.weight": "self_attn.k_proj.weight",
     "attn.v_proj.weight": "self_attn.v_proj.weight",
@@ -40,21 +40,10 @@ _IN_LAYER = {
     "sa_norm.scale": "input_layernorm.weight",
     "mlp_norm.scale": "post_attention_layernorm.weight",
 }
-_WHOLE_BACK = {theirs: ours for ours, theirs in _WHOLE.items()} | {TIED: "audio_embeddings.weight"}
-_STACK_BACK = {theirs: ours for ours, theirs in _STACK.items()}
-_IN_LAYER_BACK = {theirs: ours for ours, theirs in _IN_LAYER.items()}
+_WHOLE_BACK = {theirs: ours for ours, theirs in WHOLE.items()} | {TIED: "audio_embeddings.weight"}
+_STACK_BACK = {theirs: ours for ours, theirs in STACKS.items()}
+_IN_LAYER_BACK = {theirs: ours for ours, theirs in IN_LAYER.items()}
 _LAYER = re.compile(r"(.+)\.layers\.(\d+)\.(.+)")
-
-
-def to_transformers(name: str, tensor: Tensor, part: GeneratorPart) -> tuple[str, Tensor]:
-    """Sesame's tensor as transformers names and lays it out. Raises: KeyError on an unknown name."""
-    if name in _WHOLE:
-        return _WHOLE[name], tensor
-    stack, index, leaf = _split(name)
-    return (
-        f"{_STACK[stack]}.layers.{index}.{_IN_LAYER[leaf]}",
-        _permute(tensor, _heads(part, stack, leaf), to_halves=True),
-    )
 
 
 def from_transformers(name: str, tensor: Tensor, part: GeneratorPart) -> tuple[str, Tensor] | None:
@@ -66,25 +55,25 @@ def from_transformers(name: str, tensor: Tensor, part: GeneratorPart) -> tuple[s
         return None
     if name in _WHOLE_BACK:
         return _WHOLE_BACK[name], tensor
-    stack, index, leaf = _split(name)
+    stack, index, leaf = split_name(name)
     stack, leaf = _STACK_BACK[stack], _IN_LAYER_BACK[leaf]
-    return f"{stack}.layers.{index}.{leaf}", _permute(tensor, _heads(part, stack, leaf), to_halves=False)
+    return f"{stack}.layers.{index}.{leaf}", permute(tensor, rope_heads(part, stack, leaf), to_halves=False)
 
 
-def _split(name: str) -> tuple[str, str, str]:
+def split_name(name: str) -> tuple[str, str, str]:
     match = _LAYER.fullmatch(name)
     if match is None:
         raise KeyError(name)
     return match[1], match[2], match[3]
 
 
-def _heads(part: GeneratorPart, stack: str, leaf: str) -> int | None:
+def rope_heads(part: GeneratorPart, stack: str, leaf: str) -> int | None:
     """Heads of a tensor that RoPE rotates; None for the others."""
     shape = part.backbone if stack == "backbone" else part.decoder
     return {"attn.q_proj.weight": shape.heads, "attn.k_proj.weight": shape.kv_heads}.get(leaf)
 
 
-def _permute(tensor: Tensor, heads: int | None, *, to_halves: bool) -> Tensor:
+def permute(tensor: Tensor, heads: int | None, *, to_halves: bool) -> Tensor:
     """Permute the rows of a q or k weight [heads * hd, D] between pairs and halves."""
     if heads is None or tensor.ndim != 2 or tensor.shape[0] % (2 * heads):
         return tensor  # a tensor of a wrong shape is refused when it is put in place

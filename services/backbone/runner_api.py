@@ -7,7 +7,7 @@ from typing import Protocol
 
 from services.backbone.blocks import BlockTable
 from services.backbone.prompt import Prompt
-from services.backbone.scheduler import Sampling
+from services.backbone.request import Sampling
 
 # Waits for a step's frames: K codes for each slot, in the order of the launch.
 Pending = Callable[[], list[list[int]]]

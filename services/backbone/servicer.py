@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -15,26 +14,26 @@ from csm.common.v1 import common_pb2
 from opentelemetry import trace
 
 from models.bundle import Bundle
-from services.backbone.chunk_sizer import ChunkSizer
 from services.backbone.engine import Engine, EngineStopped, Load
 from services.backbone.generation import Generation, GenerationEnded
-from services.backbone.prompt import Audio, PromptError, PromptLimits, Text
-from services.backbone.scheduler import FinishReason, QueueFull, Request, Sampling, SequenceState
+from services.backbone.messages import (
+    FINISH_REASONS,
+    finished_message,
+    read_chunk_policy,
+    read_prompt,
+    read_sampling,
+    started_message,
+)
+from services.backbone.prompt import PromptLimits
+from services.backbone.request import FinishReason, Request, Sampling
+from services.backbone.scheduler import QueueFull
 from services.backbone.step_telemetry import StepTelemetry
 from services.runtime import instruments
-from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted, UnavailableError
+from services.runtime.errors import CallError, ResourceExhausted, UnavailableError
 from services.runtime.identity import identity
 from services.runtime.version import version
 
 _GENERATE = {"stage": "backbone", "rpc.method": "csm.backbone.v1.BackboneService/Generate"}
-_MAX_CHUNK_FRAMES = 64
-_MAX_TEMPERATURE = 2.0
-_MIN_TEMPERATURE = 1e-4  # as good as greedy; logits divided by much less overflow fp32
-_FINISH_REASONS = {
-    FinishReason.END_OF_SPEECH: common_pb2.FINISH_REASON_END_OF_SPEECH,
-    FinishReason.MAX_LENGTH: common_pb2.FINISH_REASON_MAX_LENGTH,
-    FinishReason.CANCELLED: common_pb2.FINISH_REASON_CANCELLED,
-}
 _tracer = trace.get_tracer("csm.backbone")
 _LOAD: dict[str, Callable[[Load], int]] = {
     "slots.active": lambda load: load.slots_active,
@@ -72,15 +71,18 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         self, request: backbone_pb2.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[backbone_pb2.GenerateResponse]:
         began = time.perf_counter()
-        sampling = _sampling(request)
-        sizer = _chunk_sizer(request.chunk_policy, 1 / self._bundle.frame_rate_hz)
+        sampling = read_sampling(request)
+        sizer = read_chunk_policy(request.chunk_policy, 1 / self._bundle.frame_rate_hz)
         # A long prompt takes milliseconds to check: not on the event loop.
         engine_request = await asyncio.to_thread(self._read, request, sampling, context.time_remaining())
         generation = self._submit(engine_request)
         generation.span_context = trace.get_current_span().get_span_context()
         try:
             await generation.prefilled()
-            yield _started(generation.seq)
+            started = started_message(generation.seq)
+            numbers = {"csm.prompt_tokens": started.prompt_tokens, "csm.prefix_hit_tokens": started.prefix_hit_tokens}
+            trace.get_current_span().set_attributes(numbers)
+            yield backbone_pb2.GenerateResponse(started=started)
             index = engine_request.generated_frames
             while True:
                 waited = time.perf_counter()
@@ -99,7 +101,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                 index += len(frames)
                 yield backbone_pb2.GenerateResponse(chunk=chunk)
             yield backbone_pb2.GenerateResponse(
-                finished=_finished(generation.seq, index - engine_request.generated_frames)
+                finished=finished_message(generation.seq, index - engine_request.generated_frames)
             )
         except GenerationEnded as ended:
             raise _status(ended.finish) from None
@@ -141,32 +143,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
 
     def _read(self, request: backbone_pb2.GenerateRequest, sampling: Sampling, remaining_s: float | None) -> Request:
         """The engine's request. Raises: InvalidArgument."""
-        # Before any list is built: an empty frame is two bytes, and millions fit a message. A prompt that is a
-        # little too long gets an exact error below.
-        tokens = len(request.prompt) + len(request.generated)
-        tokens += sum(len(part.text.ids) + len(part.audio.frames) for part in request.prompt)
-        if tokens > 4 * self._limits.max_seq_len:
-            raise InvalidArgument(
-                "prompt", f"takes more than {4 * self._limits.max_seq_len} tokens, {self._limits.max_seq_len} fit"
-            )
-        parts: list[Text | Audio] = []
-        for index, part in enumerate(request.prompt):
-            match part.WhichOneof("part"):
-                case "text":
-                    parts.append(Text(part.text.ids))
-                case "audio":
-                    parts.append(Audio([frame.codes for frame in part.audio.frames]))
-                case _:
-                    raise InvalidArgument(f"prompt[{index}]", "must be text or audio")
-        try:
-            prompt, max_frames = self._limits.build(
-                parts,
-                [frame.codes for frame in request.generated],
-                request.max_frames if request.HasField("max_frames") else None,
-                self._max_frames,
-            )
-        except PromptError as error:
-            raise InvalidArgument(error.field, error.description) from None
+        prompt, max_frames = read_prompt(request, self._limits, self._max_frames)
         deadline_s = None if remaining_s is None else self._engine.now() + remaining_s
         return Request(
             prompt,
@@ -189,8 +166,8 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
     def _trace(self, generation: Generation) -> None:
         """The reason of the end; spans and times of queue and prefill, which the engine measured."""
         seq = generation.seq
-        if seq.finish in _FINISH_REASONS:  # the other ends have a status
-            name = common_pb2.FinishReason.Name(_FINISH_REASONS[seq.finish])
+        if seq.finish in FINISH_REASONS:  # the other ends have a status
+            name = common_pb2.FinishReason.Name(FINISH_REASONS[seq.finish])
             trace.get_current_span().set_attribute("csm.finish_reason", name)
         now_s, now_ns = self._engine.now(), time.time_ns()
         for name, histogram, start_s, end_s in (
@@ -202,60 +179,6 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                 span = _tracer.start_span(name, start_time=now_ns - _ns(now_s - start_s))
                 span.end(end_time=now_ns - _ns(now_s - end_s))
                 histogram.record(end_s - start_s)
-
-
-def _sampling(request: backbone_pb2.GenerateRequest) -> Sampling:
-    """Raises: InvalidArgument."""
-    options = request.sampling
-    temperature = options.temperature if options.HasField("temperature") else 0.9
-    if not 0 < temperature <= _MAX_TEMPERATURE:  # written so that NaN fails too
-        raise InvalidArgument(
-            "sampling.temperature", f"is {temperature:g}, must be greater than 0 and at most {_MAX_TEMPERATURE:g}"
-        )
-    temperature = max(temperature, _MIN_TEMPERATURE)
-    top_k = options.top_k if options.HasField("top_k") else 50
-    if top_k < 1:
-        raise InvalidArgument("sampling.top_k", f"is {top_k}, must be at least 1")
-    if request.generated and not options.HasField("seed"):
-        raise InvalidArgument("sampling.seed", "must be given with generated: it is the earlier stream's")
-    seed = options.seed if options.HasField("seed") else secrets.randbits(64)
-    return Sampling(temperature, top_k, seed)
-
-
-def _chunk_sizer(policy: backbone_pb2.ChunkPolicy, frame_s: float) -> ChunkSizer:
-    """Raises: InvalidArgument."""
-    for index, size in enumerate(policy.ramp_frames):
-        if not 1 <= size <= _MAX_CHUNK_FRAMES:
-            raise InvalidArgument(f"chunk_policy.ramp_frames[{index}]", f"is {size}, must be 1 to {_MAX_CHUNK_FRAMES}")
-    held_back = policy.held_back_frames if policy.HasField("held_back_frames") else None
-    if held_back is not None and not 0 <= held_back <= _MAX_CHUNK_FRAMES:
-        raise InvalidArgument("chunk_policy.held_back_frames", f"is {held_back}, must be 0 to {_MAX_CHUNK_FRAMES}")
-    return ChunkSizer(tuple(policy.ramp_frames), frame_s, held_back)
-
-
-def _started(seq: SequenceState) -> backbone_pb2.GenerateResponse:
-    """The first message; its numbers go into the span too."""
-    request, hits = seq.request, seq.table.cached_tokens if seq.table is not None else 0
-    prompt_tokens = request.prefill_tokens - request.generated_frames
-    trace.get_current_span().set_attributes({"csm.prompt_tokens": prompt_tokens, "csm.prefix_hit_tokens": hits})
-    return backbone_pb2.GenerateResponse(
-        started=backbone_pb2.GenerateStarted(
-            seed=request.sampling.seed,
-            prompt_tokens=prompt_tokens,
-            max_frames=request.max_frames,
-            prefix_hit_tokens=hits,
-        )
-    )
-
-
-def _finished(seq: SequenceState, frames: int) -> backbone_pb2.GenerateFinished:
-    assert seq.finish and seq.admitted_s is not None
-    assert seq.prefilled_s is not None and seq.ended_s is not None
-    finished = backbone_pb2.GenerateFinished(finish_reason=_FINISH_REASONS[seq.finish], frames=frames)
-    finished.queue_duration.FromNanoseconds(_ns(seq.admitted_s - seq.submitted_s))
-    finished.prefill_duration.FromNanoseconds(_ns(seq.prefilled_s - seq.admitted_s))
-    finished.decode_duration.FromNanoseconds(_ns(seq.ended_s - seq.prefilled_s))
-    return finished
 
 
 def _status(finish: FinishReason) -> CallError:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-from services.backbone.scheduler import SequenceState
+from services.backbone.request import SequenceState
 from services.runtime import instruments
 
 _tracer = trace.get_tracer("csm.backbone")

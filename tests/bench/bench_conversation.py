@@ -28,7 +28,8 @@ from services.backbone.blocks import BlockPool, blocks_for
 from services.backbone.engine import Engine
 from services.backbone.graph_runner import GraphRunner
 from services.backbone.prompt import Audio, PromptLimits, Text
-from services.backbone.scheduler import Request, Sampling, Scheduler
+from services.backbone.request import Request, Sampling
+from services.backbone.scheduler import Scheduler
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from services.backbone.fused_llama import KernelPlan
 from services.backbone.generation import Generation
 from services.backbone.graph_runner import GraphRunner, kernel_plan_for
 from services.backbone.prompt import Prompt
-from services.backbone.scheduler import Request, Sampling, Scheduler
+from services.backbone.request import Request, Sampling
+from services.backbone.scheduler import Scheduler
 
 SECTIONS = ("ours", "first", "joins", "memory", "torchtune", "transformers")
 RAMP = (1, 1, 2, 4, 8)

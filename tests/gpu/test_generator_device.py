@@ -24,7 +24,8 @@ from services.backbone.generation import GenerationEnded
 from services.backbone.kernels import operations_for
 from services.backbone.model import build_model, init_random
 from services.backbone.prompt import Audio, PromptLimits, Text
-from services.backbone.scheduler import Request, Sampling, Scheduler
+from services.backbone.request import Request, Sampling
+from services.backbone.scheduler import Scheduler
 from support.backbone_slots import open_slot
 
 CSM_1B = load_bundle("csm-1b").generator

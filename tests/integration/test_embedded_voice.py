@@ -12,8 +12,8 @@ from models.bundle import load_bundle
 from models.mimi import load_mimi
 from services.backbone.eager_runner import EagerRunner
 from services.backbone.prompt import PromptLimits, Text
+from services.backbone.request import Sampling
 from services.backbone.sampling import sample
-from services.backbone.scheduler import Sampling
 from services.backbone.weights import load_model
 from services.codec.decoder import SlotDecoder
 from services.tokenizer.text import load_text_tokenizer

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from models.bundle import GeneratorPart
-from services.backbone.keymap import to_transformers
 from services.backbone.model import CsmModel, build_model, init_random
 from support.tiny_csm import make_stock, tiny_part
+from support.transformers_names import to_transformers
 
 
 @pytest.fixture(scope="module", params=[32, 4], ids=["32 codebooks", "4 codebooks"])

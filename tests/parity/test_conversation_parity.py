@@ -23,8 +23,9 @@ from services.backbone.graph_runner import GraphRunner
 from services.backbone.model import build_model, init_random
 from services.backbone.noise import gumbel
 from services.backbone.prompt import Audio, PromptLimits, Text
+from services.backbone.request import Request, Sampling
 from services.backbone.sampling import sample
-from services.backbone.scheduler import Request, Sampling, Scheduler
+from services.backbone.scheduler import Scheduler
 from support.tiny_csm import tiny_part
 
 PART = tiny_part(codebooks=4)

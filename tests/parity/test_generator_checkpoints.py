@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from models.bundle import load_bundle
 from models.files import PartError
-from services.backbone.keymap import to_transformers
 from services.backbone.model import build_model, init_random
 from services.backbone.weights import load_model, save_sesame, sesame_config
 from support.tiny_csm import make_stock, tiny_part
+from support.transformers_names import to_transformers
 
 SESAME = {"layout": "sesame", "config": "config.json", "weights": ["model.safetensors"]}
 TRANSFORMERS = {

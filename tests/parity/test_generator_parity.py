@@ -11,13 +11,14 @@ import torch
 
 from services.backbone.depth_decoder import DepthDecoder
 from services.backbone.eager_runner import EagerRunner
-from services.backbone.keymap import from_transformers, to_transformers
+from services.backbone.keymap import from_transformers
 from services.backbone.model import build_model, rope_table
 from services.backbone.prompt import Audio, PromptLimits, Text
-from services.backbone.scheduler import Sampling
+from services.backbone.request import Sampling
 from services.backbone.transformer import Transformer, attention
 from support.backbone_slots import open_slot
 from support.tiny_csm import AUDIO_EOS_TOKEN, AUDIO_TOKEN, make_stock
+from support.transformers_names import to_transformers
 
 FRAMES = 20
 

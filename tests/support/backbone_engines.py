@@ -7,7 +7,8 @@ import threading
 
 from services.backbone.blocks import BlockPool
 from services.backbone.engine import Engine
-from services.backbone.scheduler import Request, Sampling, Scheduler
+from services.backbone.request import Request, Sampling
+from services.backbone.scheduler import Scheduler
 
 
 class FakeRunner:

@@ -13,7 +13,7 @@ from services.backbone.blocks import BlockPool
 from services.backbone.eager_runner import EagerRunner
 from services.backbone.model import build_model, init_random
 from services.backbone.prompt import Audio, PromptLimits, Text
-from services.backbone.scheduler import Sampling
+from services.backbone.request import Sampling
 from support.backbone_slots import open_slot, own_table, read_prompt
 
 TINY = GeneratorPart(

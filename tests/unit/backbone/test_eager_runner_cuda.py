@@ -13,7 +13,7 @@ from services.backbone.eager_runner import EagerRunner
 from services.backbone.model import build_model, init_random
 from services.backbone.noise import gumbel
 from services.backbone.prompt import Audio, PromptLimits, Text
-from services.backbone.scheduler import Sampling
+from services.backbone.request import Sampling
 from services.backbone.weights import load_model, save_sesame
 from support.backbone_slots import open_slot
 

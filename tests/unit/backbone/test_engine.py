@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.backbone.scheduler import FinishReason, QueueFull
+from services.backbone.request import FinishReason
+from services.backbone.scheduler import QueueFull
 from support.backbone_engines import Bench, FakeRunner, until
 
 pytestmark = pytest.mark.timeout(30)

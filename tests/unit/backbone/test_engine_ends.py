@@ -9,7 +9,8 @@ import pytest
 from services.backbone.blocks import BlockPool
 from services.backbone.engine import Engine, EngineStopped
 from services.backbone.generation import GenerationEnded
-from services.backbone.scheduler import FinishReason, Request, Sampling, Scheduler
+from services.backbone.request import FinishReason, Request, Sampling
+from services.backbone.scheduler import Scheduler
 from support.backbone_engines import Bench, FakeRunner, until
 
 pytestmark = pytest.mark.timeout(30)

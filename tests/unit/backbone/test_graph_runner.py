@@ -18,7 +18,8 @@ from services.backbone.engine import Engine
 from services.backbone.graph_runner import GraphRunner
 from services.backbone.model import build_model, init_random
 from services.backbone.prompt import Audio, PromptLimits, Text
-from services.backbone.scheduler import FinishReason, Request, Sampling, Scheduler
+from services.backbone.request import FinishReason, Request, Sampling
+from services.backbone.scheduler import Scheduler
 from support.backbone_slots import open_slot, own_table
 
 PART = GeneratorPart(

@@ -14,7 +14,8 @@ from services.backbone.engine import Engine
 from services.backbone.graph_runner import GraphRunner
 from services.backbone.model import build_model, init_random
 from services.backbone.prompt import Audio, PromptLimits, Text
-from services.backbone.scheduler import Request, Sampling, Scheduler
+from services.backbone.request import Request, Sampling
+from services.backbone.scheduler import Scheduler
 
 PART = GeneratorPart(
     96, 67, 4, LlamaShape(1, 4, 2, 32, 64, 2048), LlamaShape(1, 2, 1, 16, 32, 5), (), Path()

@@ -6,7 +6,8 @@ import pytest
 
 from services.backbone.blocks import BlockPool
 from services.backbone.prefix_keys import PrefixKeys
-from services.backbone.scheduler import FinishReason, QueueFull, Request, Sampling, Scheduler
+from services.backbone.request import FinishReason, Request, Sampling
+from services.backbone.scheduler import QueueFull, Scheduler
 
 FRAME = [1, 2]
 END = [0, 0]
