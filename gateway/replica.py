@@ -11,6 +11,7 @@ import asyncio
 import enum
 import logging
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -122,6 +123,7 @@ class Replica:
         missed = 0  # probes in a row
         while True:
             self._probe_now.clear()
+            self._abandon_stalled()
             health = await self._probe()
             if health is Health.EJECTED:
                 missed += 1
@@ -156,6 +158,14 @@ class Replica:
                     return Health.SERVING
         serving = answer.status == health_pb2.HealthCheckResponse.SERVING
         return Health.SERVING if serving else Health.DRAINING
+
+    def _abandon_stalled(self) -> None:
+        """Break off streams that get nothing although the process answers, when another replica can resume them."""
+        now_s = time.monotonic()
+        for call in tuple(self.calls):
+            if (stalled_s := call.stalled_s(now_s)) is not None and self._has_alternative(self):
+                log.warning("%s %s gave a stream nothing for %.1f s", self.stage, self.address, stalled_s)
+                call.abandon(f"{self.address} gave nothing for {stalled_s:.1f} s")
 
     def _change(self, health: Health) -> None:
         if self.health is Health.EJECTED and health in (Health.SERVING, Health.DRAINING):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -12,6 +13,10 @@ import grpc
 from services.runtime.errors import CallError, InternalError, UnavailableError, from_upstream
 
 Rename = Callable[[str], str]
+
+# A stream is stalled when the stage owes a message, and gives none for so many times the longest step so far.
+STALL_STEPS = 10
+STALL_FLOOR_S = 5.0
 
 
 class StageCall:
@@ -24,6 +29,11 @@ class StageCall:
     def __init__(self, stage: str, call: Any, rename: Rename | None = None):
         self.stage, self._call, self._rename = stage, call, rename
         self._abandoned: str | None = None
+        # Whether the stage has all that it needs for its next message. Set by whoever reads the stream.
+        self.is_owed: Callable[[], bool] = lambda: False
+        self._reading = False
+        self._owed_from_s: float | None = None
+        self._longest_step_s = 0.0
 
     def abandon(self, why: str) -> None:
         """End the call: whoever waits for it gets UNAVAILABLE with `why`."""
@@ -34,13 +44,31 @@ class StageCall:
         """Run `callback` when the call is over."""
         self._call.add_done_callback(callback)
 
+    def stalled_s(self, now_s: float) -> float | None:
+        """How long a message has been owed, once that is too long; None before. To be asked twice a second.
+
+        Time in which nobody reads does not count: a slow listener is no stalled stage.
+        """
+        if not self._reading or not self.is_owed():
+            self._owed_from_s = None
+        elif self._owed_from_s is None:
+            self._owed_from_s = now_s
+        elif now_s - self._owed_from_s > max(STALL_FLOOR_S, STALL_STEPS * self._longest_step_s):
+            return now_s - self._owed_from_s
+        return None
+
     async def response(self) -> Any:
         """The answer of a unary call. Raises: CallError."""
         return await self._guarded(self._call)
 
     async def read(self) -> Any:
         """The next message, or None at the end. Raises: CallError."""
-        message = await self._guarded(self._call.read())
+        began_s, self._reading = time.monotonic(), True
+        try:
+            message = await self._guarded(self._call.read())
+        finally:
+            self._reading, self._owed_from_s = False, None
+        self._longest_step_s = max(self._longest_step_s, time.monotonic() - began_s)
         return None if message is grpc.aio.EOF else message
 
     async def first(self, event: str) -> Any:

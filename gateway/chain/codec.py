@@ -103,8 +103,8 @@ class CodecLink:
                         self._on_output("codec")
                         return new
                 case "finished":
-                    if not self._fed_all or response.finished.frames != self.frames:
-                        raise InternalError(f"codec: decoded {response.finished.frames} of {self.frames} frames")
+                    if not self._fed_all or self._decoded != self.samples:
+                        raise InternalError(f"codec: gave {self._decoded} of {self.samples} samples")
                     await self._call.end()
                     return None
                 case _:
@@ -165,6 +165,7 @@ class CodecLink:
         self._encoding, self.samples_per_frame = ENCODINGS[started.format.encoding], started.samples_per_frame
         self._window, self._discarded = CreditWindow(CODEC_WINDOW_FRAMES), discard
         self._decoded = discard * self.samples_per_frame
+        call.is_owed = lambda: self._window.in_flight > 0
         self._unsent = deque(self._log.chunks(_MAX_FRAMES))
         self._sender = asyncio.get_running_loop().create_task(self._send(call))
 

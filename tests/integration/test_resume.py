@@ -13,6 +13,7 @@ import pytest
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
 
+from gateway import stage_calls
 from models.bundle import load_bundle
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
@@ -200,7 +201,26 @@ async def test_a_path_that_swallows_bytes_is_noticed_in_3_s(open_pair, probe, st
             await asyncio.sleep(0.05)
 
 
-async def test_a_slow_reader_is_no_frozen_stage(open_pair, probe):
+@pytest.mark.parametrize("stage", ["codec", "watermark"])
+async def test_a_stage_that_answers_but_gives_nothing_is_left(open_pair, probe, stage, monkeypatch):
+    """Its process is alive, its device hangs: health says SERVING, streams stand still."""
+    monkeypatch.setattr(stage_calls, "STALL_FLOOR_S", 0.5)
+    chain, pairs = await open_pair(stage)
+    hold_generation(probe, pairs, 20)
+    listener = Listener(chain)
+    await listener.until(20)
+    hanging = await busy_replica(pairs[stage])
+    hanging.probe.silent = {stage}
+    hold_generation(probe, pairs, 35)
+    (other,) = (replica for replica in pairs[stage] if replica is not hanging)
+    await other.probe.until(lambda: other.active, 10)
+    hold_generation(probe, pairs, None)
+    np.testing.assert_array_equal(await listener.rest(), whole())
+    assert listener.longest_wait_s < 10
+
+
+async def test_a_slow_reader_is_no_frozen_stage(open_pair, probe, monkeypatch):
+    monkeypatch.setattr(stage_calls, "STALL_FLOOR_S", 0.5)
     chain, pairs = await open_pair(*STAGES)
     listener = Listener(chain)
     await listener.until(2)
