@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_SHORTCODE = re.compile(r"(?<![\w:]):[a-z][a-z0-9_+-]{1,40}:(?![\w:])")
+_SHORTCODE = re.compile(r"(?<![\w:]):(?:[a-z][a-z0-9_+-]{1,40}|[+-]1|100):(?![\w:])")
 _EMOTICON = re.compile(
     r"(?<![^\s.,!?\"')])(?:"
     r"(?:[:;=]|8-)[-'^o]?[)\](\[DPpOo3/\\|*$@]+|[xX]D|<3+|</3|[:;]'[-]?[()]|-_+-|[oO]_[oO]|>[:;][()]|T_T|;_;|\\o/"

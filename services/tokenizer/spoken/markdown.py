@@ -15,11 +15,14 @@ _IMAGE_OR_LINK = re.compile(r"!?\[([^\[\]\n]*)\]\((?:[^()\s]|\([^()\s]*\))*(?:\s
 _REFERENCE_LINK = re.compile(r"!?\[([^\[\]\n]+)\]\[[^\[\]\n]*\]")
 _LINK_TARGET = re.compile(r"^\s*\[[^\[\]\n]+\]:\s*(?:\w+://|www\.)\S+.*$", re.M)
 _FOOTNOTE = re.compile(r"\[\^[^\[\]\s]+\]:?")
-_MARKS = r"(?:\[\d{1,3}(?:\s?[,–-]\s?\d{1,3})*\])+"
-_CITATION = re.compile(rf"(?<=[\w.,;:!?\"')]){_MARKS}|(?<=[\w\"')]) {_MARKS}(?=[.,;:!?]|$)")
+_MARKS = r"(?:\[[1-9]\d{0,2}(?:\s?[,–-]\s?\d{1,3})*\])+"
+_CITATION = re.compile(
+    rf"(?<=[\w.,;:!?\"')]){_MARKS}|(?<=[\w\"')])(?<!\band)(?<!\bor)(?<!\bsee)(?<!\bin)(?<!\bof)(?<!\bby)(?<!\bfrom) {_MARKS}(?=[.,;:!?]|$)"
+)
 _AUTOLINK = re.compile(r"<((?:https?://|mailto:)[^<>\s]+|[\w.+-]+@[\w-]+\.[\w.-]+)>")
 _SPAN = r"(?=[^\s{0}])(.{{1,400}}?)(?<=[^\s{0}])"
 _EMPHASIS = (
+    ("**", re.compile(rf"(?<![\d*])(\*\*){_SPAN.format('*')}\1(?![\d*])", re.S)),
     ("*", re.compile(rf"(?<![\w*])(\*{{1,3}}){_SPAN.format('*')}\1(?![\w*])", re.S)),
     ("_", re.compile(rf"(?<!\w)(_{{1,3}}){_SPAN.format('_')}\1(?!\w)", re.S)),
     ("~~", re.compile(rf"(~~){_SPAN.format('~')}\1", re.S)),
@@ -27,6 +30,7 @@ _EMPHASIS = (
     ("==", re.compile(rf"(==){_SPAN.format('=')}\1", re.S)),
 )
 _NESTED = 3
+_SUBSCRIPT = re.compile(r"(?<=\w)~(\w{1,4})~|(?<=\w)\^(st|nd|rd|th|\w{1,2})\^")
 _ESCAPE = re.compile(r"\\([\\`*_{}\[\]()#+.!~|<>\"'$%&-])")
 _LATEX = (
     (re.compile(r"\\[()\[\]]|\$\$"), " "),
@@ -65,7 +69,13 @@ def strip_markdown(text: str) -> str:
             if bare == text:
                 break
             text = bare
+    text = _SUBSCRIPT.sub(_script, text)
     return _ESCAPE.sub(r"\1", text) if "\\" in text else text
+
+
+def _script(match: re.Match[str]) -> str:
+    """H~2~O, x^2^, 21^st^."""
+    return match[1] or (match[2] if match[2] in ("st", "nd", "rd", "th") else f"^{match[2]}")
 
 
 def _join_lines(text: str) -> str:

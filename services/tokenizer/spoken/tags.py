@@ -14,9 +14,15 @@ _ATTRIBUTE = r"""\s+[\w:.@-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s<>"'=]+)"""
 _TAG = re.compile(rf"<(/?)([A-Za-z][\w:.-]*)((?:{_ATTRIBUTE}|\s+(?:disabled|checked|hidden|open))*)\s*(/?)>")
 _BLOCKS = frozenset(
     "p div br li ul ol tr table h1 h2 h3 h4 h5 h6 hr blockquote section article header footer title s dd dt pre "
-    "paragraph sentence option body speak".split()
+    "paragraph sentence option body speak details summary figcaption figure aside main nav form fieldset legend label button "
+    "think thinking".split()
+)
+_INLINE = frozenset(
+    "a abbr b bdi bdo cite code data del dfn em font i ins kbd mark q rp rt ruby samp small span strike strong sub sup time tt u var wbr "
+    "emphasis prosody voice phoneme say-as lang w token mark express-as amazon:effect".split()
 )
 _CELLS = frozenset(("td", "th"))
+_RAISED = re.compile(r"<sup>\s*(-?\d{1,3}|st|nd|rd|th)\s*</sup>", re.I)
 _SUB_ALIAS = re.compile(r"""<sub\b[^<>]*\balias\s*=\s*["']([^"'<>]*)["'][^<>]*>[^<>]*</sub\s*>""", re.I)
 _SAY_AS = re.compile(
     r"""<say-as\b[^<>]*\binterpret-as\s*=\s*["'](?:characters|spell-out|verbatim|digits)["'][^<>]*>([^<>]*)</say-as\s*>""",
@@ -38,6 +44,7 @@ def strip_tags(text: str) -> str:
         text = _CONTROL_TOKEN.sub(" ", text)
     if "<" in text:
         text = _UNSPOKEN_ELEMENT.sub(" ", _COMMENT.sub(" ", text))
+        text = _RAISED.sub(lambda m: m[1] if m[1].isalpha() else f"^{m[1]}", text)
         text = _SUB_ALIAS.sub(r"\1", text)
         text = _SAY_AS.sub(lambda m: " ".join("".join(m[1].split())), text)
         text = _BREAK.sub(_pause, text)
@@ -53,7 +60,7 @@ def _tag(match: re.Match[str]) -> str:
         return "\n"
     if name in _CELLS:
         return ", " if match[1] else " "
-    return ""
+    return "" if name in _INLINE else " "
 
 
 def _pause(match: re.Match[str]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from services.tokenizer.spoken.english.abbreviations import read_abbreviations
+from services.tokenizer.spoken.english.abbreviations import read_abbreviations, read_slashes
 from services.tokenizer.spoken.english.addresses import read_addresses
-from services.tokenizer.spoken.english.codes import read_codes
+from services.tokenizer.spoken.english.codes import read_codes, read_sizes
 from services.tokenizer.spoken.english.dates import read_dates
 from services.tokenizer.spoken.english.fractions import read_fractions
 from services.tokenizer.spoken.english.initials import read_initials
@@ -28,6 +28,7 @@ def read_english(text: str) -> str:
     """Words and sentence punctuation for one text, which is clean, folded and without markup."""
     text = read_names(text)
     text = read_addresses(text)
+    text = read_abbreviations(text)
     if _DIGIT.search(text):
         text = read_approximately(text)
         text = read_phones(text)
@@ -35,6 +36,7 @@ def read_english(text: str) -> str:
         text = read_times(text)
         text = read_ranges(text)
         text = read_money(text)
+        text = read_sizes(text)
         text = read_units(text)
         text = read_ratios(text)
         text = read_versions(text)
@@ -43,7 +45,7 @@ def read_english(text: str) -> str:
     else:
         text = read_named_units(read_ranges(read_dates(text)))
     text = read_roman(text)
-    text = read_abbreviations(text)
+    text = read_slashes(text)
     text = read_maths(text)
     text = read_plain(text)
     text = read_initials(text)

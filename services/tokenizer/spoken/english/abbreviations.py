@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
+from services.tokenizer.spoken.english.sentences import begins_sentence
+
 _TITLES = {
     "Dr": "Doctor", "Mr": "Mister", "Mrs": "Missus", "Ms": "Miz", "Prof": "Professor", "Gov": "Governor", "Sen": "Senator",
     "Rep": "Representative", "Gen": "General", "Col": "Colonel", "Maj": "Major", "Capt": "Captain", "Cpt": "Captain", "Lt": "Lieutenant",
     "Sgt": "Sergeant", "Cpl": "Corporal", "Pvt": "Private", "Rev": "Reverend", "Hon": "Honorable", "Pres": "President", "Msgr": "Monsignor",
     "Adm": "Admiral", "Cmdr": "Commander", "Insp": "Inspector", "Supt": "Superintendent", "Fr": "Father", "Sr": "Sister", "Br": "Brother",
-    "Messrs": "Messers", "Mx": "Mix",
+    "Messrs": "Messers", "Mx": "Mix", "Drs": "Doctors",
 }  # fmt: skip
 # With a full stop, which ends the sentence as well where one ends.
 _DOTTED = {
@@ -44,22 +46,26 @@ _TITLE = re.compile(rf"\b({'|'.join(_TITLES)})\b\.?(?=\s+(?:[A-Z]|(?:and|or|&)\s
 _DOTLESS_TITLES = frozenset("Dr Mr Mrs Ms Prof Sgt Capt Lt".split())
 _DOT = re.compile(rf"(?<![\w.@/-])({'|'.join(sorted(_DOTTED, key=len, reverse=True))})\.(?![\w]|\.\w)")
 _LATIN = re.compile(
-    r"(?<![\w.])(e\.\s?g\.|i\.\s?e\.|a\.k\.a\.|et al\.|P\.S\.|p\.s\.|n\.b\.|N\.B\.|q\.v\.|c\.\s(?=\d{4})|R\.I\.P\.|Ph\.?\s?D\.?|M\.D\.|w/o(?=\s|$)|w/\s?|b/c\b|c/o\b|n/a\b|N/A\b|R&D\b|R&B\b|Q&A\b|B&B\b|AT&T\b|aka\b|No\.\s?(?=\d)|no\.\s?(?=\d)|Nr\.\s?(?=\d)|eg\b|ie\b|&c\.)(,)?"
+    r"(?<![\w.])(e\.\s?g\.|i\.\s?e\.|a\.k\.a\.|et al\.|P\.S\.|p\.s\.|n\.b\.|N\.B\.|q\.v\.|c\.\s(?=\d{4})|R\.I\.P\.|Ph\.?\s?D\.?|M\.D\.|w/o(?=\s|$)|w/out\b|w/\s?(?=[a-zA-Z]{2,}|\d)|TL;DR\b|YoY\b|QoQ\b|MoM\b|MSc\b|BSc\b|p\.a\.|pcm\b|s/he\b|gov't\b|int'l\b|nat'l\b|dep't\b|feat\.(?=\s)|[fF]t\.(?=\s[A-Z][a-z]+\s*(?:[.,;:!?)&]|$|\sand\s[A-Z]))|[nN]o\.(?=\sof\b)|v\.(?=\s[A-Z][a-z])|b/c\b|c/o\b|n/a\b|N/A\b|R&D\b|R&B\b|Q&A\b|B&B\b|AT&T\b|aka\b|No\.\s?(?=\d)|no\.\s?(?=\d)|Nr\.\s?(?=\d)|eg\b|ie\b|&c\.)(,)?"
 )
 _LATIN_WORDS = {
     "e.g.": "for example", "i.e.": "that is", "a.k.a.": "also known as", "aka": "also known as", "etal.": "and others", "p.s.": "P S", "n.b.": "N B",
     "q.v.": "which see", "c.": "circa ", "r.i.p.": "R I P", "phd": "P H D", "m.d.": "M D", "w/o": "without", "w/": "with ", "b/c": "because",
     "c/o": "care of", "n/a": "not applicable", "r&d": "R and D", "r&b": "R and B", "q&a": "Q and A", "b&b": "B and B", "at&t": "A T and T",
-    "no.": "number ", "nr.": "number ", "eg": "for example", "ie": "that is", "&c.": "et cetera",
+    "no.": "number ", "nr.": "number ", "w/out": "without", "tl;dr": "T L D R", "yoy": "year over year", "qoq": "quarter over quarter",
+    "mom": "month over month", "msc": "M S C", "bsc": "B S C", "p.a.": "per annum", "pcm": "per calendar month", "s/he": "he or she",
+    "gov't": "government", "int'l": "international", "nat'l": "national", "dep't": "department", "feat.": "featuring", "ft.": "featuring",
+    "v.": "versus", "eg": "for example", "ie": "that is", "&c.": "et cetera",
 }  # fmt: skip
 _STREET = re.compile(
-    r"(?<=[a-zA-Z\d] )St\b\.?(?=\s*(?:[,;:!?)]|$|\.|\s(?:and|in|at|is|was|near|to|by|or|on|for|from|NW|NE|SW|SE|Apt|Suite|#)|\s[A-Z][a-z]+,))|(?<=(?:st|nd|rd|th) )St\b\.?"
+    r"(?<=[a-zA-Z\d] )St\b\.?(?=\s*(?:[,;:!?)]|$|\s(?:and|in|at|is|was|near|to|by|or|on|for|from|NW|NE|SW|SE|Apt|Suite|#)|\s[A-Z][a-z]+,))|(?<=\d(?:st|nd|rd|th) )St\b\.?"
 )
 _SAINT = re.compile(r"\bSt\b\.?(?=\s+[A-Z][a-z])")
 _DRIVE = re.compile(r"(?<=[a-z] )Dr\b\.?(?=\s*(?:[,;:!?)]|$|\s(?:and|in|at|is|was|near|to|by|or|on|NW|NE|SW|SE)\b))")
 _STREET_DOTLESS = re.compile(
     r"(?<=[a-z] )(Ave|Blvd|Rd|Hwy|Pkwy)\b(?=\s*(?:[,;:!?)]|$|\s(?:and|in|at|is|was|near|to|by|or|on|NW|NE|SW|SE)\b))"
 )
+_HIGHWAY = re.compile(r"\bHwy\b\.?(?=\s\d)")
 _SENTENCE = re.compile(r"\s+[\"'(]?[A-Z]")
 _SLASH_WORDS = re.compile(r"(?<![\w/.:])([A-Za-z]+)/([A-Za-z]+)(?:/([A-Za-z]+))?(?![\w/])")
 _SLASH_OR = frozenset(
@@ -85,17 +91,17 @@ _SLASH_OR = frozenset(
 )
 _SHORT_NAMES = (
     "vs|approx|dept|govt|pls|thx|btw|idk|tbh|imo|imho|fyi|asap|tbd|diy|faq|atm|rsvp|etc|lol|omg|brb|smh|ikr|afaik|iirc|"
-    "pov|ngl|nvm|wfh|eta|ceo|cfo|cto|usa|fbi|html|url|pdf|gpu|cpu|llm|llms|api|apis|sql|http|https|usb|gps|wi-fi|wifi|mph"
+    "pov|ngl|nvm|wfh|eta|ceo|cfo|cto|usa|fbi|html|url|pdf|gpu|cpu|llm|llms|api|apis|sql|http|https|usb|gps|wi-fi|wifi"
 )
 _SHORT_WORDS = re.compile(rf"(?<![\w'’.@-])({_SHORT_NAMES})(?![\w'’@-]|\.\w)")
 _SHORT = {"vs": "versus", "approx": "approximately", "dept": "department", "govt": "government", "pls": "please", "thx": "thanks", "etc": "et cetera",
-          "mph": "miles per hour", "wi-fi": "wifi", "wifi": "wifi", "lol": "lol", "llms": "L L Ms", "apis": "A P Is"}  # fmt: skip
+          "wi-fi": "wifi", "wifi": "wifi", "lol": "lol", "llms": "L L Ms", "apis": "A P Is"}  # fmt: skip
 
 
 # What none of which is in a text, it has no abbreviation.
 TRIGGER = re.compile(
     rf"\b(?:{'|'.join(sorted(_DOTLESS_TITLES))}|St|Dr|Ave|Blvd|Rd|Hwy|Pkwy|aka|eg|ie|{_SHORT_NAMES})\b"
-    rf"|\b(?:{'|'.join(sorted({*_TITLES, *_DOTTED}))}|No|no|Nr)\.|\.[ ][a-z]"
+    rf"|\b(?:{'|'.join(sorted({*_TITLES, *_DOTTED}))}|No|no|Nr)\.|\.[ ][a-z]|\b[Hh]wy\b|\b(?:gov|int|nat|dep)'[tl]\b"
 )
 
 
@@ -107,8 +113,13 @@ def read_abbreviations(text: str) -> str:
     text = _DRIVE.sub(lambda m: "Drive" + _stop(m), text)
     text = _TITLE.sub(lambda m: _TITLES[m[1]] if m[0].endswith(".") or m[1] in _DOTLESS_TITLES else m[0], text)
     text = _DOT.sub(_dotted, text)
+    text = _HIGHWAY.sub("Highway", text)
     text = _STREET_DOTLESS.sub(lambda m: _DOTTED[m[1]], text)
-    text = _SHORT_WORDS.sub(lambda m: _SHORT.get(m[1]) or " ".join(m[1].upper()), text)
+    return _SHORT_WORDS.sub(lambda m: _SHORT.get(m[1]) or " ".join(m[1].upper()), text)
+
+
+def read_slashes(text: str) -> str:
+    """`he/she` → he or she; `read/write` → read slash write."""
     return _SLASH_WORDS.sub(_slash, text) if "/" in text else text
 
 
@@ -119,6 +130,8 @@ def _latin(match: re.Match[str]) -> str:
     else:
         ends = match[1].endswith(".") and key in ("etal.", "m.d.", "&c.")
     words = _LATIN_WORDS[key]
+    if key == "no." and match.string.startswith(" of", match.end()):
+        return "number"
     after = match.string[match.end() :]
     stop = "." if ends and not match[2] and (not after.strip() or _SENTENCE.match(after)) else ""
     return words + stop + (match[2] or "")
@@ -126,15 +139,17 @@ def _latin(match: re.Match[str]) -> str:
 
 def _dotted(match: re.Match[str]) -> str:
     word, before, after = match[1], match.string[: match.start()], match.string[match.end() :]
-    is_end = not after.strip() or bool(_SENTENCE.match(after))
+    is_end = begins_sentence(after) if word in _AFTER_NAME else not after.strip() or bool(_SENTENCE.match(after))
     if word in _ONLY_BEFORE_NUMBER and not re.match(r"\s*[\dIVX#]", after):
         return match[0]
     if word in _ONLY_AFTER_NUMBER and not re.search(
-        r"(?:\d|\b(?:an?|per|few|several|one|two|three|four|five|six|seven|eight|nine|ten|half|hundred))\s?$", before
+        r"(?:\b(?:an?|per|few|several|one|two|three|four|five|six|seven|eight|nine|ten|half|hundred))\s?$", before
     ):
         return match[0]
     if word in _ONLY_BEFORE_NAME and not re.match(r"\s+[A-Z]", after):
         return match[0]
+    if word in ("Jr", "Sr") and re.match(r"\s+[a-z]", after):
+        return _DOTTED[word]
     if word in _AFTER_NAME and not re.search(r"(?:[A-Z\d][\w'’&]*|[a-z]{3,}),?\s$", before):
         return match[0]
     if word == "al":
@@ -160,7 +175,7 @@ def _stop(match: re.Match[str]) -> str:
 
 def _slash(match: re.Match[str]) -> str:
     parts = [part for part in match.groups() if part]
-    if parts[0].lower() in ("and",) or (len(parts) == 2 and parts[0] in ("I", "A")):
+    if parts[0].lower() in ("and", "either") or (len(parts) == 2 and parts[0] in ("I", "A")):
         return " ".join(parts)
     if parts[0].lower() in _SLASH_OR:
         return " or ".join(parts)

@@ -16,9 +16,9 @@ _SUFFIXES = (
     "exe|dll|zip|tar|gz|tgz|rar|7z|png|jpe?g|gif|svg|webp|bmp|ico|mp3|mp4|wav|flac|ogg|avi|mov|mkv|md|rst|log|cfg|ini|conf|"
     "env|db|sql|bak|tmp|iso|apk|dmg|deb|rpm|psd|ai|eps|tex|bib|proto|lock|onnx|safetensors"
 )
-_MAIL = re.compile(r"(?:mailto:)?(?<![\w.+-])([\w.+-]+)@((?:[\w-]+\.)+[A-Za-z]{2,24})(?![\w@])")
+_MAIL = re.compile(r"(?:mailto:)?(?<![\w.+-])([\w.+-]+)@((?:[\w-]+\.)+[A-Za-z]{2,24}(?::[\w./-]*\w)?)(?![\w@])")
 _URL = re.compile(
-    r"(?<![\w@])(?:(?:https?|ftp|wss?|ssh|git)://(?:[^\s/@<>\"']+@)?[^\s<>\"'|^{}]+|www\.[\w-]+\.[^\s<>\"'|^{}]+)", re.I
+    r"(?<![\w@])(?:[a-z][a-z0-9+.-]{1,11}://(?:[^\s/@<>\"']+@)?[^\s<>\"'|^{}]+|www\.[\w-]+\.[^\s<>\"'|^{}]+)", re.I
 )
 _DOMAIN = re.compile(
     rf"(?<![\w@.-])((?:[A-Za-z0-9](?:[\w-]*\w)?\.)+(?:{_TOP_LEVEL}))((?::\d{{1,5}})?(?:/[\w./%&=?#~:+@-]*)?)(?![\w@-]|\.\w)"
@@ -29,11 +29,12 @@ _FILE = re.compile(rf"(?<![\w.@/\\-])([\w-]+(?:\.[\w-]+)*)\.({_SUFFIXES})(?![\w-
 _PATH = re.compile(
     r"(?<![\w/.:<])(?:~|\.{1,2})?(?:/[\w.@+-]+){2,}/?|(?<![\w/.:<])(?:~|\.{1,2})/[\w.@+-]+/?|\b[A-Za-z]:\\[\w.\\ -]*[\w\\]"
 )
-_HASHTAG = re.compile(r"(?<![\w&#/])#([A-Za-z_]\w*)")
-_HASH_NUMBER = re.compile(r"(?<![\w&#/])#\s?(\d)")
+_HASHTAG = re.compile(r"(?<![\w&#/])#(?!(?=[0-9A-Fa-f]*\d)(?:[0-9A-Fa-f]{6}|[0-9A-Fa-f]{3})\b)(\d*[A-Za-z_]\w*)")
+_HASH_NUMBER = re.compile(r"(?<![\w&#/])#\s?(\d+)(?!\w)")
+_FILE_PATH = re.compile(rf"(?<![\w.@/\\-])((?:[\w.-]+/)+[\w-]+(?:\.[\w-]+)*)\.({_SUFFIXES})(?![\w-]|\.\w)", re.I)
 _HANDLE = re.compile(r"(?<![\w@.])@([A-Za-z_][\w.]*\w|[A-Za-z])")
 _TRAILING = re.compile(r"[.,;:!?)\]'\"]+$")
-_SCHEME = re.compile(r"^(?:https?|ftp|wss?|ssh|git)://", re.I)
+_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]{1,11}://", re.I)
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])")
 _NAMES = {
     ".": "dot", "/": "slash", "-": "dash", "_": "underscore", "@": "at", ":": "colon", "?": "question mark", "=": "equals",
@@ -54,11 +55,12 @@ _AS_WORDS = {
 def read_addresses(text: str) -> str:
     """Addresses with their dots and slashes in words."""
     if "@" in text:
-        text = _MAIL.sub(lambda m: f"{_spoken(m[1])} at {_spoken(m[2])}", text)
+        text = _MAIL.sub(_mail, text)
     if "/" in text or "www." in text or "WWW." in text:
         text = _URL.sub(_url, text)
     if "." in text:
         text = _IP.sub(_ip, text)
+        text = _FILE_PATH.sub(lambda m: f"{_spoken(m[1], name=True)} dot {_part(m[2])}", text)
         text = _FILE.sub(lambda m: f"{_spoken(m[1], name=True)} dot {_part(m[2])}", text)
         text = _DOMAIN.sub(lambda m: _tailed(m[1] + m[2]), text)
     if "localhost:" in text:
@@ -66,8 +68,8 @@ def read_addresses(text: str) -> str:
     if "/" in text or "\\" in text:
         text = _PATH.sub(lambda m: _spoken(m[0].rstrip("/") if len(m[0]) > 1 else m[0]), text)
     if "#" in text:
-        text = _HASH_NUMBER.sub(r"number \1", text)
         text = _HASHTAG.sub(lambda m: f"hashtag {words_of(m[1])}", text)
+        text = _HASH_NUMBER.sub(r"number \1", text)
     return _HANDLE.sub(lambda m: f"at {_spoken(m[1], name=True)}", text) if "@" in text else text
 
 
@@ -77,6 +79,11 @@ def words_of(name: str) -> str:
         part if part.isupper() and len(part) > 1 else part.lower() if part.isalpha() else part
         for part in _CAMEL.sub(" ", name.replace("_", " ").replace("-", " ")).split()
     )
+
+
+def _mail(match: re.Match[str]) -> str:
+    name, domain = (part.lower() if match[0].isupper() else part for part in match.groups())
+    return f"{_spoken(name)} at {_spoken(domain)}"
 
 
 def _url(match: re.Match[str]) -> str:

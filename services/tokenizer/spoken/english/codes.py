@@ -7,21 +7,34 @@ import re
 from services.tokenizer.spoken.english.initials import spell_mixed
 from services.tokenizer.spoken.english.numbers import MAGNITUDES, NUMBER, cardinal, digits, number, year
 
-_TIMES = re.compile(rf"(?<![\w.,])({NUMBER})[x×](?![\w])")
+_TIMES = re.compile(rf"(?<![\w.,])({NUMBER})[x×](?![\w]|\s?[-+=*/^−÷<>])")
 _BY = re.compile(
-    r"(?<![\w.,/])(\d+(?:\.\d+)?)\s?[x×]\s?(\d+(?:\.\d+)?)(?:\s?[x×]\s?(\d+(?:\.\d+)?))?(?![\w]*\d)(?!\s?=)"
+    r"(?<![\w.,/])(\d+(?:\.\d+)?)\s?[x×]\s?(\d+(?:\.\d+)?)(?:\s?[x×]\s?(\d+(?:\.\d+)?))?(?![\w]*\d)(?!\s?[=^]|\.\d)"
 )
-_SCALED = re.compile(rf"(?<![\w.,])({NUMBER})(k|K|M|mn|B|bn|tn)(?=\s+[a-z]|[.,!?;:)]|\+|$|\s?/|-)(?![.,]\d)")
-_THOUSAND = re.compile(r"(?<![\w.,])(\d+)k\b")
-_RESOLUTION = re.compile(r"(?<![\w.,])(\d{1,2})K\b")
-_PLUS = re.compile(r"(?<=\d)\+(?=\s|[.,;:!?)]|$)")
+_SCALED = re.compile(rf"(?<![\w.,-])({NUMBER})(k|K|M|mn|B|bn|tn)(?=\s+[a-z]|[.,!?;:)]|\+|$|\s?/|-)(?![.,]\d)")
+_RUN = re.compile(r"(?<![\w.,])(\d{1,2})[kK](?=\s(?:run|race|training|walk|runner|course)\b)")
+_ROOM = re.compile(
+    r"(?:\b(?:apartment|apt|unit|room|suite|seat|gate|row|flat|block|building|section|platform|exhibit|form|class|type|grade|table|figure|"
+    r"page|question|part|step|level|terminal|bus|group|tier)s?\.?\s+(?:\w+\s+(?:and|or)\s+)?)$",
+    re.I,
+)
+_THOUSAND = re.compile(r"(?<![\w.,-])(\d+)k\b")
+_KARAT = re.compile(r"(?<![\w.,])(\d\d)K(?=\s(?:gold|yellow|white|rose)\b)")
+_DECIMAL_NAME = re.compile(r"(?<![\w.,])([A-Za-z]{1,6})-?(\d{1,3}\.\d{1,2})(?![\w]|\.\d)")
+_PLUS = re.compile(r"(?<=[\da-z])\+(?=\s|[.,;:!?)]|$)")
 _MIXED = re.compile(r"(?<![\w.,'’])(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:'s)?(?![\w])")
 _PIECES = re.compile(r"[A-Za-z]+|\d+")
 _SCIENTIFIC = re.compile(r"(?<![\w.,])([-−])?(\d+(?:\.\d+)?)[eE]([+-−]?\d{1,3})(?!\w)")
-_PLURAL = re.compile(r"(?<![\w.,$€£])(\d{1,4})['’]?s\b")
+_PLURAL = re.compile(r"(?<![\w.,$€£])(\d{1,4})s\b")
+_TENS = {"10": "tens", "100": "hundreds", "1000": "thousands"}
 _HEX = re.compile(r"(?<![\w])(?:0x([0-9A-Fa-f]{1,16})|#(?=[0-9A-Fa-f]*\d)([0-9A-Fa-f]{6}|[0-9A-Fa-f]{3}))(?![\w])")
-_COMPOUND = re.compile(r"(?<![\w.,])(\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?)-(?=[A-Za-z]{2,})")
+_COMPOUND = re.compile(r"(?<![\w.,-])(\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?)-(?=[A-Za-z]{2,})")
 _UUID = re.compile(r"(?<![\w-])[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}(?![\w-])")
+
+
+def read_sizes(text: str) -> str:
+    """`1920x1080` → 1920 by 1080; the digits are read later, with their unit."""
+    return _BY.sub(lambda m: " by ".join(part for part in m.groups() if part) if " ×" not in m[0] else m[0], text)
 
 
 def read_codes(text: str) -> str:
@@ -29,16 +42,28 @@ def read_codes(text: str) -> str:
     text = _UUID.sub(lambda m: ", ".join(_characters(part) for part in m[0].split("-")), text)
     text = _HEX.sub(lambda m: ("hex " if m[1] else "hash ") + _characters(m[1] or m[2]), text)
     text = _SCIENTIFIC.sub(_scientific, text)
-    text = _BY.sub(
-        lambda m: " by ".join(number(part) for part in m.groups() if part) if " ×" not in m[0] else m[0], text
-    )
+    text = _DECIMAL_NAME.sub(lambda m: f"{_mixed(m[1])} {number(m[2])}", text)
     text = _TIMES.sub(lambda m: f"{number(m[1])} times", text)
-    text = _SCALED.sub(lambda m: f"{number(m[1])} {MAGNITUDES[m[2]]}" if m[2] != "K" or len(m[1]) > 1 else m[0], text)
+    text = _KARAT.sub(lambda m: f"{cardinal(m[1])} karat", text)
+    text = _RUN.sub(lambda m: f"{number(m[1])} K", text)
+    text = _SCALED.sub(_scaled, text)
     text = _THOUSAND.sub(lambda m: f"{cardinal(m[1])} thousand", text)
-    text = _PLUS.sub(" plus", text)
-    text = _COMPOUND.sub(lambda m: f"{number(m[1])}-" if len(m[1]) != 4 else f"{_four(m[1])}-", text)
+    text = _COMPOUND.sub(_compound, text)
     text = _PLURAL.sub(lambda m: f"{_plural(m[1])}", text)
+    text = _PLUS.sub(" plus", text)
     return _MIXED.sub(lambda m: _mixed(m[0]), text)
+
+
+def _scaled(match: re.Match[str]) -> str:
+    if (match[2] == "K" and len(match[1]) == 1) or (len(match[2]) == 1 and _ROOM.search(match.string[: match.start()])):
+        return match[0]
+    return f"{number(match[1])} {MAGNITUDES[match[2]]}"
+
+
+def _compound(match: re.Match[str]) -> str:
+    """24-hour → twenty-four-hour; longer numbers are not hyphenated."""
+    words = _four(match[1]) if len(match[1]) == 4 and match[1].isdigit() else number(match[1])
+    return words.replace(" ", "-") + "-" if words.count(" ") < 2 else words + " "
 
 
 def _four(text: str) -> str:
@@ -46,6 +71,8 @@ def _four(text: str) -> str:
 
 
 def _plural(text: str) -> str:
+    if text in _TENS:
+        return _TENS[text]
     words = _four(text) if len(text) == 4 else cardinal(text)
     return words[:-1] + "ies" if words.endswith("y") else words + ("es" if words.endswith(("x", "s")) else "s")
 

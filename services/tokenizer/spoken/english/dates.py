@@ -32,6 +32,7 @@ _ISO = re.compile(
 )
 _ISO_MONTH = re.compile(r"(?<![\w./$€£-])((?:19|20)\d\d)-(0[1-9]|1[0-2])(?![\w/-]|\.\d)")
 _SLASHED = re.compile(r"(?<![\w./-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\w/-]|\.\d)")
+_MONTH_OF_YEAR = re.compile(r"(?<![\w./,-])(0?[1-9]|1[0-2])/((?:19|20)\d\d)(?![\w/-]|\.\d)")
 _MONTH_DAY = re.compile(
     r"(\b(?:on|by|until|till|from|before|after|since|due|dated?|starting|beginning|through)\s+)"
     r"(0?[1-9]|1[0-2])/(0?[1-9]|[12]\d|3[01])(?![\w/]|[.,-]\d|\s(?:of|cup|tea|table|inch|mile|the|an?)\b)"
@@ -40,7 +41,7 @@ _NAMED_FIRST = re.compile(
     rf"\b{_MONTH}\s+{_DAY}(?:{_DASH}{_DAY})?(?![\w:%/]|\.\d|,\d)(?:(,?\s+|,){_YEAR}\b(?!\s?[%$€£]))?"
 )
 _DAY_FIRST = re.compile(
-    rf"(?<![\w./:,$€£-])(the\s+)?(?:{_DAY}{_DASH})?{_DAY}(\s+of)?[\s-]+{_MONTH}(?![a-z])(?:(,?[\s-]+){_YEAR}\b)?"
+    rf"(?<![\w./:,$€£-])([Tt]he\s+)?(?:{_DAY}{_DASH})?{_DAY}(\s+of)?[\s-]+{_MONTH}(?![a-z])(?:(,?[\s-]+){_YEAR}\b)?"
 )
 _MONTH_YEAR = re.compile(rf"\b{_MONTH}(?:,?\s+|-){_YEAR}\b(?!\s?[%$€£])")
 _MONTH_SPAN = re.compile(rf"\b{_MONTH}{_DASH}{_MONTH}(?![a-z])")
@@ -49,14 +50,14 @@ _DAY_NAMES = "|".join(sorted(_DAYS, key=len, reverse=True))
 _DAY_SPAN = re.compile(rf"\b({_DAY_NAMES})\b\.?({_DASH}|\s(?:to|through|thru|and|&)\s)({_DAY_NAMES})\b\.?(?!\w)")
 _SHORT_DAY = re.compile(rf"\b({_DAY_NAMES})\b(?:\.,?|,)(?=\s+(?:\d|at\b|the\b|{'|'.join(MONTHS)}|{'|'.join(_SHORT)}))")
 _DECADE = re.compile(
-    r"(?<![\w.,$€£#-])(?:(mid|early|late)[- ])?((?:1[0-9]|20)\d0)['’]?s\b(?!/)|(?<![\w.])['’]([1-9]0)['’]?s\b|(?<![\w.,$€£/-])([2-9]0)['’]?s\b(?!/)"
+    r"(?<![\w.,$€£#-])(?:(mid|early|late)[- ])?((?:1[1-9]|20)\d0|10[1-9]0)['’]?s\b(?!/)|(?<![\w.])['’]([1-9]0)['’]?s\b|(?<![\w.,$€£/-])([2-9]0)['’]?s\b(?!/)"
 )
-_APOSTROPHE_YEAR = re.compile(
-    r"(\b(?:of|in|since|class|summer|winter|spring|fall|from|by|back in|until|and|or|the)\s+|[-–]\s?)['’](\d\d)\b(?!['’]?s)",
-    re.I,
+_AGES = re.compile(
+    r"(?:\b(?:the|his|her|their|my|your|our|early|mid|late|roaring|swinging|and|or|of|in|from)[\s-]+)$", re.I
 )
+_APOSTROPHE_YEAR = re.compile(r"((?<![\w'])|(?<=[-–]))['’](\d\d)\b(?!['’]?s|['’])")
 _FISCAL = re.compile(r"\b(FY|CY|AY)[ ']?(\d{4}|\d{2})\b")
-_QUARTER = re.compile(r"\b([QH])([1-4])(?:\s?[/'’-]\s?|\s+)?((?:19|20)\d\d|(?<=['’/-])\d\d)?\b")
+_QUARTER = re.compile(r"\b([QH])([1-4])(?:(?:\s?[/'’-]\s?|\s+)((?:19|20)\d\d|(?<=['’/-])\d\d))?\b")
 _ERA = re.compile(r"\b(\d{1,4})\s?(BCE|BC|CE|AD|B\.C\.E\.|B\.C\.|A\.D\.|C\.E\.)(?![A-Za-z])")
 _ERA_FIRST = re.compile(r"\b(AD|A\.D\.)\s(\d{1,4})\b")
 
@@ -65,6 +66,7 @@ def read_dates(text: str) -> str:
     """`2025-03-14` → March fourteenth, twenty twenty five."""
     text = _ISO.sub(lambda m: _date(m[3], m[4], m[1]) + (" at " if m[0][-1] in "T " else ""), text)
     text = _ISO_MONTH.sub(lambda m: f"{MONTHS[int(m[2]) - 1]} {year(m[1])}", text)
+    text = _MONTH_OF_YEAR.sub(lambda m: f"{MONTHS[int(m[1]) - 1]} {year(m[2])}", text)
     text = _SLASHED.sub(_slashed, text)
     text = _MONTH_DAY.sub(lambda m: m[1] + _date(m[2], m[3]), text)
     text = _NAMED_FIRST.sub(_named_first, text)
@@ -140,6 +142,8 @@ def _day_first(match: re.Match[str]) -> str:
 
 
 def _decade(match: re.Match[str]) -> str:
+    if match[4] and match[4] < "70" and not _AGES.search(match.string[: match.start()]):
+        return match[0]  # seconds
     return (f"{match[1]} " if match[1] else "") + decade(match[2] or match[3] or match[4])
 
 

@@ -57,6 +57,7 @@ _RATES = frozenset(
 
 def read_fractions(text: str) -> str:
     """`3/4` → three quarters; what is no common fraction, `17/23`, → seventeen over twenty three."""
+    text = text.replace("24/7/365", "twenty four seven three sixty five") if "24/7/" in text else text
     text = _ORDINAL_ENDING.sub(lambda m: fraction_words(f"{m[1]} {m[2]}/{m[3]}" if m[1] else f"{m[2]}/{m[3]}"), text)
     return _ANY.sub(_read, text)
 
@@ -69,7 +70,7 @@ def _read(match: re.Match[str]) -> str:
     over, under = amount.split(" ")[-1].split("/")
     if " " not in amount:
         if _OUT_OF.search(match.string[: match.start()]) or (
-            under in ("10", "100", "5") and int(over) > 1 and int(over) <= int(under) and not match[3]
+            under in ("10", "100", "5") and int(over) != 1 and int(over) <= int(under) and not match[3]
         ):
             return f"{lead}{cardinal(over)} out of {cardinal(under)}{match[3] or ''}"
         if amount == "1/2":
@@ -82,7 +83,7 @@ def fraction_words(amount: str) -> str:
     """`1 1/2` → one and a half."""
     whole, _, part = amount.rpartition(" ")
     over, under = part.split("/")
-    if int(under) == 0 or under not in _RATES or int(over) > 99 or (over[0] == "0" and over != "0"):
+    if under not in _RATES or not 1 <= int(over) <= min(99, int(under)) or (over[0] == "0" and over != "0"):
         words = f"{cardinal(over)} over {cardinal(under)}"
         return f"{cardinal(whole)} {words}" if whole else words
     names = {"2": ("half", "halves"), "4": ("quarter", "quarters"), "1": ("whole", "wholes")}

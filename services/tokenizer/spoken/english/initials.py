@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from services.tokenizer.spoken.english.sentences import begins_sentence
+
 # Said as words although they do not look it, or said as words where the rule below would spell them.
 _WORDS = frozenset(
     """NASA NATO UNESCO UNICEF OPEC FIFA UEFA AIDS SARS MERS COVID LASER RADAR SONAR SCUBA SWAT NAFTA ASEAN FEMA IKEA LEGO
@@ -34,7 +36,7 @@ _SPELT = frozenset(
     SAS SOC SDK SQL SMS SUV TNT TSA UAV UPC URN USB UV VAT VA VIN VOA YMCA YWCA AED AGI ALU ANC AOL APR AUX CAA DEA DHL EOF
     EA ED EP EPS EST PST CST MST EDT PDT GMT UTC CET BST IST JST HDMI HTML HTTP HTTPS IEEE IETF IO IR IV LAPD NYPD
     OECD OEM OP OT PA PI PO POC PHD QR QE RGB RTX GTX SOB SSD HDD TA TGIF TOS UAT US USAF USMC USPS VC VOIP WNBA WTO WWE
-    WWI WWII XML XL XXL ICBM NGO NGOS NICU PTSD ROTC AMD IBM HP LG BMW KFC MTV NPC EOS GPT AGM ALA AMC AOC EPL""".split()
+    WWI WWII XML XL XXL ICBM NGO NGOS NICU PTSD ROTC AMD IBM HP LG BMW KFC MTV NPC EOS GPT UCLA IMEI USPS AGM ALA AMC AOC EPL""".split()
 )
 _SAID_AS = {"JSON": "jason", "YAML": "yammel", "JPEG": "J peg", "NOAA": "noah", "NAACP": "N double A C P", "AAA": "triple A",
             "IEEE": "I triple E", "SCSI": "scuzzy", "OK": "okay", "CD-ROM": "C D rom", "COVID": "covid", "IKEA": "ikea",
@@ -134,12 +136,7 @@ def _dotted(match: re.Match[str]) -> str:
     if lower in ("e.g", "i.e", "a.k.a", "p.s"):
         return match[0]  # abbreviations, not initials
     spelt = " ".join(letters.replace(".", "").upper())
-    ends = letters.endswith(".") and (not after.strip() or re.match(r"\s+[\"']?[A-Z][a-z]", after)) and len(after) != 0
-    if letters.endswith(".") and not after.strip():
-        ends = True
-    # After initials of a name or a place a capital follows within the sentence: J.R.R. Tolkien, U.S. Army.
-    if ends and after.strip() and len(spelt) > 1 and lower not in ("a.m", "p.m", "d.c", "b.c"):
-        ends = False
+    ends = letters.endswith(".") and begins_sentence(after)
     return spelt + suffix + ("." if ends else "")
 
 

@@ -22,25 +22,30 @@ _GREEK = dict(
 )  # fmt: skip
 _GREEK_LETTER = re.compile(rf"(?<![^\W\dA-Za-z_])([{''.join(_GREEK)}])(?![^\W\dA-Za-z_])")
 _SUPERSCRIPT_ORDER = {"2": "squared", "3": "cubed"}
-_POWER = re.compile(r"(?<=[\w)])\s?(?:\^|\*\*)\s?(?:\{([^{}]{1,12})\}|\(([^()]{1,12})\)|([-−+]?\w+(?:\.\d+)?))")
+_POWER = re.compile(
+    r"(?<=[\w)])\s?(?:\^|(?<![A-Za-z]{2})\*\*(?=\(?[\d-]|[a-z]\b))\s?(?:\{([^{}]{1,12})\}|\(([^()]{1,12})\)|([-−+]?\w+(?:\.\d+)?))"
+)
 _PLUS = re.compile(r"(?<=[\w)°%])\s?\+\s?(?=[\w(.√-])|(?<![\w+])\+(?=\d)")
 _MINUS = re.compile(
-    r"(?<=[\d)])\s[-−–]\s(?=[\d(a-z])(?=\(?[\da-z]{1,4}\b)|(?<=\b[a-z])\s[-−]\s(?=\d)|(?<=[\w)])\s?−\s?(?=[\w(])"
+    r"(?<=\d)-(?=\d+(?:\.\d+)?\s?=)|(?<=[\d)])\s[-−–]\s(?=[\d(a-z])(?=\(?[\da-z]{1,4}\b)|(?<=\b[a-z])\s[-−]\s(?=\d)|(?<=[\w)])\s?−\s?(?=[\w(])"
 )
 _TIMES = re.compile(r"(?<=\d)\s[xX]\s(?=\d)")
 _NEGATIVE = re.compile(rf"(?<![\w.,)%–—-])[-−](?={NUMBER})")
 _DIVIDED = re.compile(r"(?<=[\d)])\s/\s(?=[\d(])")
-_PROGRAMMING = (("!=", " is not equal to "), ("<=", " is less than or equal to "), (">=", " is greater than or equal to "), ("===", " equals "),
+_PROGRAMMING = (("&&", " and "), ("||", " or "), ("+=", " plus equals "), ("-=", " minus equals "), ("!=", " is not equal to "), ("<=", " is less than or equal to "), (">=", " is greater than or equal to "), ("===", " equals "),
                 ("==", " equals "), ("=>", " to "), ("->", " to "), ("<-", " from "), ("+/-", " plus or minus "), ("+-", " plus or minus "))  # fmt: skip
-_APPROXIMATE = re.compile(r"[~≈∼]\s?(?=[$€£¥]?\d)")
+_APPROXIMATE = re.compile(r"(?<!\d)[~≈∼]\s?(?=[$€£¥]?\d)")
+_BOUND = re.compile(r"(?<![^\s(])(<=|>=|[<>≤≥])(?=[$€£¥]?\d)")
+_BOUNDS = {"<": "less than", ">": "more than", "≤": "at most", "<=": "at most", "≥": "at least", ">=": "at least"}
 _FACTORIAL = re.compile(r"(?<![\w.])(\d{1,2})!(?=\s?[=+*/×÷-])")
 _FUNCTION = re.compile(r"\b([fgh])\(([a-z])\)")
 _LONE_NUMERIC = re.compile(
-    r"(?<![\w])C\+\+|(?<![\w])([CFJ])#(?!\w)|(?<![\w.])\.NET\b|\bNode\.js\b|\bNotepad\+\+|\bA\+(?!\w)|\b([BCDF])\+(?!\w)|\b([ABCDF])[-−](?=[\s.,;!?]|$)"
+    r"(?<![\w])C\+\+|(?<![\w])([CFJ])#(?!\w)|(?<![\w.])(?:ASP)?\.NET\b|\bNode\.js\b|\bNotepad\+\+|\bA\+(?!\w)|\b([BCDF])\+(?!\w)|\b([ABCDF])[-−](?=[\s.,;!?]|$)"
 )
 _LANGUAGES = {
     "C++": "C plus plus",
     ".NET": "dot net",
+    "ASP.NET": "A S P dot net",
     "Node.js": "Node J S",
     "Notepad++": "Notepad plus plus",
     "A+": "A plus",
@@ -56,8 +61,8 @@ def read_names(text: str) -> str:
 
 
 def read_approximately(text: str) -> str:
-    """`~5` → about 5; before numbers are read with their units."""
-    return _APPROXIMATE.sub("about ", text)
+    """`~5` → about 5, `<5` → less than 5; before numbers are read with their units."""
+    return _BOUND.sub(lambda m: f"{_BOUNDS[m[1]]} ", _APPROXIMATE.sub("about ", text))
 
 
 def read_maths(text: str) -> str:
@@ -67,13 +72,13 @@ def read_maths(text: str) -> str:
             text = text.replace(sign, words)
     text = _FUNCTION.sub(r"\1 of \2", text)
     text = _FACTORIAL.sub(r"\1 factorial", text)
+    text = _MINUS.sub(" minus ", text)
     if "^" in text or "**" in text:
         text = _POWER.sub(_power, text)
     if "*" in text:
         text = re.sub(r"(?<=[\w)])\s?\*\s?(?=[\w(√-])", " times ", text)
     if "+" in text:
         text = _PLUS.sub(" plus ", text)
-    text = _MINUS.sub(" minus ", text)
     text = _TIMES.sub(" times ", text)
     text = _NEGATIVE.sub("minus ", text)
     text = _DIVIDED.sub(" divided by ", text)

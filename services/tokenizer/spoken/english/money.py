@@ -41,7 +41,7 @@ _CURRENCIES: dict[str, tuple[str, str, str, str]] = {
     "ZAR": ("rand", "rand", "cent", "cents"), "AED": ("dirham", "dirhams", "fils", "fils"),
 }  # fmt: skip
 _SIGNS = "|".join(
-    re.escape(sign) for sign in sorted(_CURRENCIES, key=len, reverse=True) if not sign.isalpha() or sign in ("Rs",)
+    re.escape(sign) for sign in sorted(_CURRENCIES, key=len, reverse=True) if not sign.isalpha() or sign in ("Rs", "kr")
 )
 _CODES = "|".join(
     sorted((code for code in _CURRENCIES if code.isalpha() and code not in ("kr", "Rs")), key=len, reverse=True)
@@ -53,13 +53,18 @@ _MAGNITUDE = rf"(?:\s?({'|'.join(sorted(MAGNITUDES, key=len, reverse=True))})(?!
 _RANGE_BEFORE = re.compile(
     rf"({_BEFORE})\s?({_AMOUNT})({_MAGNITUDE})\s?(?:[-–—]|to)\s?(?:\1)?\s?({_AMOUNT})({_MAGNITUDE})(?![\d%])(?!\s?(?:percent|times|people)\b)"
 )
-_PREFIXED = re.compile(rf"([-−–]\s?)?(?<![\w])({_BEFORE})\s?([-−])?({_AMOUNT}){_MAGNITUDE}(\+)?(?!\d)")
+_DOLLARS = "USD|CAD|AUD|NZD|SGD|HKD"
+_PREFIXED = re.compile(
+    rf"([-−–]\s?)?(?<![\w])({_BEFORE})\s?([-−])?({_AMOUNT}){_MAGNITUDE}(\+)?(?!\d)(?:[\s-](?:dollars?|euros?|pounds?|yen|rupees?)\b)?(?:\s({_DOLLARS})\b)?"
+)
 _SUFFIXED = re.compile(rf"(?<![\w.,])([-−])?({_AMOUNT}){_MAGNITUDE}\s?({_AFTER})(?!\d)")
+_PENCE = re.compile(r"(?<![\w.,])(\d{1,2})p\b(?!\s?(?:video|x\b))")
 _CENTS = re.compile(rf"(?<![\w.,])({NUMBER})\s?¢")
 _PER = re.compile(
     r"(?<=[a-z])\s?/\s?(mo|month|months|yr|year|hr|hour|h|day|d|week|wk|night|person|kg|lb|oz|unit|user|seat|item|head|sq ?ft|gallon|gal|liter|litre|l|"
     r"mile|km|min|minute|share|ton|dozen|box|pack|piece|pc|page|word|token|call|GB|MB|kWh|MWh|barrel|bbl)\b\.?"
 )
+_EACH = re.compile(r"(?<=\d)\s?/\s?(day|week|month|year|hour|minute|night|person|user|item|seat|head|share|page)\b")
 _PER_WORDS = {"mo": "month", "yr": "year", "hr": "hour", "h": "hour", "d": "day", "wk": "week", "lb": "pound", "oz": "ounce",
               "kg": "kilogram", "sq ft": "square foot", "sqft": "square foot", "gal": "gallon", "l": "liter", "km": "kilometer",
               "min": "minute", "pc": "piece", "GB": "gigabyte", "MB": "megabyte", "kWh": "kilowatt hour", "MWh": "megawatt hour",
@@ -77,12 +82,18 @@ def read_money(text: str) -> str:
     """`$2.5M` → two point five million dollars; `€9,99` → nine euros and ninety nine cents."""
     text = _RANGE_BEFORE.sub(_range, text)
     text = _PREFIXED.sub(
-        lambda m: ("minus " if m[1] or m[3] else "") + _amount(m[2], m[4], m[5] or m[6], m) + (" plus" if m[7] else ""),
+        lambda m: (
+            ("minus " if m[1] or m[3] else "")
+            + _amount(m[8] or m[2], m[4], m[5] or m[6], m)
+            + (" plus" if m[7] else "")
+        ),
         text,
     )
     text = _SUFFIXED.sub(lambda m: ("minus " if m[1] else "") + _amount(m[5], m[2], m[3] or m[4], m), text)
     text = _CENTS.sub(lambda m: f"{number(m[1])} cent{'' if is_one(m[1]) else 's'}", text)
+    text = _PENCE.sub(lambda m: f"{cardinal(m[1])} {'penny' if m[1] == '1' else 'pence'}", text)
     if "/" in text:
+        text = _EACH.sub(r" per \1", text)
         text = _PER.sub(lambda m: f" per {_PER_WORDS.get(m[1], m[1])}", text)
     return text
 
@@ -99,7 +110,9 @@ def _range(match: re.Match[str]) -> str:
 def _amount(sign: str, text: str, scale: str | None, match: re.Match[str]) -> str:
     one, several, hundredth, hundredths = _CURRENCIES[sign]
     amount = _english(text)
-    adjective = _AS_ADJECTIVE.match(match.string, match.end()) and _DETERMINER.search(match.string[: match.start()])
+    adjective = re.search(r"-(?:dollar|euro|pound)$", match[0]) or (
+        _AS_ADJECTIVE.match(match.string, match.end()) and _DETERMINER.search(match.string[: match.start()])
+    )
     if scale:
         return f"{number(amount)} {_scale(scale)} {one if adjective else several}"
     whole, point, rest = amount.partition(".")

@@ -14,7 +14,7 @@ _NORTH_AMERICAN = re.compile(
 _INTERNATIONAL = re.compile(rf"(?<![\w.])\+(\d{{1,3}})((?:{_SEP}?\(?\d{{1,5}}\)?){{2,6}})(?![\w]){_EXTENSION}")
 _LOCAL = re.compile(rf"(?<![\w.,/$€£-])(\d{{3}})-(\d{{4}})(?![\w/]|[.,-]\d){_EXTENSION}")
 _VANITY = re.compile(r"(?<![\w+])(1-)?([89]\d\d)-((?=[A-Z0-9-]*[A-Z])[A-Z0-9]+(?:-[A-Z0-9]+)*)\b")
-_FREE = re.compile(r"(?<![\w+])(?:1-)?(8\d\d)-(\d{3})-(\d{4})(?![\w-])")
+_FREE = re.compile(r"(?<![\w+])(\+?1-)?(8\d\d)-(\d{3})-(\d{4})(?![\w-])")
 _GROUPS = re.compile(r"(?<![\w.,/-])\d{2,5}(?:[ -]\d{2,5}){2,5}(?![\w/]|[.,-]\d)")
 _TRUNK = re.compile(r"(?<![\w.,/+-])\(?(0\d{2,5})\)?((?:[ -]\d{2,8}){1,4})(?![\w/]|[.,-]\d)")
 _EMERGENCY = re.compile(
@@ -27,15 +27,14 @@ _CODE = re.compile(
 )
 _EXTENSION_WORD = re.compile(r"^(?:ext\.?|x)\s*$")
 _STATE_ZIP = re.compile(r"\b([A-Z]{2})\s+(\d{5})(?:-(\d{4}))?(?![\w.,]\d|\w)")
+_ZIP = re.compile(r"\b([Zz]ip(?: code)?:?\s+)(\d{5})-(\d{4})\b")
 _LONG = re.compile(r"(?<![\w.,:/$€£¥₹-])\d{7,}(?![\w%]|[.,:/]\d|\s?[$€£¥₹%°])")
 
 
 def read_phones(text: str) -> str:
     """Digits one by one, the groups parted by commas."""
     text = _VANITY.sub(_vanity, text)
-    text = _FREE.sub(
-        lambda m: f"{'one, ' if m[0].startswith('1-') else ''}{_hundred(m[1])}, {digits(m[2] + ' ' + m[3])}", text
-    )
+    text = _FREE.sub(_free, text)
     text = _NORTH_AMERICAN.sub(_north_american, text)
     if "+" in text:
         text = _INTERNATIONAL.sub(
@@ -51,8 +50,14 @@ def read_phones(text: str) -> str:
     )
     text = _EMERGENCY.sub(lambda m: m[1] + digits(m[2]), text)
     text = _STATE_ZIP.sub(lambda m: f"{m[1]} {digits(m[2])}" + (f", {digits(m[3])}" if m[3] else ""), text)
+    text = _ZIP.sub(lambda m: f"{m[1]}{digits(m[2] + ' ' + m[3])}", text)
     text = _CODE.sub(lambda m: _EXTENSION_WORD.sub("extension ", m[1]) + _code(m), text)
     return _LONG.sub(lambda m: digits(m[0]), text)
+
+
+def _free(match: re.Match[str]) -> str:
+    lead = "" if not match[1] else "plus one, " if match[1][0] == "+" else "one, "
+    return f"{lead}{_hundred(match[2])}, {digits(match[3] + ' ' + match[4])}"
 
 
 def _north_american(match: re.Match[str]) -> str:

@@ -9,7 +9,7 @@ _SUFFIX = r"(?:\s?(?:%|°[CF]?|[AaPp]\.?[Mm]\.?|[kKMB])(?![\w]))"
 _NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 _CHAIN = re.compile(r"(?<![\w.,/$€£-])\d{1,2}(?:-\d{1,2}){2,}(?![\w/-]|\.\d)")
 _SPAN = re.compile(
-    rf"(?<![\w.,/:$€£¥₹–—−-])({_SIGN})?({_NUMBER})({_SUFFIX})?(?:\s?[–—]\s?|-)({_SIGN})?({_NUMBER})(?![\d,]*\d)(?!\.\d+\.)(?!\s?[-–]\s?\d)"
+    rf"(?<![\w.,/:$€£¥₹–—−-])({_SIGN})?({_NUMBER})({_SUFFIX})?(?:\s?[–—]\s?|-)({_SIGN})?({_NUMBER})(?![\d,]*\d)(?!\.\d+\.)(?!\s?[-–]\s?\d)(?!\s?=)"
 )
 _SPACED = re.compile(
     rf"(?<![\w.,/:])(\b(?:from|between|ages?|pages?|pp\.|chapters?|lines?|years?|weeks?|days?)\s+)({_NUMBER})\s-\s({_NUMBER})"
@@ -17,12 +17,17 @@ _SPACED = re.compile(
 _NEGATIVE_SPAN = re.compile(rf"(?<![\w.,/:])([-−]{_NUMBER})({_SUFFIX})?\s?[–—]\s?([-−]?{_NUMBER})")
 _RATIO = re.compile(r"(?<![\w.,:/])(\d{1,4}):(\d{1,4})(?::(\d{1,4}))?(?![\w:]|\.\d)")
 _LETTERS = re.compile(r"(?<![\w-])([A-Z])\s?[–—-]\s?([A-Z])(?![\w-])")
+_ORDINALS = re.compile(r"\b(\d{1,3}(?:st|nd|rd|th))\s?[–—-]\s?(\d{1,3}(?:st|nd|rd|th))\b")
+_TILDE = re.compile(r"(?<=\d)[~〜～∼](?=\d)")
+_MODEL = re.compile(r"\b(?:Boeing|Airbus|Embraer|Model|Type|Flight|Form|Part)\s$")
 _GRADES = re.compile(r"\b(K|pre-K)\s?[-–]\s?(\d{1,2})\b")
 
 
 def read_ranges(text: str) -> str:
     """Digits stay digits, for what follows (%, kg) to be read with them: 10–20% → 10 to 20%."""
     text = _GRADES.sub(r"\1 through \2", text)
+    text = _ORDINALS.sub(r"\1 to \2", text)
+    text = _TILDE.sub(" to ", text)
     text = _CHAIN.sub(lambda m: m[0].replace("-", ", "), text)
     text = _NEGATIVE_SPAN.sub(r"\1\2 to \3", text)
     text = _SPACED.sub(r"\1\2 to \3", text)
@@ -41,6 +46,8 @@ def read_ratios(text: str) -> str:
 
 def _span(match: re.Match[str]) -> str:
     sign, low, suffix, sign_again, high = match.groups()
+    if _MODEL.search(match.string[: match.start()]) and "-" in match[0]:
+        return f"{low} {high}"
     if low.startswith("0") and len(low) > 1 and "." not in low:
         return match[0]
     if "–" not in match[0] and "—" not in match[0] and len(low) == len(high) == 3 and "," not in low:

@@ -27,12 +27,13 @@ _NAMES = (
     "Justinian|Theodosius|Stephen|Robert|David|Malcolm|Kenneth|Matthew|Rama|Albert|Rainier|Mohammed|Hassan|Hussein|Abdullah|Juan Carlos|"
     "Margrethe|Beatrix|Willem|Sixtus|Julius|Boniface|Celestine|Adrian|Callixtus|Tutankhamun|Menelik|Pepin|Attalus|Antiochus|Mithridates|Philippe|Thomas"
 )
-_REGNAL = re.compile(rf"\b({_NAMES})\s+{_NUMERAL}(?![\w]|\.\w)('s)?")
+_REGNAL = re.compile(rf"\b({_NAMES})\s+{_NUMERAL}(?![\w]|\.\w)")
 _TITLED = re.compile(
     rf"\b((?:King|Queen|Pope|Emperor|Empress|Tsar|Czar|Sultan|Pharaoh|Prince|Duke)\s+[A-Z][a-z]+)\s+{_NUMERAL}(?![\w]|\.\w)"
 )
 _GENERATION = re.compile(r"\b([A-Z][a-z]+\s+(?:[A-Z]\.?\s+)?[A-Z][a-z]+),?\s+(III|II|IV)(?![\w])")
 _PRODUCT = re.compile(r"\b([A-Z]\w+)\s+(II|III|IV|VI{1,3}|IX|XI{1,3}|XIV|XV|XVI)(?![\w])")
+_ALONE = re.compile(r"(?<![\w-])(II|III|VII|VIII|XII|XIII|XIV|XVI|XVII|XVIII|XIX|XXI|XXII|XXIV)(?![\w-]|\.\w)")
 _CENTURY = re.compile(rf"\b(?:the\s+)?{_NUMERAL}(?:th)?\s+(century|centuries)\b")
 _VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 _TRIGGER = re.compile(r"\b[IVXLCDM]+(?!\w)")
@@ -42,8 +43,8 @@ def read_roman(text: str) -> str:
     """`Chapter IV` → Chapter four; `Henry VIII` → Henry the eighth."""
     if not _TRIGGER.search(text):
         return text
-    text = _REGNAL.sub(lambda m: f"{m[1]} the {ordinal(_value(m[2]))}{m[3] or ''}" if m[2] else m[0], text)
-    text = _TITLED.sub(lambda m: f"{m[1]} the {ordinal(_value(m[2]))}" if m[2] else m[0], text)
+    text = _REGNAL.sub(_regnal, text)
+    text = _TITLED.sub(_regnal, text)
     text = _AFTER_NOUN.sub(_after_noun, text)
     text = _CENTURY.sub(
         lambda m: f"the {ordinal(_value(m[1]))} {m[2]}" if len(m[1]) > 1 or m[1] in ("V", "X") else m[0], text
@@ -52,12 +53,28 @@ def read_roman(text: str) -> str:
         lambda m: f"{m[1]} the {ordinal(_value(m[2]))}" if _is_person(m[1]) else f"{m[1]} {cardinal(_value(m[2]))}",
         text,
     )
-    return _PRODUCT.sub(lambda m: f"{m[1]} {cardinal(_value(m[2]))}", text)
+    text = _PRODUCT.sub(lambda m: f"{m[1]} {cardinal(_value(m[2]))}", text)
+    return _ALONE.sub(lambda m: cardinal(_value(m[1])), text)
+
+
+def _regnal(match: re.Match[str]) -> str:
+    if not _is_numeral(match[2]) or match[0].startswith("Malcolm X"):
+        return match[0]
+    return f"{match[1]} the {ordinal(_value(match[2]))}"
+
+
+def _is_numeral(text: str) -> bool:
+    """C, D, L and M alone are letters: Appendix C, John D."""
+    return len(text) > 1 or text in ("I", "V", "X")
 
 
 def _after_noun(match: re.Match[str]) -> str:
     noun, blank, first, rest, second = match.groups()
-    if not first or (first == "I" and not noun[0].isupper() and re.match(r"\s+[a-z]", match.string[match.end() :])):
+    if (
+        not first
+        or not _is_numeral(first)
+        or (first == "I" and not noun[0].isupper() and re.match(r"\s+[a-z]", match.string[match.end() :]))
+    ):
         return match[0]  # in part I agree
     if first == "I" and re.match(
         r"\s+(?:am|was|have|had|think|will|would|can|could|did|do|know|saw|went|like|love|want|need)\b",

@@ -17,16 +17,15 @@ _CLOSING = re.compile(r"\s*[)\]}]+")
 _BULLET = re.compile(r"\s*•\s*")
 _KEPT = re.compile(r"[^\w\s.,;:!?'\"-]|_")
 _APOSTROPHES = re.compile(r"(?<![A-Za-z])'+(?![A-Za-z])|'{2,}")
-_QUOTES = re.compile(r'"+')
+_SINGLE_QUOTED = re.compile(r"(?<![\w'])'(?!n'|\d\ds?\b)(\w[^'\n]{0,300}(?:\w'\w[^'\n]{0,300})*[\w.,!?])'(?![\w'])")
 _MARKS = re.compile(r"([.,;:!?])(?:\s*[.,;:!?])+")
 _BEFORE_MARK = re.compile(r"\s+([.,;:!?])")
 _AFTER_MARK = re.compile(r"(?<=[a-zA-Z])([.,;:!?])(?=[A-Za-z])")
-_EMPTY_QUOTES = re.compile(r"\"\s*[.,;:!?\s]*\"")
 
 
 def read_signs(text: str) -> str:
     """Letters, apostrophes, hyphens within words, quotation marks and sentence punctuation alone."""
-    text = text.translate(_TABLE)
+    text = _SINGLE_QUOTED.sub(r'"\1"', text.translate(_TABLE))
     text = _DASH.sub(", ", text)
     text = _BULLET.sub(", ", text)
     text = _BRACKETS.sub(", ", text)

@@ -17,6 +17,10 @@ _MILITARY = re.compile(r"(?<![\w.:/,$])(0\d|1\d|2[0-3])([0-5]\d)\s?(hours|hrs|h)
 _OFFSET = re.compile(r"\b(UTC|GMT)\s?([+\-−–])\s?(\d{1,2})(?::?([0-5]\d))?\b")
 _MINUTES = re.compile(r"(?<![\w.:/$-])(\d{1,3}):([0-5]\d)(?=\s?(?:min\b|mins\b|minutes?\b|mile\b|per\b|/))")
 _RANGED = r"\d{1,2}(?:[:.]\d\d)?"
+_NAMED = re.compile(r"\b(noon|midnight|now|today|dawn|dusk)\s?[–—-]\s?(?=\d)", re.I)
+_UNTIL = re.compile(r"(?<=[\dmM.])\s?[–—-]\s?(noon|midnight|now|today|present|dawn|dusk|late|close)\b")
+_LASTED = re.compile(r"(?:\b(?:in|of|lasted|took|time|duration|runs|after|for|length)[:\s]+)$", re.I)
+_OCLOCK = "o'clock"
 _SPAN = re.compile(
     rf"(?<![\w.:/$€£,-])({_RANGED}\s?(?:[AaPp]\.?\s?[Mm]\.?)?)\s?[-–—]\s?({_RANGED}\s?[AaPp]\.?\s?[Mm]\b\.?|\d{{1,2}}:\d\d(?!:|\w))(?!\w)"
 )
@@ -24,6 +28,7 @@ _SPAN = re.compile(
 
 def read_times(text: str) -> str:
     """`5:30 p.m.` → five thirty P M; `17:00` → seventeen hundred; `9:05` → nine oh five."""
+    text = _NAMED.sub(r"\1 to ", _UNTIL.sub(r" to \1", text))
     text = _SPAN.sub(_span, text)
     text = _OFFSET.sub(_offset, text)
     text = _MINUTES.sub(lambda m: f"{cardinal(m[1])} {_minute(m[2]) or 'zero'}", text)
@@ -45,7 +50,7 @@ def _clock(match: re.Match[str]) -> str:
         return _half(_hour(match[10]), match[11], match[12], match)
     hour, minute, second, zone = match[5], match[6], match[7], match[9]
     if second is not None:
-        words = f"{_hour(hour)} {_minute(minute) or 'hundred'} and {cardinal(str(int(second)))} seconds"
+        words = _with_seconds(match, hour, minute, second)
     elif minute == "00":
         value = int(hour)
         words = (
@@ -59,6 +64,14 @@ def _clock(match: re.Match[str]) -> str:
     elif zone:
         words += f" {'plus' if '+' in zone else 'minus'} {cardinal(str(int(re.sub(r'[^0-9]', '', zone)[:2])))}"
     return words
+
+
+def _with_seconds(match: re.Match[str], hour: str, minute: str, second: str) -> str:
+    seconds = f"{cardinal(str(int(second)))} seconds"
+    if _LASTED.search(match.string[: match.start()]):
+        hours = f"{cardinal(str(int(hour)))} {'hour' if int(hour) == 1 else 'hours'}"
+        return f"{hours} {cardinal(str(int(minute)))} minutes and {seconds}"
+    return f"{_hour(hour)} {_minute(minute) or ('hundred' if hour[0] == '0' else _OCLOCK)} and {seconds}"
 
 
 def _half(words: str, letter: str, point: str, match: re.Match[str]) -> str:

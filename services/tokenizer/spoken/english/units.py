@@ -12,7 +12,7 @@ _UNITS: dict[str, tuple[str, str]] = {
     unit: (one, several)
     for units, one, several in (
         ("%", "percent", "percent"), ("‰", "per mille", "per mille"), ("pp", "percentage point", "percentage points"),
-        ("bps", "basis point", "basis points"), ("ppm", "part per million", "parts per million"),
+        ("bps|bp", "basis point", "basis points"), ("ppm", "part per million", "parts per million"),
         ("ppb", "part per billion", "parts per billion"),
         ("°C|° C|ºC|degC", "degree Celsius", "degrees Celsius"), ("°F|° F|ºF|degF", "degree Fahrenheit", "degrees Fahrenheit"),
         ("°K", "kelvin", "kelvin"), ("°", "degree", "degrees"), ("K", "kelvin", "kelvin"),
@@ -38,7 +38,7 @@ _UNITS: dict[str, tuple[str, str]] = {
         ("s|sec|secs|sec.", "second", "seconds"), ("min|mins|min.", "minute", "minutes"), ("h|hr|hrs|hr.|hrs.", "hour", "hours"),
         ("d", "day", "days"), ("wk|wks", "week", "weeks"), ("mo|mos", "month", "months"), ("yr|yrs|yr.|yrs.", "year", "years"),
         ("yo|y/o|y.o.", "year old", "years old"),
-        ("mph", "mile per hour", "miles per hour"), ("km/h|kmh|kph|kmph", "kilometer per hour", "kilometers per hour"),
+        ("mph|mi/h", "mile per hour", "miles per hour"), ("km/h|kmh|kph|kmph", "kilometer per hour", "kilometers per hour"),
         ("m/s", "meter per second", "meters per second"), ("m/s^2", "meter per second squared", "meters per second squared"),
         ("km/s", "kilometer per second", "kilometers per second"), ("ft/s|fps ", "foot per second", "feet per second"),
         ("km/l|km/L", "kilometer per liter", "kilometers per liter"),
@@ -76,10 +76,6 @@ _UNITS: dict[str, tuple[str, str]] = {
     for unit in units.split("|")
 }  # fmt: skip
 _UNITS = {unit: words for unit, words in _UNITS.items() if not unit.endswith(" ")}
-# Letters that are as often something else: only right behind the number, or only after a blank.
-_ONLY_JOINED = frozenset("m d t l L K A V J N s h g st pt gr mo F W".split())
-_ONLY_APART = frozenset(("in", "ac"))  # 5 in = inches only before no article; see below
-_WORDS_TOO = re.compile(r"\s+(?:in|st|mi|ha|pt|bar|cal|au|mo|kilo|us|d|t|h|A|as|K|N|J|V)$")
 _ALTERNATIVES = "|".join(re.escape(unit) for unit in sorted(_UNITS, key=len, reverse=True))
 _QUANTITY = re.compile(
     rf"(?<![\w.,])(?:([-−+~≈±<>≤≥])\s?)?({FRACTION}|{NUMBER})(?:(\s|-)({MAGNITUDE_WORDS})\b)?([\s-]?)({_ALTERNATIVES})(?:\s?/\s?(day|week|month|year|yr|hour|hr|person|night|serving|dose))?(?![\w^]|/[A-Za-z])"
@@ -87,6 +83,11 @@ _QUANTITY = re.compile(
 _FEET_INCHES = re.compile(r"(?<![\w.])(\d{1,2})['’′]\s?(\d{1,2}(?:\.\d)?)(?:[\"”″]|''|(?=[\s.,!?;)]|$))")
 _FEET = re.compile(r"(?<![\w.])(\d{1,3})['′](?=\s?(?:tall|long|wide|high|deep|x|by)\b)")
 _INCHES = re.compile(r"(?<![\w.'])(\d{1,3}(?:\.\d{1,2})?)[\"″](?!\w)")
+_PERCENT_FIRST = re.compile(r"(?<![\w%])%\s?(\d+(?:\.\d+)?)(?![\w%]|\.\d)")
+_FRACTION_INCHES = re.compile(r"(?<![\w.,/])(\d{1,2}/(?:2|4|8|16|32|64))\"")
+_DURATION = re.compile(r"(?<![\w.,:/])(?:\d{1,3}\s?[dhm]\s?)(?:\d{1,2}\s?[hms]\b\s?)*\d{1,2}\s?[hms]\b")
+_BY = re.compile(r"(?<=meters|inches|pixels|.yards|..feet) [x×] (?=\w)")
+_DEGREES = re.compile(r"\bdegrees ([CF])\b(?!\w)")
 _PRIMES = re.compile(r"(\d)(?:′′|″)")
 _COORDINATE = re.compile(
     r"(\d(?:[\d.]*\d)?)°\s?(?:(\d{1,2}(?:\.\d+)?)['′]\s?)?(?:(\d{1,2}(?:\.\d+)?)[\"″]\s?)?([NSEW])\b"
@@ -96,31 +97,52 @@ _SIGN_WORDS = {"-": "minus", "−": "minus", "+": "plus", "~": "about", "≈": "
                ">": "more than", "≤": "at most", "≥": "at least"}  # fmt: skip
 _PROPER = re.compile(r"\d+/(?:[2-9]|1\d|32|64|100)")
 _RATE = {"yr": "year", "hr": "hour"}
-_PERCENT_WORDS = re.compile(r"\bper cent\b")
 _BARE_DEGREE = re.compile(r"°\s?([CF])\b")
 _NAMED_UNIT = re.compile(
-    r"(?<=\bper )(m\^2|m\^3|km\^2|cm\^2|ft\^2|km/h|kWh|kg|km|mL|ml|GB|MB|sq ft)(?!\w)|(?<=\bin )(km/h|m/s|kWh|GHz|MHz|mph|°C|°F)(?!\w)"
+    r"(?<![\w/])(km/h|mi/h|m/s|MB/s|GB/s|mg/dL|kWh)(?![\w/^])|(?<=\bper )(m\^2|m\^3|km\^2|cm\^2|ft\^2|km/h|kWh|kg|km|mL|ml|GB|MB|sq ft)(?!\w)|(?<=\bin )(km/h|m/s|kWh|GHz|MHz|mph|°C|°F)(?!\w)"
 )
-_ADJECTIVE = re.compile(r"(?:\b(?:a|an|the|this|that|each|every|another)\s+)$", re.I)
+_DETERMINER = re.compile(r"(?:\b(?:an?|the|this|that|each|every|another|one)\s+)$", re.I)
+_SEVERAL = re.compile(
+    r"(?:\b(?:two|three|four|five|six|seven|eight|nine|ten|numbers?|the|these|those|all|my|your|and|or|of|with)\s+)$",
+    re.I,
+)
+_NOUN_FOLLOWS = re.compile(
+    r"\s+(?!(?:of|in|and|or|per|from|to|at|for|on|is|was|are|were|with|by|away|apart|ago|long|wide|tall|high|deep|more|less|than|each|off|"
+    r"after|before|later|as|that|which|it|he|she|they|we|you|when|if|but|so|the|a|an|has|had|have|will|can|above|below|left|right)\b)[a-z]"
+)
 
 
 def read_units(text: str) -> str:
     """`60 km/h` → sixty kilometers per hour; `-5°C` → minus five degrees Celsius."""
     text = _PRIMES.sub(r'\1"', text)
+    if "%" in text:
+        text = _PERCENT_FIRST.sub(r"\1%", text)
     if "°" in text:
         text = _COORDINATE.sub(_coordinate, text)
     if "'" in text or "′" in text:
         text = _FEET_INCHES.sub(_feet_inches, text)
         text = _FEET.sub(lambda m: f"{number(m[1])} feet", text)
     if '"' in text:
+        text = _FRACTION_INCHES.sub(lambda m: f"{fraction_words(m[1])} of an inch", text)
         text = _INCHES.sub(_inches, text)
+    text = _DURATION.sub(_duration, text)
     text = _QUANTITY.sub(_quantity, text)
+    text = _BY.sub(" by ", text)
+    text = _DEGREES.sub(lambda m: f"degrees {'Celsius' if m[1] == 'C' else 'Fahrenheit'}", text)
     return read_named_units(text)
+
+
+def _duration(match: re.Match[str]) -> str:
+    parts = re.findall(r"(\d+)\s?([dhms])", match[0])
+    if [unit for _, unit in parts] != sorted((unit for _, unit in parts), key="dhms".index):
+        return match[0]
+    names = {"d": "day", "h": "hour", "m": "minute", "s": "second"}
+    return " ".join(f"{number(str(int(amount)))} {names[unit]}{'' if amount == '1' else 's'}" for amount, unit in parts)
 
 
 def read_named_units(text: str) -> str:
     """Units without a number: speed in km/h, °C."""
-    text = _NAMED_UNIT.sub(lambda m: _UNITS[m[1]][0] if m[1] else _UNITS[m[2]][1], text)
+    text = _NAMED_UNIT.sub(lambda m: _UNITS[m[1] or m[3]][1] if not m[2] else _UNITS[m[2]][0], text)
     return (
         _BARE_DEGREE.sub(lambda m: "degrees Celsius" if m[1] == "C" else "degrees Fahrenheit", text)
         if "°" in text
@@ -131,15 +153,15 @@ def read_named_units(text: str) -> str:
 def _quantity(match: re.Match[str]) -> str:
     sign, amount, _blank, scale, gap, unit, per = match.groups()
     after = match.string[match.end() :]
-    if gap != "" and _is_no_unit(unit, gap, after, match.string[: match.start()]):
+    if gap != "" and _is_no_unit(unit, gap, after):
         return match[0]
-    if gap == "" and not _fits_joined(unit, amount, after):
+    if gap == "" and not _fits_joined(unit, amount, match.string[: match.start()], after):
         return match[0]
     one, several = _UNITS[unit]
     words = fraction_words(amount) if "/" in amount else number(amount)
     lead = f"{_SIGN_WORDS[sign]} " if sign else ""
-    is_hyphenated = gap == "-" or (after.startswith("-") and re.match(r"-[a-z]", after))
-    singular = not scale and (is_one(amount) or is_hyphenated)
+    is_adjective = gap == "-" or re.match(r"-[a-z]", after) or _is_adjective(match)
+    singular = not scale and (is_one(amount) or is_adjective)
     name = one if singular and unit not in ("%",) else several
     if _PROPER.fullmatch(amount) and int(amount.split("/")[0]) < int(amount.split("/")[1]) and unit != "%":
         name = f"of {_article(one)} {one}"
@@ -152,20 +174,25 @@ def _quantity(match: re.Match[str]) -> str:
     return words + stop
 
 
+def _is_adjective(match: re.Match[str]) -> bool:
+    """a 60W bulb: sixty watt."""
+    return bool(_DETERMINER.search(match.string[: match.start()]) and _NOUN_FOLLOWS.match(match.string, match.end()))
+
+
 def _article(word: str) -> str:
     return "an" if word[0] in "aeio" or word.startswith("hour") else "a"
 
 
-def _fits_joined(unit: str, amount: str, after: str) -> bool:
+def _fits_joined(unit: str, amount: str, before: str, after: str) -> bool:
     """5m is meters, 90s a decade (read before), 4K a resolution, 747s several planes."""
     if unit in ("K", "st", "pt", "d", "A", "au", "us"):
         return False
-    if unit == "s":
-        return len(amount) <= 3
-    return not (unit in ("F", "N", "J", "t") and False)
+    return unit not in ("ac", "s") or (
+        unit == "s" and len(amount) <= 3 and not after.startswith(" of") and not _SEVERAL.search(before)
+    )
 
 
-def _is_no_unit(unit: str, gap: str, after: str, before: str) -> bool:
+def _is_no_unit(unit: str, gap: str, after: str) -> bool:
     """After a blank some units are more often words or letters: 5 in the morning, 3 A, 2 d."""
     if unit in ("in", "in."):
         return bool(
@@ -204,7 +231,7 @@ def _is_no_unit(unit: str, gap: str, after: str, before: str) -> bool:
         return (
             gap == " "
             and unit in ("st", "au", "us", "d", "A", "K", "J", "N", "as", "W", "mo", "gr", "ac", "bar")
-            and not (unit in ("K", "W", "A", "bar") and re.match(r"\s*(?:[.,;:!?)]|$)", after) and before != "")
+            and not (unit in ("K", "W", "A", "bar") and re.match(r"\s*(?:[.,;:!?)]|$)", after))
         )
     return gap == "-" and len(unit) == 1 and unit not in "%°"
 
@@ -212,7 +239,7 @@ def _is_no_unit(unit: str, gap: str, after: str, before: str) -> bool:
 def _feet_inches(match: re.Match[str]) -> str:
     feet, inches = match[1], match[2]
     if float(inches) >= 12:
-        return match[0]
+        return f"{number(feet)} minutes {number(inches)} seconds" if float(inches) < 60 else match[0]
     words = f"{number(feet)} {'foot' if feet == '1' else 'feet'}"
     return words + (f" {number(inches)} {'inch' if inches == '1' else 'inches'}" if float(inches) else "")
 
@@ -221,13 +248,11 @@ def _inches(match: re.Match[str]) -> str:
     """A quotation mark after a number is inches unless it closes a quotation."""
     if match.string[: match.start()].count('"') % 2:
         return match[0]
-    after = match.string[match.end() :]
-    is_adjective = bool(re.match(r"\s+[a-z]", after)) and bool(_ADJECTIVE.search(match.string[: match.start()]))
-    return f"{number(match[1])} {'inch' if is_one(match[1]) or is_adjective else 'inches'}"
+    return f"{number(match[1])} {'inch' if is_one(match[1]) or _is_adjective(match) else 'inches'}"
 
 
 def _coordinate(match: re.Match[str]) -> str:
     words = f"{number(match[1])} {'degree' if is_one(match[1]) else 'degrees'}"
-    words += f" {number(match[2])} minutes" if match[2] else ""
-    words += f" {number(match[3])} seconds" if match[3] else ""
+    words += f" {number(match[2].lstrip('0') or '0')} minutes" if match[2] else ""
+    words += f" {number(match[3].lstrip('0') or '0')} seconds" if match[3] else ""
     return f"{words} {_DIRECTIONS[match[4]]}"
