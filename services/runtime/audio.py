@@ -7,27 +7,25 @@ those of csm.common.v1.AudioClip; a servicer puts the path to its clip in front.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from services.runtime import wav
+
 Encoding = Literal["s16le", "f32le"]
 
 MIN_RATE_HZ = 8_000
-MAX_RATE_HZ = 48_000
-MAX_CHANNELS = 2
-MAX_CHUNKS = 256  # of a WAV file; those of editors have a few dozen
-# Float samples lie in [-1, 1]. Resamplers overshoot a little; beyond this somebody sent integers as floats.
+MAX_RATE_HZ = 48_000  # of what we send
+MAX_CLIP_RATE_HZ = 192_000  # of what we are sent
+MAX_CHANNELS = 8
+# Float samples lie in [-1, 1]. Resamplers overshoot a little; beyond this they are integers sent as floats.
 MAX_PEAK = 4.0
 
 _BYTES = {"s16le": 2, "f32le": 4}
-_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
-# Bytes 2–15 of the subformat GUID of WAVE_FORMAT_EXTENSIBLE; the first two are the plain format tag.
-_GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
-# Writers that stream do not know the length and put the largest number there, or one near half of it.
-_ANY_SIZE = 0xFFFF_FFFF
-_UNKNOWN_SIZE = 0x7FFF_0000
+_PCM, _FLOAT = 1, 3
+_ANY_SIZE = 0xFFFF_FFFF  # of a stream, whose length is not known yet
 
 
 class AudioError(ValueError):
@@ -40,10 +38,14 @@ class AudioError(ValueError):
 
 @dataclass(frozen=True)
 class Clip:
-    """Mono audio. samples: float32 [T], T ≥ 1, finite."""
+    """Mono audio. samples: float32 [T], T ≥ 1, finite: the mean of all channels.
+
+    channels: float32 [C, T], what was averaged; None when there was one channel.
+    """
 
     samples: np.ndarray
     sample_rate_hz: int
+    channels: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def duration_s(self) -> float:
@@ -51,44 +53,29 @@ class Clip:
 
 
 def read_raw(data: bytes, *, encoding: Encoding, sample_rate_hz: int, channels: int = 1, max_duration_s: float) -> Clip:
-    """Interleaved samples without a container. Stereo is averaged.
+    """Interleaved samples without a container.
 
     Raises: AudioError.
     """
     fields = ("raw.format.sample_rate_hz", "raw.format.channels", "raw.data")
-    return _clip(data, encoding, sample_rate_hz, channels, max_duration_s, fields)
+    block_bytes = _BYTES[encoding] * max(channels, 1)
+    if len(data) % block_bytes:
+        raise AudioError("raw.data", f"{len(data)} bytes is no whole number of {block_bytes}-byte sample groups")
+    _check(len(data) // block_bytes, sample_rate_hz, channels, max_duration_s, fields)
+    return _clip(from_bytes(data, encoding).reshape(-1, channels), sample_rate_hz, "raw.data")
 
 
 def read_wav(data: bytes, *, max_duration_s: float) -> Clip:
-    """A WAV file: PCM 16 bit or float 32 bit. Stereo is averaged.
+    """A WAV file of any kind that `wav` reads. Limits are checked before a sample is decoded.
 
     Raises: AudioError.
     """
-    if len(data) < 12 or data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        raise AudioError("wav", "not a WAV file (no RIFF/WAVE header)")
-    layout: tuple[Encoding, int, int] | None = None
-    position = 12
-    for _ in range(MAX_CHUNKS):
-        if position + 8 > len(data):
-            raise AudioError("wav", "truncated: no data chunk")
-        name, size = data[position : position + 4], struct.unpack_from("<I", data, position + 4)[0]
-        start = position + 8
-        if name == b"data":
-            if layout is None:
-                raise AudioError("wav", "the data chunk comes before any fmt chunk")
-            if size >= _UNKNOWN_SIZE:
-                size = len(data) - start
-            if start + size > len(data):
-                raise AudioError("wav", f"truncated: {size} bytes of samples announced, {len(data) - start} there")
-            encoding, sample_rate_hz, channels = layout
-            samples = data[start : start + size]
-            return _clip(samples, encoding, sample_rate_hz, channels, max_duration_s, ("wav", "wav", "wav"))
-        if start + size > len(data):
-            raise AudioError("wav", f"truncated inside its {name!r} chunk")
-        if name == b"fmt ":
-            layout = _fmt_chunk(data[start : start + size])
-        position = start + size + size % 2  # chunks start at even offsets
-    raise AudioError("wav", f"has no data chunk among its first {MAX_CHUNKS}")
+    try:
+        info = wav.read_info(data)
+    except wav.WavError as error:
+        raise AudioError("wav", str(error)) from None
+    _check(info.frames, info.sample_rate_hz, info.channels, max_duration_s, ("wav", "wav", "wav"))
+    return _clip(wav.decode(data, info), info.sample_rate_hz, "wav")
 
 
 def resample(clip: Clip, sample_rate_hz: int) -> Clip:
@@ -139,50 +126,29 @@ def wav_bytes(samples: np.ndarray, sample_rate_hz: int, encoding: Encoding = "s1
     return wav_header(encoding, sample_rate_hz, 1, len(data)) + data
 
 
-def _fmt_chunk(fmt: bytes) -> tuple[Encoding, int, int]:
-    """(encoding, sample_rate_hz, channels) that a fmt chunk states."""
-    if len(fmt) < 16:
-        raise AudioError("wav", f"its fmt chunk has {len(fmt)} bytes, not 16 or more")
-    tag, channels, sample_rate_hz, _, block_bytes, bits = struct.unpack_from("<HHIIHH", fmt)
-    if tag == _EXTENSIBLE and len(fmt) >= 40 and fmt[26:40] == _GUID_TAIL:
-        tag = struct.unpack_from("<H", fmt, 24)[0]
-    encodings: dict[tuple[int, int], Encoding] = {(_PCM, 16): "s16le", (_FLOAT, 32): "f32le"}
-    encoding = encodings.get((tag, bits))
-    if encoding is None:
-        raise AudioError("wav", f"must be PCM 16 bit or float 32 bit, not format {tag} with {bits} bit")
-    if block_bytes != channels * _BYTES[encoding]:
-        raise AudioError("wav", f"its fmt chunk contradicts itself: {channels} channels in {block_bytes} bytes")
-    return encoding, sample_rate_hz, channels
-
-
-def _clip(
-    data: bytes,
-    encoding: Encoding,
-    sample_rate_hz: int,
-    channels: int,
-    max_duration_s: float,
-    fields: tuple[str, str, str],
-) -> Clip:
-    """Check every limit from the sizes alone, then convert. fields: names of rate, channels and data in errors."""
+def _check(
+    frames: int, sample_rate_hz: int, channels: int, max_duration_s: float, fields: tuple[str, str, str]
+) -> None:
+    """Check every limit from the sizes alone. fields: names of rate, channels and data in errors."""
     rate_field, channels_field, data_field = fields
-    if not MIN_RATE_HZ <= sample_rate_hz <= MAX_RATE_HZ:
-        raise AudioError(rate_field, f"must be {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz, not {sample_rate_hz} Hz")
+    if not MIN_RATE_HZ <= sample_rate_hz <= MAX_CLIP_RATE_HZ:
+        raise AudioError(rate_field, f"must be {MIN_RATE_HZ} to {MAX_CLIP_RATE_HZ} Hz, not {sample_rate_hz} Hz")
     if not 1 <= channels <= MAX_CHANNELS:
-        raise AudioError(channels_field, f"must have 1 or 2 channels, not {channels}")
-    if not data:
+        raise AudioError(channels_field, f"must have 1 to {MAX_CHANNELS} channels, not {channels}")
+    if not frames:
         raise AudioError(data_field, "holds no samples")
-    block_bytes = _BYTES[encoding] * channels
-    if len(data) % block_bytes:
-        raise AudioError(data_field, f"{len(data)} bytes is no whole number of {block_bytes}-byte sample groups")
-    duration_s = len(data) / block_bytes / sample_rate_hz
+    duration_s = frames / sample_rate_hz
     if duration_s > max_duration_s:
         raise AudioError(data_field, f"lasts {duration_s:.2f} s, at most {max_duration_s:g} s are taken")
-    samples = from_bytes(data, encoding)
+
+
+def _clip(samples: np.ndarray, sample_rate_hz: int, field: str) -> Clip:
+    """samples: float32 [T, C]."""
     peak = float(np.max(np.abs(samples)))  # NaN when any sample is
     if not np.isfinite(peak):
-        raise AudioError(data_field, "has samples that are NaN or infinite")
+        raise AudioError(field, "has samples that are NaN or infinite")
     if peak > MAX_PEAK:
-        raise AudioError(data_field, f"float samples must lie in [-1, 1], found {peak:g}")
-    if channels > 1:
-        samples = samples.reshape(-1, channels).mean(axis=1, dtype=np.float32)
-    return Clip(samples, sample_rate_hz)
+        raise AudioError(field, f"float samples must lie in [-1, 1], found {peak:g}")
+    if samples.shape[1] == 1:
+        return Clip(samples[:, 0], sample_rate_hz)
+    return Clip(samples.mean(axis=1, dtype=np.float32), sample_rate_hz, samples.T)

@@ -150,14 +150,14 @@ Global___RawAudio: _TypeAlias = RawAudio  # noqa: Y015
 
 @_typing.final
 class AudioClip(_message.Message):
-    """A whole clip that a caller sends: 8 to 48 kHz, mono or stereo."""
+    """A whole clip that a caller sends: 8 to 192 kHz, 1 to 8 channels."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     WAV_FIELD_NUMBER: _builtins.int
     RAW_FIELD_NUMBER: _builtins.int
     wav: _builtins.bytes
-    """A WAV file: PCM 16 bit or float 32 bit."""
+    """A WAV file: PCM of 8, 16, 24 or 32 bits, float of 32 or 64, A-law or µ-law; its header may leave the length open."""
     @_builtins.property
     def raw(self) -> Global___RawAudio:
         """Samples without a container."""
