@@ -7,7 +7,7 @@ the block's end, whether a prompt brought the tokens or the model generated them
 from __future__ import annotations
 
 import hashlib
-from array import array
+import struct
 from collections.abc import Iterable, Sequence
 
 from services.backbone.blocks import BLOCK_TOKENS
@@ -15,7 +15,7 @@ from services.backbone.blocks import BLOCK_TOKENS
 UNUSED = -1  # in a column that the mask leaves out
 
 
-def next_key(key: bytes, block: bytes) -> bytes:
+def next_key(key: bytes, block: bytes | bytearray) -> bytes:
     """The key of a block. key: of the block before it, empty for the first. block: its tokens, int32."""
     return hashlib.blake2b(key + block, digest_size=32).digest()
 
@@ -23,17 +23,18 @@ def next_key(key: bytes, block: bytes) -> bytes:
 class PrefixKeys:
     """The keys of a growing sequence's full blocks, in order."""
 
-    def __init__(self, keys: Iterable[bytes] = (), tail: Iterable[bytes] = ()):
-        """keys: of the full blocks. tail: tokens of the last, partial block, K + 1 int32 each."""
+    def __init__(self, keys: Iterable[bytes] = (), tail: bytes | bytearray = b""):
+        """keys: of the full blocks. tail: tokens of the last, partial block."""
         self.keys = list(keys)
-        self._tail = list(tail)
+        self._tail = bytearray(tail)
 
     def copy(self) -> PrefixKeys:
         return PrefixKeys(self.keys, self._tail)
 
     def append_frame(self, codes: Sequence[int]) -> None:
         """Extend the sequence by a generated frame: K codes, the text column is unused."""
-        self._tail.append(array("i", (*codes, UNUSED)).tobytes())
-        if len(self._tail) == BLOCK_TOKENS:
-            self.keys.append(next_key(self.keys[-1] if self.keys else b"", b"".join(self._tail)))
+        token = struct.pack(f"{len(codes) + 1}i", *codes, UNUSED)
+        self._tail += token
+        if len(self._tail) == BLOCK_TOKENS * len(token):
+            self.keys.append(next_key(self.keys[-1] if self.keys else b"", self._tail))
             self._tail.clear()

@@ -56,7 +56,7 @@ class Prompt:
         for start in range(0, full, BLOCK_TOKENS):
             key = next_key(key, tokens[start : start + BLOCK_TOKENS].tobytes())
             keys.append(key)
-        return PrefixKeys(keys, (token.tobytes() for token in tokens[full:]))
+        return PrefixKeys(keys, tokens[full:].tobytes())
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.backbone.blocks import BlockPool
+from services.backbone.blocks import BLOCK_TOKENS, BlockPool
 from services.backbone.request import FinishReason, Request, SequenceState
 
 
@@ -172,9 +172,10 @@ class Scheduler:
         """
         assert seq.table is not None
         seq.in_flight -= 1
-        made = seq.next_frame - seq.request.generated_frames
         # A step computes the token before its frame: the prompt's last one, then the frames.
-        self.pool.publish(seq.table, seq.prefix_keys.keys, seq.request.prefill_tokens + made)
+        computed = seq.request.prefill_tokens + seq.next_frame - seq.request.generated_frames
+        if computed % BLOCK_TOKENS == 0:
+            self.pool.publish(seq.table, seq.prefix_keys.keys, computed)
         if not any(codes):
             self._end(seq, FinishReason.END_OF_SPEECH, now)
             return False

@@ -243,7 +243,7 @@ def test_generated_frames_are_shared_block_by_block_as_they_are_computed():
     """A prompt of 30 tokens: frames 0 and 1 complete its second block, which the step of frame 2 has computed."""
     pool = BlockPool(64)
     scheduler = Scheduler(slots=2, queue_capacity=0, pool=pool)
-    keys = PrefixKeys([b"first"], [bytes(12)] * 14)
+    keys = PrefixKeys([b"first"], bytes(12 * 14))
     seq = scheduler.submit(request(max_frames=100, prefill_tokens=30, prefix_keys=keys), 0.0)
     scheduler.schedule(0.0)
     scheduler.on_prefilled(seq, 0.0)
