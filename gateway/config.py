@@ -74,6 +74,9 @@ class GatewaySettings(ServerSettings):
         min=0,
         max=8,
     )
+    listener_buffer_ms: int = setting(
+        "CSM_LISTENER_BUFFER_MS", 200, "how long a listener buffers before playing, for underruns", min=0, max=10_000
+    )
     log_text: bool = setting("CSM_LOG_TEXT", False, "write callers' texts to the log")
     ramp_frames: str = setting(
         "CSM_GATEWAY_RAMP_FRAMES",

@@ -77,7 +77,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
                         )
                         if header := output.header():
                             yield _audio(header)
-                    elif data := self._write(turn, output, event):
+                    elif data := _encoded(output, event):
                         yield _audio(data)
             if tail := output.finish():
                 yield _audio(tail)
@@ -91,14 +91,14 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         with self.access.enter(len(utterance.text)) as grant, self._streams.enter():
             output = self._begin(utterance, request.output)
             summary = speech_pb2.SpeechSummary()
-            turn = await self._turn(utterance, context)
+            turn = await self._turn(utterance, context, streamed=False)
             pieces: list[bytes] = []
             async with aclosing(turn.events()) as events:
                 async for event in events:
                     if isinstance(event, Started):
                         _admit(summary, event, grant)
                     else:
-                        pieces.append(self._write(turn, output, event))
+                        pieces.append(_encoded(output, event))
             pieces.append(output.finish())
             fill_summary(summary, turn, output.samples, self._rules)
             header = output.header(sum(map(len, pieces)))
@@ -183,7 +183,9 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             raise InvalidArgument("utterance.max_audio_ms", f"must be 1 or more, not {utterance.max_audio_ms}")
         return Output(options, self._bundle.sample_rate_hz)
 
-    async def _turn(self, utterance: speech_pb2.Utterance, context: grpc.aio.ServicerContext) -> Turn:
+    async def _turn(
+        self, utterance: speech_pb2.Utterance, context: grpc.aio.ServicerContext, *, streamed: bool = True
+    ) -> Turn:
         """The utterance as one turn, whose text is complete. Raises: CallError."""
         timeout = self._timeout(context, utterance.text)
         normalize = utterance.text_normalization if utterance.HasField("text_normalization") else True
@@ -199,6 +201,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         text.flush()
         options = TurnOptions(
             speaker=utterance.speaker,
+            streamed=streamed,
             sampling=utterance.sampling,
             max_frames=self._rules.max_frames(utterance.max_audio_ms if utterance.HasField("max_audio_ms") else None),
             # Requests with the same voice prompt share what a replica has read of it.
@@ -222,18 +225,16 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             raise UnavailableError(f"the chain is not ready: {self._stages.why_not}", reason="NOT_READY")
         return self._stages.info
 
-    def _write(self, turn: Turn, output: Output, event: TurnEvent) -> bytes:
-        if not isinstance(event, AudioChunk):
-            return b""
-        turn.timeline.audio(len(event.samples) / self._bundle.sample_rate_hz)
-        return output.feed(event.samples)
-
 
 def _admit(summary: speech_pb2.SpeechSummary, event: Started, grant: Grant) -> None:
     grant.keep()
     summary.seed, summary.prompt_tokens = event.seed, event.prompt_tokens
     # As text: an attribute's number has 63 bits, a seed 64.
     trace.get_current_span().set_attributes({"csm.seed": str(event.seed), "csm.prompt_tokens": event.prompt_tokens})
+
+
+def _encoded(output: Output, event: TurnEvent) -> bytes:
+    return output.feed(event.samples) if isinstance(event, AudioChunk) else b""
 
 
 def _audio(data: bytes) -> speech_pb2.StreamSynthesizeResponse:

@@ -1,4 +1,4 @@
-"""When each stage of one request first and last gave something, and whether its listener ran dry.
+"""When each stage of one request first and last gave something, and whether its listener had a buffer underrun.
 
 What it knows goes three ways: into the answer's summary, into metrics, and onto the request's span, where
 `gateway.cli.trace.playback` reads it back from a trace.
@@ -17,12 +17,12 @@ from services.runtime import instruments
 
 # OpenTelemetry keeps 128 events a span unless told otherwise, and the first outputs are among them.
 MAX_AUDIO_EVENTS, MAX_UNDERRUN_EVENTS = 100, 16
-_FIRST, _LATE = 24, 32  # chunks that are told for certain when there are more than that
+_FIRST, _LATE = 24, 32  # chunks that are kept in any case when there are more than that
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Audio as it went to the caller. lead_s: how much its listener had left to play; negative is a gap."""
+    """Audio as it was ready for the caller. lead_s: how much its listener had left to play; negative is an underrun."""
 
     time_ns: int
     position_s: float
@@ -31,9 +31,16 @@ class _Chunk:
 
 
 class Timeline:
-    """Times of one request, in seconds since its start."""
+    """Times of one request, in seconds since its start.
 
-    def __init__(self) -> None:
+    The listener begins to play `buffer_s` after the first audio is ready, and again after an underrun. Time for which
+    the server waited for its caller does not count: for a reader that pauses, or for text.
+    """
+
+    def __init__(self, buffer_s: float = 0.0, *, streamed: bool = True) -> None:
+        """streamed: whether there is a listener at all; a unary call has none."""
+        self._buffer_s, self._streamed = buffer_s, streamed
+        self._waited_s = 0.0  # for the caller
         self._start = time.perf_counter()
         self._span = trace.get_current_span()
         self._chunks: list[_Chunk] = []
@@ -41,6 +48,7 @@ class Timeline:
         self._last: dict[str, float] = {}
         self._play_start = 0.0  # when a listener who never pauses would have begun
         self._sent_s = 0.0
+        self._last_audio = 0.0
         self.underruns = 0
 
     def now(self) -> float:
@@ -57,27 +65,33 @@ class Timeline:
         self._last[stage] = now
 
     def audio(self, seconds: float) -> None:
-        """Marked audio of that length goes to the caller, who plays it from the first piece on."""
-        now = self.now()
-        if not self._chunks:
-            self._play_start = now
-            instruments.time_to_first_audio.record(now)
-            self._span.set_attribute("csm.time_to_first_audio_ms", _ms(now))
-        lead_s = self._play_start + self._sent_s - now
-        if lead_s < 0:
-            self.underruns += 1
-            instruments.underruns.add(1)
-            self._play_start = now - self._sent_s
-        self._chunks.append(_Chunk(time.time_ns(), self._sent_s, seconds, lead_s))
-        self._sent_s += seconds
+        """Marked audio of that length is ready for the caller."""
+        now = self.now() - self._waited_s
         instruments.audio.add(seconds)
+        if self._streamed:
+            if not self._chunks:
+                self._play_start = now + self._buffer_s
+                instruments.time_to_first_audio.record(now)
+                self._span.set_attribute("csm.time_to_first_audio_ms", _ms(now))
+            lead_s = self._play_start + self._sent_s - now
+            if lead_s < 0:
+                self.underruns += 1
+                instruments.underruns.add(1)
+                self._play_start = now + self._buffer_s - self._sent_s
+            self._chunks.append(_Chunk(time.time_ns(), self._sent_s, seconds, lead_s))
+        self._sent_s += seconds
+        self._last_audio = now
+
+    def waited(self, seconds: float) -> None:
+        """The server waited so long for its caller."""
+        self._waited_s += seconds
 
     def close(self) -> None:
         """Put the audio's chunks onto the request's span, however the request ended."""
-        self._span.set_attributes(
-            {"csm.audio_ms": _ms(self._sent_s), "csm.chunks": len(self._chunks), "csm.underruns": self.underruns}
-        )
-        for chunk in _told(self._chunks):
+        self._span.set_attribute("csm.audio_ms", _ms(self._sent_s))
+        if self._streamed:
+            self._span.set_attributes({"csm.chunks": len(self._chunks), "csm.underruns": self.underruns})
+        for chunk in _chosen(self._chunks):
             self._span.add_event(
                 "audio",
                 {
@@ -90,7 +104,7 @@ class Timeline:
 
     def fill(self, summary: speech_pb2.SpeechSummary, audio_s: float) -> None:
         """Write the times into `summary` and the request's metrics."""
-        took = self.now()
+        took = self._last_audio
         summary.audio_duration.FromNanoseconds(round(audio_s * 1e9))
         if audio_s > 0:
             summary.time_to_first_audio.FromNanoseconds(round(self._first["watermark"] * 1e9))
@@ -103,7 +117,7 @@ class Timeline:
                 timing.last_output.FromNanoseconds(round(self._last[stage] * 1e9))
 
 
-def _told(chunks: list[_Chunk]) -> list[_Chunk]:
+def _chosen(chunks: list[_Chunk]) -> list[_Chunk]:
     """At most MAX_AUDIO_EVENTS of them, in order: the first, the last, the latest for their listener, and evenly
     of the rest. What is left out is seen in the gap between two positions."""
     if len(chunks) <= MAX_AUDIO_EVENTS:

@@ -139,7 +139,7 @@ def request() -> dict:
                 limit=0.02,
             ),
             panel(
-                "Underruns per utterance", "none", "Buffer underruns of a listener who plays from the first audio on.",
+                "Underruns per utterance", "none", "Buffer underruns of a listener who buffers as CSM_LISTENER_BUFFER_MS says.",
                 [
                     (
                         "sum(rate(csm_stream_underruns_total[$__rate_interval]))"

@@ -34,14 +34,17 @@ class SpeechChain:
         resumes: ResumeBudget,
         timeout: Callable[[], float],
         on_output: Callable[[str], None] = lambda stage: None,
+        on_marked: Callable[[int], None] = lambda samples: None,
+        on_waited: Callable[[float], None] = lambda seconds: None,
         tap: Tap | None = None,
         pauses: bool = False,
     ):
         """timeout: seconds left for the request. on_output: called with a stage's name when it gives something.
 
-        tap: is given each piece of unmarked audio, and where it begins. pauses: whether `pause` may be called.
+        on_marked: called with the number of samples that are ready for the caller. on_waited: called with the seconds
+        for which a full queue waited for the caller. tap: is given each piece of unmarked audio, and where it begins. pauses: whether `pause` may be called.
         """
-        self._on_output = on_output
+        self._on_output, self._on_marked, self._on_waited = on_output, on_marked, on_waited
         self._rate_hz = stages.identity.sample_rate_hz
         self._codec = CodecLink(
             stages, resumes=resumes, timeout=timeout, on_output=on_output, buffered_s=self._buffered_s
@@ -156,7 +159,10 @@ class SpeechChain:
             for cut in self._cuts:
                 samples = fade_before(samples, cut - self._marked, round(FADE_S * self._rate_hz))
             self._marked += len(samples)
+            self._on_marked(len(samples))
+            began_s = time.monotonic()
             await self._output.put(samples)
+            self._on_waited(time.monotonic() - began_s)
         self._output.close()
 
     def _buffered_s(self) -> float:

@@ -340,7 +340,6 @@ class Conversation:
         match event:
             case AudioChunk(samples):
                 own.sent_samples += len(samples)
-                turn.timeline.audio(len(samples) / self._deployment.rules.sample_rate_hz)
                 data = output.feed(samples)
                 return [_audio(own, data)] if data else []
             case Started(seed, _):

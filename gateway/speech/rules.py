@@ -32,6 +32,7 @@ class SpeechRules:
     frame_rate_hz: float
     sample_rate_hz: int
     max_audio_ms: int | None
+    listener_buffer_s: float
 
     @classmethod
     def of(cls, settings: GatewaySettings, bundle: Bundle, ramp_frames: list[int]) -> SpeechRules:
@@ -51,6 +52,7 @@ class SpeechRules:
             bundle.frame_rate_hz,
             bundle.sample_rate_hz,
             settings.max_audio_ms,
+            settings.listener_buffer_ms / 1000,
         )
 
     def text_source(self, free_positions: int) -> TextSource:

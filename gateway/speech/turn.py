@@ -81,7 +81,7 @@ TurnEvent = Started | UnitStarted | AudioChunk | TextLate | ContextDropped | Not
 class TurnOptions:
     """What the caller asks of a turn. seed: None is drawn. max_frames: a cap on all units together.
 
-    path: of what holds text and context in the caller's request, for errors.
+    streamed: whether somebody listens while it is spoken. path: of what holds text and context in the caller's request, for errors.
     """
 
     speaker: int = 0
@@ -89,6 +89,7 @@ class TurnOptions:
     max_frames: int | None = None
     turn: int = 0
     key: str | None = None
+    streamed: bool = True
     path: str = "utterance"
 
 
@@ -120,7 +121,7 @@ class Turn:
         self._silence: tuple[int, SilenceEnd] | None = None  # first sample of the unit, its detector
         self._silent = False
         self._tapped = 0  # samples that came of the codec
-        self.timeline = Timeline()
+        self.timeline = Timeline(rules.listener_buffer_s, streamed=options.streamed)
         self.finish_reason: common_pb2.FinishReason.ValueType = common_pb2.FINISH_REASON_UNSPECIFIED
         self.spoken: list[str] = []
         self.frames = 0
@@ -135,6 +136,8 @@ class Turn:
                 resumes=self._budget,
                 timeout=self._timeout,
                 on_output=self.timeline.output,
+                on_marked=lambda samples: self.timeline.audio(samples / self._rules.sample_rate_hz),
+                on_waited=self.timeline.waited,
                 tap=self._listen,
                 pauses=not self._text.flushed,
             ) as chain:
@@ -168,7 +171,9 @@ class Turn:
             chain.pause(-(-self._lookahead // frame) * frame + frame)
             chain.post(TextLate())
             self._text.hurry()
+            began_s = asyncio.get_running_loop().time()
             unit = await self._text.next_unit(None)
+            self.timeline.waited(asyncio.get_running_loop().time() - began_s)
         return unit
 
     @property

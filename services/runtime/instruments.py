@@ -55,7 +55,9 @@ real_time_factor = _histogram("csm.request.real_time_factor", "1", "time taken o
 finished = _meter.create_counter("csm.request.finished", "{request}", "utterances made to their end")
 audio = _meter.create_counter("csm.request.audio", "s", "length of the audio given to callers")
 underruns = _meter.create_counter(
-    "csm.stream.underruns", "{underrun}", "times that a listener who plays from the first audio on would have run dry"
+    "csm.stream.underruns",
+    "{underrun}",
+    "times that a listener with CSM_LISTENER_BUFFER_MS of buffer has nothing to play",
 )
 refusals = _meter.create_counter(
     "csm.gateway.refusals", "{call}", "calls refused for want of a token, or beyond a token's limits"

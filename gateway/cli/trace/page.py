@@ -48,7 +48,7 @@ _LEGEND_AUDIO = (
     ),
     (
         '<g class="curves"><path class="heard" d="M0 14 32 2"/></g>',
-        "what a listener has heard who plays from the first audio on",
+        "what the listener has heard",
     ),
 )
 _LEGEND_GAP = (('<rect class="gap" x="6" y="0" width="18" height="16"/>', "buffer underrun"),)

@@ -1,4 +1,4 @@
-"""When each chunk of audio came, against when a listener who plays from the first audio on needs it.
+"""When each chunk of audio came, against when its listener needs it.
 
 Read from the request's own span, where `gateway.timeline` put it.
 """
@@ -65,7 +65,8 @@ class PlaybackTimeline:
         for chunk in self.chunks:
             if chunk.late:
                 points.append((chunk.needed_s, chunk.position_s))  # underrun: playback waits
-            points.append((chunk.arrived_s, chunk.position_s - max(chunk.lead_s, 0.0)))
+            # Before its buffer is full the listener is at 0.
+            points.append((chunk.arrived_s, max(0.0, chunk.position_s - max(chunk.lead_s, 0.0))))
         at_s, position_s = points[-1]
         left_s = min(self.audio_s - position_s, until_s - at_s)
         return [*points, (at_s + left_s, position_s + left_s)] if left_s > 0 else points

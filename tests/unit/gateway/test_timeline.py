@@ -10,17 +10,19 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from gateway.timeline import MAX_AUDIO_EVENTS, Timeline
 
 
-def told(monkeypatch, chunks):
+def told(monkeypatch, chunks, *options, waits=(), **named):
     """The span of a request whose audio came as `chunks`: (seconds since its start, seconds of audio)."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     with provider.get_tracer("t").start_as_current_span("request"):
-        made = Timeline()
+        made = Timeline(*options, **named)
+        waits = dict(waits)
         made.output("tokenizer")
         for at_s, length_s in chunks:
             monkeypatch.setattr(made, "now", lambda at_s=at_s: at_s)
             made.audio(length_s)
+            made.waited(waits.get(at_s, 0.0))
         made.close()
     (span,) = exporter.get_finished_spans()
     return span
@@ -41,6 +43,24 @@ def test_each_chunk_is_told_with_what_its_listener_had_left(monkeypatch):
     wanted = {"csm.audio_ms": 1750, "csm.chunks": 4, "csm.underruns": 1, "csm.time_to_first_audio_ms": 1000}
     assert dict(span.attributes) == wanted
     assert [event.name for event in span.events] == ["first_output", *["audio"] * 4]
+
+
+def test_a_listener_buffers_before_playing_and_again_after_an_underrun(monkeypatch):
+    span = told(monkeypatch, [(1.0, 0.5), (1.6, 0.5), (2.4, 0.5), (3.0, 0.5)], 0.2)
+    # Play begins at 1.2 s, ends at 2.2 s and goes on at 2.6 s: the last chunk, needed at 3.1 s, is in time.
+    assert numbers(span) == [(0, 500, 200), (500, 500, 100), (1000, 500, -200), (1500, 500, 100)]
+    assert span.attributes["csm.underruns"] == 1
+
+
+def test_time_for_which_the_server_waited_is_no_underrun(monkeypatch):
+    span = told(monkeypatch, [(1.0, 0.5), (26.2, 0.5)], waits={1.0: 25.0})
+    assert numbers(span) == [(0, 500, 0), (500, 500, 300)]
+
+
+def test_a_unary_call_has_no_listener(monkeypatch):
+    span = told(monkeypatch, [(1.0, 0.5), (9.0, 0.5)], streamed=False)
+    assert dict(span.attributes) == {"csm.audio_ms": 1000}
+    assert numbers(span) == []
 
 
 def test_a_request_without_audio_says_so(monkeypatch):
