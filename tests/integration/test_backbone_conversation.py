@@ -20,7 +20,7 @@ def bundle_folder(tmp_path_factory):
 
 @pytest.mark.parametrize("runner", ["eager", "graph"])
 async def test_a_turn_prefills_its_new_tokens_alone(bundle_folder, spans, runner):
-    """Twelve turns of both parties: what was said before is in the cache, whoever said it."""
+    """Twelve turns of both parties: what was said before is in the cache, by either party."""
     chance = random.Random(1)
     parts, known, prefilled = [text(1, 2, 3), audio(*[[7] * 8] * 40)], 0, []
     async with serving(bundle_folder, runner=runner) as stub:

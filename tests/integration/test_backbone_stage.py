@@ -93,7 +93,7 @@ async def test_the_least_cap_on_frames_holds_and_is_said(stub):
 
 
 @pytest.mark.parametrize("sampling", [{"seed": 1, "top_k": 1}, {"seed": 1, "temperature": 1.3, "top_k": 20}])
-async def test_company_does_not_change_a_stream(stub, sampling):
+async def test_other_streams_do_not_change_a_stream(stub, sampling):
     def ask(index):
         ids = range(1, 5 + 11 * index)
         return stub.Generate(request(text(*ids), sampling=sampling | {"seed": index}, max_frames=8 + 3 * index))
@@ -187,7 +187,7 @@ async def test_it_says_why_it_cannot_start(bundle_folder, tmp_path):
             pass
 
 
-async def test_a_prompt_read_before_is_not_read_again(bundle_folder):
+async def test_a_prompt_is_not_prefilled_again(bundle_folder):
     """The same voice prompt twice: shared tokens are counted, codes stay what they are without sharing."""
     voice = audio(*[[code] * 8 for code in range(1, 41)])
 

@@ -77,7 +77,7 @@ def stock_inputs(stock, case: Case) -> dict:
 
 
 def our_hidden(model, case: Case) -> torch.Tensor:
-    """Backbone hidden states of every prompt row, [T, D], in one pass."""
+    """Backbone hidden states of every prompt token, [T, D], in one pass."""
     shape = model.part.backbone
     prompt, _ = limits(model).build(case.parts)
     embedded = model.embed_tokens(torch.from_numpy(prompt.tokens), torch.from_numpy(prompt.mask))
@@ -166,7 +166,7 @@ def test_forward_equals_torchtunes_own(model, case):
 
 @torch.inference_mode()
 def test_embeddings_are_a_masked_sum_as_sesame_writes_it(model, case):
-    """Sesame's `_embed_tokens` then mask and sum, written out row by row."""
+    """Sesame's `_embed_tokens` then mask and sum, written out token by token."""
     part = model.part
     prompt, _ = limits(model).build(case.parts)
     ours = model.embed_tokens(torch.from_numpy(prompt.tokens), torch.from_numpy(prompt.mask))

@@ -13,9 +13,9 @@ from services.backbone.prompt import Audio, PromptLimits, Text
 R = BLOCK_TOKENS
 
 
-def read(pool, keys, prompt_tokens, rows=None):
-    """A stream whose prompt has been read."""
-    table = pool.open(prompt_tokens, rows or prompt_tokens, keys)
+def prefill(pool, keys, prompt_tokens, tokens=None):
+    """A sequence whose prompt is prefilled."""
+    table = pool.open(prompt_tokens, tokens or prompt_tokens, keys)
     pool.grow(table, prompt_tokens)
     pool.publish(table, keys, prompt_tokens)
     return table
@@ -48,26 +48,26 @@ def test_a_request_that_no_pool_state_could_serve_is_an_error():
 
 def test_equal_beginnings_share_blocks_while_and_after_they_run():
     pool = BlockPool(16)
-    first = read(pool, keys_of("abc"), 3 * R + 5)
-    second = read(pool, keys_of("abd"), 3 * R + 5)
+    first = prefill(pool, keys_of("abc"), 3 * R + 5)
+    second = prefill(pool, keys_of("abd"), 3 * R + 5)
     assert second.cached_tokens == 2 * R and second.blocks[:2] == first.blocks[:2]
     assert not set(second.blocks[2:]) & set(first.blocks)
     assert pool.used == 4 + 2
     pool.close(first)
     pool.close(second)
     assert (pool.used, pool.idle) == (0, 4)  # a, b, c and the other's d
-    third = read(pool, keys_of("abcx"), 4 * R + 1)
+    third = prefill(pool, keys_of("abcx"), 4 * R + 1)
     assert third.cached_tokens == 3 * R and third.blocks[:3] == first.blocks[:3]
     assert pool.prefix_hit_tokens == 5 * R and pool.prompt_tokens == 2 * (3 * R + 5) + 4 * R + 1
 
 
-def test_the_last_row_is_never_shared():
+def test_the_last_prompt_token_is_never_shared():
     pool = BlockPool(16)
-    read(pool, keys_of("ab"), 2 * R)  # its second block holds the last row, which a step reads
-    assert read(pool, keys_of("ab"), 2 * R).cached_tokens == R
+    prefill(pool, keys_of("ab"), 2 * R)  # its second block holds the last token, which a step computes
+    assert prefill(pool, keys_of("ab"), 2 * R).cached_tokens == R
 
 
-def test_nothing_is_shared_before_it_has_been_read():
+def test_nothing_is_shared_before_it_is_computed():
     pool = BlockPool(16)
     pool.grow(pool.open(2 * R + 1, 2 * R + 1, keys_of("ab")), 2 * R + 1)
     assert pool.open(2 * R + 1, 2 * R + 1, keys_of("ab")).cached_tokens == 0
@@ -75,28 +75,28 @@ def test_nothing_is_shared_before_it_has_been_read():
 
 def test_without_a_prefix_cache_nothing_is_shared_or_kept():
     pool = BlockPool(32, prefix_cache=False)
-    table = read(pool, keys_of("abc"), 3 * R + 1)
-    assert read(pool, keys_of("abc"), 3 * R + 1).cached_tokens == 0
+    table = prefill(pool, keys_of("abc"), 3 * R + 1)
+    assert prefill(pool, keys_of("abc"), 3 * R + 1).cached_tokens == 0
     pool.close(table)
     assert pool.idle == 0
 
 
 def test_blocks_that_fill_as_a_sequence_grows_are_shared():
     pool = BlockPool(32)
-    table = read(pool, keys_of("a"), R + 3, 5 * R)
+    table = prefill(pool, keys_of("a"), R + 3, 5 * R)
     pool.grow(table, 3 * R + 2)
     pool.publish(table, keys_of("abc"), 3 * R - 1)  # the third block lacks its last position
-    assert read(pool, keys_of("abcd"), 4 * R + 1).blocks[:2] == table.blocks[:2]
+    assert prefill(pool, keys_of("abcd"), 4 * R + 1).blocks[:2] == table.blocks[:2]
     pool.publish(table, keys_of("abc"), 3 * R)
-    later = read(pool, keys_of("abcz"), 4 * R + 1)
+    later = prefill(pool, keys_of("abcz"), 4 * R + 1)
     assert later.cached_tokens == 3 * R and later.blocks[2] != table.blocks[2]  # the reader in between was first
     pool.close(table)
-    assert read(pool, keys_of("abc"), 3 * R + 1).cached_tokens == 3 * R
+    assert prefill(pool, keys_of("abc"), 3 * R + 1).cached_tokens == 3 * R
 
 
-def test_the_blocks_left_longest_ago_go_first_and_ends_before_beginnings():
+def test_the_least_recently_used_blocks_are_evicted_first_and_ends_before_starts():
     pool = BlockPool(6)
-    old, new = read(pool, keys_of("ab"), 2 * R + 1), read(pool, keys_of("xy"), 2 * R + 1)
+    old, new = prefill(pool, keys_of("ab"), 2 * R + 1), prefill(pool, keys_of("xy"), 2 * R + 1)
     pool.close(old)
     pool.close(new)
     assert (pool.used, pool.idle) == (0, 4)
@@ -149,14 +149,14 @@ def test_ten_thousand_events_lose_no_block():
     assert (pool.used, pool.reserved) == (0, 0)
 
 
-def test_keys_depend_on_every_row_and_mask_before_them():
+def test_keys_depend_on_every_token_and_mask_before_them():
     limits = PromptLimits(codebooks=4, text_vocab_size=100, codec_bins=64, max_seq_len=400)
-    frames = [[row, 1, 2, 3] for row in range(40)]
+    frames = [[code, 1, 2, 3] for code in range(40)]
 
     def keys(first, *rest):
         return limits.build([Text(range(1, first)), *rest, Text([7])])[0].prefix_keys().keys
 
-    long = keys(20, Audio(frames))  # 19 + 41 + 1 rows: three full blocks and 13 rows
+    long = keys(20, Audio(frames))  # 19 + 41 + 1 tokens: three full blocks and 13 tokens
     assert len(long) == 3 and len(set(long)) == 3
     assert keys(20, Audio(frames)) == long
     assert keys(20, Audio(frames), Text([9] * 30))[:3] == long
@@ -165,7 +165,7 @@ def test_keys_depend_on_every_row_and_mask_before_them():
     other[0][3] = 4
     changed = keys(20, Audio(other))
     assert changed[0] == long[0] and changed[1] != long[1] and changed[2] != long[2]
-    # zeros that count and zeros that do not are not the same row
+    # zeros that count and zeros that do not are not the same token
     silence, nothing = limits.build([Text([1] * 16), Text([1])])[0], limits.build([Text([1] * 16), Text([1])])[0]
     nothing.mask[3, :-1] = True
     assert silence.prefix_keys().keys != nothing.prefix_keys().keys

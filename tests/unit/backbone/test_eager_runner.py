@@ -58,7 +58,7 @@ def generate(runner, slot, prompt, sampling, frames):
 
 @pytest.mark.parametrize("greedy", [True, False], ids=["greedy", "sampled"])
 def test_batched_equals_alone_with_staggered_joins_and_leaves(model, greedy):
-    # request → (round it joins, frames it stays); with three slots a block, rows change places too
+    # request → (round it joins, frames it stays); at a batch size of three, rows change places too
     lives = {0: (0, 14), 1: (2, 5), 2: (3, 11), 3: (3, 2), 4: (6, 9), 5: (9, 6)}
     alone = {}
     for index, (_, frames) in lives.items():
@@ -92,8 +92,8 @@ def test_batched_equals_alone_with_staggered_joins_and_leaves(model, greedy):
 
 
 @torch.inference_mode()
-def test_a_row_has_the_same_bits_wherever_it_stands_in_a_block(model):
-    """Why the above holds: at one batch size a row's result depends neither on its place nor on its company."""
+def test_a_row_has_the_same_bits_anywhere_in_a_batch(model):
+    """Why the above holds: at one batch size a row's result depends neither on its place nor on the other rows."""
     runner = EagerRunner(model, slots=4, batch_size=4)
     torch.manual_seed(1)
     row = torch.randn(model.part.backbone.dim)
@@ -193,7 +193,7 @@ def test_a_slot_remembers_nothing_of_its_last_owner(model):
 
 def test_prefill_is_bounded(model):
     runner = EagerRunner(model, slots=1, max_prefill_tokens=16)
-    prompt = prompt_of(model, 5)  # 38 + 21 + 3 rows: four pieces of 16 hold all but the last
+    prompt = prompt_of(model, 5)  # 38 + 21 + 3 tokens: four pieces of 16 hold all but the last
     assert len(prompt.tokens) == 62
     runner.begin(0, prompt, Sampling(), own_table(runner, 0))
     assert [runner.prefill([0]) for _ in range(4)] == [[], [], [], [0]]
@@ -212,7 +212,7 @@ def test_refusals():
         runner.begin(1, limits.build([Text([1] * 161)])[0], Sampling(), own_table(runner, 1))
     runner.begin(1, limits.build([Text([1] * 160)])[0], Sampling(), own_table(runner, 1))
     read_prompt(runner, 1)
-    runner.step([1])  # the last row predicts a frame, which has no row to go to
+    runner.step([1])  # the last token predicts a frame, which has no position left
     with pytest.raises(ValueError, match="no position left of 160"):
         runner.step([1])
 

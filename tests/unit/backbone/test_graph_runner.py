@@ -98,7 +98,7 @@ def test_prefill_packs_prompts_up_to_its_bound(model):
         lengths.append(len(prompt_of(slot).tokens))
         runner.begin(slot, prompt_of(slot), sampling_of(slot), own_table(runner, slot))
     assert lengths == [11, 21, 31, 41]
-    # 10 + 20 rows and 10 of the third; then its other 20 and 20 of the fourth; then the last 20
+    # 10 + 20 tokens and 10 of the third; then its other 20 and 20 of the fourth; then the last 20
     assert [runner.prefill([0, 1, 2, 3]), runner.prefill([2, 3]), runner.prefill([3])] == [[0, 1], [2], [3]]
     codes = runner.launch([3, 0, 2, 1])()
     assert codes == [alone(model, index, 1)[0] for index in (3, 0, 2, 1)]
@@ -141,7 +141,7 @@ async def test_churn_through_the_engine_loses_no_block_and_changes_no_code(model
     assert (load.prefix_hit_tokens > 0) == prefix_cache
 
 
-async def test_one_voice_for_all_who_come_together_is_read_once(model):
+async def test_a_voice_that_arrives_with_six_requests_is_prefilled_once(model):
     runner = GraphRunner(model, slots=6, max_prefill_tokens=16)
     rows = []
     embed = runner._embed
@@ -159,7 +159,7 @@ async def test_one_voice_for_all_who_come_together_is_read_once(model):
     open_slot(runner, 0, prompt, sampling_of(1))
     assert runs == [[runner.step([0])[0] for _ in range(6)]] * 6
     shared = (len(prompt.tokens) - 1) // 16 * 16
-    # one reads all but the last row, the others what no block holds; and each the last row, for its first step
+    # one prefills all but the last token, the others what no block holds; each computes the last one in its first step
     assert sum(rows) == shared + 6 * (len(prompt.tokens) - shared)
 
 
@@ -172,7 +172,7 @@ def test_refusals(model):
 
 
 @torch.inference_mode()
-def test_idle_rows_leave_no_trace(model):
+def test_padding_leaves_no_trace(model):
     runner = GraphRunner(model, slots=4, batch_buckets=(4,))
     open_slot(runner, 2, prompt_of(0), sampling_of(0))
     before = {name: tensor.clone() for name, tensor in vars(runner._state).items() if name != "slots"}

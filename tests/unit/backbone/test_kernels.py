@@ -1,4 +1,4 @@
-"""Triton kernels against their plain twins on fresh random inputs.
+"""Triton kernels against the reference operations on fresh random inputs.
 
 On a CUDA device they are compiled (`-m gpu`); elsewhere Triton's interpreter runs them, where Triton is
 installed at all, which the CPU needs for nothing else.
@@ -91,7 +91,7 @@ def test_rope_and_paged_attention(device, dtype, heads, kv_heads, head_dim, spli
     wanted = reference.rope_write(qkv, rope, slots, positions, tables, *theirs, heads)
     assert error(q, wanted) < limit(dtype)
     assert error(ours, theirs) < limit(dtype)
-    written = (theirs != stores).any(dim=-1)  # [2, KV, blocks, rows]
+    written = (theirs != stores).any(dim=-1)  # [2, KV, blocks, BLOCK_TOKENS]
     assert int(written.sum()) == 2 * kv_heads * 5
     assert torch.equal(ours[~written], stores[~written])
     # Rows behind a stream's own are stale data of other streams and must not count.
@@ -108,7 +108,7 @@ def test_rope_and_paged_attention(device, dtype, heads, kv_heads, head_dim, spli
 @pytest.mark.parametrize("splits", [1, 5])
 @pytest.mark.parametrize("overlap", [False, pytest.param(True, marks=pytest.mark.gpu)])
 def test_step_attention(device, dtype, heads, kv_heads, head_dim, splits, overlap):
-    """One row of each of four slots; a fifth row is idle. What rows hold behind a stream's own counts for nothing."""
+    """One row of each of four slots; a fifth row is padding. What lies behind a sequence's own positions has no effect."""
     if overlap and device.type == "cpu":
         pytest.skip("only a GPU's launches overlap")
     width, blocks, longest = 24, 100, 24 * BLOCK_TOKENS
@@ -119,7 +119,7 @@ def test_step_attention(device, dtype, heads, kv_heads, head_dim, splits, overla
     qkv = torch.randn(4, (heads + 2 * kv_heads) * head_dim, device=device, dtype=dtype)
     stores = torch.randn(2, kv_heads, blocks, BLOCK_TOKENS, head_dim, device=device, dtype=dtype)
     stores[:, :, tables[2, 0].long(), 1:] = float("nan")
-    stores[:, :, tables[0, 1].long(), 1:] = float("nan")  # the row itself, at 17, too
+    stores[:, :, tables[0, 1].long(), 1:] = float("nan")  # the position itself, 17, too
     ours, theirs = stores.clone(), stores.clone()
     attended = triton_ops.step_attend(qkv, rope, slots, positions, tables, *ours, heads, splits, overlap)
     wanted = reference.step_attend(qkv, rope, slots, positions, tables, *theirs.nan_to_num_(), heads)
@@ -132,7 +132,7 @@ def test_step_attention(device, dtype, heads, kv_heads, head_dim, splits, overla
 @pytest.mark.parametrize("position", [2, 16, 31])
 @pytest.mark.parametrize("overlap", [False, pytest.param(True, marks=pytest.mark.gpu)])
 def test_aligned_attention(device, dtype, heads, kv_heads, head_dim, position, overlap):
-    """Three slots at one position, each with blocks of its own; another's rows lie behind."""
+    """Three slots at one position, each with blocks of its own; another slot's blocks lie behind."""
     if overlap and device.type == "cpu":
         pytest.skip("only a GPU's launches overlap")
     each = 3
@@ -140,7 +140,7 @@ def test_aligned_attention(device, dtype, heads, kv_heads, head_dim, position, o
     qkv = torch.randn(3, (heads + 2 * kv_heads) * head_dim, device=device, dtype=dtype)
     stores = torch.randn(2, kv_heads, 4 * each, BLOCK_TOKENS, head_dim, device=device, dtype=dtype)
     rows = stores.view(2, kv_heads, 4, each * BLOCK_TOKENS, head_dim)
-    rows[:, :, :, position:] = float("nan")  # the row itself and those behind it
+    rows[:, :, :, position:] = float("nan")  # the position itself and those behind it
     ours, theirs = stores.clone(), stores.clone()
     attended = triton_ops.aligned_attend(qkv, rope, position, each, *ours, heads, overlap)
     wanted = reference.aligned_attend(qkv, rope, position, each, *theirs.nan_to_num_(), heads)
@@ -228,7 +228,7 @@ CHOICES = [
 @pytest.mark.parametrize("count", [1, 3])
 @torch.inference_mode()
 def test_frames_of_kernels(device, plan, count):
-    """Two whole frames: the codes and all that the third would start from, as the twins give them."""
+    """Two whole frames: the codes and all that the third would start from, as the reference operations give them."""
     if plan.overlap and device.type == "cpu":
         pytest.skip("only a GPU's launches overlap")
     if plan.matvec and count > 1:

@@ -1,4 +1,4 @@
-"""Prompt rows and masks as Sesame lays them out, and every refusal with its field and limit."""
+"""Prompt tokens and masks as Sesame lays them out, and every refusal with its field and limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.backbone.prompt import Audio, PromptError, PromptLimits, Text
 LIMITS = PromptLimits(codebooks=4, text_vocab_size=100, codec_bins=64, max_seq_len=20)
 
 
-def test_rows_and_masks():
+def test_tokens_and_masks():
     prompt, _ = LIMITS.build([Text([1, 50]), Audio([[1, 2, 3, 4], [0, 0, 0, 0]]), Text([7])])
     # Sesame's layout: audio in columns 0 … K-1, text in column K, an all-zero frame ends audio
     assert prompt.tokens.tolist() == [

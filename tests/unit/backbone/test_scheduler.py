@@ -168,10 +168,10 @@ def test_a_runner_that_is_a_frame_ahead_never_makes_a_frame_too_many():
     assert short.finish is FinishReason.MAX_LENGTH
 
 
-def test_who_lacks_blocks_waits_and_is_not_overtaken():
+def test_a_request_that_lacks_blocks_waits_and_is_not_overtaken():
     scheduler = Scheduler(slots=3, queue_capacity=1, pool=BlockPool(4))
-    (seq,) = running(scheduler, 1, max_frames=33, prefill_tokens=16)  # 48 rows, 3 blocks
-    large = scheduler.submit(request(max_frames=17, prefill_tokens=16), 0.0)  # 32 rows, 2 blocks
+    (seq,) = running(scheduler, 1, max_frames=33, prefill_tokens=16)  # 48 tokens, 3 blocks
+    large = scheduler.submit(request(max_frames=17, prefill_tokens=16), 0.0)  # 32 tokens, 2 blocks
     assert scheduler.schedule(1.0).admitted == [] and large.table is None
     with pytest.raises(QueueFull, match="all blocks of the cache are in use and 1 requests wait"):
         scheduler.submit(request(max_frames=1), 1.0)  # it would fit, but it came later
@@ -184,7 +184,7 @@ def test_who_lacks_blocks_waits_and_is_not_overtaken():
 def test_a_stream_takes_blocks_as_it_grows_and_gives_all_back():
     pool = BlockPool(8)
     scheduler = Scheduler(slots=1, queue_capacity=0, pool=pool)
-    (seq,) = running(scheduler, 1, max_frames=30, prefill_tokens=15)  # 15 + 30 - 1 rows: 3 blocks
+    (seq,) = running(scheduler, 1, max_frames=30, prefill_tokens=15)  # 15 + 30 - 1 tokens: 3 blocks
     held = []
     while seq.finish is None:
         assert scheduler.schedule(1.0).step == [seq]
@@ -192,17 +192,17 @@ def test_a_stream_takes_blocks_as_it_grows_and_gives_all_back():
         assert pool.used == held[-1] and pool.reserved == 3 - held[-1]
         scheduler.on_frame(seq, FRAME, 1.0)
         scheduler.on_read(seq, 1)
-    # frame n is computed with 15 + n rows in the cache
+    # frame n is computed with 15 + n tokens in the cache
     assert held == [1] * 2 + [2] * 16 + [3] * 12
     assert (pool.used, pool.reserved) == (0, 0)
 
 
-def keyed(keys, rows=None):
-    """A request whose prompt fills a block for each key and goes on for five rows."""
-    return request(prefill_tokens=rows or 16 * len(keys) + 5, prefix_keys=PrefixKeys(key.encode() for key in keys))
+def keyed(keys, tokens=None):
+    """A request whose prompt fills a block for each key and has five tokens more."""
+    return request(prefill_tokens=tokens or 16 * len(keys) + 5, prefix_keys=PrefixKeys(key.encode() for key in keys))
 
 
-def test_prompts_that_begin_alike_and_come_together_are_read_once():
+def test_prompts_with_one_prefix_that_arrive_together_are_prefilled_once():
     pool = BlockPool(64)
     scheduler = Scheduler(slots=6, queue_capacity=0, pool=pool)
     first = scheduler.submit(keyed("abc"), 0.0)
@@ -210,10 +210,10 @@ def test_prompts_that_begin_alike_and_come_together_are_read_once():
     schedule = scheduler.schedule(1.0)
     assert schedule.admitted == schedule.prefill == [first, other]
     assert scheduler.active == 5 and all(seq.slot is not None for seq in (same, longer, alsolonger))
-    assert scheduler.schedule(2.0).admitted == []  # nor while it is being read
+    assert scheduler.schedule(2.0).admitted == []  # nor while it is being prefilled
     scheduler.on_prefilled(first, 3.0)
     schedule = scheduler.schedule(3.0)
-    assert schedule.admitted == [same, longer]  # the fourth waits for the third, who reads on what both begin with
+    assert schedule.admitted == [same, longer]  # the fourth waits for the third, which prefills what both start with
     assert schedule.prefill == [same, longer, other]  # in order of admission, as ever
     assert (same.table.cached_tokens, same.table.blocks[:3]) == (48, first.table.blocks[:3])
     assert (longer.table.cached_tokens, longer.table.blocks[:2]) == (32, first.table.blocks[:2])
@@ -225,7 +225,7 @@ def test_prompts_that_begin_alike_and_come_together_are_read_once():
     assert (pool.used, pool.reserved, scheduler._prefilling, scheduler._unstarted) == (0, 0, {}, [])
 
 
-def test_who_waits_for_a_reader_that_leaves_reads_itself():
+def test_a_request_whose_prefix_is_abandoned_prefills_it_itself():
     pool = BlockPool(64)
     scheduler = Scheduler(slots=4, queue_capacity=0, pool=pool)
     first, second, third = (scheduler.submit(keyed("abc"), 0.0) for _ in range(3))
@@ -262,13 +262,13 @@ def test_generated_frames_are_shared_block_by_block_as_they_are_computed():
     assert (pool.used, pool.reserved, pool.idle) == (0, 0, 3)
 
 
-def test_without_sharing_nobody_waits():
+def test_without_a_prefix_cache_no_request_waits_for_another():
     scheduler = Scheduler(slots=2, queue_capacity=0, pool=BlockPool(64, prefix_cache=False))
     seqs = [scheduler.submit(keyed("abc"), 0.0) for _ in range(2)]
     assert scheduler.schedule(1.0).admitted == seqs
 
 
-def test_waiting_for_a_reader_takes_no_block_that_was_not_promised():
+def test_waiting_for_a_prefix_takes_no_block_that_was_not_reserved():
     """The pool is exactly large enough; what is shared later is given back to it, whatever it evicts meanwhile."""
     pool = BlockPool(8)
     scheduler = Scheduler(slots=3, queue_capacity=3, pool=pool)

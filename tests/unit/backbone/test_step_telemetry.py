@@ -1,4 +1,4 @@
-"""Steps as spans: one in so many, a root of its own, linked to the requests in it."""
+"""Steps as spans: every Nth one, a root of its own, linked to the requests in it."""
 
 from types import SimpleNamespace
 
