@@ -128,9 +128,15 @@ def _common_env(plan: Plan) -> dict[str, str]:
         "CSM_GRACE_S": os.environ.get("CSM_GRACE_S", "5"),
         "CSM_MODEL": plan.model,
         **{f"CSM_{name.upper()}_ADDRESS": plan.address(name) for name in STAGES},
+        # gRPC's own word for it: spans go to our collector directly, while model files may come through a proxy.
+        "no_grpc_proxy": ",".join(filter(None, (_no_proxy(), HOST, "localhost"))),
         # Nothing leaves this machine: TLS and tokens that the environment names are for calls elsewhere.
         **dict.fromkeys(_ELSEWHERE, ""),
     }
+
+
+def _no_proxy() -> str:
+    return os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""
 
 
 def _child(plan: Plan, name: str, env: Mapping[str, str]) -> Child:

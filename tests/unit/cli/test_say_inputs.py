@@ -1,0 +1,222 @@
+"""Where `csm say` and `csm verify` read and write: files, standard streams, pipes; voices by name; caps; deployments."""
+
+import asyncio
+import io
+import os
+import subprocess
+import sys
+import wave
+
+import pytest
+from csm.common.v1 import common_pb2
+from csm.speech.v1 import speech_pb2
+
+from support.fake_speech import FRAME, RATE_HZ, FakeSpeech, serving, tone
+
+SPEECH = 5 * tone(FRAME)
+
+
+@pytest.fixture
+async def served(tmp_path):
+    """(fake, run): run(command line for bash, standard input) gives exit code, output, error output."""
+
+    async def run(line, stdin=b""):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        script = tmp_path / "bin/csm"
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gateway.cli "$@"\n')
+        script.chmod(0o755)
+        env = {
+            "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
+            "CSM_STATE_DIR": str(tmp_path / "state"),
+            "CSM_ADDRESS": address,
+            "PYTHONPATH": ":".join(sys.path),
+        }
+        process = await asyncio.create_subprocess_exec(
+            "bash", "-c", line, cwd=tmp_path, env=env,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await asyncio.wait_for(process.communicate(stdin), 60)
+        return process.returncode, out, err.decode()
+
+    async with serving() as (fake, address):
+        yield fake, run
+
+
+def pcm(wav):
+    """The samples of a WAV whose header may leave its length open."""
+    with wave.open(io.BytesIO(wav)) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (RATE_HZ, 1, 2)
+        return file.readframes(file.getnframes())
+
+
+@pytest.mark.parametrize(
+    ("line", "stdin"),
+    [
+        ("csm say - -o out.wav", b"Hello there.\n"),
+        ("csm say --file - -o out.wav", b"Hello there.\r\n"),
+        ("csm say --file - -o out.wav", b"\xef\xbb\xbfHello there."),
+        ("csm say --file text.txt -o out.wav", b""),
+        ("csm say --file <(cat text.txt) -o out.wav", b""),
+        ("cat text.txt | csm say --file /dev/stdin -o out.wav", b""),
+        ("csm say -o out.wav -- 'Hello there.'", b""),
+    ],
+)
+async def test_text_from_a_file_a_pipe_and_standard_input(served, tmp_path, line, stdin):
+    fake, run = served
+    (tmp_path / "text.txt").write_text("Hello there.\n")
+    code, _, err = await run(line, stdin)
+    assert (code, err) == (0, "")
+    assert fake.requests[0].utterance.text == "Hello there."
+    assert pcm((tmp_path / "out.wav").read_bytes()) == SPEECH
+
+
+async def test_lines_within_a_text_stay(served, tmp_path):
+    fake, run = served
+    (tmp_path / "book.txt").write_text("One.\n\nTwo – naïve.\n")
+    assert (await run("csm say --file book.txt -o out.wav"))[0] == 0
+    assert fake.requests[0].utterance.text == "One.\n\nTwo – naïve."
+
+
+@pytest.mark.parametrize(
+    ("line", "stdin", "words"),
+    [
+        ("csm say - -o out.wav", b"caf\xe9", "standard input: not UTF-8 text (byte 0xe9 at 3)"),
+        ("csm say --file none.txt -o out.wav", b"", "none.txt: No such file"),
+        ("csm verify -", b"", None),
+    ],
+)
+async def test_input_of_no_use_is_one_line(served, line, stdin, words):
+    fake, run = served
+    code, out, err = await run(line, stdin)
+    if words is None:
+        assert fake.requests[0].audio.wav == b""
+    else:
+        assert code == 2 and words in err and len(err.splitlines()) == 1 and not out
+        assert not fake.requests
+
+
+async def test_audio_goes_to_standard_output_and_words_to_standard_error(served, tmp_path):
+    _, run = served
+    code, out, err = await run("csm say hello -o -")
+    assert code == 0 and pcm(out) == SPEECH
+    assert "standard output: 0.40 s of speech, the model ended it" in err
+    assert not list(tmp_path.glob("*.wav")) and not (tmp_path / "-").exists()
+
+
+@pytest.mark.parametrize("line", ["csm say hello -o >(cat > copy.bin); wait", "csm say hello -o /dev/stdout 2>/dev/null | tail -c 999999 > copy.bin",
+                                  "mkfifo p; cat p > copy.bin & csm say hello -o p; wait"])  # fmt: skip
+async def test_audio_goes_into_pipes(served, tmp_path, line):
+    _, run = served
+    await run(line)
+    for _ in range(100):
+        if (tmp_path / "copy.bin").exists() and len((tmp_path / "copy.bin").read_bytes()) >= 44 + len(SPEECH):
+            break
+        await asyncio.sleep(0.05)
+    assert pcm((tmp_path / "copy.bin").read_bytes()[: 44 + len(SPEECH)]) == SPEECH
+
+
+async def test_a_pipe_gets_audio_before_the_speech_has_ended(served):
+    fake, run = served
+    _, out, err = await run("csm say endless -o - --timeout 20 | head -c 30000 | wc -c")
+    assert out.strip() == b"30000" and "Traceback" not in err
+    await asyncio.wait_for(fake.idle.wait(), 10)
+    assert fake.running == 0, "who stops reading stops the speech"
+
+
+async def test_clips_come_from_pipes(served, tmp_path):
+    fake, run = served
+    (tmp_path / "a.wav").write_bytes(b"RIFF of a file")
+    line = "csm say hello -o out.wav --context '-:Is it?' --context \"1@$(echo <(cat a.wav)):Yes.\""
+    code, _, err = await run("csm say hello -o out.wav --context '-:Is it?' --context 1@a.wav:Yes.", b"RIFF of a pipe")
+    assert code == 0, err
+    assert [turn.audio.wav for turn in fake.requests[0].utterance.context] == [b"RIFF of a pipe", b"RIFF of a file"]
+    fake.requests.clear()
+    code, _, err = await run("csm say hello -o out.wav --context 2@<(cat a.wav):Yes.")
+    assert code == 0, err + line
+    (turn,) = fake.requests[0].utterance.context
+    assert (turn.speaker, turn.text, turn.audio.wav) == (2, "Yes.", b"RIFF of a file")
+
+
+@pytest.mark.parametrize("line", ["csm verify -", "csm verify /dev/stdin", "csm verify <(cat)"])
+async def test_verify_reads_pipes(served, line):
+    fake, run = served
+    assert (await run(line, b"RIFF of a pipe"))[0] == 0
+    assert fake.requests[0].audio.wav == b"RIFF of a pipe"
+
+
+async def test_say_says_who_answered(served):
+    _, run = served
+    _, out, _ = await run("csm say hello -o out.wav")
+    last = out.decode().splitlines()[-1]
+    assert last.startswith("spoken by 127.0.0.1:") and last.endswith("(bundle fake)")
+
+
+async def test_voices_are_chosen_by_name(served):
+    fake, run = served
+    fake.voices.append(speech_pb2.Voice(speaker=3, name="Bob", description="deep"))
+    assert (await run("csm say hello -o out.wav --voice bOB"))[0] == 0
+    assert [request.utterance.speaker for request in fake.requests if hasattr(request, "utterance")] == [3]
+    code, out, err = await run("csm say hello -o out.wav --voice eve")
+    assert code == 2 and not out and err.startswith("csm: --voice eve: no such voice at 127.0.0.1:")
+    assert err.rstrip().endswith("it has ada, Bob")
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "words"),
+    [
+        (common_pb2.FINISH_REASON_MAX_LENGTH, 9, "0.40 s of speech, CUT at its cap: the text is not spoken to its end"),
+        (common_pb2.FINISH_REASON_SILENCE, 0, "ended where the model had fallen silent"),
+        (common_pb2.FINISH_REASON_END_OF_SPEECH, 0, "the model ended it"),
+    ],
+)
+async def test_a_cut_is_in_the_line_and_in_the_exit_code(served, tmp_path, monkeypatch, reason, code, words):
+    _, run = served
+    whole = FakeSpeech._summary
+
+    def summary(frames):
+        found = whole(frames)
+        found.finish_reason = reason
+        return found
+
+    monkeypatch.setattr(FakeSpeech, "_summary", staticmethod(summary))
+    got, out, _ = await run("csm say hello -o out.wav --max-seconds 0.4")
+    assert got == code and words in out.decode()
+    assert pcm((tmp_path / "out.wav").read_bytes()) == SPEECH, "what there is was written"
+
+
+# A container's arbitrary user: no entry in passwd, and any HOME or none.
+NO_ENTRY = """
+import pwd, sys
+def getpwuid(uid): raise KeyError(uid)
+pwd.getpwuid = getpwuid
+from gateway.cli.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+async def as_nameless_user(tmp_path, home, *arguments):
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path), "TMPDIR": str(tmp_path)}
+    env |= {} if home is None else {"HOME": home}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", NO_ENTRY, *arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    _, err = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, err.decode()
+
+
+@pytest.mark.parametrize("home", [None, "", "/nonexistent"])
+async def test_it_works_without_a_home_and_without_a_passwd_entry(tmp_path, home):
+    async with serving() as (_, address):
+        said = await as_nameless_user(
+            tmp_path, home, "say", "hello", "-o", str(tmp_path / "out.wav"), "--address", address
+        )
+    assert said == (0, "")
+    assert (tmp_path / f"csm-{os.getuid()}/last_request.json").exists()
+
+
+async def test_a_state_folder_that_others_can_write_is_refused(tmp_path):
+    folder = tmp_path / f"csm-{os.getuid()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    code, err = await as_nameless_user(tmp_path, None, "voices")
+    assert code == 1 and "set CSM_STATE_DIR" in err and len(err.splitlines()) == 1
