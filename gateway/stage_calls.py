@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from services.runtime.detached import Detached
 from services.runtime.errors import CallError, InternalError, UnavailableError, from_upstream
 
 Rename = Callable[[str], str]
@@ -65,7 +66,11 @@ class StageCall:
         """The next message, or None at the end. Raises: CallError."""
         began_s, self._reading = time.monotonic(), True
         try:
-            message = await self._guarded(self._call.read())
+            # Detached: gRPC would keep a message for good that comes for a read which was cancelled.
+            message = await self._guarded(Detached(self._call.read()))
+        except asyncio.CancelledError:
+            self._call.cancel()  # ends the read
+            raise
         finally:
             self._reading, self._owed_from_s = False, None
         self._longest_step_s = max(self._longest_step_s, time.monotonic() - began_s)

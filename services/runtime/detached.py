@@ -36,10 +36,12 @@ class Detached(Generic[T]):
                 return result
             try:
                 yield _Wait(future)
-            except BaseException:
+            except BaseException as error:
                 if not future.done():
                     _run_on(self._coroutine, future)
                     raise
+                if future.cancelled() or future.exception() is error:
+                    continue  # the operation failed: its coroutine decides what that means
                 # The task was cancelled after the result had come: take it, or it stays in memory.
                 _drain(self._coroutine)
                 raise
@@ -88,6 +90,6 @@ def _drain(coroutine: Coroutine[Any, Any, Any]) -> None:
     """Run the rest of the coroutine; its result or error is of no interest any more."""
     try:
         future = _step(coroutine)
-    except (StopIteration, Exception):
+    except (StopIteration, Exception, asyncio.CancelledError):
         return
     _run_on(coroutine, future)

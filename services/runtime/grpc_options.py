@@ -40,7 +40,7 @@ def server_options(settings: ServerSettings, *, max_receive_bytes: int, share_po
         ("grpc.server.max_pending_requests_hard_limit", _PENDING_CALLS),
         # Clients may ping while they have no call, as phones and proxies do to keep a connection.
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 4_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 5_000),
         ("grpc.http2.ping_timeout_ms", 5_000),

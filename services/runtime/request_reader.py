@@ -25,7 +25,7 @@ SMALL_BYTES = 64 * 1024  # parsed on the event loop: at most a millisecond; and 
 MAX_BYTES_WITHOUT_AUDIO = 4 * MIB
 _SLOW_S = 1.0
 
-_reading: set[asyncio.Future[Any]] = set()  # reads whose caller was given up; the loop holds tasks only weakly
+_reading: set[asyncio.Future[Any]] = set()  # the loop holds tasks only weakly
 
 
 class RequestLimits:
@@ -113,13 +113,10 @@ async def read_in_time(
     """
     reading = asyncio.ensure_future(_run(context.read()))
     ends = {reading} if given_up is None else {reading, given_up}
-    try:
-        # Not asyncio.timeout: what came while the whole process stood still is in time.
-        await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        if not reading.done():
-            _reading.add(reading)
-            reading.add_done_callback(_forget)
+    _reading.add(reading)
+    reading.add_done_callback(_forget)
+    # Not asyncio.timeout: what came while the whole process stood still is in time.
+    await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     if not reading.done():
         raise TimeoutError
     return reading.result()
@@ -181,7 +178,7 @@ async def _run(operation: Coroutine[Any, Any, Any]) -> Any:
 def _forget(reading: asyncio.Future[Any]) -> None:
     _reading.discard(reading)
     if not reading.cancelled():
-        reading.exception()  # of no interest: the call has ended
+        reading.exception()  # or the loop complains where nobody waits any more
 
 
 def _parse(data: bytes, deserialize: Callable[[bytes], Any]) -> Any:

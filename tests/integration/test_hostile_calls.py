@@ -278,6 +278,19 @@ async def test_a_caller_who_leaves_while_it_is_refused_leaves_no_error_in_the_lo
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+async def test_idle_clients_may_ping(serve):
+    """As phones and proxies do to keep a connection: every five seconds, without a call."""
+    server = await serve()
+    async with raw_caller(server.address) as caller:
+        for _ in range(4):
+            await asyncio.sleep(4.2)
+            caller.ping()
+        await asyncio.sleep(0.5)
+        assert caller.pings == 4 and not caller.closed.is_set()
+        await caller.send(stream := await caller.open(CHECK), frame(READINESS), end=True)
+        assert await caller.status(stream) == 0
+
+
 async def test_connections_are_bounded(serve):
     server = await serve(max_connections=8)
     host, _, port = server.address.rpartition(":")

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import DataReceived, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
+from h2.events import DataReceived, PingAckReceived, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
 from h2.settings import SettingCodes
 
 
@@ -31,6 +31,7 @@ class RawCaller:
         self.data: defaultdict[int, bytes] = defaultdict(bytes)
         self.ended: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self.closed = asyncio.Event()
+        self.pings = 0  # answered
         self._changed = asyncio.Event()
         self._task = asyncio.ensure_future(self._run())
 
@@ -67,6 +68,10 @@ class RawCaller:
         await asyncio.wait_for(self.ended[stream].wait(), timeout_s)
         return int(self.headers[stream].get(b"grpc-status", b"-1"))
 
+    def ping(self) -> None:
+        self._http2.ping(b"01234567")
+        self._flush()
+
     def reset(self, stream: int) -> None:
         self._http2.reset_stream(stream, 8)
         self._flush()
@@ -88,6 +93,8 @@ class RawCaller:
                     self.data[event.stream_id] += event.data
                     if event.flow_controlled_length:
                         self._http2.increment_flow_control_window(event.flow_controlled_length)
+                elif isinstance(event, PingAckReceived):
+                    self.pings += 1
                 elif isinstance(event, StreamReset | StreamEnded):
                     self.ended[event.stream_id].set()
             self._changed.set()
