@@ -17,6 +17,7 @@ from gateway.cli.execution import SAY_INCOMPLETE, Options, execute
 from gateway.cli.options import HELP, Context, OutputFile, Seconds, input_bytes, input_text, remote
 from gateway.cli.say import listen, new_trace, opened, save_last_request, show_waterfall
 from gateway.cli.terminal import PlainConsole, plain_line
+from gateway.cli.voice_choice import speaker_of
 
 _VOICES_S = 5.0
 
@@ -72,7 +73,7 @@ async def _say(args: Options) -> int:
     text = await asyncio.to_thread(_text, args)
     clips = [await asyncio.to_thread(input_bytes, name) for _, name, _ in args.context]
     async with connection.client(args) as client:
-        speaker = await _speaker(client, args)
+        speaker = await speaker_of(client, args.voice, args.speaker)
         turns = [
             ContextTurn(speaker if who is None else who, words, clip)
             for (who, _, words), clip in zip(args.context, clips, strict=True)
@@ -112,17 +113,6 @@ def _text(args: Options) -> str:
         return input_text(args.text_file)
     text: str = input_text("-") if args.text == "-" else args.text
     return text
-
-
-async def _speaker(client: SpeechClient, args: Options) -> int:
-    if args.voice is None:
-        return args.speaker or 0
-    answer = await client.voices()
-    numbers = {voice.name.lower(): voice.speaker for voice in answer.voices}
-    if args.voice.lower() not in numbers:
-        names = ", ".join(voice.name for voice in answer.voices) or "none: the voice comes from --context"
-        raise CommandError(f"--voice {args.voice}: no such voice at {client.address}; it has {plain_line(names)}")
-    return numbers[args.voice.lower()]
 
 
 async def _answered_by(client: SpeechClient) -> str:
