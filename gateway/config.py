@@ -12,6 +12,9 @@ class GatewaySettings(ServerSettings):
     """Read from the environment at start."""
 
     listen: str = setting("CSM_LISTEN", "127.0.0.1:50050", "address and port to listen on")
+    connection_grace_s: int = setting(
+        "CSM_CONNECTION_GRACE_S", 86_400, "how long a conversation may go on after its connection is renewed", min=1
+    )
     tokenizer: str = setting("CSM_TOKENIZER_ADDRESS", "127.0.0.1:50051", "tokenizer service, host:port")
     backbone: str = setting("CSM_BACKBONE_ADDRESS", "127.0.0.1:50052", "backbone service, host:port")
     codec: str = setting("CSM_CODEC_ADDRESS", "127.0.0.1:50053", "codec service, host:port")

@@ -116,6 +116,10 @@ class SpeechChain:
         """There are no more generations."""
         self._codec.finish()
 
+    def end(self) -> None:
+        """There is nothing to speak: `output` ends with what was posted. For a chain that was never opened."""
+        self._output.close()
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` until the chain is closed. What it raises, `output` raises at once."""
 

@@ -23,11 +23,12 @@ from gateway.speech.rules import SpeechRules
 from gateway.speech.text_source import TextSource
 from gateway.stages import Stages
 from gateway.timeline import Timeline
-from services.runtime.errors import CallError, InternalError, InvalidArgument
+from services.runtime.errors import NOTHING_SPEAKABLE, CallError, InternalError, InvalidArgument
 
 _MAX_HELD_BACK_FRAMES = 64  # of ChunkPolicy, by the contract
 _SEEDS = 2**64
 _LATE_MARGIN_S = 0.15  # before the listener has played all, silence must be on its way
+_KEEP_CHAIN_S = 5.0  # a turn whose text is late for longer gives its slots back until text comes
 _UNIT_PATIENCE_S = 10.0  # a turn that has begun waits for a slot rather than break off
 
 
@@ -116,11 +117,11 @@ class Turn:
         self._seed: int | None = options.sampling.seed if options.sampling.HasField("seed") else None
         self._fixed_seed = self._seed is not None
         self._units = 0
-        self._opened = False
+        self._opened = False  # whether the chain of now has its slots
+        self._cut = False
         self._first_audio_s: float | None = None
         self._silence: tuple[int, SilenceEnd] | None = None  # first sample of the unit, its detector
         self._silent = False
-        self._tapped = 0  # samples that came of the codec
         self.timeline = Timeline(rules.listener_buffer_s, streamed=options.streamed)
         self.finish_reason: common_pb2.FinishReason.ValueType = common_pb2.FINISH_REASON_UNSPECIFIED
         self.spoken: list[str] = []
@@ -131,39 +132,48 @@ class Turn:
         """Until the speech ends. Close it early and everything upstream is cancelled. Raises: CallError."""
         loop = asyncio.get_running_loop()
         try:
-            async with SpeechChain(
-                self._stages,
-                resumes=self._budget,
-                timeout=self._timeout,
-                on_output=self.timeline.output,
-                on_marked=lambda samples: self.timeline.audio(samples / self._rules.sample_rate_hz),
-                on_waited=self.timeline.waited,
-                tap=self._listen,
-                pauses=not self._text.flushed,
-            ) as chain:
-                chain.spawn(self._speak_all(chain))
-                async for item in chain.output():
-                    if isinstance(item, np.ndarray):
-                        if self._first_audio_s is None:
-                            self._first_audio_s = loop.time()
-                        yield AudioChunk(item)
-                    else:
-                        yield item
+            unit = await self._text.next_unit(None)
+            while unit is not None:
+                async with SpeechChain(
+                    self._stages,
+                    resumes=self._budget,
+                    timeout=self._timeout,
+                    on_output=self.timeline.output,
+                    on_marked=lambda samples: self.timeline.audio(samples / self._rules.sample_rate_hz),
+                    on_waited=self.timeline.waited,
+                    tap=self._listen,
+                    pauses=not self._text.flushed,
+                ) as chain:
+                    self._opened, self._silence = False, None
+                    chain.spawn(self._speak_units(chain, unit))
+                    async for item in chain.output():
+                        if isinstance(item, np.ndarray):
+                            if self._first_audio_s is None:
+                                self._first_audio_s = loop.time()
+                            yield AudioChunk(item)
+                        else:
+                            yield item
+                    self.frames, self.samples = self.frames + chain.frames, self.samples + chain.samples
+                # The text may have come too late for the chain to be kept.
+                began_s = loop.time()
+                unit = None if self._cut else await self._text.next_unit(None)
+                self.timeline.waited(loop.time() - began_s)
+            if not self._units:
+                raise InvalidArgument(f"{self._options.path}.text", "has nothing speakable", reason=NOTHING_SPEAKABLE)
         finally:
             self.timeline.close()
 
-    async def _speak_all(self, chain: SpeechChain) -> None:
-        cut = False
-        while not cut and (unit := await self._next_unit(chain)) is not None:
-            cut = await self._speak(chain, unit)
-        if not self._opened:
-            raise InvalidArgument(f"{self._options.path}.text", "holds nothing that can be spoken")
-        self.frames, self.samples = chain.frames, chain.samples
-        chain.finish()
+    async def _speak_units(self, chain: SpeechChain, unit: str | None) -> None:
+        """Until the text ends, the turn is cut, or no text has come for long."""
+        while unit is not None and not self._cut:
+            self._cut = await self._speak(chain, unit)
+            unit = None if self._cut else await self._next_unit(chain)
+        if self._opened:
+            chain.finish()
+        else:
+            chain.end()
 
     async def _next_unit(self, chain: SpeechChain) -> str | None:
-        if not self._units:
-            return await self._text.next_unit(None)
         unit = await self._text.next_unit(max(0.0, self._audio_left_s(chain) - _LATE_MARGIN_S))
         if unit is None and not self._text.done:
             # The watermark keeps its look-ahead until more audio comes: silence pushes the last words out.
@@ -172,7 +182,7 @@ class Turn:
             chain.post(TextLate())
             self._text.hurry()
             began_s = asyncio.get_running_loop().time()
-            unit = await self._text.next_unit(None)
+            unit = await self._text.next_unit(_KEEP_CHAIN_S)
             self.timeline.waited(asyncio.get_running_loop().time() - began_s)
         return unit
 
@@ -184,7 +194,7 @@ class Turn:
         """What the listener has still to play, of what can reach it before more audio is generated."""
         if self._first_audio_s is None:
             return 0.0
-        audible_s = max(0, chain.samples - self._lookahead) / self._rules.sample_rate_hz
+        audible_s = max(0, self.samples + chain.samples - self._lookahead) / self._rules.sample_rate_hz
         return self._first_audio_s + audible_s - asyncio.get_running_loop().time()
 
     async def _speak(self, chain: SpeechChain, unit: str) -> bool:
@@ -192,7 +202,7 @@ class Turn:
         try:
             text = await self._encoder.text(self._options.speaker, unit, self._options.path)
         except CallError as error:
-            if error.reason != "NOTHING_SPEAKABLE":
+            if error.reason != NOTHING_SPEAKABLE:
                 raise
             chain.post(NothingSpeakable(unit))
             return False
@@ -208,15 +218,15 @@ class Turn:
                 frames = await generation.read()
                 if frames is None:
                     continue
-                chain.post(UnitStarted(unit, text.spoken, first_sample))
+                chain.post(UnitStarted(unit, text.spoken, self.samples + first_sample))
                 self.spoken.append(text.spoken)
                 self._units += 1
                 try:
                     reason = await self._feed(chain, generation, frames, unit, first_sample)
                 finally:  # a turn that is interrupted here has said part of the unit
-                    said = generation.log.frames()
+                    said, begin = generation.log.frames(), self.samples + first_sample
                     self._context.said.append(
-                        Segment(self._options.speaker, unit, text.ids, said, self._options.turn, first_sample)
+                        Segment(self._options.speaker, unit, text.ids, said, self._options.turn, begin)
                     )
                 break
         else:
@@ -229,8 +239,7 @@ class Turn:
 
     async def _open(self, chain: SpeechChain, generation: Generation) -> None:
         if self._opened:
-            started = await generation.open(patience_s=_UNIT_PATIENCE_S)
-            self._seed = started.seed if self._seed is None else self._seed
+            await generation.open(patience_s=_UNIT_PATIENCE_S)
             return
         try:
             async with asyncio.TaskGroup() as group:
@@ -241,7 +250,8 @@ class Turn:
         self._opened = True
         started = opening.result()
         self._seed = started.seed if self._seed is None else self._seed
-        chain.post(Started(started.seed, started.prompt_tokens))
+        if not self._units:
+            chain.post(Started(started.seed, started.prompt_tokens))
 
     def _request(self, text: SpokenText, max_frames: int, attempt: int) -> backbone_pb2.GenerateRequest:
         sampling = common_pb2.SamplingOptions()
@@ -268,7 +278,7 @@ class Turn:
         ceiling = self._rules.ending.ceiling_frames(text.spoken or unit, self._rules.frame_rate_hz)
         needed = math.ceil(likely_s(text.spoken or unit) * 1.6 * self._rules.frame_rate_hz)
         wanted = max(needed, ceiling or 0)
-        left = None if self._options.max_frames is None else self._options.max_frames - chain.frames
+        left = None if self._options.max_frames is None else self._options.max_frames - self.frames - chain.frames
         if left is not None:
             wanted = min(wanted, left)
         dropped = self._context.make_room(max(0, positions - len(text.ids) - wanted))

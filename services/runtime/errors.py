@@ -18,6 +18,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 DOMAIN = "csm"
+NOTHING_SPEAKABLE = "NOTHING_SPEAKABLE"  # the reason of a text without words
 CALLER, LOAD, SERVER = "caller", "load", "server"  # who caused a status
 _NO_RETRY = ("grpc-retry-pushback-ms", "-1")  # gRPC's retry design (A6): a negative pushback ends the tries
 
@@ -62,12 +63,12 @@ class CallError(Exception):
 class InvalidArgument(CallError):
     """A field breaks a limit. `field` is its path in the request, `description` says the limit."""
 
-    def __init__(self, field: str, description: str):
+    def __init__(self, field: str, description: str, *, reason: str = "INVALID_FIELD"):
         violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
         super().__init__(
             grpc.StatusCode.INVALID_ARGUMENT,
             f"{field}: {description}",
-            reason="INVALID_FIELD",
+            reason=reason,
             details=[error_details_pb2.BadRequest(field_violations=[violation])],
         )
         self.field, self.description = field, description
@@ -152,12 +153,13 @@ def from_upstream(stage: str, error: grpc.aio.AioRpcError, rename: Callable[[str
 def _from_upstream(stage: str, error: grpc.aio.AioRpcError, rename: Callable[[str], str] | None) -> CallError:
     details = rich_details(error)
     text = f"{stage}: {error.details() or error.code().name}"
+    reasons = [detail.reason for detail in details if isinstance(detail, error_details_pb2.ErrorInfo)]
     for detail in details:
         if isinstance(detail, error_details_pb2.BadRequest) and detail.field_violations:
             first = detail.field_violations[0]
             if rename is None:
                 return InternalError(f"the {stage} stage refused what it was sent ({text})", reason="STAGE_FAILED")
-            return InvalidArgument(rename(first.field), first.description)
+            return InvalidArgument(rename(first.field), first.description, reason=next(iter(reasons), "INVALID_FIELD"))
         if isinstance(detail, error_details_pb2.RetryInfo):
             return ResourceExhausted(text, detail.retry_delay.ToNanoseconds() / 1e9)
     match error.code():

@@ -16,7 +16,7 @@ from services.runtime import instruments
 from services.runtime.admission import Admission
 from services.runtime.audio import AudioError, Clip, read_raw, read_wav, resample
 from services.runtime.batcher import Batcher
-from services.runtime.errors import InvalidArgument
+from services.runtime.errors import NOTHING_SPEAKABLE, InvalidArgument
 from services.runtime.identity import identity
 from services.runtime.sample_encodings import ENCODINGS
 from services.runtime.version import version
@@ -62,7 +62,8 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
                 else:
                     done = await asyncio.to_thread(self._text.encode, segment.speaker, segment.text, normalize)
             except TextError as error:
-                raise InvalidArgument(f"segments[{i}].{error.field}", error.description) from None
+                reason = "INVALID_FIELD" if error.has_words else NOTHING_SPEAKABLE
+                raise InvalidArgument(f"segments[{i}].{error.field}", error.description, reason=reason) from None
             response.segments.add(ids=done.ids, spoken_text=done.spoken_text)
             await asyncio.sleep(0)  # a request of many long texts lets others in between
         instruments.stage_first_output.record(time.perf_counter() - began, _TOKENIZE)

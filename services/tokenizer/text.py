@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from models.bundle import Bundle, Voice
 from models.files import PartError
-from services.tokenizer.spoken.form import NotSpeakable, SpokenForm
+from services.tokenizer.spoken.form import NothingSpeakable, NotSpeakable, SpokenForm
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 _PART = "text_tokenizer"
@@ -26,11 +26,14 @@ _SPEAKER_TAG = re.compile(r"^\s*\[\s*(\d+)\s*\]")
 
 
 class TextError(ValueError):
-    """A segment cannot be used. `field` is its path inside a TextSegment, `description` says the limit."""
+    """A segment cannot be used. `field` is its path inside a TextSegment, `description` says the limit.
 
-    def __init__(self, field: str, description: str):
+    has_words: False for a text with nothing to speak.
+    """
+
+    def __init__(self, field: str, description: str, *, has_words: bool = True):
         super().__init__(f"{field}: {description}")
-        self.field, self.description = field, description
+        self.field, self.description, self.has_words = field, description, has_words
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class TextTokenizer:
         try:
             spoken = self._spoken.of(text) if normalize else self._spoken.checked(text)
         except NotSpeakable as error:
-            raise TextError("text", str(error)) from None
+            raise TextError("text", str(error), has_words=not isinstance(error, NothingSpeakable)) from None
         if not normalize:
             spoken = _SPEAKER_TAG.sub(r"\1 ", spoken)
         ids = self._tokenizer.encode(f"[{speaker}]{spoken}", add_special_tokens=False).ids
@@ -91,7 +94,7 @@ class TextTokenizer:
         if len(text) > self.max_chars:
             raise TextError("text", f"has {len(text)} characters, at most {self.max_chars} are taken")
         if not text.strip():
-            raise TextError("text", "must hold at least one character that is no white space")
+            raise TextError("text", "must hold at least one character that is no white space", has_words=False)
         try:
             text.encode()
         except UnicodeEncodeError as error:

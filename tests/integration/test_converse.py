@@ -350,3 +350,33 @@ async def test_a_generator_that_dies_in_a_turn_costs_no_speech(open_chain, probe
     np.testing.assert_array_equal(
         talk.audio[0], np.repeat(np.arange(10, dtype=np.float32) / 1024, SAMPLES_PER_FRAME) + np.float32(MARK)
     )
+
+
+async def test_text_that_is_late_for_long_costs_no_slot_and_no_words(open_chain, probe, monkeypatch):
+    monkeypatch.setattr("gateway.speech.turn._KEEP_CHAIN_S", 0.05)
+    chain = await open_chain(first_wait_ms=60_000)
+    async with talking(chain) as (say, talk):
+        await say.append("This is one sentence. ")
+        await talk.until(lambda: "TEXT_LATE" in talk.warnings)
+        await all_free(probe)
+        assert not talk.finished
+        await say.append("And another one.")
+        await say.flush()
+        await talk.until(lambda: talk.finished)
+    assert probe.calls["codec"] == probe.calls["watermark"] == 2
+    assert [text for _, text, _ in talk.units] == ["This is one sentence. ", "And another one."]
+    assert talk.units[1][2] + 10 * SAMPLES_PER_FRAME == talk.samples(0)
+    assert talk.finished[0].summary.frames == 20
+    assert len(talk.of(speech_pb2.TurnStarted)) == 1
+
+
+async def test_a_turn_of_signs_alone_is_empty(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        await say.say("   ")
+        await say.say("Hello.")
+        await talk.until(lambda: len(talk.finished) == 2)
+    assert [one.finish_reason for one in talk.finished] == [
+        common_pb2.FINISH_REASON_EMPTY,
+        common_pb2.FINISH_REASON_END_OF_SPEECH,
+    ]

@@ -18,7 +18,7 @@ from csm.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from csm.watermark.v1 import watermark_pb2, watermark_pb2_grpc
 
 from models.bundle import Bundle
-from services.runtime.errors import CallError
+from services.runtime.errors import NOTHING_SPEAKABLE, CallError, InvalidArgument
 
 SAMPLES_PER_FRAME = 1920
 LOOKAHEAD = 700
@@ -104,6 +104,9 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         with self.probe.call("tokenizer", context):
             if "tokenizer" in self.probe.stall:
                 await asyncio.Event().wait()
+            for index, segment in enumerate(request.segments):
+                if not segment.text.strip():
+                    raise InvalidArgument(f"segments[{index}].text", "has no words", reason=NOTHING_SPEAKABLE)
             return tokenizer_pb2.TokenizeResponse(
                 segments=[
                     tokenizer_pb2.TokenizedSegment(ids=[1, segment.speaker + 10, *segment.text.encode(), 2])

@@ -21,6 +21,10 @@ class NotSpeakable(ValueError):
     """The text has no words, or none that the languages are written in. The message says which."""
 
 
+class NothingSpeakable(NotSpeakable):
+    """The text has no words at all."""
+
+
 class SpokenForm:
     """Texts to spoken words in the languages of one bundle (BCP 47 tags). Without state; for use from several threads."""
 
@@ -47,7 +51,7 @@ class SpokenForm:
             if spoken == before:
                 break
         if not any(char.isalnum() for char in spoken):
-            raise NotSpeakable(_NOTHING)
+            raise NothingSpeakable(_NOTHING)
         return spoken
 
     def checked(self, text: str) -> str:
@@ -55,7 +59,7 @@ class SpokenForm:
         if "\0" in text:
             raise NotSpeakable("must not contain the character U+0000")
         if not any(char.isalnum() for char in text):
-            raise NotSpeakable(_NOTHING)
+            raise NothingSpeakable(_NOTHING)
         self._check_script(text)
         return text
 
