@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,14 @@ _WINDOW_S = 60.0
 _ROUNDING_S = 1e-3  # a caller who comes back at the stated time is not refused for a nanosecond
 
 
+_UNCOUNTED = "/ListVoices"
+
+
 class _Usage:
     """What one token name uses now."""
 
     def __init__(self) -> None:
-        self.calls = 0
+        self.calls = self.arriving = 0
         self.texts: dict[Grant, tuple[float, int]] = {}  # of the last minute, oldest first: since when, characters
 
 
@@ -101,8 +105,22 @@ class Access(grpc.aio.ServerInterceptor):
             self._caller.set(token)
             return behavior(request, context)
 
+        if not handler.request_streaming and not handler_call_details.method.endswith(_UNCOUNTED):
+            checked.admit = partial(self._arriving, token)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(checked, handler.request_deserializer, handler.response_serializer)
+
+    @contextmanager
+    def _arriving(self, token: Token) -> Iterator[None]:
+        """Count a request that arrives: with its calls, no more than the token may have. Raises: CallError."""
+        usage = self._usage.setdefault(token.name, _Usage())
+        if token.max_streams is not None and usage.calls + usage.arriving >= token.max_streams:
+            raise _too_many_calls(token)
+        usage.arriving += 1
+        try:
+            yield
+        finally:
+            usage.arriving -= 1
 
     @contextmanager
     def enter(self, characters: int = 0) -> Iterator[Grant]:
@@ -119,9 +137,7 @@ class Access(grpc.aio.ServerInterceptor):
             raise _unauthenticated("NO_TOKEN", "this call's token was not checked")
         usage = self._usage.setdefault(token.name, _Usage())
         if token.max_streams is not None and usage.calls >= token.max_streams:
-            raise _limited(
-                "TOKEN_STREAMS", f"token {token.name}: all {token.max_streams} permits are in use", _STREAM_RETRY_S
-            )
+            raise _too_many_calls(token)
         self._spend(token, usage, grant, characters)
         usage.calls += 1
         try:
@@ -212,6 +228,11 @@ def _refusal(error: CallError) -> grpc.RpcMethodHandler:
 def _unauthenticated(reason: str, text: str) -> CallError:
     instruments.refusals.add(1, {"reason": reason})
     return CallError(grpc.StatusCode.UNAUTHENTICATED, text, reason=reason)
+
+
+def _too_many_calls(token: Token) -> ResourceExhausted:
+    text = f"token {token.name}: all {token.max_streams} permits are in use"
+    return _limited("TOKEN_STREAMS", text, _STREAM_RETRY_S)
 
 
 def _limited(reason: str, text: str, retry_after_s: float) -> ResourceExhausted:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from typing import Any
 
 import grpc
@@ -83,8 +83,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
 
     async def _unary(self, handler: Any, context: grpc.aio.ServicerContext) -> None:
-        """A call with one request."""
-        data = await first_message(context, self._limits)
+        """A call with one request. It is read inside what the handler's `admit` attribute gives, if it has one."""
+        admit = getattr(handler.unary_unary or handler.unary_stream, "admit", nullcontext)
+        with admit():
+            data = await first_message(context, self._limits)
         with self._limits.hold(len(data)):
             request = await self._limits.parse(data, handler.request_deserializer)
             del data

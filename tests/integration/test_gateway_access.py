@@ -21,6 +21,7 @@ from services.runtime import tls
 from services.runtime.errors import ResourceExhausted, UnavailableError, rich_details
 from services.runtime.settings import SettingError, read
 from support.authority import Authority
+from support.raw_http2 import frame, raw_caller
 
 RADIO, NEXT_RADIO, TV = "the-token-of-the-radio", "the-next-token-of-the-radio", "the-token-of-television"
 SPEECH = "csm.speech.v1.SpeechService"
@@ -158,6 +159,25 @@ async def test_beyond_its_streams_a_token_is_told_when_to_come_back_and_is_not_t
     probe.touch()
     await frames(first)
     assert await frames(chain.speech.StreamSynthesize(utterance(), timeout=10, metadata=shows(RADIO)))
+
+
+async def test_a_request_that_does_not_arrive_counts_as_its_tokens_call(chain):
+    method, token = f"/{SPEECH}/Synthesize", (b"authorization", f"Bearer {RADIO}".encode())
+    async with raw_caller(chain.addresses["gateway"]) as caller, asyncio.timeout(30):
+        await caller.send(half := await caller.open(method, token), frame(bytes(1000), announced=2000))
+        await caller.send(second := await caller.open(method, token), frame(bytes(1000), announced=2000))
+        assert await caller.status(second) == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        assert not caller.ended[half].is_set()
+        await caller.send(voices := await caller.open(f"/{SPEECH}/ListVoices", token), frame(b""), end=True)
+        assert await caller.status(voices) == 0
+        caller.reset(half)
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    assert await frames(chain.speech.StreamSynthesize(utterance(), timeout=10, metadata=shows(RADIO)))
+                    break
+                except grpc.aio.AioRpcError as error:
+                    assert reason(error) == "TOKEN_STREAMS"
 
 
 async def test_beyond_its_characters_a_token_is_told_when_to_come_back(chain, probe):
