@@ -124,7 +124,7 @@ class Access(grpc.aio.ServerInterceptor):
 
     @contextmanager
     def enter(self, characters: int = 0) -> Iterator[Grant]:
-        """Hold one of the caller's places, and take `characters` from its minute, while the block runs.
+        """Hold one of the token's permits, and take `characters` from its minute, while the block runs.
 
         Raises: CallError when the caller's token allows no more.
         """

@@ -30,14 +30,14 @@ class StageCall:
     def __init__(self, stage: str, call: Any, rename: Rename | None = None):
         self.stage, self._call, self._rename = stage, call, rename
         self._abandoned: str | None = None
-        # Whether the stage has all that it needs for its next message. Set by whoever reads the stream.
+        # Whether the stage has all that it needs for its next message. Set by the link that reads the stream.
         self.is_owed: Callable[[], bool] = lambda: False
         self._reading = False
         self._owed_from_s: float | None = None
         self._longest_step_s = 0.0
 
     def abandon(self, why: str) -> None:
-        """End the call: whoever waits for it gets UNAVAILABLE with `why`."""
+        """End the call: a task that waits for it gets UNAVAILABLE with `why`."""
         self._abandoned = why
         self._call.cancel()
 
@@ -48,7 +48,7 @@ class StageCall:
     def stalled_s(self, now_s: float) -> float | None:
         """How long a message has been owed, once that is too long; None before. To be asked twice a second.
 
-        Time in which nobody reads does not count: a slow listener is no stalled stage.
+        Time without a pending read does not count: a slow listener is no stalled stage.
         """
         if not self._reading or not self.is_owed():
             self._owed_from_s = None

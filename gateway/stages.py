@@ -100,9 +100,9 @@ class Stages:
     async def check(self) -> None:
         """Ask all four what they serve.
 
-        A stage that serves something else makes the gateway unready until that ends. One that does
-        not answer does so only at the start: later its absence is told call by call, since taking
-        every gateway out of its balancer would help no caller.
+        A stage that serves another bundle makes the gateway unready until that ends. A stage that does not answer
+        makes it unready at the start alone: later its calls fail one by one, since taking every gateway out of its
+        balancer would help no caller.
         """
 
         async def ask(replicas: ReplicaSet, request: Any) -> Any:

@@ -15,7 +15,7 @@ from opentelemetry import trace
 from gateway.stage_names import STAGES
 from services.runtime import instruments
 
-# OpenTelemetry keeps 128 events a span unless told otherwise, and the first outputs are among them.
+# OpenTelemetry keeps 128 events a span by default, and the first outputs are among them.
 MAX_AUDIO_EVENTS, MAX_UNDERRUN_EVENTS = 100, 16
 _FIRST, _LATE = 24, 32  # chunks that are kept in any case when there are more than that
 

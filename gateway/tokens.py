@@ -21,8 +21,8 @@ from typing import Any
 from services.runtime.reloadable_file import InvalidFile
 
 _KEYS = ("sha256", "token", "max_streams", "characters_per_minute")
-_MOST = 10**9  # of a limit: beyond any use, and what a double can count
-_LEAST_CHARACTERS = 16  # of a token in the file; a hash does not show its length
+_MAX = 10**9  # of a limit: beyond any use, and what a double can count
+_MIN_CHARACTERS = 16  # of a token in the file; a hash does not show its length
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,8 @@ def _token(path: Path, name: str, table: Any) -> Token:
         raise InvalidFile(f"{where}: {unknown[0]!r:.70} is none of {', '.join(_KEYS)}")
     hashes = [_digest(where, text) for text in _texts(where, table, "sha256")]
     for text in _texts(where, table, "token"):
-        if not re.fullmatch(r"[!-~]+", text) or len(text) < _LEAST_CHARACTERS:
-            raise InvalidFile(
-                f"{where}: token must be one word of visible ASCII, {_LEAST_CHARACTERS} characters or more"
-            )
+        if not re.fullmatch(r"[!-~]+", text) or len(text) < _MIN_CHARACTERS:
+            raise InvalidFile(f"{where}: token must be one word of visible ASCII, {_MIN_CHARACTERS} characters or more")
         hashes.append(hashlib.sha256(text.encode()).digest())
     if not hashes:
         raise InvalidFile(f"{where}: needs sha256 or token")
@@ -88,6 +86,6 @@ def _digest(where: str, text: str) -> bytes:
 
 def _limit(where: str, table: dict[str, Any], key: str) -> int | None:
     value = table.get(key)
-    if value is not None and (type(value) is not int or not 1 <= value <= _MOST):
-        raise InvalidFile(f"{where}: {key} must be a whole number, 1 to {_MOST}; without it there is no limit")
+    if value is not None and (type(value) is not int or not 1 <= value <= _MAX):
+        raise InvalidFile(f"{where}: {key} must be a whole number, 1 to {_MAX}; without it there is no limit")
     return value

@@ -147,7 +147,7 @@ class WatermarkLink:
 
     async def _reopen(self) -> None:
         failed = self._replica
-        await self.close()  # the sender too: nobody reads the codec's link now
+        await self.close()  # the sender too: then nothing reads the codec's link
         await self._open({failed} if failed is not None else (), RESUME_PATIENCE_S)
         await self._codec.rewind()
         self.start()

@@ -219,7 +219,7 @@ async def test_a_watermark_that_finishes_early_is_an_error_not_a_cut(open_chain,
     await assert_all_free(probe)
 
 
-async def test_a_reader_who_stalls_loses_its_places(open_chain, probe):
+async def test_a_reader_that_stalls_loses_its_slots(open_chain, probe):
     chain = await open_chain(reader_stall_s=0.5)
     probe.frames = 100_000
     call = chain.speech.StreamSynthesize(

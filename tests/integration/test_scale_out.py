@@ -203,7 +203,7 @@ async def test_two_gateways_behind_one_name_share_nothing(open_chain, probe):
         client = await stack.enter_async_context(SpeechClient(name))
         probe.gate = 1  # no stream ends
         running = []
-        for count in range(1, 5):  # as many as both have places for: some are refused by one and taken by the other
+        for count in range(1, 5):  # as many as both admit: some are refused by one and taken by the other
             running.append(asyncio.ensure_future(client.synthesize("hello", timeout_s=60)))
             await probe.until(lambda count=count: probe.active["backbone"] == count, 20)
         with pytest.raises(exceptions.Overloaded, match="permits are in use"):

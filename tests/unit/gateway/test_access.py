@@ -213,7 +213,7 @@ async def test_a_token_that_is_shown_twice_is_one_token(guarded, values):
 
 async def test_the_last_token_is_taken_out_by_a_file_without_any(guarded, tmp_path, caplog):
     file = tokens_file(tmp_path)
-    file.write_text("# nobody\n")
+    file.write_text("# no token\n")
     for token in (RADIO, TV):
         with pytest.raises(CallError) as caught:
             await guarded(token, speak(1))
@@ -228,7 +228,7 @@ async def test_the_last_token_is_taken_out_by_a_file_without_any(guarded, tmp_pa
     assert "the old ones stay in use" in caplog.text
 
 
-def test_a_start_with_nobody_is_a_mistake(tmp_path):
+def test_a_start_without_any_token_is_a_mistake(tmp_path):
     file = tokens_file(tmp_path)
     file.write_text("")
     with pytest.raises(SettingError, match=r"CSM_TOKENS_FILE: .*tokens.toml: names no token"):

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from gateway.timeline import MAX_AUDIO_EVENTS, Timeline
 
 
-def told(monkeypatch, chunks, *options, waits=(), **named):
+def span_of(monkeypatch, chunks, *options, waits=(), **named):
     """The span of a request whose audio came as `chunks`: (seconds since its start, seconds of audio)."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
@@ -37,7 +37,7 @@ def numbers(span):
 
 
 def test_each_chunk_is_told_with_what_its_listener_had_left(monkeypatch):
-    span = told(monkeypatch, [(1.0, 0.5), (1.2, 0.25), (2.0, 0.5), (2.1, 0.5)])
+    span = span_of(monkeypatch, [(1.0, 0.5), (1.2, 0.25), (2.0, 0.5), (2.1, 0.5)])
     # 0.75 s of audio from 1.0 s on: it ends at 1.75 s, so the third chunk is 0.25 s late and play goes on at 2.0 s.
     assert numbers(span) == [(0, 500, 0), (500, 250, 300), (750, 500, -250), (1250, 500, 400)]
     wanted = {"csm.audio_ms": 1750, "csm.chunks": 4, "csm.underruns": 1, "csm.time_to_first_audio_ms": 1000}
@@ -46,25 +46,25 @@ def test_each_chunk_is_told_with_what_its_listener_had_left(monkeypatch):
 
 
 def test_a_listener_buffers_before_playing_and_again_after_an_underrun(monkeypatch):
-    span = told(monkeypatch, [(1.0, 0.5), (1.6, 0.5), (2.4, 0.5), (3.0, 0.5)], 0.2)
+    span = span_of(monkeypatch, [(1.0, 0.5), (1.6, 0.5), (2.4, 0.5), (3.0, 0.5)], 0.2)
     # Play begins at 1.2 s, ends at 2.2 s and goes on at 2.6 s: the last chunk, needed at 3.1 s, is in time.
     assert numbers(span) == [(0, 500, 200), (500, 500, 100), (1000, 500, -200), (1500, 500, 100)]
     assert span.attributes["csm.underruns"] == 1
 
 
 def test_time_for_which_the_server_waited_is_no_underrun(monkeypatch):
-    span = told(monkeypatch, [(1.0, 0.5), (26.2, 0.5)], waits={1.0: 25.0})
+    span = span_of(monkeypatch, [(1.0, 0.5), (26.2, 0.5)], waits={1.0: 25.0})
     assert numbers(span) == [(0, 500, 0), (500, 500, 300)]
 
 
 def test_a_unary_call_has_no_listener(monkeypatch):
-    span = told(monkeypatch, [(1.0, 0.5), (9.0, 0.5)], streamed=False)
+    span = span_of(monkeypatch, [(1.0, 0.5), (9.0, 0.5)], streamed=False)
     assert dict(span.attributes) == {"csm.audio_ms": 1000}
     assert numbers(span) == []
 
 
 def test_a_request_without_audio_says_so(monkeypatch):
-    span = told(monkeypatch, [])
+    span = span_of(monkeypatch, [])
     assert dict(span.attributes) == {"csm.audio_ms": 0, "csm.chunks": 0, "csm.underruns": 0}
     assert numbers(span) == []
 
@@ -73,7 +73,7 @@ def test_a_request_without_audio_says_so(monkeypatch):
 @pytest.mark.parametrize("slow", [False, True])
 def test_a_long_one_keeps_its_ends_and_its_worst_gaps(monkeypatch, count, slow):
     chunks = [(1.0 + number * 0.05 + (0.3 if number == 77 else 0), 0.01 if slow else 0.08) for number in range(count)]
-    span = told(monkeypatch, chunks)
+    span = span_of(monkeypatch, chunks)
     found = numbers(span)
     assert MAX_AUDIO_EVENTS / 2 <= len(found) <= MAX_AUDIO_EVENTS
     assert span.events[0].name == "first_output" and span.dropped_events == 0

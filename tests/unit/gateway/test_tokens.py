@@ -33,7 +33,7 @@ def test_one_table_a_token(parse):
 
 
 @pytest.mark.parametrize("text", ["", "# all are taken out\n"])
-def test_a_file_without_tables_is_nobody(parse, text):
+def test_a_file_without_tables_has_no_token(parse, text):
     assert parse(text) == []
 
 
