@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 PROBE_EVERY_S = 0.5
 PROBE_TIMEOUT_S = 1.0
+_PROBES_MISSED_AT_WORK = 6  # when its streams still get something: what they get may have been under way for long
 _RECONNECT_EVERY = 6  # missed probes
 PROBES_MISSED = 2  # in a row, and the replica is ejected: at most 0.5 + 1.0 + 1.0 s after its last sign of life
 # A probe that ended later than this after its deadline says that this process was stopped, not the replica.
@@ -127,9 +128,9 @@ class Replica:
             health = await self._probe()
             if health is Health.EJECTED:
                 missed += 1
-                if missed < PROBES_MISSED:
+                if missed < PROBES_MISSED or (missed < _PROBES_MISSED_AT_WORK and self._works()):
                     continue
-                self._eject(reconnect=missed % _RECONNECT_EVERY == PROBES_MISSED)
+                self._eject(reconnect=self.health is not Health.EJECTED or missed % _RECONNECT_EVERY == 0)
             elif health is not None:
                 missed = 0
                 self._change(health)
@@ -158,6 +159,11 @@ class Replica:
                     return Health.SERVING
         serving = answer.status == health_pb2.HealthCheckResponse.SERVING
         return Health.SERVING if serving else Health.DRAINING
+
+    def _works(self) -> bool:
+        """Whether a stream got something of it while the last probe waited: then it is slow, not frozen."""
+        since_s = time.monotonic() - PROBE_TIMEOUT_S
+        return any(call.last_message_s > since_s for call in self.calls)
 
     def _abandon_stalled(self) -> None:
         """Break off streams that get nothing although the process answers, when another replica can resume them."""

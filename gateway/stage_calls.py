@@ -35,6 +35,7 @@ class StageCall:
         self._reading = False
         self._owed_from_s: float | None = None
         self._longest_step_s = 0.0
+        self.last_message_s = 0.0  # when the stage last gave something, on time.monotonic
 
     def abandon(self, why: str) -> None:
         """End the call: a task that waits for it gets UNAVAILABLE with `why`."""
@@ -73,7 +74,8 @@ class StageCall:
             raise
         finally:
             self._reading, self._owed_from_s = False, None
-        self._longest_step_s = max(self._longest_step_s, time.monotonic() - began_s)
+        self.last_message_s = time.monotonic()
+        self._longest_step_s = max(self._longest_step_s, self.last_message_s - began_s)
         return None if message is grpc.aio.EOF else message
 
     async def first(self, event: str) -> Any:

@@ -1,7 +1,9 @@
 """Who gets a call: the least loaded, the one that a key is hashed to, the next one after a refusal."""
 
 import asyncio
+import time
 from collections import Counter
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from gateway.replica import Health
 from gateway.replicas import LOAD_BOUND, OPEN_ATTEMPTS, ReplicaSet
 from gateway.resolver import ResolveError, parse_target
+from gateway.stage_calls import StageCall
 from services.runtime.errors import InternalError, ResourceExhausted, UnavailableError
 
 ADDRESSES = [f"ipv4:127.0.0.1:{port}" for port in range(1, 6)]
@@ -175,3 +178,30 @@ async def test_localhost_is_resolved_and_an_unknown_name_is_not():
     assert "ipv4:127.0.0.1:7" in await parse_target("localhost:7").addresses()
     with pytest.raises(ResolveError, match="no-such-name"):
         await parse_target("no-such-name.invalid:7").addresses()
+
+
+class SilentHealth:
+    """A health service whose answers never come: each probe misses."""
+
+    def __init__(self):
+        self.probes = 0
+
+    async def Check(self, *_, **__):
+        self.probes += 1
+        await asyncio.sleep(0)
+        raise grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, grpc.aio.Metadata(), grpc.aio.Metadata())
+
+
+@pytest.mark.parametrize(("gives", "probes"), [(False, 2), (True, 6)])
+async def test_a_replica_at_work_is_given_longer_to_answer(replicas, monkeypatch, gives, probes):
+    replica = replicas.replicas[0]
+    call = StageCall("codec", SimpleNamespace(cancel=lambda: None))
+    call.last_message_s = time.monotonic() + 100 if gives else 0.0
+    replica.calls = {call}
+    health = replica._health_stub = SilentHealth()
+    monkeypatch.setattr(replica, "_connect", lambda: replica._channel)
+    replica.start()
+    while replica.health is not Health.EJECTED:
+        await asyncio.sleep(0)
+    assert health.probes == probes and call._abandoned
+    replica.calls = set()
