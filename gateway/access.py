@@ -106,7 +106,7 @@ class Access(grpc.aio.ServerInterceptor):
             return behavior(request, context)
 
         if not handler.request_streaming and not handler_call_details.method.endswith(_UNCOUNTED):
-            checked.admit = partial(self._arriving, token)
+            checked.admit = partial(self._arriving, token)  # type: ignore[attr-defined]
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(checked, handler.request_deserializer, handler.response_serializer)
 

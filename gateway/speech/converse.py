@@ -408,7 +408,7 @@ class Conversation:
         if sampling.HasField("seed"):
             sampling.seed = (sampling.seed + own.number) % _SEEDS
         max_frames = rules.max_frames(configure.max_audio_ms if configure.HasField("max_audio_ms") else None)
-        return TurnOptions(configure.speaker, sampling, max_frames, own.number, self._key, "append_text")
+        return TurnOptions(configure.speaker, sampling, max_frames, own.number, self._key, path="append_text")
 
     def _encoder(self, configure: speech_pb2.ConverseConfigure) -> Encoder:
         normalize = configure.text_normalization if configure.HasField("text_normalization") else True
