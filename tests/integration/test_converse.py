@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -81,6 +82,13 @@ async def talking(chain, **options):
 
 async def all_free(probe):
     await probe.until(lambda: not +probe.active)
+
+
+def tasks_of_speech():
+    files = [getattr(task.get_coro(), "cr_code", None) for task in asyncio.all_tasks()]
+    return [
+        code for code in files if code and ("gateway/chain" in code.co_filename or "gateway/speech" in code.co_filename)
+    ]
 
 
 def prompt_of(request):
@@ -380,3 +388,41 @@ async def test_a_turn_of_signs_alone_is_empty(open_chain, probe):
         common_pb2.FINISH_REASON_EMPTY,
         common_pb2.FINISH_REASON_END_OF_SPEECH,
     ]
+
+
+async def test_two_hundred_interrupts_at_random_moments_leave_what_was_heard_and_nothing_else(open_chain, probe):
+    draw = random.Random(3)
+    chain = await open_chain()
+    text = "One two three four five six seven eight nine ten eleven twelve."
+    async with talking(chain) as (say, talk):
+        heard = []  # what the context must hold of each turn: words, frames
+        for turn in range(200):
+            probe.frames, probe.gate = 40, draw.randint(0, 40)
+            await say.say(text)
+            at_least = max(0, draw.randint(0, probe.gate) * SAMPLES_PER_FRAME - LOOKAHEAD)
+            await talk.until(lambda turn=turn, least=at_least: talk.samples(turn) >= least)
+            heard_s = draw.uniform(0, 50) * FRAME_S
+            await say.interrupt(heard_s)
+            await talk.until(lambda turn=turn: sum(one.turn == turn for one in talk.finished) >= 1)
+            last = [one for one in talk.finished if one.turn == turn][-1]
+            if last.finish_reason != common_pb2.FINISH_REASON_INTERRUPTED:
+                # It had ended already: the interrupt is answered after that.
+                await talk.until(lambda turn=turn: sum(one.turn == turn for one in talk.finished) == 2)
+                last = [one for one in talk.finished if one.turn == turn][-1]
+            sent = talk.samples(turn)
+            frames = min(sent, round(heard_s * 24_000)) // SAMPLES_PER_FRAME
+            assert last.heard.ToNanoseconds() == round(min(sent, round(heard_s * 24_000)) / 24_000 * 1e9)
+            if last.heard_text:
+                heard.append((last.heard_text, list(range(frames))))
+            probe.gate = None
+            probe.touch()
+        await all_free(probe)
+        probe.frames = 10
+        await say.say("What do you remember?")
+        await talk.until(lambda: talk.finished[-1].turn == 200)
+    prompt = prompt_of(probe.requests[-1])
+    said = prompt[:-1]
+    assert said and said == heard[-len(said) :]
+    async with asyncio.timeout(10):
+        while tasks_of_speech():
+            await asyncio.sleep(0.01)

@@ -217,3 +217,53 @@ async def test_two_gateways_behind_one_name_share_nothing(open_chain, probe):
         await stopping
         for _ in range(4):
             assert (await client.synthesize("hello", timeout_s=20)).summary.frames == 10
+
+
+async def test_a_conversation_stays_with_the_replica_that_has_its_prompt_while_loads_are_alike(open_replicas):
+    chain, replicas = await open_replicas("backbone", 2)
+    before = [replica.calls for replica in replicas]
+    owners = []  # of each conversation: the replica of each of its turns
+
+    async def converse(client, number):
+        seen = []
+        async with client.converse() as talk:
+            for turn in range(6):
+                text = f"Conversation {number}, turn {turn}."
+                await talk.say(text)
+                async for event in talk:
+                    if isinstance(event, speech_pb2.TurnFinished):
+                        break
+                for index, replica in enumerate(replicas):
+                    if any(text.encode() == bytes(one.prompt[-1].text.ids[2:-1]) for one in replica.probe.requests):
+                        seen.append(index)
+        owners.append(seen)
+
+    async with SpeechClient(chain.addresses["gateway"]) as client:
+        for batch in range(5):
+            await asyncio.gather(*(converse(client, 8 * batch + number) for number in range(8)))
+    turns = [len(seen) for seen in owners]
+    kept = sum(max(seen.count(0), seen.count(1)) for seen in owners)
+    assert sum(turns) == 240 and kept >= 0.95 * 240
+    counts = [replica.calls - had for replica, had in zip(replicas, before, strict=True)]
+    assert min(counts) > 0
+
+
+async def test_a_conversation_goes_on_when_its_replica_dies_in_a_turn(open_replicas):
+    chain, replicas = await open_replicas("backbone", 2)
+    async with SpeechClient(chain.addresses["gateway"]) as client, client.converse() as talk:
+        for turn in range(2):
+            if turn:
+                (owner,) = [one for one in replicas if any(b"turn 0" in bytes(part.text.ids) for request in
+                            one.probe.requests for part in request.prompt)]  # fmt: skip
+                owner.probe.gate = 4
+            await talk.say(f"This is turn {turn}.")
+            frames = 0
+            async for event in talk:
+                if isinstance(event, speech_pb2.TurnAudio):
+                    frames += len(event.data) / 2 / SAMPLES_PER_FRAME
+                    if turn and owner.probe.gate == 4:
+                        owner.probe.gate = None
+                        await owner.server.stop(0)
+                if isinstance(event, speech_pb2.TurnFinished):
+                    break
+            assert frames == 10
