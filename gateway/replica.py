@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 PROBE_EVERY_S = 0.5
 PROBE_TIMEOUT_S = 1.0
 _PROBES_MISSED_AT_WORK = 6  # when its streams still get something: what they get may have been under way for long
+_REFUSAL_HOLDS_S = 0.25
 _RECONNECT_EVERY = 6  # missed probes
 PROBES_MISSED = 2  # in a row, and the replica is ejected: at most 0.5 + 1.0 + 1.0 s after its last sign of life
 # A probe that ended later than this after its deadline says that this process was stopped, not the replica.
@@ -59,6 +60,7 @@ class Replica:
         self.calls: set[StageCall] = set()
         self._connect, self._make_stub, self._has_alternative = connect, make_stub, has_alternative
         self._retired = False
+        self._refused_until_s = 0.0
         self._closing: set[asyncio.Task[None]] = set()
         self._probe_now = asyncio.Event()
         self._prober: asyncio.Task[None] | None = None
@@ -77,6 +79,15 @@ class Replica:
     def usable(self) -> bool:
         """Whether new calls should go to it."""
         return not self._retired and self.health in (Health.UNKNOWN, Health.SERVING)
+
+    def refused(self) -> None:
+        """It has no room: others are asked first for a moment."""
+        self._refused_until_s = time.monotonic() + _REFUSAL_HOLDS_S
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has refused a call a moment ago. Other gateways' calls are not in `load`."""
+        return time.monotonic() < self._refused_until_s
 
     @property
     def load(self) -> int:

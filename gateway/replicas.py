@@ -89,11 +89,11 @@ class ReplicaSet:
             turn = self._turn
             return min(
                 (candidates[(turn + n) % len(candidates)] for n in range(len(candidates))),
-                key=lambda replica: replica.load,
+                key=lambda replica: (replica.is_full, replica.load),
             )
         bound = math.ceil(LOAD_BOUND * (sum(replica.load for replica in candidates) + 1) / len(candidates))
         ranked = sorted(candidates, key=lambda replica: _rank(key, replica.address), reverse=True)
-        return next((replica for replica in ranked if replica.load < bound), ranked[0])
+        return next((replica for replica in ranked if replica.load < bound and not replica.is_full), ranked[0])
 
     async def open(
         self,
@@ -130,6 +130,8 @@ class ReplicaSet:
                             raise
                         if error.code is grpc.StatusCode.UNAVAILABLE:
                             replica.suspect()
+                        else:
+                            replica.refused()
                         if refusal is None or error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
                             refusal = error
         raise refusal or UnavailableError(self._why_not)

@@ -54,12 +54,15 @@ class Target:
         host, port = _split(name_server, str(_DNS_PORT))
         resolver = dns.asyncresolver.Resolver(configure=False)
         resolver.nameservers, resolver.port, resolver.lifetime = [host], int(port), 5.0
-        try:
-            return [record.address for record in await resolver.resolve(self.host, "A")]
-        except dns.resolver.NoAnswer:
-            return []
-        except dns.exception.DNSException as error:
-            raise ResolveError(f"{self.host} cannot be resolved by {name_server}: {error}") from None
+        found: list[str] = []
+        for kind in ("A", "AAAA"):
+            try:
+                found += [record.address for record in await resolver.resolve(self.host, kind)]
+            except dns.resolver.NoAnswer:
+                continue
+            except dns.exception.DNSException as error:
+                raise ResolveError(f"{self.host} cannot be resolved by {name_server}: {error}") from None
+        return found
 
 
 def parse_target(target: str) -> Target:

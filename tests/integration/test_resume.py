@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
+from opentelemetry.trace import SpanKind
 
 from gateway import stage_calls
 from models.bundle import load_bundle
@@ -114,7 +115,7 @@ async def busy_replica(pair):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-async def test_a_stage_that_dies_loses_no_sample(open_pair, probe, stage):
+async def test_a_stage_that_dies_loses_no_sample(open_pair, probe, stage, metrics, spans):
     chain, pairs = await open_pair(stage)
     hold_generation(probe, pairs, 20)
     listener = Listener(chain)
@@ -124,6 +125,17 @@ async def test_a_stage_that_dies_loses_no_sample(open_pair, probe, stage):
     hold_generation(probe, pairs, None)
     np.testing.assert_array_equal(await listener.rest(), whole())
     assert not any(replica.active for replica in pairs[stage])
+    counted = {tuple(point.attributes.values()): point.value for point in metrics()["csm.gateway.resumes"]}
+    assert counted == {(stage, "resumed"): 1}
+    (resume,) = (span for span in spans() if span.name == "csm.resume")
+    (request,) = (
+        span
+        for span in spans()
+        if span.name.endswith("SpeechService/StreamSynthesize") and span.kind is SpanKind.SERVER
+    )
+    assert resume.parent.span_id == request.context.span_id
+    assert (resume.attributes["csm.stage"], resume.attributes["csm.outcome"]) == (stage, "resumed")
+    assert dying.path.address in resume.attributes["csm.replica"]
 
 
 async def test_all_three_stages_die_one_after_the_other(open_pair, probe):

@@ -91,7 +91,8 @@ async def test_a_refusal_is_tried_on_every_other_replica(replicas):
 
     for _ in range(10):
         assert await replicas.open(start) == ADDRESSES[3]
-    assert max(tried.values()) == tried[ADDRESSES[3]] == 10
+    # Those that refused are not asked again at once.
+    assert tried[ADDRESSES[3]] == 10 and sum(tried.values()) <= 14
 
 
 async def test_a_full_replica_says_more_than_one_that_is_gone(replicas):
