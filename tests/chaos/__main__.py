@@ -39,12 +39,16 @@ class Row:
         return sum(stream.error is not None for stream in self.streams)
 
     @property
+    def whole(self) -> int:
+        return len(self.streams) - self.failed
+
+    @property
     def off(self) -> int:
         return sum(stream.off for stream in self.streams)
 
     @property
-    def longest_wait_s(self) -> float:
-        return max((stream.longest_wait_s for stream in self.streams), default=0.0)
+    def longest_silence_s(self) -> float:
+        return max((stream.longest_silence_s for stream in self.streams), default=0.0)
 
     @property
     def slowest_first_audio_s(self) -> float:
@@ -143,13 +147,13 @@ async def _row(
     return Row(fault, stage, len(work), streams, await fleet.resumed() - before)
 
 
-_HEAD = f"{'fault':8} {'stage':10} {'rounds':>6} {'streams':>7} {'resumed':>7} {'failed':>6} {'samples off':>11} {'longest wait':>12} {'first audio':>11}"
+_HEAD = f"{'fault':8} {'stage':10} {'rounds':>6} {'whole':>7} {'resumed':>7} {'failed':>6} {'samples off':>11} {'longest silence':>15} {'first audio':>11}"
 
 
 def _line(row: Row) -> str:
     return (
-        f"{row.fault:8} {row.stage:10} {row.rounds:6} {len(row.streams):7} {row.resumed:7} {row.failed:6} {row.off:11} "
-        f"{row.longest_wait_s:10.2f} s {row.slowest_first_audio_s:9.2f} s"
+        f"{row.fault:8} {row.stage:10} {row.rounds:6} {row.whole:7} {row.resumed:7} {row.failed:6} {row.off:11} "
+        f"{row.longest_silence_s:13.2f} s {row.slowest_first_audio_s:9.2f} s"
     )
 
 

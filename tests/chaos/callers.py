@@ -22,16 +22,21 @@ TEXTS = (
 MAX_AUDIO_MS = 4000
 TIMEOUT_S = 120.0
 TOLERANCE = 1e-4
+BUFFER_S = 0.2
+RATE_HZ = 24_000
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One utterance. off: samples that differ from the twin, are missing or too many. Times in seconds, monotonic."""
+    """One utterance. off: samples that differ from the twin, are missing or too many. Times in seconds, monotonic.
+
+    longest_silence_s: the longest time without audio of a listener who begins to play BUFFER_S after the first audio.
+    """
 
     began_s: float
     ended_s: float
     first_audio_s: float | None
-    longest_wait_s: float
+    longest_silence_s: float
     off: int
     error: str | None
 
@@ -46,7 +51,7 @@ async def speak(
         ),
         output=speech_pb2.OutputOptions(encoding=common_pb2.AUDIO_ENCODING_PCM_F32LE),
     )
-    began = last = time.monotonic()
+    began = plays_until = time.monotonic()
     first: float | None = None
     longest, error = 0.0, None
     pieces: list[np.ndarray] = []
@@ -55,12 +60,11 @@ async def speak(
         async for response in call:
             if response.audio.data:
                 now = time.monotonic()
-                if first is None:
-                    first = now - began
-                else:
-                    longest = max(longest, now - last)
-                last = now
                 pieces.append(np.frombuffer(response.audio.data, "<f4"))
+                if first is None:
+                    first, plays_until = now - began, now + BUFFER_S
+                longest = max(longest, now - plays_until)
+                plays_until = max(plays_until, now) + len(pieces[-1]) / RATE_HZ
     except grpc.aio.AioRpcError as failure:
         error = f"{failure.code().name}: {failure.details()}"
     finally:

@@ -15,6 +15,7 @@ from csm.speech.v1 import speech_pb2
 from opentelemetry.trace import SpanKind
 
 from gateway import stage_calls
+from gateway.chain import ResumeBudget, SpeechChain
 from models.bundle import load_bundle
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
@@ -173,6 +174,28 @@ async def test_a_stage_dies_after_the_last_frame_was_made(open_pair, probe):
         replica.probe.silent = set()
     await dying.server.stop(0)
     np.testing.assert_array_equal(await listener.rest(), whole())
+
+
+@pytest.mark.parametrize("stage", ["codec", "watermark"])
+async def test_a_pause_stays_where_it_was(open_pair, stage):
+    """Silence that a speaker waited for text is put in again at the same place."""
+    chain, pairs = await open_pair(stage)
+    frames = [common_pb2.Frame(codes=[n] * 8) for n in range(FRAMES)]
+    pieces: list[np.ndarray] = []
+    async with SpeechChain(chain.stages, resumes=ResumeBudget(1), timeout=lambda: 30.0, pauses=True) as speech:
+        await speech.open()
+        output = aiter(speech.output())
+        await speech.feed(frames[:10])
+        speech.pause(2 * SAMPLES_PER_FRAME)
+        while sum(map(len, pieces)) < 12 * SAMPLES_PER_FRAME - LOOKAHEAD:
+            pieces.append(await anext(output))
+        await (await busy_replica(pairs[stage])).server.stop(0)
+        await speech.feed(frames[10:])
+        speech.finish()
+        pieces += [samples async for samples in output]
+    silence = np.full(2 * SAMPLES_PER_FRAME, MARK, np.float32)
+    expected = np.concatenate([whole()[: 10 * SAMPLES_PER_FRAME], silence, whole()[10 * SAMPLES_PER_FRAME :]])
+    np.testing.assert_array_equal(np.concatenate(pieces), expected)
 
 
 async def test_the_budget_is_one_for_all_stages(open_pair, probe):
