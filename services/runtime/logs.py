@@ -13,19 +13,23 @@ from opentelemetry import trace
 _OWN = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
-class GrpcFilter(logging.Filter):
-    """Keeps what strangers send out of gRPC's own records: it logs metadata that is not UTF-8, byte for byte.
+_STRANGERS_DOING = {  # what gRPC logs as an error with its traceback, and what it is
+    "Invalid encoding": "metadata of a call is not UTF-8",  # and would be there byte for byte, tokens too
+    "ExecuteBatchError raised in core": "a caller left while its status was being sent",
+}
 
-    That comes before any token is looked at, so it is no more than DEBUG here.
-    """
+
+class GrpcFilter(logging.Filter):
+    """Keeps what strangers send out of gRPC's own records, and makes DEBUG of what is no fault of this server."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not record.name.startswith("grpc"):
             return True
-        if isinstance(record.msg, str) and record.msg.startswith("Invalid encoding"):
-            record.msg, record.args, record.exc_info = "metadata of a call is not UTF-8", (), None
-            record.levelno, record.levelname = logging.DEBUG, "DEBUG"
-            return logging.getLogger().isEnabledFor(logging.DEBUG)
+        for beginning, meaning in _STRANGERS_DOING.items():
+            if str(record.msg).startswith(beginning):
+                record.msg, record.args, record.exc_info = meaning, (), None
+                record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+                return logging.getLogger().isEnabledFor(logging.DEBUG)
         if isinstance(record.args, tuple):
             record.args = tuple(f"({len(arg)} bytes)" if isinstance(arg, bytes) else arg for arg in record.args)
         return True

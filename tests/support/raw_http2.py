@@ -9,7 +9,15 @@ from contextlib import asynccontextmanager
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import DataReceived, PingAckReceived, ResponseReceived, StreamEnded, StreamReset, TrailersReceived
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    PingAckReceived,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    TrailersReceived,
+)
 from h2.settings import SettingCodes
 
 
@@ -31,6 +39,7 @@ class RawCaller:
         self.data: defaultdict[int, bytes] = defaultdict(bytes)
         self.ended: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self.closed = asyncio.Event()
+        self.is_going = False  # the server takes no more calls on this connection
         self.pings = 0  # answered
         self._changed = asyncio.Event()
         self._task = asyncio.ensure_future(self._run())
@@ -93,12 +102,15 @@ class RawCaller:
                     self.data[event.stream_id] += event.data
                     if event.flow_controlled_length:
                         self._http2.increment_flow_control_window(event.flow_controlled_length)
+                elif isinstance(event, ConnectionTerminated):
+                    self.is_going = True
                 elif isinstance(event, PingAckReceived):
                     self.pings += 1
                 elif isinstance(event, StreamReset | StreamEnded):
                     self.ended[event.stream_id].set()
             self._changed.set()
             self._flush()
+        self.is_going = True
         self.closed.set()
 
 
