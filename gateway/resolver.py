@@ -11,10 +11,6 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import dns.asyncresolver
-import dns.exception
-import dns.resolver
-
 _DNS_PORT = 53
 
 
@@ -51,6 +47,11 @@ class Target:
         return [str(answer[4][0]) for answer in answers]
 
     async def _by_name_server(self, name_server: str) -> list[str]:
+        # Here: a target that names its name server is rare.
+        import dns.asyncresolver
+        import dns.exception
+        import dns.resolver
+
         host, port = _split(name_server, str(_DNS_PORT))
         resolver = dns.asyncresolver.Resolver(configure=False)
         resolver.nameservers, resolver.port, resolver.lifetime = [host], int(port), 5.0
