@@ -147,6 +147,11 @@ class Access(grpc.aio.ServerInterceptor):
             if not grant.kept:
                 usage.texts.pop(grant, None)
 
+    def owner(self) -> str:
+        """Whose call this is: its token's name, or `local` where no tokens are asked for."""
+        token = self._caller.get(None)
+        return "local" if token is None else token.name
+
     def charge(self, characters: int) -> None:
         """Take `characters` from the caller's minute, for good. Raises: CallError when its token allows no more."""
         if self._file is not None and (token := self._caller.get(None)) is not None:

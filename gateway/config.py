@@ -80,6 +80,18 @@ class GatewaySettings(ServerSettings):
     listener_buffer_ms: int = setting(
         "CSM_LISTENER_BUFFER_MS", 200, "how long a listener buffers before playing, for underruns", min=0, max=10_000
     )
+    voices_url: str | None = setting(
+        "CSM_VOICES_URL",
+        None,
+        "where named voices are kept: a folder, or what fsspec takes (s3://bucket/prefix, with the extra s3); "
+        "default: csm/voices in the user's data folder",
+    )
+    voices_refresh_s: float = setting(
+        "CSM_VOICES_REFRESH_S", 2.0, "how often the list of voices is read again, seconds", min=0.1, max=3600
+    )
+    voice_aliases: str | None = setting(
+        "CSM_VOICE_ALIASES", None, "other names of voices: NAME=VOICE with commas between; NAME may have *"
+    )
     log_text: bool = setting("CSM_LOG_TEXT", False, "write callers' texts to the log")
     ramp_frames: str = setting(
         "CSM_GATEWAY_RAMP_FRAMES",

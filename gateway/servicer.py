@@ -24,6 +24,7 @@ from gateway.speech.rules import SpeechRules
 from gateway.speech.summary import fill_summary
 from gateway.speech.turn import AudioChunk, Started, Turn, TurnEvent, TurnOptions
 from gateway.stages import StageInfo, Stages
+from gateway.voices.names import VoiceNames
 from models.bundle import Bundle
 from services.runtime import instruments
 from services.runtime.admission import Admission
@@ -37,18 +38,30 @@ _SLOWEST = 3.0  # a long text may take this many times the length of its speech
 class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
     """Holds no state of a request beyond its call. access: to be among its server's interceptors."""
 
-    def __init__(self, settings: GatewaySettings, bundle: Bundle, stages: Stages, ramp_frames: list[int]):
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        bundle: Bundle,
+        stages: Stages,
+        ramp_frames: list[int],
+        voices: VoiceNames,
+    ):
         """Raises: SettingError."""
         self.access = Access(settings)
-        self._settings, self._bundle, self._stages = settings, bundle, stages
+        self._settings, self._bundle, self._stages, self._voices = settings, bundle, stages, voices
         self._rules = SpeechRules.of(settings, bundle, ramp_frames)
         self._streams = Admission("utterances", settings.max_streams)
         self._verifications = Admission("verifications", settings.max_verifications)
         self._conversations = Admission("conversations", settings.max_conversations)
-        self._deployment = Deployment(settings, stages, self._rules, self.access, self._streams)
+        self._deployment = Deployment(settings, stages, self._rules, self.access, self._streams, voices)
         instruments.observe_admission(self._streams, "csm.gateway.streams")
         instruments.observe_admission(self._verifications, "csm.gateway.verifications")
         instruments.observe_admission(self._conversations, "csm.gateway.conversations")
+
+    def encoder(self, context: grpc.aio.ServicerContext) -> Encoder:
+        """For one call."""
+        self._ready()
+        return Encoder(self._stages, self._timeout(context))
 
     def stop(self) -> None:
         """No new turns from now on: conversations end with the turn that runs."""
@@ -188,24 +201,31 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
     ) -> Turn:
         """The utterance as one turn, whose text is complete. Raises: CallError."""
         timeout = self._timeout(context, utterance.text)
-        normalize = utterance.text_normalization if utterance.HasField("text_normalization") else True
-        encoder = Encoder(self._stages, timeout, normalize)
-        voice = await encoder.heard(
+        encoder = Encoder(self._stages, timeout, _flag(utterance, "text_normalization", True))
+        choice = await self._voices.choose(
+            utterance.voice,
+            utterance.speaker if utterance.HasField("speaker") else None,
+            self.access.owner(),
+            lambda: Encoder(self._stages, timeout),
+            "utterance",
+        )
+        heard = await encoder.heard(
             [
                 Heard(turn.speaker, turn.text, turn.audio, f"utterance.context[{index}]")
                 for index, turn in enumerate(utterance.context)
             ]
         )
+        voice = [*choice.prompt, *heard]
         text = self._rules.text_source(self._ready().max_seq_len - sum(segment.tokens for segment in voice))
         text.append(utterance.text)
         text.flush()
         options = TurnOptions(
-            speaker=utterance.speaker,
+            speaker=choice.speaker,
             streamed=streamed,
             sampling=utterance.sampling,
             max_frames=self._rules.max_frames(utterance.max_audio_ms if utterance.HasField("max_audio_ms") else None),
             # Requests with the same voice prompt share what a replica has read of it.
-            key=hashlib.sha256(utterance.context[0].SerializeToString()).hexdigest() if voice else None,
+            key=choice.key or _prompt_key(utterance),
         )
         return Turn(self._stages, self._rules, Context(voice), text, encoder, options, timeout)
 
@@ -224,6 +244,17 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         if self._stages.info is None:
             raise UnavailableError(f"the chain is not ready: {self._stages.why_not}", reason="NOT_READY")
         return self._stages.info
+
+
+def _prompt_key(utterance: speech_pb2.Utterance) -> str | None:
+    if not utterance.context:
+        return None
+    return hashlib.sha256(utterance.context[0].SerializeToString()).hexdigest()
+
+
+def _flag(message: speech_pb2.Utterance, field: str, default: bool) -> bool:
+    value: bool = getattr(message, field) if message.HasField(field) else default  # type: ignore[arg-type]
+    return value
 
 
 def _admit(summary: speech_pb2.SpeechSummary, event: Started, grant: Grant) -> None:

@@ -35,6 +35,7 @@ from gateway.speech.turn import (
     UnitStarted,
 )
 from gateway.stages import Stages
+from gateway.voices.names import VoiceNames
 from services.runtime.admission import Admission
 from services.runtime.errors import CallError, InvalidArgument, UnavailableError
 
@@ -49,6 +50,7 @@ class _OwnTurn:
     number: int
     text: TextSource
     configure: speech_pb2.ConverseConfigure
+    speaker: int
     dropped: bool = False  # interrupted before it began
     sent_samples: int = 0  # at the bundle's rate
 
@@ -58,6 +60,14 @@ class _TheirTurn:
     """What the other party said, being encoded."""
 
     segment: asyncio.Task[list[Segment]]
+
+
+@dataclass(frozen=True)
+class _NewVoice:
+    """The voice prompt of the turns that follow. starts_over: what was said before is forgotten."""
+
+    segments: list[Segment]
+    starts_over: bool
 
 
 @dataclass
@@ -75,6 +85,7 @@ class Deployment:
     rules: SpeechRules
     access: Access
     streams: Admission
+    voices: VoiceNames
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -84,9 +95,12 @@ class Conversation:
     def __init__(self, deployment: Deployment, context: grpc.aio.ServicerContext):
         self._deployment, self._call = deployment, context
         self._configure = speech_pb2.ConverseConfigure()
+        self._speaker = 0
+        self._voice: list[Segment] = []  # the voice prompt of the turns that are being written
+        self._heard: list[Segment] = []  # what the caller gave of it
         self._context = Context()
         self._key = secrets.token_hex(8)  # keeps its calls on the replica that has its prompt
-        self._items: deque[_OwnTurn | _TheirTurn] = deque()
+        self._items: deque[_OwnTurn | _TheirTurn | _NewVoice] = deque()
         self._writing: _OwnTurn | None = None  # takes the text that comes
         self._speaking: _OwnTurn | None = None
         self._turns: dict[int, _OwnTurn] = {}
@@ -172,9 +186,22 @@ class Conversation:
             Heard(turn.speaker, turn.text, turn.audio, f"configure.context[{index}]")
             for index, turn in enumerate(configure.context)
         ]
+        if configure.voice and not configure.HasField("speaker"):
+            merged.ClearField("speaker")
+        elif configure.HasField("speaker") and not configure.voice:
+            merged.voice = ""
+        choice = await self._deployment.voices.choose(
+            merged.voice,
+            merged.speaker if merged.HasField("speaker") else None,
+            self._deployment.access.owner(),
+            lambda: self._encoder(speech_pb2.ConverseConfigure()),
+            "configure",
+        )
         if turns or is_first:
-            voice = await self._encoder(merged).heard(turns)
-            self._context.voice, self._context.said = voice, []
+            self._heard = await self._encoder(merged).heard(turns)
+        self._speaker = choice.speaker
+        self._voice = [*choice.prompt, *self._heard]
+        self._items.append(_NewVoice(self._voice, starts_over=bool(turns)))
         del merged.context[:]
         self._configure = merged
 
@@ -191,9 +218,9 @@ class Conversation:
         self._deployment.access.charge(len(text))
         if self._writing is None:
             info = self._deployment.stages.info
-            free = (info.max_seq_len if info is not None else 0) - sum(one.tokens for one in self._context.voice)
+            free = (info.max_seq_len if info is not None else 0) - sum(one.tokens for one in self._voice)
             source = self._deployment.rules.text_source(free)
-            self._writing = _OwnTurn(len(self._turns), source, self._configure)
+            self._writing = _OwnTurn(len(self._turns), source, self._configure, self._speaker)
             self._turns[self._writing.number] = self._writing
             self._items.append(self._writing)
         self._writing.text.append(text)
@@ -240,6 +267,10 @@ class Conversation:
                 item = self._items.popleft()
                 if isinstance(item, _TheirTurn):
                     self._context.said.extend(await item.segment)
+                elif isinstance(item, _NewVoice):
+                    self._context.voice = item.segments
+                    if item.starts_over:
+                        self._context.said = []
                 elif item.dropped:
                     count_finish(common_pb2.FINISH_REASON_INTERRUPTED)
                     yield self._finished(item, common_pb2.FINISH_REASON_INTERRUPTED, "")
@@ -408,7 +439,7 @@ class Conversation:
         if sampling.HasField("seed"):
             sampling.seed = (sampling.seed + own.number) % _SEEDS
         max_frames = rules.max_frames(configure.max_audio_ms if configure.HasField("max_audio_ms") else None)
-        return TurnOptions(configure.speaker, sampling, max_frames, own.number, self._key, path="append_text")
+        return TurnOptions(own.speaker, sampling, max_frames, own.number, self._key, path="append_text")
 
     def _encoder(self, configure: speech_pb2.ConverseConfigure) -> Encoder:
         normalize = configure.text_normalization if configure.HasField("text_normalization") else True

@@ -54,7 +54,10 @@ class VoiceLibrary:
         self._watcher: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> VoiceLibrary:
-        await self.refresh()
+        try:
+            await self.refresh()
+        except LibraryError as error:  # the bundle's own voices speak without it
+            log.warning("voice library: %s", error)
         self._watcher = asyncio.create_task(self._watch())
         return self
 

@@ -55,6 +55,7 @@ class Stage:
     register: adds the servicer to a server. service: its full name, for reflection and health.
     is_live: False when only a restart helps. is_ready: False when calls would fail now.
     interceptors: run for each call, inside its span. on_stop: called when new calls are refused from now on.
+    more_services: full names of what else `register` adds.
     """
 
     service: str
@@ -63,6 +64,7 @@ class Stage:
     is_ready: Callable[[], Awaitable[bool]] = field(default=_always)
     interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
     on_stop: Callable[[], None] = field(default=lambda: None)
+    more_services: tuple[str, ...] = ()
 
 
 class StageServer:
@@ -96,7 +98,9 @@ class StageServer:
         )
         stage.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((stage.service, SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection(
+            (stage.service, *stage.more_services, SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
 
     async def start(self) -> str:
         """Listen; returns `host:port`. Raises: SettingError when the address or its TLS cannot be had."""
@@ -161,7 +165,7 @@ class StageServer:
             self.dead.set()
         self._ready = ready = live and not self._draining and await self._stage.is_ready()
         self._health.set("liveness", SERVING if live else NOT_SERVING)
-        for name in ("readiness", "", self._stage.service):
+        for name in ("readiness", "", self._stage.service, *self._stage.more_services):
             self._health.set(name, SERVING if ready else NOT_SERVING)
 
 

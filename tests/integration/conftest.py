@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateway.config import GatewaySettings
-from gateway.servicer import SpeechServicer
+from gateway.public import open_public
 from gateway.stages import Stages
 from models.bundle import load_bundle
 from models.mimi import load_mimi
@@ -32,9 +32,10 @@ class FakeChain:
     stage_settings: of all four. credentials: of our own channel to the gateway. metadata: of the call that waits for it.
     """
 
-    def __init__(self, probe: StageProbe):
+    def __init__(self, probe: StageProbe, voices_url: str):
         self.probe = probe
         self.stage_settings: dict = {}
+        self.gateway_settings = {"listen": "127.0.0.1:0", "ramp_frames": "1,1,2,4,8", "voices_url": voices_url}
         self.credentials = self.metadata = None
         self.servers: dict[str, StageServer] = {}
         self.addresses: dict[str, str] = {}
@@ -52,24 +53,10 @@ class FakeChain:
         self.servers[name] = server
 
     async def start_gateway(self, stack: AsyncExitStack, **overrides) -> None:
-        settings = read(GatewaySettings, environ={}, **{"listen": "127.0.0.1:0", **self.addresses, **overrides})
+        settings = read(GatewaySettings, environ={}, **{**self.gateway_settings, **self.addresses, **overrides})
         bundle = load_bundle("embedded")
         self.stages = await stack.enter_async_context(Stages(settings, bundle))
-        servicer = SpeechServicer(settings, bundle, self.stages, [1, 1, 2, 4, 8])
-
-        async def is_ready() -> bool:
-            return self.stages.info is not None
-
-        gateway = StageServer(
-            Stage(
-                "csm.speech.v1.SpeechService",
-                lambda server: speech_pb2_grpc.add_SpeechServiceServicer_to_server(servicer, server),
-                is_ready=is_ready,
-                interceptors=[servicer.access],
-                on_stop=servicer.stop,
-            ),
-            settings,
-        )
+        gateway = StageServer(await stack.enter_async_context(open_public(settings, bundle, self.stages)), settings)
         self.servers["gateway"] = gateway
         self.addresses["gateway"] = await gateway.start()
         await self.stages.check()
@@ -88,10 +75,10 @@ async def probe():
 
 
 @pytest.fixture
-async def open_chain(probe):
+async def open_chain(probe, tmp_path_factory):
     """Call it to start the chain; keyword arguments are settings of the gateway, but for the chain's own."""
     async with AsyncExitStack() as stack:
-        chain = FakeChain(probe)
+        chain = FakeChain(probe, str(tmp_path_factory.mktemp("voices")))
 
         async def stop_all():
             await asyncio.gather(*(server.stop(0) for server in chain.servers.values()))

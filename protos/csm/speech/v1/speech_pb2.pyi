@@ -123,6 +123,7 @@ class Utterance(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     MAX_AUDIO_MS_FIELD_NUMBER: _builtins.int
     TEXT_NORMALIZATION_FIELD_NUMBER: _builtins.int
+    VOICE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The words, 1 character or more."""
     speaker: _builtins.int
@@ -135,6 +136,8 @@ class Utterance(_message.Message):
     """Whether text (the context's too) is turned into spoken words first: numbers, money, dates, markup and so on.
     Default true.
     """
+    voice: _builtins.str
+    """A voice by its name: the bundle's, or one of the caller's own (csm.voice.v1.VoiceService). Instead of speaker."""
     @_builtins.property
     def context(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContextSegment]:
         """The conversation so far, oldest turn first. It sets voice and tone."""
@@ -152,10 +155,11 @@ class Utterance(_message.Message):
         sampling: _common_pb2.SamplingOptions | None = ...,
         max_audio_ms: _builtins.int | None = ...,
         text_normalization: _builtins.bool | None = ...,
+        voice: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms", "_speaker", b"_speaker", "_text_normalization", b"_text_normalization", "max_audio_ms", b"max_audio_ms", "sampling", b"sampling", "speaker", b"speaker", "text_normalization", b"text_normalization"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms", "_speaker", b"_speaker", "_text_normalization", b"_text_normalization", "context", b"context", "max_audio_ms", b"max_audio_ms", "sampling", b"sampling", "speaker", b"speaker", "text", b"text", "text_normalization", b"text_normalization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms", "_speaker", b"_speaker", "_text_normalization", b"_text_normalization", "context", b"context", "max_audio_ms", b"max_audio_ms", "sampling", b"sampling", "speaker", b"speaker", "text", b"text", "text_normalization", b"text_normalization", "voice", b"voice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_audio_ms: _TypeAlias = _typing.Literal["max_audio_ms"]  # noqa: Y015
     _WhichOneofArgType__max_audio_ms: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms"]  # noqa: Y015
@@ -711,12 +715,17 @@ class ConverseConfigure(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     MAX_AUDIO_MS_FIELD_NUMBER: _builtins.int
     TEXT_NORMALIZATION_FIELD_NUMBER: _builtins.int
+    VOICE_FIELD_NUMBER: _builtins.int
     speaker: _builtins.int
     """Who speaks for this side. Default 0."""
     max_audio_ms: _builtins.int
     """Longest audio of a turn. A cap, as in Utterance."""
     text_normalization: _builtins.bool
     """Whether text is turned into spoken words first. Default true."""
+    voice: _builtins.str
+    """A voice by its name, as in Utterance. Instead of speaker. Given again, it replaces the voice prompt and keeps what
+    was said.
+    """
     @_builtins.property
     def sampling(self) -> _common_pb2.SamplingOptions:
         """How codes are sampled. A seed is the first turn's; each later turn takes the next number."""
@@ -740,10 +749,11 @@ class ConverseConfigure(_message.Message):
         context: _abc.Iterable[Global___ContextSegment] | None = ...,
         max_audio_ms: _builtins.int | None = ...,
         text_normalization: _builtins.bool | None = ...,
+        voice: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms", "_speaker", b"_speaker", "_text_normalization", b"_text_normalization", "max_audio_ms", b"max_audio_ms", "output", b"output", "sampling", b"sampling", "speaker", b"speaker", "text_normalization", b"text_normalization"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms", "_speaker", b"_speaker", "_text_normalization", b"_text_normalization", "context", b"context", "max_audio_ms", b"max_audio_ms", "output", b"output", "sampling", b"sampling", "speaker", b"speaker", "text_normalization", b"text_normalization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms", "_speaker", b"_speaker", "_text_normalization", b"_text_normalization", "context", b"context", "max_audio_ms", b"max_audio_ms", "output", b"output", "sampling", b"sampling", "speaker", b"speaker", "text_normalization", b"text_normalization", "voice", b"voice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_audio_ms: _TypeAlias = _typing.Literal["max_audio_ms"]  # noqa: Y015
     _WhichOneofArgType__max_audio_ms: _TypeAlias = _typing.Literal["_max_audio_ms", b"_max_audio_ms"]  # noqa: Y015
