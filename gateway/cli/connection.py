@@ -12,6 +12,7 @@ from csm_client import SpeechClient
 from gateway.cli import state
 from gateway.cli.diagnosis import split_address
 from gateway.cli.errors import CommandError
+from gateway.cli.options import TIMEOUT_S
 from gateway.cli.ports import DEFAULT_PORT
 from gateway.cli.trace.spans import TraceStore
 
@@ -38,6 +39,7 @@ def client(args: Any) -> SpeechClient:
     Raises: CommandError, OSError when a file is of no use, SettingError.
     """
     found = address(args)
+    args.timeout = args.timeout or TIMEOUT_S
     # `csm up` speaks plaintext on loopback, whatever the environment says of other gateways.
     here = found in {running.address for running in state.running(state.state_dir())}
     client = SpeechClient(

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+TIMEOUT_S = 120.0
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -108,7 +109,10 @@ def _remote_options() -> list[Callable[[F], F]]:
             help="A bearer token (default: the token CSM_TOKEN).",
         ),
         click.option(
-            "--timeout", type=Seconds(), default=120.0, metavar="SECONDS", help="Give up after this (default 120)."
+            "--timeout",
+            type=Seconds(),
+            metavar="SECONDS",
+            help=f"Give up after this (default {TIMEOUT_S:g}; csm say adds a quarter of a second for each character).",
         ),
     ]
 

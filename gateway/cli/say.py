@@ -36,9 +36,9 @@ _ENDS = {
 
 @dataclass(frozen=True)
 class Utterance:
-    """A stream heard to its end. pcm: s16le, mono. Times are the listener's own."""
+    """A stream heard to its end. samples: how many came. Times are the listener's own."""
 
-    pcm: bytes
+    samples: int
     started: speech_pb2.SpeechStarted
     summary: speech_pb2.SpeechSummary
     first_audio_s: float
@@ -46,17 +46,17 @@ class Utterance:
 
     @property
     def audio_s(self) -> float:
-        return len(self.pcm) / 2 / self.started.format.sample_rate_hz
+        return self.samples / self.started.format.sample_rate_hz
 
     @property
     def is_complete(self) -> bool:
         """Whether there is speech and no cap cut it."""
-        return bool(self.pcm) and self.summary.finish_reason != common_pb2.FINISH_REASON_MAX_LENGTH
+        return self.samples > 0 and self.summary.finish_reason != common_pb2.FINISH_REASON_MAX_LENGTH
 
     def describe(self) -> str:
         """Two lines: the result, and how fast it came."""
         how = _ENDS.get(self.summary.finish_reason, "ended")
-        if not self.pcm:
+        if not self.samples:
             return f"no audio, {how} before the first frame, seed {self.summary.seed}"
         return (
             f"{self.audio_s:.2f} s of speech, {how}, seed {self.summary.seed}\n"
@@ -74,16 +74,20 @@ class Sink(Protocol):
 
 
 class FileSink:
-    """A WAV file, written when all is there, so that its header states its length."""
+    """A WAV file whose header states its length, which is filled in at the end."""
 
     def __init__(self, file: BinaryIO):
-        self._file, self._pcm = file, bytearray()
+        self._file, self._bytes = file, 0
 
     async def write(self, pcm: bytes, sample_rate_hz: int) -> None:
-        self._pcm += pcm
+        if not self._bytes:
+            self._file.write(wav_header(sample_rate_hz, None))
+        self._file.write(pcm)
+        self._bytes += len(pcm)
 
     async def finish(self, sample_rate_hz: int) -> None:
-        self._file.write(wav_header(sample_rate_hz, len(self._pcm)) + self._pcm)
+        self._file.seek(0)
+        self._file.write(wav_header(sample_rate_hz, self._bytes))
 
 
 class PipeSink:
@@ -108,14 +112,14 @@ class PipeSink:
 
 async def listen(stream: SpeechStream, progress: Console, sink: Sink) -> Utterance:
     """Take in the whole stream, with a line of progress in a terminal. Raises: SpeechError, OSError."""
-    begun, first_audio_s, pcm = time.perf_counter(), 0.0, bytearray()
+    begun, first_audio_s, samples = time.perf_counter(), 0.0, 0
     with progress.status("waiting for the first audio") as status:
         async for data in stream:
             assert stream.started is not None
             now_s, rate_hz = time.perf_counter() - begun, stream.started.format.sample_rate_hz
             first_audio_s = first_audio_s or now_s
-            pcm += data
-            audio_s = len(pcm) / 2 / rate_hz
+            samples += len(data) // 2
+            audio_s = samples / rate_hz
             status.update(
                 f"{audio_s:.2f} s of audio · first after {seconds(first_audio_s)} · real-time factor {now_s / audio_s:.2f}"
             )
@@ -123,7 +127,7 @@ async def listen(stream: SpeechStream, progress: Console, sink: Sink) -> Utteran
     assert stream.started is not None and stream.summary is not None
     took_s = time.perf_counter() - begun
     await sink.finish(stream.started.format.sample_rate_hz)
-    return Utterance(bytes(pcm), stream.started, stream.summary, first_audio_s, took_s)
+    return Utterance(samples, stream.started, stream.summary, first_audio_s, took_s)
 
 
 @contextmanager

@@ -119,7 +119,7 @@ async def test_up_serves_other_terminals_until_a_service_dies(csm, tmp_path):
         assert any(line.split()[0] == name and "ready after" in line for line in told)
 
     code, out, err = await csm("say", "Hello there.", "-o", "a.wav", "--seed", "1", "--max-seconds", "0.8", "--trace")
-    assert code == 0, err
+    assert code == (9 if "CUT at its cap" in out else 0), err
     assert_waterfall(out)
     code, out, err = await csm("trace", "-o", "page.html")
     assert (code, err) == (0, "") and "incomplete" not in out, out + err
@@ -144,14 +144,14 @@ async def test_up_serves_other_terminals_until_a_service_dies(csm, tmp_path):
         "--context",
         "1@a.wav:Hello there.",
     )
-    assert code == 0, err
+    assert code == 9 and "CUT at its cap" in out, err
     with wave.open(str(tmp_path / "b.wav")) as file:
         assert (file.getframerate(), file.getnframes()) == (16_000, 6400)
     code, out, err = await csm("verify", "a.wav")
     assert (code, err) == (0 if TRAINED else 1, "")
     code, out, err = await csm("voices")
     assert code == 0 and "`embedded`" in out
-    code, out, err = await csm("say", "x" * 10**5, "-o", "c.wav")
+    code, out, err = await csm("say", "x" * 100_001, "-o", "c.wav")
     assert code == 3 and len(err.splitlines()) == 1, err
     assert not (tmp_path / "c.wav").exists()
     code, out, err = await csm("trace", "-o", "refused.html")
@@ -165,10 +165,10 @@ async def test_up_serves_other_terminals_until_a_service_dies(csm, tmp_path):
     assert not csm.processes()
     gateway = next(line.split()[1] for line in told if line.split()[0] == "gateway")
     code, _, err = await csm("voices", "--address", gateway)
-    assert code == 5 and "nothing answers" in err
+    assert code == 5 and "nothing listens" in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_up_stops_all_when_asked_even_before_it_is_ready(csm, number):
     up = await csm.start("up", "--ephemeral")
     assert b"Starting five services" in await up.stdout.readline()

@@ -82,7 +82,7 @@ async def test_five_processes_behind_mutual_tls_and_tokens(site):
         said = csm(folder, "say", "Hello.", "-o", folder / "out.wav", "--max-seconds", "1", *options, CSM_TOKEN=OLD)
         unknown = csm(folder, "voices", *options)
         (code, printed), (refused, why) = await asyncio.gather(said, unknown)
-        assert code == 0, printed
+        assert code == (9 if "CUT at its cap" in printed else 0), printed
         with wave.open(str(folder / "out.wav")) as file:
             assert file.getframerate() == 24_000 and file.getnframes() > 0
         assert (refused, why.count("\n")) == (8, 1) and "wants a bearer token" in why

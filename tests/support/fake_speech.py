@@ -27,7 +27,7 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
     max_seq_len = 0
 
     def __init__(self):
-        self.requests, self.metadata = [], []
+        self.requests, self.metadata, self.remaining_s = [], [], []
         self.ready = True
         self.running = 0
         self.begun = asyncio.Event()
@@ -88,6 +88,7 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
     def _take(self, request, context):
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
+        self.remaining_s.append(context.time_remaining())
         text = request.utterance.text if hasattr(request, "utterance") else ""
         match text:
             case "":

@@ -21,7 +21,7 @@ from gateway.cli.bench.record import OK
 from gateway.cli.bench.stats import Point, point
 from gateway.cli.bench.texts import sentences
 from gateway.cli.execution import Options, execute
-from gateway.cli.options import HELP, Seconds, remote
+from gateway.cli.options import HELP, TIMEOUT_S, Seconds, remote
 from gateway.cli.terminal import PlainConsole
 from gateway.cli.trace.spans import Span, TraceStore, is_complete
 
@@ -234,7 +234,7 @@ def _plans(args: Options) -> list[Plan]:
             audio_s=args.audio_seconds,
             ms_per_character=args.ms_per_character or _MS_PER_CHARACTER,
             listens=args.listen,
-            timeout_s=args.timeout,
+            timeout_s=args.timeout or TIMEOUT_S,
             connections=args.connections[0],
             speaker=args.speaker,
             seed=args.seed + index,

@@ -14,12 +14,13 @@ from csm_client import ContextTurn, SpeechClient, exceptions
 from gateway.cli import connection
 from gateway.cli.errors import CommandError
 from gateway.cli.execution import SAY_INCOMPLETE, Options, execute
-from gateway.cli.options import HELP, Context, OutputFile, Seconds, input_bytes, input_text, remote
+from gateway.cli.options import HELP, TIMEOUT_S, Context, OutputFile, Seconds, input_bytes, input_text, remote
 from gateway.cli.say import listen, new_trace, opened, save_last_request, show_waterfall
 from gateway.cli.terminal import PlainConsole, plain_line
 from gateway.cli.voice_choice import speaker_of
 
 _VOICES_S = 5.0
+_CHARACTER_S = 0.25  # a character is 0.07 s of speech; this is for a slow machine
 
 
 @click.command("say", context_settings=HELP)
@@ -71,6 +72,8 @@ async def _say(args: Options) -> int:
     out, err = PlainConsole(stderr=to_stdout), PlainConsole(stderr=True)
     store = connection.traces(args)
     text = await asyncio.to_thread(_text, args)
+    if args.timeout is None:
+        args.timeout = TIMEOUT_S + _CHARACTER_S * len(text)
     clips = [await asyncio.to_thread(input_bytes, name) for _, name, _ in args.context]
     async with connection.client(args) as client:
         speaker = await speaker_of(client, args.voice, args.speaker)

@@ -70,6 +70,15 @@ async def test_text_from_a_file_a_pipe_and_standard_input(served, tmp_path, line
     assert pcm((tmp_path / "out.wav").read_bytes()) == SPEECH
 
 
+async def test_a_long_text_has_a_longer_time(served, tmp_path):
+    fake, run = served
+    (tmp_path / "book.txt").write_text("x" * 4_000)
+    assert (await run("csm say --file book.txt -o out.wav"))[0] == 0
+    assert 1000 < fake.remaining_s[0] <= 1120 + 12, "120 s and a quarter for each character; gRPC rounds up by 1 %"
+    assert (await run("csm say --file book.txt -o out.wav --timeout 30"))[0] == 0
+    assert 20 < fake.remaining_s[-2] <= 31
+
+
 async def test_lines_within_a_text_stay(served, tmp_path):
     fake, run = served
     (tmp_path / "book.txt").write_text("One.\n\nTwo – naïve.\n")
