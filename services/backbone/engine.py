@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from services.backbone.generation import Generation, StreamEvent
+from services.backbone.frame_stream import FrameStream, StreamEvent
 from services.backbone.request import FinishReason, Request, SequenceState
 from services.backbone.runner_api import Pending, Runner
 from services.backbone.scheduler import Schedule, Scheduler
@@ -84,17 +84,17 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def submit(self, request: Request) -> Generation:
+    def submit(self, request: Request) -> FrameStream:
         """Take a request in. Raises: QueueFull, EngineStopped."""
-        generation = Generation(self)
+        stream = FrameStream(self)
         with self._wake:
             if self._stopping or self._error is not None:
                 raise EngineStopped(
                     "the engine is stopping" if self._error is None else f"the engine failed: {self._error}"
                 )
-            generation.seq = self._scheduler.submit(request, self._clock(), generation)
+            stream.seq = self._scheduler.submit(request, self._clock(), stream)
             self._wake.notify()
-        return generation
+        return stream
 
     def cancel(self, seq: SequenceState) -> None:
         """End a request; its slot is free before the next frame. Harmless after the end."""
@@ -239,4 +239,4 @@ class Engine:
 def _dispatch(events: list[StreamEvent]) -> None:
     """On the event loop: pass each event to its stream."""
     for event in events:
-        event.generation.on_event(event)
+        event.stream.on_event(event)

@@ -15,7 +15,7 @@ from opentelemetry import trace
 
 from models.bundle import Bundle
 from services.backbone.engine import Engine, EngineStopped, Load
-from services.backbone.generation import Generation, GenerationEnded
+from services.backbone.frame_stream import FrameStream, StreamAborted
 from services.backbone.messages import (
     FINISH_REASONS,
     finished_message,
@@ -75,11 +75,11 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         sizer = read_chunk_policy(request.chunk_policy, 1 / self._bundle.frame_rate_hz)
         # A long prompt takes milliseconds to check: not on the event loop.
         engine_request = await asyncio.to_thread(self._read, request, sampling, context.time_remaining())
-        generation = self._submit(engine_request)
-        generation.span_context = trace.get_current_span().get_span_context()
+        stream = self._submit(engine_request)
+        stream.span_context = trace.get_current_span().get_span_context()
         try:
-            await generation.prefilled()
-            started = started_message(generation.seq)
+            await stream.prefilled()
+            started = started_message(stream.seq)
             numbers = {"csm.prompt_tokens": started.prompt_tokens, "csm.prefix_hit_tokens": started.prefix_hit_tokens}
             trace.get_current_span().set_attributes(numbers)
             yield backbone_pb2.GenerateResponse(started=started)
@@ -88,7 +88,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                 waited = time.perf_counter()
                 # Counted from this call on: the playback buffer of an earlier call is not known here.
                 sent = index - engine_request.generated_frames
-                frames = await generation.read(sizer.next_size(sent, waited, generation.ready_frames))
+                frames = await stream.read(sizer.next_size(sent, waited, stream.ready_frames))
                 if not frames:
                     break
                 if index == engine_request.generated_frames:
@@ -101,13 +101,13 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                 index += len(frames)
                 yield backbone_pb2.GenerateResponse(chunk=chunk)
             yield backbone_pb2.GenerateResponse(
-                finished=finished_message(generation.seq, index - engine_request.generated_frames)
+                finished=finished_message(stream.seq, index - engine_request.generated_frames)
             )
-        except GenerationEnded as ended:
-            raise _status(ended.finish) from None
+        except StreamAborted as aborted:
+            raise _status(aborted.finish) from None
         finally:
-            generation.cancel()
-            self._trace(generation)
+            stream.cancel()
+            self._trace(stream)
 
     async def GetModelInfo(
         self, request: backbone_pb2.GetModelInfoRequest, context: grpc.aio.ServicerContext
@@ -155,7 +155,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             prefix_keys=prompt.prefix_keys(),
         )
 
-    def _submit(self, engine_request: Request) -> Generation:
+    def _submit(self, engine_request: Request) -> FrameStream:
         try:
             return self._engine.submit(engine_request)
         except QueueFull as full:
@@ -163,9 +163,9 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         except EngineStopped as stopping:
             raise UnavailableError(str(stopping)) from None
 
-    def _trace(self, generation: Generation) -> None:
+    def _trace(self, stream: FrameStream) -> None:
         """The reason of the end; spans and times of queue and prefill, which the engine measured."""
-        seq = generation.seq
+        seq = stream.seq
         if seq.finish in FINISH_REASONS:  # the other ends have a status
             name = common_pb2.FinishReason.Name(FINISH_REASONS[seq.finish])
             trace.get_current_span().set_attribute("csm.finish_reason", name)

@@ -24,8 +24,8 @@ from models.bundle import GeneratorPart, LlamaShape, load_bundle
 from services.backbone.blocks import BLOCK_TOKENS, BlockPool, blocks_for
 from services.backbone.cache import block_bytes
 from services.backbone.engine import Engine
+from services.backbone.frame_stream import FrameStream
 from services.backbone.fused_llama import KernelPlan
-from services.backbone.generation import Generation
 from services.backbone.graph_runner import GraphRunner, kernel_plan_for
 from services.backbone.prompt import Prompt
 from services.backbone.request import Request, Sampling
@@ -88,7 +88,7 @@ class Bench:
         await asyncio.gather(*self.readers, return_exceptions=True)
         await self.engine.stop(0)
 
-    def submit(self, rows: int, frames: int) -> Generation:
+    def submit(self, rows: int, frames: int) -> FrameStream:
         """A prompt of random text and audio rows that no other request shares."""
         part, self._seed = self._part, self._seed + 1
         values = np.zeros((rows, part.codebooks + 1), dtype=np.int64)
@@ -115,7 +115,7 @@ class Bench:
             await asyncio.sleep(0.005)
 
 
-async def _read(stream: Generation) -> None:
+async def _read(stream: FrameStream) -> None:
     sizes = iter(RAMP)
     while await stream.read(next(sizes, RAMP[-1])):
         pass

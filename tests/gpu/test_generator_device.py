@@ -19,8 +19,8 @@ from models.bundle import GeneratorPart, LlamaShape, load_bundle
 from services.backbone import eager_runner, graph_runner
 from services.backbone.blocks import BlockPool
 from services.backbone.engine import Engine
+from services.backbone.frame_stream import StreamAborted
 from services.backbone.fused_llama import KernelPlan
-from services.backbone.generation import GenerationEnded
 from services.backbone.kernels import operations_for
 from services.backbone.model import build_model, init_random
 from services.backbone.prompt import Audio, PromptLimits, Text
@@ -164,10 +164,10 @@ async def test_churn_through_the_engine_leaks_nothing(device):
                 codes = await stream.read(length // 2 + 1 if leaves else length)
                 if leaves:
                     stream.cancel()
-                    with pytest.raises(GenerationEnded):
+                    with pytest.raises(StreamAborted):
                         while await stream.read(1):
                             pass
-                        raise GenerationEnded(stream.finish)  # it had ended before the cancel came
+                        raise StreamAborted(stream.finish)  # it had ended before the cancel came
                 emitted = max(emitted, max(map(max, codes)))
                 frames += len(codes)
                 known = alone.setdefault((index, seed), codes)

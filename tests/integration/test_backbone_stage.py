@@ -8,6 +8,7 @@ import grpc
 import pytest
 from csm.backbone.v1 import backbone_pb2
 from csm.common.v1 import common_pb2
+from csm.version import __version__
 from google.rpc import error_details_pb2
 
 from models.device import DeviceError
@@ -164,7 +165,7 @@ async def test_what_it_serves_and_how_busy_it_is(stub):
         bundle_id="noise", codebooks=8, frame_rate_hz=12.5, sample_rate_hz=24000
     )
     assert (info.max_seq_len, info.text_vocab_size, info.codec_bins, info.max_frames) == (ROWS, 512, BINS, 64)
-    assert (info.device, info.dtype) == ("cpu", "float32")
+    assert (info.device, info.dtype, info.version) == ("cpu", "float32", __version__)
     load = await stub.GetLoad(backbone_pb2.GetLoadRequest())
     assert (load.slots_active, load.slots_capacity, load.queue_depth, load.queue_capacity) == (0, 3, 0, 8)
     assert 0 < load.frame_step_duration.ToNanoseconds() < 1e9

@@ -8,7 +8,7 @@ import pytest
 
 from services.backbone.blocks import BlockPool
 from services.backbone.engine import Engine, EngineStopped
-from services.backbone.generation import GenerationEnded
+from services.backbone.frame_stream import StreamAborted
 from services.backbone.request import FinishReason, Request, Sampling
 from services.backbone.scheduler import Scheduler
 from support.backbone_engines import Bench, FakeRunner, until
@@ -26,7 +26,7 @@ async def test_cancel_frees_the_slot_within_one_frame():
         bench.runner.allow(2)  # one for the step the engine may be in, one for the next
         assert await second.read(1) == [[2, 1]]
         assert sum(event == ("step", [1]) for event in bench.runner.log) <= steps + 1
-        with pytest.raises(GenerationEnded) as ended:
+        with pytest.raises(StreamAborted) as ended:
             await first.read(1)
         assert ended.value.finish is FinishReason.CANCELLED
 
@@ -36,10 +36,10 @@ async def test_cancel_in_the_queue_and_while_prefilling():
         prefilling, waiting = bench.submit(1), bench.submit(2)
         await until(lambda: ("prefill", 1) in bench.runner.log)
         waiting.cancel()
-        with pytest.raises(GenerationEnded):
+        with pytest.raises(StreamAborted):
             await waiting.prefilled()
         prefilling.cancel()
-        with pytest.raises(GenerationEnded):
+        with pytest.raises(StreamAborted):
             await prefilling.prefilled()
         await until(lambda: bench.runner.held == {})
         assert ("begin", 2) not in bench.runner.log
@@ -48,7 +48,7 @@ async def test_cancel_in_the_queue_and_while_prefilling():
 async def test_a_deadline_ends_a_request():
     async with Bench(FakeRunner(free=False), slots=1) as bench:
         late = bench.submit(1, deadline_s=bench.engine.now())
-        with pytest.raises(GenerationEnded) as ended:
+        with pytest.raises(StreamAborted) as ended:
             await late.prefilled()
         assert ended.value.finish is FinishReason.DEADLINE
 
@@ -59,7 +59,7 @@ async def test_a_reader_that_never_comes_back_loses_its_slot():
         await until(lambda: generation.finish is not None)
         assert generation.finish is FinishReason.STALLED
         assert bench.engine.load().slots_active == 0
-        with pytest.raises(GenerationEnded):
+        with pytest.raises(StreamAborted):
             await generation.read(1)
 
 
@@ -79,7 +79,7 @@ async def test_a_broken_runner_fails_every_stream_and_the_engine_says_so():
         bench.runner.break_next.set()
         bench.runner.allow(1)
         for stream in streams:
-            with pytest.raises(GenerationEnded) as ended:
+            with pytest.raises(StreamAborted) as ended:
                 await stream.read(5)
             assert ended.value.finish is FinishReason.FAILED
         await asyncio.to_thread(bench.engine._thread.join)
@@ -135,7 +135,7 @@ async def test_stop_ends_streams_when_the_grace_is_over():
     stopping = asyncio.ensure_future(bench.engine.stop(0))
     await until(lambda: generation.seq.finish is not None)
     bench.runner.allow(1)  # the engine comes out of the step it was in
-    with pytest.raises(GenerationEnded) as ended:
+    with pytest.raises(StreamAborted) as ended:
         await generation.read(1)
     assert ended.value.finish is FinishReason.CANCELLED
     await stopping

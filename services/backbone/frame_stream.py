@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from services.backbone.engine import Engine
 
 
-class GenerationEnded(Exception):
-    """The generation did not end normally: cancelled, past its deadline, reader stalled or engine failed."""
+class StreamAborted(Exception):
+    """It did not end normally: cancelled, past its deadline, reader stalled or engine failed."""
 
     def __init__(self, finish: FinishReason):
         super().__init__(finish.name)
@@ -25,13 +25,13 @@ class GenerationEnded(Exception):
 class StreamEvent:
     """An event of one stream: created on the engine's thread, handled on the event loop."""
 
-    generation: Generation
+    stream: FrameStream
     is_prefilled: bool = False
     frame: list[int] | None = None
     finish: FinishReason | None = None
 
 
-class Generation:
+class FrameStream:
     """What `Engine.submit` returns. One reader; `cancel()` in its `finally`.
 
     The engine runs at most the scheduler's `buffer_frames` ahead of the reader: then this slot alone
@@ -48,7 +48,7 @@ class Generation:
         self._wakeup: asyncio.Future[None] | None = None
 
     async def prefilled(self) -> None:
-        """Wait until the prompt is prefilled. Raises: GenerationEnded."""
+        """Wait until the prompt is prefilled. Raises: StreamAborted."""
         while not self._is_prefilled and self.finish is None:
             await self._wait()
         self._check()
@@ -61,7 +61,7 @@ class Generation:
     async def read(self, count: int) -> list[list[int]]:
         """The next `count` frames; fewer only at the end, none after it. At most `buffer_frames` at once.
 
-        Raises: GenerationEnded; frames that are still unread are lost.
+        Raises: StreamAborted; frames that are still unread are lost.
         """
         while len(self._frames) < count and self.finish is None:
             await self._wait()
@@ -95,4 +95,4 @@ class Generation:
 
     def _check(self) -> None:
         if self.finish is not None and not self.finish.is_normal:
-            raise GenerationEnded(self.finish)
+            raise StreamAborted(self.finish)
