@@ -9,13 +9,17 @@ import struct
 from contextlib import AsyncExitStack
 
 import pytest
+from csm.codec.v1 import codec_pb2, codec_pb2_grpc
 from csm.speech.v1 import speech_pb2
 from csm_client import SpeechClient, exceptions
 
+from gateway.replicas import ReplicaSet
 from models.bundle import load_bundle
-from services.runtime.errors import ResourceExhausted
+from services.runtime import tls
+from services.runtime.errors import ResourceExhausted, UnavailableError
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
+from support.authority import Authority
 from support.fake_stages import SAMPLES_PER_FRAME, StageProbe, servicers
 
 NAME = "replicas.test"
@@ -267,3 +271,31 @@ async def test_a_conversation_goes_on_when_its_replica_dies_in_a_turn(open_repli
                 if isinstance(event, speech_pb2.TurnFinished):
                     break
             assert frames == 10
+
+
+@pytest.mark.parametrize(("certified", "works"), [("localhost", True), ("other.example", False)])
+async def test_a_certificate_is_held_to_the_name_and_not_to_the_address(tmp_path, certified, works):
+    """Each replica has a channel to its address; what it must prove is the name that the setting gives."""
+    authority = Authority()
+    ca = authority.write(tmp_path)
+    cert, key = authority.issue(certified).write(tmp_path, "codec")
+    codec = Replica("codec")
+    await codec.start(tls_cert_file=cert, tls_key_file=key)
+    try:
+        port = codec.address.rpartition(":")[2]
+        with_tls = ReplicaSet(
+            "codec",
+            f"localhost:{port}",
+            codec_pb2_grpc.CodecServiceStub,
+            max_message_mib=1,
+            credentials=tls.reloadable_channel_credentials(tls.ClientFiles(ca)),
+        )
+        async with with_tls as replicas:
+            asking = replicas.unary("GetModelInfo", codec_pb2.GetModelInfoRequest(), timeout=lambda: 5.0)
+            if works:
+                assert (await asking).bundle.bundle_id == "embedded"
+            else:
+                with pytest.raises(UnavailableError):
+                    await asking
+    finally:
+        await codec.server.stop(0)
