@@ -17,6 +17,11 @@ def test_settings_page_is_what_the_code_gives():
     assert (ROOT / "docs" / "settings.md").read_text() == GENERATOR["page"](), "run: python docs/generate_settings.py"
 
 
+def test_command_page_is_what_the_command_says():
+    page = runpy.run_path(str(ROOT / "docs" / "generate_command.py"))["page"]
+    assert (ROOT / "docs" / "command.md").read_text() == page(), "run: python docs/generate_command.py"
+
+
 def test_ports_are_the_defaults():
     ports = dict(re.findall(r"^\| `(?:services\.)?(\w+)` \| (\d+) \|", README, re.MULTILINE))
     for title, settings in GENERATOR["SERVERS"].items():
