@@ -76,21 +76,35 @@ class Supervisor:
         """Where the child `name` writes."""
         return self._logs / f"{name}.log"
 
-    async def wait_ready(self, timeout_s: float, on_ready: Callable[[Child, float], None]) -> None:
+    async def wait_ready(
+        self,
+        timeout_s: float,
+        on_ready: Callable[[Child, float], None],
+        on_wait: Callable[[list[str], float], None] = lambda names, waited_s: None,
+        *,
+        report_s: float = 30.0,
+    ) -> None:
         """Return when all are ready; on_ready hears of each, with its seconds since now.
+
+        on_wait: called every report_s seconds with the names of those that are not ready.
 
         Raises: ChildDied as soon as one ends; Unavailable after `timeout_s`.
         """
         started = time.monotonic()
+        waiting = [child.name for child in self._children]
 
         async def one(child: Child) -> None:
             await wait_ready(child.address, timeout_s, name=f"{child.name} ({child.address})")
+            waiting.remove(child.name)
             on_ready(child, time.monotonic() - started)
 
         everyone: asyncio.Future[Any] = asyncio.gather(*(one(child) for child in self._children))
         watch: asyncio.Future[Any] = asyncio.ensure_future(self.wait_died())
         try:
-            await asyncio.wait([everyone, watch], return_when=asyncio.FIRST_COMPLETED)
+            while not (everyone.done() or watch.done()):
+                await asyncio.wait([everyone, watch], timeout=report_s, return_when=asyncio.FIRST_COMPLETED)
+                if not (everyone.done() or watch.done()):
+                    on_wait(waiting, time.monotonic() - started)
             if watch.done():
                 watch.result()
             everyone.result()

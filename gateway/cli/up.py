@@ -75,6 +75,9 @@ async def deployment(plan: Plan, console: Console) -> AsyncIterator[Deployment]:
         await supervisor.wait_ready(
             plan.ready_s,
             lambda child, took_s: console.print(f"  {child.name:<10} {child.address:<16} ready after {took_s:.1f} s"),
+            lambda names, waited_s: console.print(
+                f"  still waiting for {', '.join(names)} after {waited_s:.0f} s; logs are in {plan.folder / 'logs'}"
+            ),
         )
         yield Deployment(plan.address("gateway"), supervisor, store)
 

@@ -242,7 +242,11 @@ async def test_trace_falls_back_to_the_summary_and_says_so(served):
 
 @pytest.mark.parametrize(
     ("found", "detectable", "code", "told"),
-    [(True, True, 0, "found at 0.12 s"), (False, True, 1, "not found"), (False, False, 1, "nets are untrained")],
+    [
+        (True, True, 0, "found at 0.12 s"),
+        (False, True, 1, "No watermark found"),
+        (False, False, 1, "nets are untrained"),
+    ],
 )
 async def test_verify_answers_with_words_and_a_code(served, tmp_path, found, detectable, code, told):
     fake, csm = served

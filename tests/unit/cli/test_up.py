@@ -70,6 +70,21 @@ async def test_all_are_ready_and_all_stop(tmp_path):
     assert supervisor.log("codec").read_text() == "serves\n"
 
 
+async def test_a_long_wait_is_not_silent(tmp_path):
+    ports = free_ports()
+    children = [
+        server("codec", f"127.0.0.1:{ports['codec']}"),
+        server("backbone", f"127.0.0.1:{ports['backbone']}", TEST_SAYS="NOT_SERVING"),
+    ]
+    reported = []
+    async with Supervisor(children, tmp_path) as supervisor:
+        with pytest.raises(Unavailable, match="NOT_SERVING"):
+            await supervisor.wait_ready(
+                5, lambda child, took_s: None, lambda names, waited_s: reported.append(list(names)), report_s=0.5
+            )
+    assert reported[0] in (["codec", "backbone"], ["backbone"]) and reported[-1] == ["backbone"]
+
+
 async def test_one_that_cannot_start_is_named_with_its_last_words(tmp_path, address):
     code = "import sys; print('\\n'.join(f'line {n}' for n in range(99))); sys.exit('no such bundle')"
     broken = Child("backbone", (sys.executable, "-c", code), address)
