@@ -12,7 +12,7 @@ from models.bundle import GeneratorPart, LlamaShape, load_bundle
 from services.backbone.blocks import BlockPool
 from services.backbone.eager_runner import EagerRunner
 from services.backbone.model import build_model, init_random
-from services.backbone.prompt import Audio, PromptLimits, Text
+from services.backbone.prompt import Audio, Prompt, PromptLimits, Text
 from services.backbone.request import Sampling
 from support.backbone_slots import open_slot, own_table, read_prompt
 
@@ -222,3 +222,30 @@ def test_warm_up_leaves_no_trace(model):
     cold = generate(runner, 0, prompt_of(model, 0), Sampling(seed=1), 3)
     runner.warm_up()
     assert generate(runner, 0, prompt_of(model, 0), Sampling(seed=1), 3) == cold
+
+
+@pytest.mark.parametrize("cut", [16, 48, 64, 80, 112])
+def test_a_prefix_hit_at_any_block_changes_no_bit_of_the_cache(model, cut):
+    """The rest of a prompt behind `cut` cached tokens, against the whole of it; up to three tokens are left alone."""
+    part = model.part
+    random = np.random.default_rng(cut)
+    limits = PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_seq_len)
+    for extra in (1, 2, 3, 30):
+        audio = Audio(random.integers(0, part.audio_vocab_size - 3, (cut + extra - 3, part.codebooks)).tolist())
+        prompt = limits.build([Text([1, 2]), audio, Text([5])])[0]
+        assert len(prompt.tokens) == cut + extra + 1  # the last token is left to the first step
+        caches = []
+        for cached in (0, cut):
+            runner = EagerRunner(model, slots=1, max_prefill_tokens=64)
+            if cached:
+                start = Prompt(prompt.tokens[: cached + 1], prompt.mask[: cached + 1], cached + 1, 0)
+                open_slot(runner, 0, start, Sampling())
+                runner.release(0)
+            table = own_table(runner, 0)
+            table.cached_tokens = cached
+            runner.begin(0, prompt, Sampling(), table)
+            read_prompt(runner, 0)
+            blocks = torch.tensor(table.blocks)
+            caches.append([runner._cache.read(layer, blocks, cut + extra) for layer in range(part.backbone.layers)])
+        for whole, hit in zip(*caches, strict=True):
+            assert torch.equal(whole[0], hit[0]) and torch.equal(whole[1], hit[1])
