@@ -25,6 +25,7 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
     """The text says what goes wrong; any other text is spoken as 5 frames of a tone."""
 
     max_seq_len = 0
+    version = ""
 
     def __init__(self):
         self.requests, self.metadata, self.remaining_s = [], [], []
@@ -82,7 +83,12 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
         self._take(request, context)
         bundle = common_pb2.BundleIdentity(bundle_id="fake", codebooks=8, frame_rate_hz=12.5, sample_rate_hz=RATE_HZ)
         return speech_pb2.ListVoicesResponse(
-            bundle=bundle, description="a tone", trained=self.trained, voices=self.voices, max_seq_len=self.max_seq_len
+            bundle=bundle,
+            description="a tone",
+            trained=self.trained,
+            voices=self.voices,
+            max_seq_len=self.max_seq_len,
+            version=self.version,
         )
 
     def _take(self, request, context):

@@ -15,7 +15,7 @@ from gateway.cli.execution import Options, execute
 from gateway.cli.options import HELP, OutputFile, remote
 from gateway.cli.say import opened
 from gateway.cli.terminal import PlainConsole
-from gateway.cli.voice_choice import speaker_of
+from gateway.cli.voice_choice import chosen_voice
 
 
 @click.command("chat", context_settings=HELP)
@@ -55,8 +55,14 @@ async def _chat(args: Options) -> int:
     with ExitStack() as stack:
         sink = Player() if args.play else stack.enter_context(opened(args.output))
         async with connection.client(args) as client:
-            speaker = await speaker_of(client, args.voice, args.speaker)
-            options = {"speaker": speaker, "seed": args.seed, "sample_rate_hz": RATE_HZ, "encoding": "pcm_s16le"}
+            speaker, voice = await chosen_voice(client, args.voice, args.speaker)
+            options = {
+                "speaker": speaker,
+                "voice": voice,
+                "seed": args.seed,
+                "sample_rate_hz": RATE_HZ,
+                "encoding": "pcm_s16le",
+            }
             async with client.converse(**options) as conversation:
                 await Chat(conversation, sink, out, lines=lines).run()
     return 0

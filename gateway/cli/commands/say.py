@@ -17,7 +17,7 @@ from gateway.cli.execution import SAY_INCOMPLETE, Options, execute
 from gateway.cli.options import HELP, TIMEOUT_S, Context, OutputFile, Seconds, input_bytes, input_text, remote
 from gateway.cli.say import listen, new_trace, opened, save_last_request, show_waterfall
 from gateway.cli.terminal import PlainConsole, plain_line
-from gateway.cli.voice_choice import speaker_of
+from gateway.cli.voice_choice import chosen_voice
 
 _VOICES_S = 5.0
 _CHARACTER_S = 0.25  # a character is 0.07 s of speech; this is for a slow machine
@@ -76,9 +76,9 @@ async def _say(args: Options) -> int:
         args.timeout = TIMEOUT_S + _CHARACTER_S * len(text)
     clips = [await asyncio.to_thread(input_bytes, name) for _, name, _ in args.context]
     async with connection.client(args) as client:
-        speaker = await speaker_of(client, args.voice, args.speaker)
+        speaker, voice = await chosen_voice(client, args.voice, args.speaker)
         turns = [
-            ContextTurn(speaker if who is None else who, words, clip)
+            ContextTurn((speaker or 0) if who is None else who, words, clip)
             for (who, _, words), clip in zip(args.context, clips, strict=True)
         ]
         with opened(args.output) as sink, new_trace() as trace_id:
@@ -86,6 +86,7 @@ async def _say(args: Options) -> int:
                 stream = client.stream(
                     text,
                     speaker=speaker,
+                    voice=voice,
                     context=turns,
                     temperature=args.temperature,
                     top_k=args.top_k,

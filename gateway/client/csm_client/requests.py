@@ -41,11 +41,12 @@ class ContextTurn:
 class SpeechOptions(TypedDict, total=False):
     """How to say a text, and how to encode it. What is left out is the deployment's choice.
 
-    speaker: the voice's number. context: earlier turns, oldest first. temperature, top_k, seed: of the sampling.
+    voice: a name, the bundle's or one of the caller's own; or speaker: the number. context: earlier turns, oldest first. temperature, top_k, seed: of the sampling.
     max_audio_ms: longest audio; speech that would be longer is cut. text_normalization: numbers, dates and markup
     become words (default true). sample_rate_hz: 8000 to 48000.
     """
 
+    voice: str | None
     speaker: int | None
     context: Iterable[ContextTurn]
     temperature: float | None
@@ -92,7 +93,7 @@ def _fill_options(message: speech_pb2.Utterance | speech_pb2.ConverseConfigure, 
     if unknown := options.keys() - SpeechOptions.__annotations__.keys():
         raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
     message.context.extend(turn.to_proto() for turn in options.get("context", ()))
-    _fill(message, **{name: options.get(name) for name in ("speaker", "max_audio_ms", "text_normalization")})
+    _fill(message, **{name: options.get(name) for name in ("voice", "speaker", "max_audio_ms", "text_normalization")})
     _fill(message.sampling, **{name: options.get(name) for name in ("temperature", "top_k", "seed")})
 
 

@@ -170,6 +170,14 @@ async def test_voices_are_chosen_by_name(served):
     assert err.rstrip().endswith("it has ada, Bob")
 
 
+async def test_a_deployment_is_asked_for_voices_that_are_not_its_bundles(served):
+    fake, run = served
+    fake.version = "0.2.0"
+    assert (await run("csm say hello -o out.wav --voice my-own"))[0] == 0
+    (utterance,) = [request.utterance for request in fake.requests if hasattr(request, "utterance")]
+    assert utterance.voice == "my-own" and not utterance.HasField("speaker")
+
+
 @pytest.mark.parametrize(
     ("reason", "code", "words"),
     [

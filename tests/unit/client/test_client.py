@@ -54,6 +54,7 @@ async def test_every_option_arrives(served, tmp_path):
     fake, client = served
     (tmp_path / "turn.wav").write_bytes(b"RIFF from a file")
     options = {
+        "voice": "ada",
         "speaker": 3,
         "context": [ContextTurn(1, "a", b"RIFF in memory"), ContextTurn(2, "b", tmp_path / "turn.wav")],
         "temperature": 0.5,
@@ -72,6 +73,7 @@ async def test_every_option_arrives(served, tmp_path):
     ]
     utterance = speech_pb2.Utterance(
         text="hello",
+        voice="ada",
         speaker=3,
         context=turns,
         max_audio_ms=400,
