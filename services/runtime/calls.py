@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager, nullcontext
 from typing import Any
 
@@ -23,6 +23,7 @@ from opentelemetry.trace import SpanKind
 from services.runtime import instruments
 from services.runtime.detached import Detached
 from services.runtime.errors import CALLER, LOAD, SERVER, CallError, InternalError, ReaderStalled
+from services.runtime.grpc_types import Context, Continuation, Handler
 from services.runtime.request_reader import RequestLimits, RequestStream, first_message
 from services.runtime.tracing import call_attributes, is_out_of_time, is_traced, record_code
 
@@ -66,23 +67,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        continuation: Continuation,
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
+    ) -> Handler | None:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or method.startswith("/grpc."):
             return handler
         serve = self._unary if handler.unary_unary or handler.unary_stream else self._stream
 
-        async def call(_: object, context: grpc.aio.ServicerContext) -> None:
+        async def call(_: object, context: Context) -> None:
             with self._counted():
                 async with _Call(method, context, self._patient_s):
                     await serve(handler, context)
 
         return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
 
-    async def _unary(self, handler: Any, context: grpc.aio.ServicerContext) -> None:
+    async def _unary(self, handler: Any, context: Context) -> None:
         """A call with one request. It is read inside what the handler's `admit` attribute gives, if it has one."""
         admit = getattr(handler.unary_unary or handler.unary_stream, "admit", nullcontext)
         with admit():
@@ -95,17 +96,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             else:
                 await self._write_all(context, handler.unary_stream(request, context))
 
-    async def _stream(self, handler: Any, context: grpc.aio.ServicerContext) -> None:
+    async def _stream(self, handler: Any, context: Context) -> None:
         """A call with a stream of requests. CSM has none whose answer is a single message."""
         requests = RequestStream(context, self._limits, handler.request_deserializer)
         await self._write_all(context, handler.stream_stream(requests, context))
 
-    async def _write_all(self, context: grpc.aio.ServicerContext, responses: AsyncGenerator[Any, None]) -> None:
+    async def _write_all(self, context: Context, responses: AsyncGenerator[Any, None]) -> None:
         async with aclosing(responses):
             async for response in responses:
                 await self._write(context, response)
 
-    async def _write(self, context: grpc.aio.ServicerContext, response: Any) -> None:
+    async def _write(self, context: Context, response: Any) -> None:
         try:
             async with asyncio.timeout(self._reader_stall_s):
                 await Detached(context.write(response))
@@ -127,14 +128,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class _Call:
     """One call, from its first to its last moment on this server."""
 
-    def __init__(self, method: str, context: grpc.aio.ServicerContext, patient_s: float):
+    def __init__(self, method: str, context: Context, patient_s: float):
         self._method, self._context, self._patient_s = method, context, patient_s
 
     async def __aenter__(self) -> None:
-        carrier = {key: value for key, value in self._context.invocation_metadata() if isinstance(value, str)}
+        carrier = {key: value for key, value in self._context.invocation_metadata() or () if isinstance(value, str)}
         self._began_s = time.perf_counter()
         self._timeout_s = self._context.time_remaining()
-        self._span = trace.INVALID_SPAN
+        self._span: trace.Span = trace.INVALID_SPAN
         if is_traced(self._method):
             self._span = _tracer.start_span(
                 self._method.lstrip("/"),
@@ -158,7 +159,7 @@ class _Call:
                 error = InternalError(f"internal error ({type(error).__name__})")
                 code, text = error.code, error.text
         finally:
-            # Ended before the status is sent: who sees the status can find the span.
+            # Ended before the status is sent: a caller that sees the status can find the span.
             origin = error_origin(code, error, self._timeout_s, self._patient_s)
             record_code(self._span, code, text, is_error=origin == SERVER)
             self._record(code, text, origin)
@@ -210,18 +211,18 @@ def error_origin(
     return SERVER if code in _SERVER_FAULTS else CALLER
 
 
-def _is_gone(error: BaseException | None, context: grpc.aio.ServicerContext) -> bool:
+def _is_gone(error: BaseException | None, context: Context) -> bool:
     """Whether the call ended because its caller did, in any of the shapes gRPC gives that.
 
-    A request stream that breaks off looks, to who reads it, like one that the caller closed; the
-    handler learns the truth at its next write, as an InternalError (a send on a dead call).
+    A broken request stream looks to its reader like one that the caller closed; the handler
+    sees the difference at its next write, as an InternalError (a send on a dead call).
     """
     if isinstance(error, (asyncio.CancelledError, GeneratorExit, grpc.aio.InternalError)):
         return True
     return isinstance(error, Exception) and (context.cancelled() or context.done())
 
 
-def _gone_code(context: grpc.aio.ServicerContext, timeout_s: float | None) -> grpc.StatusCode:
+def _gone_code(context: Context, timeout_s: float | None) -> grpc.StatusCode:
     if is_out_of_time(context.time_remaining(), timeout_s):
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED

@@ -64,7 +64,7 @@ def open_replica_channel(
     max_message_mib: int = 64,
     credentials: ReloadableFile[grpc.ChannelCredentials] | None = None,
 ) -> grpc.aio.Channel:
-    """A channel to one replica, for those who balance and retry by themselves.
+    """A channel to one replica, for a caller that balances and retries by itself.
 
     address: a gRPC target with one address. name: the host name that it was resolved from, which its certificate is
     for. Not blocking, as `open_channel`.

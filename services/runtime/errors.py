@@ -2,7 +2,7 @@
 
 CallError                 any status
  ├─ InvalidArgument        INVALID_ARGUMENT + BadRequest: which field, which limit
- ├─ ResourceExhausted            RESOURCE_EXHAUSTED + RetryInfo: come back in so many seconds
+ ├─ ResourceExhausted            RESOURCE_EXHAUSTED + RetryInfo: retry in so many seconds
  ├─ UnavailableError           UNAVAILABLE: this server or a stage behind it went away
  ├─ ReaderStalled         ABORTED: the caller stopped reading
  └─ InternalError                INTERNAL: our fault
@@ -11,6 +11,8 @@ CallError                 any status
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2, message
@@ -56,8 +58,15 @@ class CallError(Exception):
             packed.append(box)
         status = rpc_status.to_status(status_pb2.Status(code=self.code.value[0], message=self.text, details=packed))
         if not self.retryable:
-            status = status._replace(trailing_metadata=(*status.trailing_metadata, _NO_RETRY))
+            status = _Status(status.code, status.details, (*status.trailing_metadata, _NO_RETRY))
         return status
+
+
+@dataclass(frozen=True)
+class _Status(grpc.Status):
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: Any
 
 
 class InvalidArgument(CallError):
@@ -107,7 +116,7 @@ class UnavailableError(CallError):
 
 
 class ReaderStalled(CallError):
-    """The caller left a message unread for `limit_s`; its places go to others."""
+    """The caller left a message unread for `limit_s`; its slots are freed."""
 
     def __init__(self, limit_s: float):
         text = f"the caller read nothing for {limit_s:g} s"
@@ -124,7 +133,7 @@ class InternalError(CallError):
 def rich_details(error: grpc.RpcError) -> list[message.Message]:
     """The google.rpc details that a status carries; unknown ones are left out."""
     try:
-        status = rpc_status.from_call(error)  # works on AioRpcError too: its accessors are synchronous
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # AioRpcError has a call's accessors too
     except ValueError:
         return []
     found = []
@@ -138,16 +147,16 @@ def rich_details(error: grpc.RpcError) -> list[message.Message]:
 
 
 def from_upstream(stage: str, error: grpc.aio.AioRpcError, rename: Callable[[str], str] | None = None) -> CallError:
-    """What the caller is told when `stage` ended our call with `error`.
+    """The caller's error when `stage` ended our call with `error`.
 
     A refusal keeps its code and details; `rename` turns the stage's field paths into the caller's.
-    Without it, what the stage was sent is ours, not the caller's: a refused field is our fault.
-    A stage that broke or vanished is said to have done so: CANCELLED and UNKNOWN are no news to a
+    Without it the request was ours, not the caller's: a refused field is our fault.
+    A stage that failed or vanished is UNAVAILABLE or INTERNAL: CANCELLED and UNKNOWN would mislead a
     caller who cancelled nothing. Our channel to the stage has done the retries: the error is not retryable.
     """
-    told = _from_upstream(stage, error, rename)
-    told.retryable = False
-    return told
+    translated = _from_upstream(stage, error, rename)
+    translated.retryable = False
+    return translated
 
 
 def _from_upstream(stage: str, error: grpc.aio.AioRpcError, rename: Callable[[str], str] | None) -> CallError:

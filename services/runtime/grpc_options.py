@@ -34,8 +34,8 @@ def server_options(settings: ServerSettings, *, max_receive_bytes: int, share_po
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ("grpc.max_connection_age_ms", settings.max_connection_age_s * 1000),
         ("grpc.max_connection_age_grace_ms", settings.connection_grace_s * 1000),
-        # Calls that no handler has taken up yet: gRPC cancels some from 1,000 on, and all from 3,000. Who is
-        # refused is the service's own affair, which says so with a status and when to come again.
+        # Calls that no handler has taken up yet: gRPC cancels some above 1,000, and all above 3,000. The service
+        # itself refuses, with a status and a time to retry after.
         ("grpc.server.max_pending_requests", _PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _PENDING_CALLS),
         # Clients may ping while they have no call, as phones and proxies do to keep a connection.

@@ -10,23 +10,25 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.runtime.detached import Detached
+from services.runtime.grpc_types import Context
 
 SERVICE_NAME = "grpc.health.v1.Health"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
-Status = health_pb2.HealthCheckResponse.ServingStatus
-# A connection needs one Watch, or one for each name. With a few connections nobody takes all permits.
+Status: TypeAlias = int  # a health_pb2.HealthCheckResponse.ServingStatus
+# A connection needs one Watch, or one for each name. It takes several connections to use all permits.
 _MAX_WATCHERS_PER_CONNECTION = 100
 
 
-class Health(health_pb2_grpc.HealthServicer):
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # has no types
     """Statuses by service name, for Check, List and Watch."""
 
     def __init__(self, *, max_watchers: int, write_timeout_s: float):
@@ -56,21 +58,17 @@ class Health(health_pb2_grpc.HealthServicer):
             for changed in watchers:
                 changed.set()
 
-    async def Check(
-        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
-    ) -> health_pb2.HealthCheckResponse:
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
         status = self._status.get(request.service)
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
         return health_pb2.HealthCheckResponse(status=status)
 
-    async def List(
-        self, request: health_pb2.HealthListRequest, context: grpc.aio.ServicerContext
-    ) -> health_pb2.HealthListResponse:
+    async def List(self, request: health_pb2.HealthListRequest, context: Context) -> health_pb2.HealthListResponse:
         statuses = {name: health_pb2.HealthCheckResponse(status=status) for name, status in self._status.items()}
         return health_pb2.HealthListResponse(statuses=statuses)
 
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext) -> None:
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         connection = context.peer()
         if self.watchers >= self._max_watchers or self._per_connection[connection] >= _MAX_WATCHERS_PER_CONNECTION:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many Watch calls")

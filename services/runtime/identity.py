@@ -1,4 +1,4 @@
-"""What a process serves, as every stage tells it and the gateway compares it."""
+"""Identity of the bundle that a process serves: each stage reports it, and the gateway compares."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from csm.common.v1 import common_pb2
 
 
 class Identified(Protocol):
-    """What of a bundle the stages must agree on."""
+    """The facts of a bundle that all stages must agree on."""
 
     @property
     def id(self) -> str: ...

@@ -10,7 +10,7 @@ labels have a few values each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -29,7 +29,7 @@ _BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 384, 512, 768, 1024]
 _meter = metrics.get_meter("csm")
 
 
-def _histogram(name: str, unit: str, description: str, bounds: list[float]) -> metrics.Histogram:
+def _histogram(name: str, unit: str, description: str, bounds: Sequence[float]) -> metrics.Histogram:
     return _meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=bounds)
 
 

@@ -1,4 +1,4 @@
-"""Threads for work that takes long, off the event loop, and whether one of them is stuck. Knows no torch."""
+"""Threads for long work off the event loop, and whether one of them is stuck. Knows no torch."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ T = TypeVar("T")
 
 
 class Pool:
-    """Runs jobs in `threads` threads. How many may wait is bounded by who is admitted, not here."""
+    """Runs jobs in `threads` threads. Admission bounds how many wait, not the pool."""
 
     def __init__(self, name: str, threads: int, *, stall_s: float = float("inf")):
-        """name: what the threads' names begin with. stall_s: a job that takes longer counts as stuck."""
+        """name: prefix of the threads' names. stall_s: a job that takes longer counts as stuck."""
         self.threads = threads
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._stall_s = stall_s
         self._began: dict[int, float] = {}  # thread → when its job began
 
     async def run(self, job: Callable[[], T]) -> tuple[T, float]:
-        """The job's result, and the seconds it took. Cancelled: a job that runs is not waited for.
+        """The job's result, and the seconds it took. A cancel does not wait for a job that runs.
 
         Raises: what the job raises; RuntimeError once the pool is closed.
         """
@@ -35,7 +35,7 @@ class Pool:
         return all(now - began <= self._stall_s for began in list(self._began.values()))
 
     def close(self) -> None:
-        """Drop what waits; what runs ends by itself."""
+        """Drop waiting jobs; running ones end by themselves."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _timed(self, job: Callable[[], T]) -> tuple[T, float]:

@@ -9,13 +9,14 @@ its caller likes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from services.runtime.detached import Detached
+from services.runtime.grpc_types import Context, Continuation, Handler
 from services.runtime.request_reader import read_in_time
 
 MAX_REQUEST_BYTES = 4096  # a name
@@ -31,25 +32,25 @@ class PublicMethodGuard(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        continuation: Continuation,
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
+    ) -> Handler | None:
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith("/grpc."):
             return handler
 
-        async def call(_: object, context: grpc.aio.ServicerContext) -> None:
+        async def call(_: object, context: Context) -> None:
             try:
                 await self._answer(handler, context)
             except _RefusedError as refused:
                 await context.abort(refused.code, refused.text)
             except grpc.aio.InternalError:
-                # A write to a caller who is gone: gRPC logs a traceback for it, and nothing for a cancelled call.
+                # A write to a caller that is gone: gRPC logs a traceback for it, and nothing for a cancelled call.
                 raise asyncio.CancelledError from None
 
         return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
 
-    async def _answer(self, handler: Any, context: grpc.aio.ServicerContext) -> None:
+    async def _answer(self, handler: Any, context: Context) -> None:
         if handler.stream_stream:  # reflection
             async for response in handler.stream_stream(self._requests(handler, context), context):
                 await self._write(context, response)
@@ -63,7 +64,7 @@ class PublicMethodGuard(grpc.aio.ServerInterceptor):
         else:  # Watch, which writes its answers itself
             await handler.unary_stream(request, context)
 
-    async def _requests(self, handler: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+    async def _requests(self, handler: Any, context: Context) -> AsyncIterator[Any]:
         """Requests until one is late: then as if the caller had no more."""
         while True:
             try:
@@ -74,7 +75,7 @@ class PublicMethodGuard(grpc.aio.ServerInterceptor):
                 return
             yield _parse(data, handler.request_deserializer)
 
-    async def _write(self, context: grpc.aio.ServicerContext, response: Any) -> None:
+    async def _write(self, context: Context, response: Any) -> None:
         try:
             async with asyncio.timeout(self._reader_stall_s):
                 await Detached(context.write(response))

@@ -1,7 +1,7 @@
 """Files that may change while the process runs: certificates, keys, tokens.
 
-Who uses them asks each time; nothing polls. While they are half written, gone or wrong, the last
-good value stays, and the log says so once.
+They are looked at when their value is needed, not by a timer. While they are half written, missing or wrong, the
+last good value stays in use, and the log says so once.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Generic, TypeVar
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# A file may be written twice within one tick of its clock, and then looks unchanged: until it is
-# older than this, its content is compared too (as git does with its index).
-_SETTLED_S = 2.0
+# A file may be written twice within one tick of its clock, and then its stat is the same: while it is
+# younger than this, its content is compared too (as git does with its index).
+_RACY_S = 2.0
 
 
 class InvalidFile(Exception):
@@ -26,24 +26,25 @@ class InvalidFile(Exception):
 
 
 class ReloadableFile(Generic[T]):
-    """What some files mean together, as they are now. Safe to use from several threads."""
+    """The value that some files give together, as they are now. Safe to use from several threads."""
 
     def __init__(self, what: str, paths: Sequence[str | Path], load: Callable[[], T]):
-        """load: reads the files and gives their meaning, or raises InvalidFile; here that ends the start."""
+        """what: for the log. load: reads the files and gives the value. Raises: InvalidFile, as `load` does."""
         self._what, self._paths, self._load = what, [Path(path) for path in paths], load
         self._lock = threading.Lock()
-        self._stamp, self._contents = self._look(), self._read()
+        self._stats = self._stat()
+        self._contents: list[bytes | None] | None = self._read()
         self._value, self._stale = self._loaded(), False
 
     def current(self) -> T:
-        """The same object for as long as the files say the same, or say nothing usable."""
+        """The value; the same object while the files have not changed, or cannot be used."""
         with self._lock:
-            stamp = self._look()
-            if stamp is not None and stamp == self._stamp:
+            stats = self._stat()
+            if stats is not None and stats == self._stats:
                 return self._value
-            # In this order: what changes after the look is seen at the next one.
+            # In this order: a change after `_stat` is seen at the next call.
             contents = self._read()
-            self._stamp = stamp
+            self._stats = stats
             if contents != self._contents:
                 self._contents = contents
                 try:
@@ -52,30 +53,30 @@ class ReloadableFile(Generic[T]):
                     self._stale = True
                     log.warning("%s: the old ones stay in use: %s", self._what, error)
                 else:
-                    log.info("%s: read anew", self._what)
+                    log.info("%s: reloaded", self._what)
             return self._value
 
     def stale(self) -> bool:
-        """Whether `current` gives what the files said before, since they say nothing usable now."""
+        """Whether `current` gives an older value, since the files cannot be used now."""
         self.current()
         return self._stale
 
     def _loaded(self) -> T:
         value = self._load()
         if self._read() != self._contents:
-            self._stamp = self._contents = None
+            self._stats = self._contents = None
             raise InvalidFile(f"{', '.join(map(str, self._paths))}: changed while being read")
         return value
 
-    def _look(self) -> list[tuple[int, ...]] | None:
-        """Equal for two looks only if the files are the same; None when that cannot be told yet."""
+    def _stat(self) -> list[tuple[int, ...]] | None:
+        """Equal for two calls only if the files are the same; None when that cannot be told yet."""
         try:
             stats = [path.stat() for path in self._paths]
         except OSError:
             return None
         now_s = time.time()
-        # A date to come is no reason to wait for it: whoever writes again gives the file another.
-        if any(abs(now_s - date_s) < _SETTLED_S for stat in stats for date_s in (stat.st_mtime, stat.st_ctime)):
+        # A date in the future is no reason to wait for it: the next write changes it.
+        if any(abs(now_s - date_s) < _RACY_S for stat in stats for date_s in (stat.st_mtime, stat.st_ctime)):
             return None
         return [(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
 

@@ -1,9 +1,8 @@
-"""A channel whose certificates may change: gRPC for Python binds a channel to its own for good.
+"""A channel that follows changes of its certificate files: a channel of gRPC keeps its first ones.
 
-So a change of the files opens a second channel. It takes over once it has reached the server; until
-then calls go on over the first, so that a certificate which servers do not trust yet cuts nobody off.
-Of a name with several replicas, the first that trusts it is enough: those that do not yet get no calls
-until they do. The first channel is closed when its last call has ended.
+A change opens a second channel, which takes over once it has connected. Until then calls use the first, so a
+certificate that servers do not trust yet interrupts nothing. Where a name has several replicas, one that trusts it
+is enough; the others get calls once they trust it too. The first channel is closed after its last call.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _FAILED = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 
 class ReloadingChannel(grpc.aio.Channel):
-    """To its users one channel: stubs made from it once stay good."""
+    """One channel for its users: stubs stay valid across reloads."""
 
     def __init__(
         self,
@@ -33,32 +32,34 @@ class ReloadingChannel(grpc.aio.Channel):
         connect: Callable[[grpc.ChannelCredentials], grpc.aio.Channel],
     ):
         self._target, self._credentials, self._connect = target, credentials, connect
-        self._newest: grpc.ChannelCredentials | None = credentials.current()  # that were tried; None: tried in vain
-        self._channel = connect(self._newest)
+        self._credentials_tried: grpc.ChannelCredentials | None = (
+            credentials.current()
+        )  # tried last; None: they could not be used
+        self._channel = connect(self._credentials_tried)
         self._calls: Counter[grpc.aio.Channel] = Counter()
-        self._renewal: asyncio.Task[None] | None = None
+        self._reload: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
-    def _for_a_call(self) -> grpc.aio.Channel:
+    def _current_channel(self) -> grpc.aio.Channel:
         credentials = self._credentials.current()
-        if credentials is not self._newest:
-            self._newest = credentials
-            if self._renewal is not None:
-                self._renewal.cancel()
-            self._renewal = asyncio.get_running_loop().create_task(self._renew(credentials))
+        if credentials is not self._credentials_tried:
+            self._credentials_tried = credentials
+            if self._reload is not None:
+                self._reload.cancel()
+            self._reload = asyncio.get_running_loop().create_task(self._reload_with(credentials))
         return self._channel
 
-    async def _renew(self, credentials: grpc.ChannelCredentials) -> None:
+    async def _reload_with(self, credentials: grpc.ChannelCredentials) -> None:
         try:
-            fresh, told = self._connect(credentials), False
+            fresh, warned = self._connect(credentials), False
         except Exception as error:
             log.warning("%s: no channel with the new certificates; the next call tries again: %s", self._target, error)
-            self._newest = None
+            self._credentials_tried = None
             return
         try:
             while (state := fresh.get_state(try_to_connect=True)) is not _READY:
-                if state is _FAILED and not told:
-                    told = True
+                if state is _FAILED and not warned:
+                    warned = True
                     log.warning(
                         "%s cannot be reached with the new certificates; the old ones stay in use", self._target
                     )
@@ -81,7 +82,7 @@ class ReloadingChannel(grpc.aio.Channel):
         made: dict[grpc.aio.Channel, Callable[..., grpc.aio.Call]] = {}
 
         def call(*call_args: Any, **call_kwargs: Any) -> grpc.aio.Call:
-            channel = self._for_a_call()
+            channel = self._current_channel()
             if channel not in made:
                 made.clear()
                 made[channel] = getattr(channel, kind)(*args, **kwargs)
@@ -118,9 +119,9 @@ class ReloadingChannel(grpc.aio.Channel):
         await self._channel.channel_ready()
 
     async def close(self, grace: float | None = None) -> None:
-        if self._renewal is not None:
-            self._renewal.cancel()
-            await asyncio.gather(self._renewal, return_exceptions=True)
+        if self._reload is not None:
+            self._reload.cancel()
+            await asyncio.gather(self._reload, return_exceptions=True)
         await asyncio.gather(*self._closing, *(channel.close(grace) for channel in {self._channel, *self._calls}))
 
     async def __aenter__(self) -> ReloadingChannel:

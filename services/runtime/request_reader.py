@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from services.runtime import wire_limits
 from services.runtime.detached import Detached
 from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted
+from services.runtime.grpc_types import Context
 
 MIB = 1024 * 1024
 SMALL_BYTES = 64 * 1024  # parsed on the event loop: at most a millisecond; and not counted
@@ -86,7 +87,7 @@ class RequestLimits:
         return await asyncio.get_running_loop().run_in_executor(self._parsers, _parse_checked, data, deserialize)
 
 
-async def first_message(context: grpc.aio.ServicerContext, limits: RequestLimits) -> bytes:
+async def first_message(context: Context, limits: RequestLimits) -> bytes:
     """The one message of a unary request. Raises: CallError."""
     with limits.arriving() as evicted:
         try:
@@ -95,7 +96,7 @@ async def first_message(context: grpc.aio.ServicerContext, limits: RequestLimits
             message = None
     if message is grpc.aio.EOF:
         raise InvalidArgument("request", "is missing: the call was half-closed without a message")
-    if message is not None:
+    if isinstance(message, bytes):
         return message
     if evicted.done():
         text = f"requests: {limits.max_slow} others arrive slowly too; send it in one go, or later"
@@ -104,9 +105,7 @@ async def first_message(context: grpc.aio.ServicerContext, limits: RequestLimits
     raise CallError(grpc.StatusCode.ABORTED, text, reason="SLOW_REQUEST")
 
 
-async def read_in_time(
-    context: grpc.aio.ServicerContext, timeout_s: float, given_up: asyncio.Future[None] | None = None
-) -> Any:
+async def read_in_time(context: Context, timeout_s: float, given_up: asyncio.Future[None] | None = None) -> Any:
     """The call's next message, raw, or grpc.aio.EOF. given_up: ends the wait too. Raises: TimeoutError.
 
     After a timeout the read goes on until the call ends, which the caller of this sees to.
@@ -125,9 +124,7 @@ async def read_in_time(
 class RequestStream:
     """The messages of a streaming request. A plain iterator, not a generator: a handler may drop it half read."""
 
-    def __init__(
-        self, context: grpc.aio.ServicerContext, limits: RequestLimits, deserialize: Callable[[bytes], Any] | None
-    ):
+    def __init__(self, context: Context, limits: RequestLimits, deserialize: Callable[[bytes], Any] | None):
         self._context, self._limits, self._deserialize = context, limits, deserialize
         self._idle_from_s: float | None = None  # None: no limit
         self._timeout: asyncio.Timeout | None = None  # of the read that waits
@@ -178,7 +175,7 @@ async def _run(operation: Coroutine[Any, Any, Any]) -> Any:
 def _forget(reading: asyncio.Future[Any]) -> None:
     _reading.discard(reading)
     if not reading.cancelled():
-        reading.exception()  # or the loop complains where nobody waits any more
+        reading.exception()  # or the loop logs it as never retrieved
 
 
 def _parse(data: bytes, deserialize: Callable[[bytes], Any]) -> Any:

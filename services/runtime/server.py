@@ -242,7 +242,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     try:
-        tls.server_credentials(settings)  # what is wrong with them is told before models are loaded
+        tls.server_credentials(settings)  # errors in them come before models are loaded
         async with open_stage(settings) as stage:
             # Modules and models stay as long as the process. Left among what the garbage collector goes
             # through, they stop every stream for a third of a second each time it does.
@@ -266,6 +266,6 @@ async def _serve(
             with suppress(asyncio.CancelledError):
                 await asyncio.gather(*hurry)
             return 1 if died else 0
-    except (StartError, *start_errors) as error:
+    except (StartError, *start_errors) as error:  # type: ignore[misc]  # mypy cannot see that all are exceptions
         log.critical("cannot start: %s", error)
         return 1

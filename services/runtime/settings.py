@@ -156,7 +156,7 @@ def as_dict(settings: Any) -> dict[str, Any]:
 
 
 def help_text(cls: type[Any]) -> str:
-    """What can be set, for who asks on a command line: each variable, its default and limits, what it is."""
+    """The settings for `--help`: each variable, its default and limits, its meaning."""
     lines = []
     for field in dataclasses.fields(cls):
         meta = field.metadata

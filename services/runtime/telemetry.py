@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -40,6 +40,7 @@ T = TypeVar("T")
 _SPAN_DELAY_MS = 300  # so that a request's trace is complete soon after its end
 _SHUTDOWN_S = 3.0
 _PROMETHEUS_PORT = 9464
+_NO_PROXY: Any = tuple(NO_PROXY)  # the exporters' types know strings alone
 
 
 def configure(service: str, *, metrics_listen: str | None = None) -> None:
@@ -53,7 +54,7 @@ def configure(service: str, *, metrics_listen: str | None = None) -> None:
     resource = _resource(service)
     tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     for name in _exporters("TRACES"):
-        exporter = _usable("spans", lambda name=name: ConsoleSpanExporter() if name == "console" else _otlp_spans())
+        exporter = _usable("spans", ConsoleSpanExporter if name == "console" else _otlp_spans)
         if exporter is not None:
             delay_ms = None if "OTEL_BSP_SCHEDULE_DELAY" in os.environ else _SPAN_DELAY_MS
             tracer_provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=delay_ms))
@@ -65,7 +66,7 @@ def configure(service: str, *, metrics_listen: str | None = None) -> None:
                 metrics_listen or f"{host}:{os.environ.get('OTEL_EXPORTER_PROMETHEUS_PORT', _PROMETHEUS_PORT)}"
             )
             continue
-        sink = _usable("metrics", lambda name=name: ConsoleMetricExporter() if name == "console" else _otlp_metrics())
+        sink = _usable("metrics", ConsoleMetricExporter if name == "console" else _otlp_metrics)
         if sink is not None:
             readers.append(PeriodicExportingMetricReader(sink))
     if metrics_listen:
@@ -115,7 +116,7 @@ def _otlp_spans() -> SpanExporter:
         return HttpSpanExporter()
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-    return OTLPSpanExporter(channel_options=tuple(NO_PROXY))
+    return OTLPSpanExporter(channel_options=_NO_PROXY)
 
 
 def _otlp_metrics() -> MetricExporter:
@@ -125,7 +126,7 @@ def _otlp_metrics() -> MetricExporter:
         return HttpMetricExporter()
     from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 
-    return OTLPMetricExporter(channel_options=tuple(NO_PROXY))
+    return OTLPMetricExporter(channel_options=_NO_PROXY)
 
 
 def _usable(what: str, make: Callable[[], T]) -> T | None:

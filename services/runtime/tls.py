@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 INSECURE = "CSM_INSECURE"
 PLAINTEXT, NO_TOKENS = "plaintext", "no-tokens"
 
-_ends: dict[str, datetime] = {}  # when the certificate expires that is shown to callers, and to those we call
+_expiry: dict[str, datetime] = {}  # of the certificates shown to callers and to servers
 
 
 def _remaining(_: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
     now = datetime.now(UTC)
-    return [metrics.Observation((end - now).total_seconds(), {"shown_to": who}) for who, end in dict(_ends).items()]
+    return [metrics.Observation((end - now).total_seconds(), {"shown_to": who}) for who, end in dict(_expiry).items()]
 
 
 metrics.get_meter("csm").create_observable_gauge(
@@ -39,7 +39,7 @@ metrics.get_meter("csm").create_observable_gauge(
 
 @dataclass(frozen=True)
 class ClientFiles:
-    """Paths of PEM files. ca: whom to trust; none: the public authorities. cert, key: what to show; none: nothing."""
+    """Paths of PEM files. ca: trusted authorities; None: the public ones. cert, key: of the client; None: no certificate."""
 
     ca: str | Path | None = None
     cert: str | Path | None = None
@@ -57,7 +57,7 @@ def channel_credentials(files: ClientFiles) -> grpc.ChannelCredentials:
     """What the files hold now. Raises: CertificateError."""
     if bool(files.cert) != bool(files.key):
         raise CertificateError(f"{files.cert or files.key}: a certificate and its key are given together or not at all")
-    pair = _pair("servers", files.cert, files.key) if files.cert else None
+    pair = _pair("servers", files.cert, files.key) if files.cert and files.key else None
     return grpc.ssl_channel_credentials(
         root_certificates=certificates.read_authorities(files.ca) if files.ca else None,
         private_key=pair.key if pair else None,
@@ -93,32 +93,32 @@ def server_credentials(settings: ServerSettings) -> grpc.ServerCredentials | Non
     except InvalidFile as error:
         names = "CSM_TLS_CERT_FILE, CSM_TLS_KEY_FILE" + (", CSM_TLS_CLIENT_CA_FILE" if ca else "")
         raise SettingError(f"{names}: {error}") from error
-    given = files.current()
+    used = files.current()
 
-    def renewed() -> grpc.ServerCertificateConfiguration | None:
-        """gRPC asks before each handshake, from a thread of its own; None is no change."""
-        nonlocal given
-        now = files.current()
-        changed, given = now is not given, now
-        return now if changed else None
+    def fetch() -> grpc.ServerCertificateConfiguration:
+        """gRPC calls it before each handshake, in a thread of its own. None means no change."""
+        nonlocal used
+        current = files.current()
+        changed, used = current is not used, current
+        return current if changed else None  # type: ignore[return-value]  # the stubs leave out None
 
-    return grpc.dynamic_ssl_server_credentials(given, renewed, require_client_authentication=bool(ca))
+    return grpc.dynamic_ssl_server_credentials(used, fetch, require_client_authentication=bool(ca))
 
 
 def _pair(shown_to: str, cert: str | Path, key: str | Path) -> KeyPair:
     pair = certificates.read_pair(cert, key)
     try:
-        _ends[shown_to] = end = certificates.expires(pair.chain)
+        _expiry[shown_to] = end = certificates.expires(pair.chain)
     except ValueError as error:
         log.warning("%s: cannot tell when this certificate expires (%s)", cert, error)
         return pair
-    if end <= datetime.now(UTC):  # no reason to stop here: those whom it is shown to go by their own clocks
+    if end <= datetime.now(UTC):  # no reason to stop: peers go by their own clocks
         log.warning("%s: this certificate expired on %s", cert, end.isoformat())
     return pair
 
 
 def require_private(variable: str, address: str, remedy: str, insecure: str | None) -> None:
-    """Raises: SettingError when plaintext to or at `address` would leave this machine, unasked for."""
+    """Raises: SettingError when plaintext to or at `address` would leave this machine and was not asked for."""
     if PLAINTEXT not in left_open(insecure) and not is_loopback(address):
         raise SettingError(
             f"{variable}={address!r}: beyond this machine TLS is spoken: set {remedy}, or {INSECURE}={PLAINTEXT}"

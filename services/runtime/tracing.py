@@ -1,8 +1,8 @@
 """The client half of tracing: one CLIENT span a call, its context sent along as W3C traceparent.
 
 The span ends when the call does, however that happens: answer, refusal, cancel, deadline, a peer
-that vanished. (The server half is in `calls`.) A call that nobody reads to its end and nobody
-cancels has no end: `finally: call.cancel()`.
+that vanished. (The server half is in `calls`.) A call that is neither read to its end nor
+cancelled never ends: `finally: call.cancel()`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def call_attributes(method: str) -> dict[str, str]:
 def is_out_of_time(remaining_s: float | None, timeout_s: float | None) -> bool:
     """Whether a call that was cancelled with so much of its timeout left was cancelled for its deadline.
 
-    gRPC rounds a timeout up by as much as 1 % when it sends it on, and who asked cancels at the exact moment:
+    gRPC rounds a timeout up by as much as 1 % when it sends it on, and the caller cancels at the exact moment:
     the cancel comes first, and would make every span of a deadline that passed say CANCELLED.
     """
     if remaining_s is None:

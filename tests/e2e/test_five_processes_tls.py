@@ -102,11 +102,11 @@ async def test_five_processes_behind_mutual_tls_and_tokens(site):
                 heard += len(data)
             assert stream.summary.samples * 2 == heard, "a stream that ran through the exchange is whole"
         async with asyncio.timeout(30):  # the gateway asks its stages every second, over connections of now
-            while not all("certificates of this server: read anew" in log for log in logs_in(folder).values()):
+            while not all("certificates of this server: reloaded" in log for log in logs_in(folder).values()):
                 await asyncio.sleep(0.1)
 
     logs = logs_in(folder)
-    assert "certificates for calls: read anew" in logs["gateway"] and "tokens: read anew" in logs["gateway"]
+    assert "certificates for calls: reloaded" in logs["gateway"] and "tokens: read anew" in logs["gateway"]
     spans = [span for service, span in processes.receiver.spans if service == "csm-gateway"]
     named = [a.value.string_value for span in spans for a in span.attributes if a.key == "csm.token"]
     assert named and set(named) == {"radio"}

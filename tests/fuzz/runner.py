@@ -53,9 +53,7 @@ async def fuzz(calls: int, seed: int, folder: Path) -> Report:
     report, generator = Report(calls), Generator(seed)
     async with Processes(folder, SETTINGS) as processes, AsyncExitStack() as stack:
         channels = {
-            name: await stack.enter_async_context(
-                grpc.aio.insecure_channel(processes.addresses[name], [("grpc.enable_retries", 0)])
-            )
+            name: await stack.enter_async_context(grpc.aio.insecure_channel(processes.addresses[name]))
             for name in SERVICES
         }
         raw = {name: _Connections(processes.addresses[name], stack) for name in SERVICES}
@@ -148,7 +146,7 @@ async def _raw_call(caller: RawCaller, call: Call) -> tuple[str, str]:
     try:
         code = await caller.status(stream, call.timeout_s + 10)
     except TimeoutError:
-        return "NO STATUS", ""
+        return ("CONNECTION" if caller.is_going else "NO STATUS"), ""
     name = next((each.name for each in grpc.StatusCode if each.value[0] == code), str(code))
     return name, caller.headers[stream].get(b"grpc-message", b"").decode()
 

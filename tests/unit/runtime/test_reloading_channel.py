@@ -55,7 +55,7 @@ async def test_a_channel_that_could_not_be_made_is_tried_again_at_the_next_call(
         files.now = "new"
         for _ in range(2):  # in vain, then not
             assert ask(b"").credentials == "old"
-            await asyncio.gather(channel._renewal)
+            await asyncio.gather(channel._reload)
         assert ask(b"").credentials == "new"
         assert [one.credentials for one in made] == ["old", "new"]
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
