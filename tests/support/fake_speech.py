@@ -4,11 +4,13 @@ import asyncio
 import math
 from contextlib import asynccontextmanager
 
+import grpc
 import numpy as np
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2, speech_pb2_grpc
+from csm.voice.v1 import voice_pb2, voice_pb2_grpc
 
-from services.runtime.errors import InvalidArgument, ResourceExhausted, UnavailableError
+from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted, UnavailableError
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
 
@@ -29,6 +31,7 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
 
     def __init__(self):
         self.requests, self.metadata, self.remaining_s = [], [], []
+        self.named = FakeVoices()
         self.ready = True
         self.running = 0
         self.begun = asyncio.Event()
@@ -127,6 +130,42 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
         return summary
 
 
+class FakeVoices(voice_pb2_grpc.VoiceServiceServicer):
+    """Keeps voices in a dict, and the requests it was sent."""
+
+    def __init__(self):
+        self.kept, self.requests = {}, []
+
+    async def CreateVoice(self, request, context):
+        self.requests.append(request)
+        voice = voice_pb2.Voice(
+            name=request.name,
+            id="ab" * 32,
+            owner="local",
+            speaker=request.speaker,
+            transcript=request.transcript,
+            consent_statement=request.consent_statement,
+            labels=request.labels,
+        )
+        self.kept[request.name] = voice
+        return voice_pb2.CreateVoiceResponse(voice=voice)
+
+    async def GetVoice(self, request, context):
+        return voice_pb2.GetVoiceResponse(voice=self._find(request.name))
+
+    async def ListVoices(self, request, context):
+        return voice_pb2.ListVoicesResponse(voices=self.kept.values())
+
+    async def DeleteVoice(self, request, context):
+        self.kept.pop(self._find(request.name).name)
+        return voice_pb2.DeleteVoiceResponse()
+
+    def _find(self, name):
+        if name not in self.kept:
+            raise CallError(grpc.StatusCode.NOT_FOUND, f"name: no voice {name!r}", reason="NO_VOICE")
+        return self.kept[name]
+
+
 def _audio(data):
     return speech_pb2.StreamSynthesizeResponse(audio=speech_pb2.SpeechAudio(data=data))
 
@@ -139,9 +178,13 @@ async def serving(**overrides):
     async def is_ready():
         return fake.ready
 
+    def register(server):
+        speech_pb2_grpc.add_SpeechServiceServicer_to_server(fake, server)
+        voice_pb2_grpc.add_VoiceServiceServicer_to_server(fake.named, server)
+
     stage = Stage(
         service="csm.speech.v1.SpeechService",
-        register=lambda server: speech_pb2_grpc.add_SpeechServiceServicer_to_server(fake, server),
+        register=register,
         is_ready=is_ready,
     )
     server = StageServer(stage, read(ServerSettings, {}, listen="127.0.0.1:0", **overrides))

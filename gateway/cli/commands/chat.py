@@ -15,7 +15,6 @@ from gateway.cli.execution import Options, execute
 from gateway.cli.options import HELP, OutputFile, remote
 from gateway.cli.say import opened
 from gateway.cli.terminal import PlainConsole
-from gateway.cli.voice_choice import chosen_voice
 
 
 @click.command("chat", context_settings=HELP)
@@ -55,14 +54,8 @@ async def _chat(args: Options) -> int:
     with ExitStack() as stack:
         sink = Player() if args.play else stack.enter_context(opened(args.output))
         async with connection.client(args) as client:
-            speaker, voice = await chosen_voice(client, args.voice, args.speaker)
-            options = {
-                "speaker": speaker,
-                "voice": voice,
-                "seed": args.seed,
-                "sample_rate_hz": RATE_HZ,
-                "encoding": "pcm_s16le",
-            }
-            async with client.converse(**options) as conversation:
+            async with client.converse(
+                voice=args.voice, speaker=args.speaker, seed=args.seed, sample_rate_hz=RATE_HZ, encoding="pcm_s16le"
+            ) as conversation:
                 await Chat(conversation, sink, out, lines=lines).run()
     return 0

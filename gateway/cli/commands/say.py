@@ -17,7 +17,6 @@ from gateway.cli.execution import SAY_INCOMPLETE, Options, execute
 from gateway.cli.options import HELP, TIMEOUT_S, Context, OutputFile, Seconds, input_bytes, input_text, remote
 from gateway.cli.say import listen, new_trace, opened, save_last_request, show_waterfall
 from gateway.cli.terminal import PlainConsole, plain_line
-from gateway.cli.voice_choice import chosen_voice
 
 _VOICES_S = 5.0
 _CHARACTER_S = 0.25  # a character is 0.07 s of speech; this is for a slow machine
@@ -76,17 +75,19 @@ async def _say(args: Options) -> int:
         args.timeout = TIMEOUT_S + _CHARACTER_S * len(text)
     clips = [await asyncio.to_thread(input_bytes, name) for _, name, _ in args.context]
     async with connection.client(args) as client:
-        speaker, voice = await chosen_voice(client, args.voice, args.speaker)
+        speaker = args.speaker or 0
+        if args.voice is not None and any(who is None for who, _, _ in args.context):
+            speaker = (await client.named_voices.get(args.voice)).speaker
         turns = [
-            ContextTurn((speaker or 0) if who is None else who, words, clip)
+            ContextTurn(speaker if who is None else who, words, clip)
             for (who, _, words), clip in zip(args.context, clips, strict=True)
         ]
         with opened(args.output) as sink, new_trace() as trace_id:
             try:
                 stream = client.stream(
                     text,
-                    speaker=speaker,
-                    voice=voice,
+                    voice=args.voice,
+                    speaker=args.speaker,
                     context=turns,
                     temperature=args.temperature,
                     top_k=args.top_k,

@@ -25,7 +25,8 @@ from csm_client.conversation import Conversation
 from csm_client.exceptions import broken_contract, from_rpc_error
 from csm_client.readiness import wait_ready
 from csm_client.requests import Audio, SpeechOptions
-from csm_client.tracing import CallSpan, Metadata
+from csm_client.tracing import SPEECH_SERVICE, CallSpan, Metadata
+from csm_client.voices import NamedVoices
 
 
 class SpeechStream:
@@ -114,6 +115,7 @@ class SpeechClient:
         else:
             self._channel = grpc.aio.secure_channel(address, self._credentials, options=options)
         self._speech = speech_pb2_grpc.SpeechServiceStub(self._channel)
+        self.named_voices = NamedVoices(self._channel, self._run)
 
     @property
     def is_encrypted(self) -> bool:
@@ -171,9 +173,15 @@ class SpeechClient:
         return response
 
     async def _unary(self, method: str, request: Any, timeout_s: float | None) -> Any:
-        with CallSpan(method) as span:
+        return await self._run(self._speech, SPEECH_SERVICE, method, request, timeout_s)
+
+    async def _run(self, stub: Any, service: str, method: str, request: Any, timeout_s: float | None) -> Any:
+        with CallSpan(method, service) as span:
             try:
-                return await self._call(method, request, timeout_s, span.metadata)
+                start = getattr(stub, method)
+                return await start(
+                    request, timeout=timeout_s or self._timeout_s, metadata=self._metadata(span.metadata)
+                )
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from error
 

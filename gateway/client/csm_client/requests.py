@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
+from csm.voice.v1 import voice_pb2
 from google.protobuf.message import Message
 
 Encoding = Literal["pcm_s16le", "pcm_f32le"]
@@ -41,7 +42,7 @@ class ContextTurn:
 class SpeechOptions(TypedDict, total=False):
     """How to say a text, and how to encode it. What is left out is the deployment's choice.
 
-    voice: a name, the bundle's or one of the caller's own; or speaker: the number. context: earlier turns, oldest first. temperature, top_k, seed: of the sampling.
+    voice: a voice's name. speaker: or its number. context: earlier turns, oldest first. temperature, top_k, seed: of the sampling.
     max_audio_ms: longest audio; speech that would be longer is cut. text_normalization: numbers, dates and markup
     become words (default true). sample_rate_hz: 8000 to 48000.
     """
@@ -71,6 +72,29 @@ def configure(options: SpeechOptions) -> speech_pb2.ConverseConfigure:
     """The first message of a conversation. Raises: as `utterance`."""
     message = speech_pb2.ConverseConfigure(output=output(options))
     _fill_options(message, options)
+    return message
+
+
+def new_voice(
+    name: str,
+    transcript: str,
+    audio: Audio,
+    consent_statement: str,
+    speaker: int | None,
+    language: str | None,
+    labels: Mapping[str, str],
+) -> voice_pb2.CreateVoiceRequest:
+    """Raises: as `utterance`."""
+    message = voice_pb2.CreateVoiceRequest(audio=clip(audio))
+    _fill(
+        message,
+        name=name,
+        transcript=transcript,
+        consent_statement=consent_statement,
+        speaker=speaker,
+        language=language,
+    )
+    message.labels.update(labels)
     return message
 
 

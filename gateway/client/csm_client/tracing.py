@@ -11,6 +11,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from csm_client.exceptions import SpeechError
 
+SPEECH_SERVICE = "csm.speech.v1.SpeechService"
 Metadata = tuple[tuple[str, str], ...]
 
 _tracer = trace.get_tracer("csm.client")
@@ -22,8 +23,8 @@ class CallSpan:
     The span ends with the block, as its exception says: none is OK, a cancelled task or a closed generator CANCELLED.
     """
 
-    def __init__(self, method: str):
-        self._name = f"csm.speech.v1.SpeechService/{method}"
+    def __init__(self, method: str, service: str = SPEECH_SERVICE):
+        self._name = f"{service}/{method}"
         self.metadata: Metadata = ()
 
     def __enter__(self) -> CallSpan:

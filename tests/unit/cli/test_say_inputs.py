@@ -9,7 +9,6 @@ import wave
 
 import pytest
 from csm.common.v1 import common_pb2
-from csm.speech.v1 import speech_pb2
 
 from support.fake_speech import FRAME, RATE_HZ, FakeSpeech, serving, tone
 
@@ -162,20 +161,9 @@ async def test_say_says_who_answered(served):
 
 async def test_voices_are_chosen_by_name(served):
     fake, run = served
-    fake.voices.append(speech_pb2.Voice(speaker=3, name="Bob", description="deep"))
     assert (await run("csm say hello -o out.wav --voice bOB"))[0] == 0
-    assert [request.utterance.speaker for request in fake.requests if hasattr(request, "utterance")] == [3]
-    code, out, err = await run("csm say hello -o out.wav --voice eve")
-    assert code == 2 and not out and err.startswith("csm: --voice eve: no such voice at 127.0.0.1:")
-    assert err.rstrip().endswith("it has ada, Bob")
-
-
-async def test_a_deployment_is_asked_for_voices_that_are_not_its_bundles(served):
-    fake, run = served
-    fake.version = "0.2.0"
-    assert (await run("csm say hello -o out.wav --voice my-own"))[0] == 0
     (utterance,) = [request.utterance for request in fake.requests if hasattr(request, "utterance")]
-    assert utterance.voice == "my-own" and not utterance.HasField("speaker")
+    assert utterance.voice == "bOB" and not utterance.HasField("speaker")
 
 
 @pytest.mark.parametrize(
