@@ -75,6 +75,7 @@ class ClipEncoder:
                 row[: len(clip)] = clip
             # As MimiModel._encode_to_unquantized_latent, but for the convolutions, whose activations
             # at the full sample rate are what costs memory.
+            assert mimi.encoder_transformer is not None  # Mimi has one
             (hidden,) = mimi.encoder_transformer(self._convolve(audio.to(self._device, non_blocking=True)))
             codes = mimi.quantizer.encode(mimi.downsample(hidden))  # [B, K, T]
             rows = codes.transpose(1, 2).int().cpu().numpy()
