@@ -49,7 +49,7 @@ def bundle():
 
 def read(bundle):
     part = bundle.generator
-    ids = load_text_tokenizer(bundle, 100).encode(SPEAKER, TEXT)
+    ids = load_text_tokenizer(bundle, 100).encode(SPEAKER, TEXT).ids
     limits = PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_seq_len)
     return limits.build([Text(ids)], ())[0]
 
