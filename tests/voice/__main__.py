@@ -4,7 +4,7 @@ Says unseen sentences through the real gateway, has them judged, and prints one 
 figure is within its limit. What was said lies in out/voice-test, with what was heard in it (notes.json).
 
 On two free cores the full size should take about 20 minutes to say, 30 to judge, and ten to look for marks in. Parts can
-be run one by one: `--parts speech`, `--parts marks`.
+be run one by one: `--parts speech`, `--parts spoken`, `--parts marks`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Size:
     """How much is said and looked at.
 
     each: sentences a speaker. talks: conversations begun by each speaker. clips: in which the mark is looked for.
-    windows: unmarked ones. timed: utterances timed on one core.
+    windows: unmarked ones. timed: utterances timed on one core. texts: with numbers, signs and markup in them.
     """
 
     each: int
@@ -34,11 +34,12 @@ class Size:
     clips: int
     windows: int
     timed: int
+    texts: int
 
 
-FULL = Size(each=100, talks=8, clips=300, windows=2000, timed=20)
-QUICK = Size(each=12, talks=2, clips=10, windows=40, timed=8)
-PARTS = ("speech", "marks", "pace")
+FULL = Size(each=100, talks=8, clips=300, windows=2000, timed=20, texts=120)
+QUICK = Size(each=12, talks=2, clips=10, windows=40, timed=8, texts=24)
+PARTS = ("speech", "spoken", "marks", "pace")
 
 
 async def speak(args: argparse.Namespace, size: Size, notes: dict) -> None:
@@ -50,7 +51,7 @@ async def speak(args: argparse.Namespace, size: Size, notes: dict) -> None:
 
     console, lines = Console(), work.lines(size.each)
     teacher = speaking.teacher_of(args.out / "scratch", args.kokoro) if "speech" in args.parts else None
-    if {"speech", "marks"} & set(args.parts):
+    if {"speech", "spoken", "marks"} & set(args.parts):
         async with Chain.start(args.model, args.out / "chain", console) as chain:
             if "speech" in args.parts:
                 speaking.clear(args.out)
@@ -59,6 +60,8 @@ async def speak(args: argparse.Namespace, size: Size, notes: dict) -> None:
                 notes["talks"] = await speaking.talks(chain, work.conversations(size.talks), args.out)
                 some = work.lines(max(2, size.each // 4))
                 notes["codec"] = await speaking.codec_alone(chain, some, args.out, teacher)
+            if "spoken" in args.parts:
+                notes["texts"] = await speaking.texts(chain, work.texts(size.texts), args.out)
             if "marks" in args.parts:
                 notes["marks"] = await speaking.marks(chain, args.out, size.clips)
                 notes["alarms"] = await speaking.alarms(chain, args.out, size.windows)
@@ -94,6 +97,7 @@ def main() -> int:
     import judges
 
     judges.use(args.judges)
+    sys.path.append(str(ROOT / "tests"))  # `support`
     sys.path.append(str(ROOT / "training/embedded"))  # the teacher's voices
     import judging
 
@@ -103,6 +107,8 @@ def main() -> int:
     asyncio.run(speak(args, size, notes))
     if "speech" in args.parts:
         judging.judge(notes, args.out)
+    if "spoken" in args.parts:
+        judging.judge_texts(notes["texts"], args.out)
     kept.write_text(json.dumps(notes, indent=0))
     table = judging.table(notes)
     text = table.markdown()

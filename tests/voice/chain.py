@@ -32,12 +32,13 @@ AT_ONCE = max(2, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Spoken:
-    """audio: float32 [samples] at 24 kHz. first_s, real_time_factor: as the gateway saw them."""
+    """audio: float32 [samples] at 24 kHz. first_s, real_time_factor: as the gateway saw them. words: the spoken form."""
 
     audio: np.ndarray
     ended: bool
     first_s: float
     real_time_factor: float
+    words: str = ""
 
     @property
     def frames(self) -> int:
@@ -110,6 +111,7 @@ class Chain:
             summary.finish_reason == common_pb2.FINISH_REASON_END_OF_SPEECH,
             summary.time_to_first_audio.ToNanoseconds() / 1e9,
             summary.real_time_factor,
+            summary.spoken_text,
         )
 
     async def say_unmarked(self, text: str, speaker: int, seed: int) -> np.ndarray:

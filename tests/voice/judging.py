@@ -9,7 +9,9 @@ from attacks import ATTACKS
 from judges import Ear, Quality, Recogniser
 from speaking import CLIP_S, read
 from table import Table
-from wording import Tally, plain
+from wording import Tally, letters_joined, plain
+
+from services.tokenizer.spoken.form import NotSpeakable, SpokenForm
 
 RATE_HZ = 24000
 LEAST_FOR_A_PRINT_S = 1.2  # a voice print of less says little
@@ -43,6 +45,20 @@ def judge(notes: dict, out: Path) -> None:
     compare(notes, prints)
 
 
+def judge_texts(notes: list[dict], out: Path) -> None:
+    """Write into each note what was heard of a text with numbers and signs."""
+    recogniser, english = Recogniser(out / "scratch"), SpokenForm(("en",))
+    for number, note in enumerate(notes):
+        if number % 25 == 0:
+            print(f"  judging texts: {number} of {len(notes)}", flush=True)
+        note["heard"] = recogniser.hear(read(out / note["wav"]))
+        note["want"] = letters_joined(plain(note["words"]))
+        try:  # the recogniser writes $25 and FBI for what it heard as words
+            note["got"] = letters_joined(plain(english.of(note["heard"])))
+        except NotSpeakable:
+            note["got"] = ""
+
+
 def sdr_db(clean: np.ndarray, marked: np.ndarray) -> float:
     """Speech over mark, in decibels."""
     if len(clean) != len(marked):
@@ -68,6 +84,8 @@ def table(notes: dict) -> Table:
     result = Table(f"Embedded voice, {len(notes.get('said', ()))} utterances through the gateway")
     if "said" in notes:
         _speech(notes, result)
+    if "texts" in notes:
+        _texts(notes["texts"], result)
     if "marks" in notes:
         _marks(notes, result)
     if "one_core" in notes:
@@ -147,6 +165,19 @@ def _likeness(notes: list[dict], what: str, result: Table) -> None:
     result.tell(f"likeness to a speaker's mean voice{what}", f"own {np.mean(within):.3f}, others {np.mean(across):.3f}")
     hits = 100 * float(np.mean([int(np.argmax(n["likeness"])) == n["speaker"] for n in heard]))
     result.at_least(f"most like its own speaker{what}", hits, 95, " %", f"{len(heard)} utterances", digits=1)
+
+
+def _texts(notes: list[dict], result: Table) -> None:
+    """Words, not whole texts: the voice's own errors are about one word in 25, in plain sentences too."""
+    errors = tally(notes)
+    whole = sum(note["want"] == note["got"] for note in notes)
+    note = f"{len(notes)} texts, {errors.words} words; {whole} texts word for word"
+    result.at_least("numbers, signs and markup, words heard as wanted", 100 - errors.wer, 95, " %", note)
+    kinds = sorted({note["kind"] for note in notes})
+    shares = [f"{kind} {tally([n for n in notes if n['kind'] == kind]).wer:.1f}" for kind in kinds]
+    result.tell("WER by kind of text, %", ", ".join(shares))
+    said = sum(note["spoken_text"] == note["words"] for note in notes)
+    result.at_least("spoken form told in the summary", 100 * said / len(notes), 100, " %", digits=0)
 
 
 def _talks(notes: dict, result: Table) -> None:

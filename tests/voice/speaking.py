@@ -16,6 +16,8 @@ from chain import RATE_HZ, Chain, to_wav
 from csm_client import ContextTurn
 from work import Line
 
+from support.spoken_cases import Case
+
 CLIP_S = 2.0
 
 
@@ -68,6 +70,20 @@ async def utterances(chain: Chain, lines: list[Line], out: Path, **sampling: flo
         return note
 
     return await all_of("utterances", [one(line) for line in lines])
+
+
+async def texts(chain: Chain, cases: list[Case], out: Path) -> list[dict]:
+    """Texts as people write them, by the voices in turn. One note a text."""
+
+    async def one(number: int, case: Case) -> dict:
+        speaker = number % len(work.SPEAKERS)
+        spoken = await chain.say(case.text, speaker, 100 + number)
+        name = f"{number}.wav"
+        keep(out / "texts" / name, spoken.audio)
+        note = {"wav": f"texts/{name}", "speaker": speaker, "kind": case.kind, "text": case.text, "words": case.spoken}
+        return note | {"ended": spoken.ended, "spoken_text": spoken.words}
+
+    return await all_of("texts", [one(i, case) for i, case in enumerate(cases)])
 
 
 async def talks(chain: Chain, conversations: list[list[Line]], out: Path) -> list[dict]:

@@ -30,6 +30,12 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
+def letters_joined(text: str) -> str:
+    """Letters that stand alone side by side make one word: f b i = fbi."""
+    text = re.sub(r"\b(?<!')([a-z])\b(?: ([a-z])\b)+", lambda m: m[0].replace(" ", ""), text)
+    return text.replace("-", " ")
+
+
 class Tally:
     """Errors over many utterances."""
 

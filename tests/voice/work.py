@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from support.spoken_cases import Case, read_cases
 
 HERE = Path(__file__).parent
 SPEAKERS = (0, 1, 2, 3)
@@ -40,6 +43,16 @@ def lines(each: int) -> list[Line]:
     count = min(each, len(rows))
     chosen = sorted({round(i * len(rows) / count) for i in range(count)})
     return [Line(i, rows[i]["kind"], rows[i]["text"], s) for s in SPEAKERS for i in chosen]
+
+
+def texts(count: int) -> list[Case]:
+    """`count` of tests/spoken's cases, every kind in turn, of three words and more: of fewer a recogniser guesses."""
+    kinds: dict[str, list[Case]] = {}
+    for case in read_cases():
+        if len(case.spoken.split()) > 2 and case.spoken.isascii():
+            kinds.setdefault(case.kind, []).append(case)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*kinds.values()))
+    return [case for case in turns if case is not None][:count]
 
 
 def conversations(each: int) -> list[list[Line]]:
