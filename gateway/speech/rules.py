@@ -8,7 +8,7 @@ from gateway.config import GatewaySettings
 from gateway.lengths import frames_of_ms
 from gateway.speech.ending import EndingRules
 from gateway.speech.text_source import TextSource, TextWaits
-from gateway.speech.units import UnitLimits
+from gateway.speech.units import UnitCutter, UnitLimits
 from models.bundle import Bundle
 
 # Positions that a character of text may take in the model, its speech included: a token of its own at worst, and the
@@ -57,10 +57,23 @@ class SpeechRules:
 
     def text_source(self, free_positions: int) -> TextSource:
         """For a turn's text, whose units must fit `free_positions` of the model with their speech."""
+        return TextSource(self._limits(free_positions), self.language, self.waits)
+
+    def parts(self, words: str, free_positions: int) -> list[str]:
+        """`words` in parts that fit `free_positions` with their speech. Joined they are the words."""
+        cutter = UnitCutter(self._limits(free_positions), self.language)
+        cutter.append(words)
+        cutter.flush()
+        cutter.first = False
+        parts = []
+        while (part := cutter.take()) is not None:
+            parts.append(part)
+        return parts
+
+    def _limits(self, free_positions: int) -> UnitLimits:
         fitting = int((free_positions - _SPARE_POSITIONS) / _POSITIONS_PER_CHARACTER)
         chars = max(_MIN_UNIT_CHARS, min(self.limits.max_chars, fitting))
-        limits = replace(self.limits, max_chars=chars, join_chars=min(self.limits.join_chars, chars))
-        return TextSource(limits, self.language, self.waits)
+        return replace(self.limits, max_chars=chars, join_chars=min(self.limits.join_chars, chars))
 
     @property
     def frame_samples(self) -> int:

@@ -28,6 +28,7 @@ from services.runtime.errors import NOTHING_SPEAKABLE, CallError, InternalError,
 _MAX_HELD_BACK_FRAMES = 64  # of ChunkPolicy, by the contract
 _SEEDS = 2**64
 _LATE_MARGIN_S = 0.15  # before the listener has played all, silence must be on its way
+_LENGTH_SPREAD = 1.6  # real over likely length, at most
 _KEEP_CHAIN_S = 5.0  # a turn whose text is late for longer gives its slots back until text comes
 _UNIT_PATIENCE_S = 10.0  # a turn that has begun waits for a slot rather than break off
 
@@ -198,7 +199,10 @@ class Turn:
         return self._first_audio_s + audible_s - asyncio.get_running_loop().time()
 
     async def _speak(self, chain: SpeechChain, unit: str) -> bool:
-        """Speak one unit. Returns whether the cap on the turn's length was reached. Raises: CallError."""
+        """Speak one unit, in parts if its words are too many for one generation.
+
+        Returns whether the cap on the turn's length was reached. Raises: CallError.
+        """
         try:
             text = await self._encoder.text(self._options.speaker, unit, self._options.path)
         except CallError as error:
@@ -207,6 +211,28 @@ class Turn:
             chain.post(NothingSpeakable(unit))
             return False
         self.timeline.output("tokenizer")
+        if self._fits(text):
+            return await self._speak_words(chain, unit, unit, text)
+        # Numbers and dates take more letters as words. The spoken form of a part of a spoken form is itself.
+        for number, words in enumerate(self._rules.parts(text.spoken, self._free_positions)):
+            part = await self._encoder.text(self._options.speaker, words, self._options.path)
+            if await self._speak_words(chain, unit if not number else "", words, part):
+                return True
+        return False
+
+    @property
+    def _free_positions(self) -> int:
+        """Of the model, when all turns have left the context."""
+        info = self._stages.info
+        voice = sum(segment.tokens for segment in self._context.voice)
+        return max(0, (info.max_seq_len if info is not None else 0) - voice)
+
+    def _fits(self, text: SpokenText) -> bool:
+        needed = math.ceil(likely_s(text.spoken) * _LENGTH_SPREAD * self._rules.frame_rate_hz)
+        return len(text.ids) + needed <= self._free_positions
+
+    async def _speak_words(self, chain: SpeechChain, shown: str, unit: str, text: SpokenText) -> bool:
+        """One generation. shown: what the caller is told of its text; unit: the words of the context."""
         max_frames, goes_on = self._room(chain, unit, text)
         for attempt in range(1 + (0 if self._fixed_seed else self._rules.empty_retries)):
             request = self._request(text, max_frames, attempt)
@@ -218,7 +244,7 @@ class Turn:
                 frames = await generation.read()
                 if frames is None:
                     continue
-                chain.post(UnitStarted(unit, text.spoken, self.samples + first_sample))
+                chain.post(UnitStarted(shown, text.spoken, self.samples + first_sample))
                 self.spoken.append(text.spoken)
                 self._units += 1
                 try:
@@ -276,7 +302,7 @@ class Turn:
         info = self._stages.info
         positions = info.max_seq_len if info is not None else 0
         ceiling = self._rules.ending.ceiling_frames(text.spoken or unit, self._rules.frame_rate_hz)
-        needed = math.ceil(likely_s(text.spoken or unit) * 1.6 * self._rules.frame_rate_hz)
+        needed = math.ceil(likely_s(text.spoken or unit) * _LENGTH_SPREAD * self._rules.frame_rate_hz)
         wanted = max(needed, ceiling or 0)
         left = None if self._options.max_frames is None else self._options.max_frames - self.frames - chain.frames
         if left is not None:

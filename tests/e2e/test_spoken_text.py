@@ -19,6 +19,11 @@ async def client(tmp_path_factory):
         yield client
 
 
+LONG_TEXT = (
+    "The train to the city leaves at seven in the morning and stops at every small station on the way. "
+    "My sister told me that the garden needs water, and that the letters are on the table in the kitchen. "
+    "Please remember to close the window before you go, because the evening will be cold and full of rain. "
+)
 SAID = [
     ("I love this song \U0001f602 so much.", "I love this song so much."),
     ("See you tomorrow! \U0001f44b", "See you tomorrow!"),
@@ -92,3 +97,22 @@ async def test_the_spoken_form_can_be_switched_off_and_a_stream_tells_it_too(cli
     stream = client.stream("It is 5 %.", text_normalization=False, max_audio_ms=160)
     assert [data async for data in stream] and stream.summary.spoken_text == "It is 5 %."
     assert stream.summary.finish_reason == common_pb2.FINISH_REASON_MAX_LENGTH
+
+
+async def test_words_that_are_too_many_for_one_generation_are_spoken_in_parts(client):
+    """38 characters whose spoken form has 300: with its speech more than the model's 512 positions."""
+    text = "1,234,567.89 2,345,678.91 3,456,789.12"
+    response = await client.synthesize(text, seed=3, timeout_s=240)
+    words = response.summary.spoken_text
+    assert len(words) > 290 and words.startswith("one million") and words.endswith("point one two")
+    assert response.summary.finish_reason == common_pb2.FINISH_REASON_END_OF_SPEECH
+    assert 12 < response.summary.audio_duration.ToNanoseconds() / 1e9 < 40
+
+
+@pytest.mark.parametrize("characters", [236, 300, 430, 506])
+async def test_a_text_of_some_length_is_said_whole(client, characters):
+    text = (LONG_TEXT * 2)[:characters].rsplit(" ", 1)[0] + "."
+    response = await client.synthesize(text, seed=3, timeout_s=240)
+    assert response.summary.spoken_text == text
+    assert response.summary.finish_reason == common_pb2.FINISH_REASON_END_OF_SPEECH
+    assert response.summary.audio_duration.ToNanoseconds() / 1e9 > 0.05 * characters

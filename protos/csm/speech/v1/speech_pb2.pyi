@@ -1000,7 +1000,7 @@ class SpokenUnit(_message.Message):
     turn: _builtins.int
     """Number of the turn."""
     text: _builtins.str
-    """The words as they were appended."""
+    """The words as they were appended. Empty for a further part of the unit before, whose spoken form was too long for one."""
     first_sample: _builtins.int
     """Position in the turn's audio where they begin, in samples at the output's rate."""
     spoken_text: _builtins.str
