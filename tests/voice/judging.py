@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from attacks import ATTACKS
 from judges import Ear, Quality, Recogniser
 from speaking import CLIP_S, read
 from table import Table
-from wording import Tally, letters_joined, plain
+from wording import Tally, plain, spoken_words
 
 from services.tokenizer.spoken.form import NotSpeakable, SpokenForm
 
@@ -45,6 +46,11 @@ def judge(notes: dict, out: Path) -> None:
     compare(notes, prints)
 
 
+def _digits_apart(heard: str) -> str:
+    """Digits that were said one by one, as the recogniser may write them: 4.4.2.0."""
+    return re.sub(r"\b(?:\d[.,] ?){2,}\d\b", lambda m: re.sub(r"\D+", " ", m[0]), heard)
+
+
 def judge_texts(notes: list[dict], out: Path) -> None:
     """Write into each note what was heard of a text with numbers and signs."""
     recogniser, english = Recogniser(out / "scratch"), SpokenForm(("en",))
@@ -52,9 +58,9 @@ def judge_texts(notes: list[dict], out: Path) -> None:
         if number % 25 == 0:
             print(f"  judging texts: {number} of {len(notes)}", flush=True)
         note["heard"] = recogniser.hear(read(out / note["wav"]))
-        note["want"] = letters_joined(plain(note["words"]))
+        note["want"] = spoken_words(note["words"])
         try:  # the recogniser writes $25 and FBI for what it heard as words
-            note["got"] = letters_joined(plain(english.of(note["heard"])))
+            note["got"] = spoken_words(english.of(_digits_apart(note["heard"])))
         except NotSpeakable:
             note["got"] = ""
 

@@ -30,10 +30,11 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def letters_joined(text: str) -> str:
-    """Letters that stand alone side by side make one word: f b i = fbi."""
-    text = re.sub(r"\b(?<!')([a-z])\b(?: ([a-z])\b)+", lambda m: m[0].replace(" ", ""), text)
-    return text.replace("-", " ")
+def spoken_words(text: str) -> str:
+    """`plain` for texts with letters and digits that are said one by one: F B I = F.B.I. = fbi, 4.4.2.0 = 4420."""
+    text = re.sub(r"\b(?:\d[.,] ?){2,}\d\b", lambda m: re.sub(r"\D", " ", m[0]), text.replace("-", " "))
+    text = re.sub(r"\b(?<!')[A-Za-z]\b(?: [A-Za-z](?:s|\b))+", lambda m: m[0].replace(" ", ""), text)
+    return plain(text)
 
 
 class Tally:

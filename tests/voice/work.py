@@ -46,10 +46,10 @@ def lines(each: int) -> list[Line]:
 
 
 def texts(count: int) -> list[Case]:
-    """`count` of tests/spoken's cases, every kind in turn, of three words and more: of fewer a recogniser guesses."""
+    """`count` of tests/spoken's cases, every kind in turn, of five words and more: of fewer a recogniser guesses."""
     kinds: dict[str, list[Case]] = {}
     for case in read_cases():
-        if len(case.spoken.split()) > 2 and case.spoken.isascii():
+        if len(case.spoken.split()) >= 5 and case.spoken.isascii():
             kinds.setdefault(case.kind, []).append(case)
     turns = itertools.chain.from_iterable(itertools.zip_longest(*kinds.values()))
     return [case for case in turns if case is not None][:count]
