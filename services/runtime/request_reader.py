@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -29,39 +30,50 @@ _SLOW_S = 1.0
 _reading: set[asyncio.Future[Any]] = set()  # the loop holds tasks only weakly
 
 
+@dataclass(eq=False, slots=True)
+class _Arrival:
+    """A request that is read. began_s: on the event loop's clock."""
+
+    timeout: asyncio.Timeout
+    began_s: float
+    evicted: bool = False
+
+
 class RequestLimits:
     """What all calls of a server share."""
 
     def __init__(self, *, timeout_s: float, idle_s: float, memory_bytes: int, max_message_bytes: int):
         """
-        timeout_s: time for a unary call's message. idle_s: see RequestStream.limit_idle. memory_bytes: of the requests that are held at once.
-        max_message_bytes: so many may be in arrival for each message that is late.
+        timeout_s: time for a unary call's message. idle_s: see RequestStream.limit_idle.
+        memory_bytes: of requests in service. So many messages of max_message_bytes may arrive slowly at once.
         """
         self.timeout_s, self.idle_s, self._memory_bytes = timeout_s, idle_s, memory_bytes
         self.max_slow = max(2, memory_bytes // max_message_bytes)
-        self._slow: dict[asyncio.Future[None], None] = {}  # oldest first
+        self._arrivals: dict[_Arrival, None] = {}  # oldest first
+        self._check: asyncio.TimerHandle | None = None
         self._held_bytes = 0
         self._parsers = ThreadPoolExecutor(2, thread_name_prefix="request-parser")
 
     @contextmanager
-    def arriving(self) -> Iterator[asyncio.Future[None]]:
-        """Count a message in arrival. The future is set when the call must make room for others."""
+    def arriving(self, timeout: asyncio.Timeout) -> Iterator[_Arrival]:
+        """Count a message in arrival, which `timeout` ends. It is evicted when too many others arrive slowly too."""
         loop = asyncio.get_running_loop()
-        evicted: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(_SLOW_S, self._became_slow, evicted)
+        arrival = _Arrival(timeout, loop.time())
+        self._arrivals[arrival] = None
+        if self._check is None:
+            self._check = loop.call_later(_SLOW_S, self._evict, loop)
         try:
-            yield evicted
+            yield arrival
         finally:
-            timer.cancel()
-            self._slow.pop(evicted, None)
+            del self._arrivals[arrival]
 
-    def _became_slow(self, evicted: asyncio.Future[None]) -> None:
-        self._slow[evicted] = None
-        if len(self._slow) > self.max_slow:
-            oldest = next(iter(self._slow))
-            del self._slow[oldest]
-            if not oldest.done():
-                oldest.set_result(None)
+    def _evict(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End the oldest of the slow ones that are too many."""
+        slow = [each for each in self._arrivals if loop.time() - each.began_s >= _SLOW_S and not each.evicted]
+        for arrival in slow[: max(0, len(slow) - self.max_slow)]:
+            arrival.evicted = True
+            arrival.timeout.reschedule(loop.time())
+        self._check = loop.call_later(_SLOW_S / 2, self._evict, loop) if self._arrivals else None
 
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
@@ -89,33 +101,31 @@ class RequestLimits:
 
 async def first_message(context: Context, limits: RequestLimits) -> bytes:
     """The one message of a unary request. Raises: CallError."""
-    with limits.arriving() as evicted:
-        try:
-            message = await read_in_time(context, limits.timeout_s, evicted)
-        except TimeoutError:
-            message = None
-    if message is grpc.aio.EOF:
+    try:
+        async with asyncio.timeout(limits.timeout_s) as timeout:
+            with limits.arriving(timeout) as arrival:
+                message = await Detached(context.read())
+    except TimeoutError:
+        if arrival.evicted:
+            text = f"requests: {limits.max_slow} others arrive slowly too; send it in one go, or later"
+            raise ResourceExhausted(text, 1.0, reason="SLOW_REQUEST") from None
+        text = f"the request did not arrive within {limits.timeout_s:g} s"
+        raise CallError(grpc.StatusCode.ABORTED, text, reason="SLOW_REQUEST") from None
+    if not isinstance(message, bytes):
         raise InvalidArgument("request", "is missing: the call was half-closed without a message")
-    if isinstance(message, bytes):
-        return message
-    if evicted.done():
-        text = f"requests: {limits.max_slow} others arrive slowly too; send it in one go, or later"
-        raise ResourceExhausted(text, 1.0, reason="SLOW_REQUEST")
-    text = f"the request did not arrive within {limits.timeout_s:g} s"
-    raise CallError(grpc.StatusCode.ABORTED, text, reason="SLOW_REQUEST")
+    return message
 
 
-async def read_in_time(context: Context, timeout_s: float, given_up: asyncio.Future[None] | None = None) -> Any:
-    """The call's next message, raw, or grpc.aio.EOF. given_up: ends the wait too. Raises: TimeoutError.
+async def read_in_time(context: Context, timeout_s: float) -> Any:
+    """The call's next message, raw, or grpc.aio.EOF. Raises: TimeoutError.
 
     After a timeout the read goes on until the call ends, which the caller of this sees to.
     """
     reading = asyncio.ensure_future(_run(context.read()))
-    ends = {reading} if given_up is None else {reading, given_up}
     _reading.add(reading)
     reading.add_done_callback(_forget)
     # Not asyncio.timeout: what came while the whole process stood still is in time.
-    await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({reading}, timeout=timeout_s)
     if not reading.done():
         raise TimeoutError
     return reading.result()
