@@ -17,7 +17,7 @@ Rename = Callable[[str], str]
 
 # A stream is stalled when the stage owes a message, and gives none for so many times the longest step so far.
 STALL_STEPS = 10
-STALL_FLOOR_S = 5.0
+STALL_FLOOR_S = 10.0
 
 
 class StageCall:
