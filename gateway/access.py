@@ -44,6 +44,24 @@ class _Usage:
     def __init__(self) -> None:
         self.calls = self.arriving = 0
         self.texts: dict[Grant, tuple[float, int]] = {}  # of the last minute, oldest first: since when, characters
+        self.characters = 0  # of all of them
+
+    def take(self, grant: Grant, at_s: float, characters: int) -> None:
+        """Count `characters`."""
+        self.texts[grant] = at_s, characters
+        self.characters += characters
+
+    def give_back(self, grant: Grant) -> None:
+        """Forget what was taken."""
+        self.characters -= self.texts.pop(grant, (0.0, 0))[1]
+
+    def expire(self, before_s: float) -> None:
+        """Forget what was taken before then: in constant time a text, since a conversation takes word by word."""
+        while self.texts:
+            oldest = next(iter(self.texts))
+            if self.texts[oldest][0] > before_s:
+                return
+            self.give_back(oldest)
 
 
 class Grant:
@@ -145,38 +163,37 @@ class Access(grpc.aio.ServerInterceptor):
         finally:
             usage.calls -= 1
             if not grant.kept:
-                usage.texts.pop(grant, None)
+                usage.give_back(grant)
 
     def owner(self) -> str:
         """Whose call this is: its token's name, or `local` where no tokens are asked for."""
         token = self._caller.get(None)
         return "local" if token is None else token.name
 
-    def charge(self, characters: int) -> None:
+    def charge(self, characters: int, field: str) -> None:
         """Take `characters` from the caller's minute, for good. Raises: CallError when its token allows no more."""
         if self._file is not None and (token := self._caller.get(None)) is not None:
-            grant = Grant()
-            self._spend(token, self._usage.setdefault(token.name, _Usage()), grant, characters)
+            self._spend(token, self._usage.setdefault(token.name, _Usage()), Grant(), characters, field)
 
-    def _spend(self, token: Token, usage: _Usage, grant: Grant, characters: int) -> None:
+    def _spend(self, token: Token, usage: _Usage, grant: Grant, characters: int, field: str = "utterance.text") -> None:
         limit = token.characters_per_minute
         if limit is None or not characters:
             return
         if characters > limit:
             instruments.refusals.add(1, {"reason": "TOKEN_CHARACTERS"})
             raise InvalidArgument(
-                "utterance.text", f"has {characters} characters, token {token.name} may have {limit} spoken a minute"
+                field, f"has {characters} characters, token {token.name} may have {limit} spoken a minute"
             )
         now_s = self._clock()
-        usage.texts = {old: text for old, text in usage.texts.items() if now_s - text[0] < _WINDOW_S - _ROUNDING_S}
-        over = sum(spent for _, spent in usage.texts.values()) + characters - limit
+        usage.expire(now_s - _WINDOW_S + _ROUNDING_S)
+        over = usage.characters + characters - limit
         if over > 0:
             for at_s, spent in usage.texts.values():
                 over -= spent
                 if over <= 0:  # there is room once this one is a minute old
                     text = f"token {token.name}: {characters} characters are more than is left of {limit} a minute"
                     raise _limited("TOKEN_CHARACTERS", text, at_s + _WINDOW_S - now_s)
-        usage.texts[grant] = now_s, characters
+        usage.take(grant, now_s, characters)
 
 
 def _identify(tokens: list[Token], metadata: Any) -> Token:

@@ -37,10 +37,15 @@ from gateway.speech.turn import (
 from gateway.stages import Stages
 from gateway.voices.names import VoiceNames
 from services.runtime.admission import Admission
-from services.runtime.errors import CallError, InvalidArgument, UnavailableError
+from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted, UnavailableError
+from services.runtime.request_reader import MIB
 
 _tracer = trace.get_tracer("csm.gateway")
 _SEEDS = 2**64
+# Of one conversation.
+_MAX_WAITING = 64  # turns and changes that wait to be taken up
+_MAX_INTERRUPTS = 16
+_TURNS_KEPT = 64  # that an interrupt may still name
 
 
 @dataclass
@@ -60,6 +65,7 @@ class _TheirTurn:
     """What the other party said, being encoded."""
 
     segment: asyncio.Task[list[Segment]]
+    size: int  # of its clip, bytes
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,8 @@ class Conversation:
         self._items: deque[_OwnTurn | _TheirTurn | _NewVoice] = deque()
         self._writing: _OwnTurn | None = None  # takes the text that comes
         self._speaking: _OwnTurn | None = None
-        self._turns: dict[int, _OwnTurn] = {}
+        self._turns: dict[int, _OwnTurn] = {}  # the last ones, by number
+        self._next_turn = 0
         self._interrupts: deque[_Interrupt] = deque()
         self._changed = asyncio.Event()
         self._ended = False  # the caller sends nothing more
@@ -201,7 +208,7 @@ class Conversation:
             self._heard = await self._encoder(merged).heard(turns)
         self._speaker = choice.speaker
         self._voice = [*choice.prompt, *self._heard]
-        self._items.append(_NewVoice(self._voice, starts_over=bool(turns)))
+        self._enqueue(_NewVoice(self._voice, starts_over=bool(turns)))
         del merged.context[:]
         self._configure = merged
 
@@ -215,23 +222,30 @@ class Conversation:
             raise InvalidArgument(
                 "append_text.text", f"makes {waiting + len(text)} characters wait to be spoken, at most {most} may"
             )
-        self._deployment.access.charge(len(text))
+        self._deployment.access.charge(len(text), "append_text.text")
         if self._writing is None:
             info = self._deployment.stages.info
             free = (info.max_seq_len if info is not None else 0) - sum(one.tokens for one in self._voice)
             source = self._deployment.rules.text_source(free)
-            self._writing = _OwnTurn(len(self._turns), source, self._configure, self._speaker)
-            self._turns[self._writing.number] = self._writing
-            self._items.append(self._writing)
+            self._writing = _OwnTurn(self._next_turn, source, self._configure, self._speaker)
+            self._turns[self._next_turn] = self._writing
+            self._turns.pop(self._next_turn - _TURNS_KEPT, None)
+            self._next_turn += 1
+            self._enqueue(self._writing)
         self._writing.text.append(text)
 
     def _take_interrupt(self, interrupt: speech_pb2.InterruptTurn) -> None:
         turn = interrupt.turn if interrupt.HasField("turn") else None
         if turn is not None and turn not in self._turns:
-            raise InvalidArgument("interrupt.turn", f"must be one of the {len(self._turns)} turns so far, not {turn}")
+            raise InvalidArgument(
+                "interrupt.turn",
+                f"must be one of the last turns, {min(self._turns, default=0)} to {self._next_turn - 1}, not {turn}",
+            )
         heard_s = interrupt.heard.ToNanoseconds() / 1e9 if interrupt.HasField("heard") else None
         if heard_s is not None and heard_s < 0:
             raise InvalidArgument("interrupt.heard", f"must not be negative, and is {heard_s:g} s")
+        if len(self._interrupts) >= _MAX_INTERRUPTS:
+            raise ResourceExhausted(f"interrupt: {_MAX_INTERRUPTS} of them wait already", 1.0, retryable=False)
         for item in self._items:
             if isinstance(item, _OwnTurn):
                 item.dropped = True
@@ -242,11 +256,21 @@ class Conversation:
         self._interrupts.append(_Interrupt(heard_s, turn))
 
     def _take_user_turn(self, turn: speech_pb2.UserTurn) -> None:
-        waiting = sum(isinstance(item, _TheirTurn) for item in self._items)
-        if waiting >= self._deployment.settings.max_context_turns:
-            raise InvalidArgument("user_turn", f"is one of more than {waiting} that wait to be heard")
+        size = turn.audio.ByteSize()
+        waiting = size + sum(item.size for item in self._items if isinstance(item, _TheirTurn))
+        most = self._deployment.settings.max_message_mib * MIB
+        if waiting > most:
+            text = f"user_turn.audio: {waiting} bytes of clips would wait to be heard, at most {most} may"
+            raise ResourceExhausted(text, 1.0, retryable=False)
         heard = Heard(turn.speaker if turn.HasField("speaker") else 1, turn.text, turn.audio, "user_turn")
-        self._items.append(_TheirTurn(asyncio.create_task(self._encoder(self._configure).heard([heard]))))
+        segment = asyncio.create_task(self._encoder(self._configure).heard([heard]))
+        self._enqueue(_TheirTurn(segment, size))
+
+    def _enqueue(self, item: _OwnTurn | _TheirTurn | _NewVoice) -> None:
+        self._items.append(item)
+        if len(self._items) > _MAX_WAITING:
+            text = f"more than {_MAX_WAITING} turns wait to be spoken or heard"
+            raise ResourceExhausted(text, 1.0, retryable=False)
 
     # What goes out.
 
@@ -267,6 +291,9 @@ class Conversation:
                 item = self._items.popleft()
                 if isinstance(item, _TheirTurn):
                     self._context.said.extend(await item.segment)
+                    info = self._deployment.stages.info
+                    if info is not None and (dropped := self._context.make_room(info.max_seq_len)):
+                        yield _dropped(dropped)
                 elif isinstance(item, _NewVoice):
                     self._context.voice = item.segments
                     if item.starts_over:
@@ -392,7 +419,7 @@ class Conversation:
                     _warning("TEXT_LATE", f"turn {own.number}: its text comes too late, the listener hears silence")
                 ]
             case ContextDropped(segments):
-                return [_warning("CONTEXT_DROPPED", f"the {segments} oldest segments have left the context")]
+                return [_dropped(segments)]
             case NothingSpeakable(text):
                 return [_warning("NOTHING_SPEAKABLE", f"turn {own.number}: {text[:60]!r} has nothing speakable")]
 
@@ -464,6 +491,10 @@ def _audio(own: _OwnTurn, data: bytes) -> speech_pb2.ConverseResponse:
 def _warning(code: str, message: str) -> speech_pb2.ConverseResponse:
     number = speech_pb2.ConverseWarningCode.Value(f"CONVERSE_WARNING_CODE_{code}")
     return speech_pb2.ConverseResponse(warning=speech_pb2.ConverseWarning(code=number, message=message))
+
+
+def _dropped(segments: int) -> speech_pb2.ConverseResponse:
+    return _warning("CONTEXT_DROPPED", f"the {segments} oldest segments have left the context")
 
 
 def _trace_id() -> str:

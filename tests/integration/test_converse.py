@@ -6,6 +6,7 @@ import asyncio
 import random
 from contextlib import asynccontextmanager
 
+import grpc
 import numpy as np
 import pytest
 from csm.common.v1 import common_pb2
@@ -426,3 +427,42 @@ async def test_two_hundred_interrupts_at_random_moments_leave_what_was_heard_and
     async with asyncio.timeout(10):
         while tasks_of_speech():
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("what", ["turns", "clips", "interrupts", "settings"])
+async def test_what_waits_is_bounded(open_chain, probe, what):
+    chain = await open_chain(max_message_mib=1)
+    async with talking(chain) as (say, talk):
+        await speak_some(chain, probe, say, talk)
+        try:
+            for _ in range(100):
+                match what:
+                    case "turns":
+                        await say.say("x")
+                    case "clips":
+                        await say.hear("x", b"RIFF" + bytes(500_000))
+                    case "interrupts":
+                        await say.interrupt()
+                    case "settings":
+                        await say.configure(speech_pb2.ConverseConfigure(speaker=1))
+        except SpeechError:
+            pass  # the conversation has ended under us
+        if what != "interrupts":  # those may be taken as fast as they come
+            async with asyncio.timeout(10):
+                await talk.reading
+            # A write of ours that meets the call's end makes gRPC lose the status now and then.
+            lost = str(talk.error) == "Internal error from Core"
+            assert lost or talk.error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await all_free(probe)
+
+
+async def test_a_listener_who_hears_much_and_says_nothing_takes_no_memory(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        for _ in range(400):
+            await say.hear("What they say is about thirty.", WAV)
+            await probe.until(lambda: not probe.active["encoder"])
+        await talk.until(lambda: talk.warnings.count("CONTEXT_DROPPED") > 5)
+        await say.say("Hello.")
+        await talk.until(lambda: talk.finished)
+    assert len(prompt_of(probe.requests[0])) < 777 / 30
