@@ -44,6 +44,7 @@ PARTS = ("speech", "spoken", "marks", "pace")
 
 async def speak(args: argparse.Namespace, size: Size, notes: dict) -> None:
     """Everything that needs the chain; fills the notes."""
+    import judging
     import speaking
     import work
     from chain import Chain
@@ -61,7 +62,8 @@ async def speak(args: argparse.Namespace, size: Size, notes: dict) -> None:
                 some = work.lines(max(2, size.each // 4))
                 notes["codec"] = await speaking.codec_alone(chain, some, args.out, teacher)
             if "spoken" in args.parts:
-                notes["texts"] = await speaking.texts(chain, work.texts(size.texts), args.out)
+                judge = judging.WordJudge(args.out / "scratch")
+                notes["texts"] = await speaking.texts(chain, work.texts(size.texts), args.out, judge)
             if "marks" in args.parts:
                 notes["marks"] = await speaking.marks(chain, args.out, size.clips)
                 notes["alarms"] = await speaking.alarms(chain, args.out, size.windows)
@@ -107,8 +109,6 @@ def main() -> int:
     asyncio.run(speak(args, size, notes))
     if "speech" in args.parts:
         judging.judge(notes, args.out)
-    if "spoken" in args.parts:
-        judging.judge_texts(notes["texts"], args.out)
     kept.write_text(json.dumps(notes, indent=0))
     table = judging.table(notes)
     text = table.markdown()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from work import Line
 from support.spoken_cases import Case
 
 CLIP_S = 2.0
+TAKES = 3  # of a text with numbers and signs
 
 
 def keep(path: Path, audio: np.ndarray) -> None:
@@ -72,16 +73,29 @@ async def utterances(chain: Chain, lines: list[Line], out: Path, **sampling: flo
     return await all_of("utterances", [one(line) for line in lines])
 
 
-async def texts(chain: Chain, cases: list[Case], out: Path) -> list[dict]:
-    """Texts as people write them, by the voices in turn. One note a text."""
+async def texts(
+    chain: Chain, cases: list[Case], out: Path, hears: Callable[[np.ndarray, Case], tuple[str, bool]]
+) -> list[dict]:
+    """Texts as people write them, by the voices in turn. A text that was not heard as wanted is said again by the next
+    voice, TAKES times at most: one word in 25 is misheard in plain sentences too. One note a text, of its last take.
+
+    hears: (what was heard, whether it is what was wanted).
+    """
+    listening = asyncio.Lock()  # the recogniser hears one at a time
 
     async def one(number: int, case: Case) -> dict:
-        speaker = number % len(work.SPEAKERS)
-        spoken = await chain.say(case.text, speaker, 100 + number)
-        name = f"{number}.wav"
-        keep(out / "texts" / name, spoken.audio)
-        note = {"wav": f"texts/{name}", "speaker": speaker, "kind": case.kind, "text": case.text, "words": case.spoken}
-        return note | {"ended": spoken.ended, "spoken_text": spoken.words}
+        note: dict = {"kind": case.kind, "text": case.text, "words": case.spoken, "takes": []}
+        for take in range(TAKES):
+            speaker = (number + take) % len(work.SPEAKERS)
+            spoken = await chain.say(case.text, speaker, 100 + number)
+            keep(out / "texts" / f"{number}_{take}.wav", spoken.audio)
+            async with listening:
+                heard, as_wanted = await asyncio.to_thread(hears, spoken.audio, case)
+            note["spoken_text"] = spoken.words
+            note["takes"].append({"speaker": speaker, "heard": heard, "as_wanted": as_wanted})
+            if as_wanted:
+                break
+        return note
 
     return await all_of("texts", [one(i, case) for i, case in enumerate(cases)])
 

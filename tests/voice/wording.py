@@ -30,11 +30,16 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
+def digits_apart(text: str) -> str:
+    """Digits that were said one by one, as a recogniser may write them: 4.4.2.0."""
+    return re.sub(r"\b(?:\d[.,-] ?){2,}\d\b", lambda m: re.sub(r"\D+", " ", m[0]), text)
+
+
 def spoken_words(text: str) -> str:
-    """`plain` for texts with letters and digits that are said one by one: F B I = F.B.I. = fbi, 4.4.2.0 = 4420."""
-    text = re.sub(r"\b(?:\d[.,] ?){2,}\d\b", lambda m: re.sub(r"\D", " ", m[0]), text.replace("-", " "))
-    text = re.sub(r"\b(?<!')[A-Za-z]\b(?: [A-Za-z](?:s|\b))+", lambda m: m[0].replace(" ", ""), text)
-    return plain(text)
+    """`plain` for texts with letters and digits that are said one by one, without blanks: F B I = F.B.I. = fbi."""
+    text = digits_apart(text.replace("-", " "))
+    text = re.sub(r"\b(?<!')[A-Za-z]\b(?: [A-Za-z](?:'?s|\b))+", lambda m: re.sub(r"[ ']", "", m[0]), text)
+    return re.sub(r"[^a-z0-9]", "", plain(text))
 
 
 class Tally:

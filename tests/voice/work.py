@@ -46,12 +46,12 @@ def lines(each: int) -> list[Line]:
 
 
 def texts(count: int) -> list[Case]:
-    """`count` of tests/spoken's cases, every kind in turn, of five words and more: of fewer a recogniser guesses."""
-    kinds: dict[str, list[Case]] = {}
+    """`count` of tests/spoken's cases, every kind in turn: whole sentences, since a recogniser guesses at scraps."""
+    kinds: dict[str, dict[str, Case]] = {}
     for case in read_cases():
-        if len(case.spoken.split()) >= 5 and case.spoken.isascii():
-            kinds.setdefault(case.kind, []).append(case)
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*kinds.values()))
+        if len(case.spoken.split()) >= 5 and case.spoken.isascii() and case.spoken[-1] in ".?!":
+            kinds.setdefault(case.kind, {}).setdefault(case.spoken, case)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*(kind.values() for kind in kinds.values())))
     return [case for case in turns if case is not None][:count]
 
 

@@ -1,4 +1,4 @@
-"""Write tokenizer.json: one id a byte, letters folded to lower case.
+"""Write tokenizer.json: one id a byte, letters folded to lower case, those that stand alone written as they sound.
 
 Bytes cost little against phonemes and leave no word unseen. Ids 0-255 are bytes, then BOS and EOS
 and Llama 3's other control tokens, which nothing emits.
@@ -15,6 +15,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 BOS, EOS = 256, 257
 VOCABULARY = 260
+# Letters said one by one (F B I, nine A M) as they sound: the training text has hardly any that stand alone. "a" and "i" are
+# words too, so they count as letters only beside another letter, which they are looked at before.
+_ALONE = r"(?<![a-z'\u2019-]){0}(?![a-z])(?!'[a-rt-z])"
+_NAMES = {
+    "b": "bee", "c": "see", "d": "dee", "e": "ee", "f": "eff", "g": "gee", "h": "aitch", "j": "jay", "k": "kay", "l": "ell",
+    "m": "em", "n": "en", "o": "oh", "p": "pee", "q": "cue", "r": "ar", "s": "ess", "t": "tee", "u": "you", "v": "vee",
+    "w": "double you", "x": "ex", "y": "why", "z": "zee",
+}  # fmt: skip
+_BESIDE = (r"(?<=\b[b-hj-z] ){0}(?![a-z'-])", r"(?<![a-z'-]){0}(?= [b-hj-z](?![a-z]))")
 _CONTROL = ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|eot_id|>"]
 
 
@@ -29,6 +38,13 @@ def make() -> Tokenizer:
             normalizers.Replace(Regex("[\u201c\u201d]"), '"'),
             normalizers.Replace(Regex("[\u2013\u2014]"), ", "),
             normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Replace(Regex(r"(?<![a-z'-])a i(?![a-z-])"), "ay eye"),
+            *(
+                normalizers.Replace(Regex(where.format(letter)), name)
+                for letter, name in (("a", "ay"), ("i", "eye"))
+                for where in _BESIDE
+            ),
+            *(normalizers.Replace(Regex(_ALONE.format(letter)), name) for letter, name in _NAMES.items()),
         ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

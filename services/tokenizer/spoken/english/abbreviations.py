@@ -58,7 +58,7 @@ _LATIN_WORDS = {
     "v.": "versus", "eg": "for example", "ie": "that is", "&c.": "et cetera",
 }  # fmt: skip
 _STREET = re.compile(
-    r"(?<=[a-zA-Z\d] )St\b\.?(?=\s*(?:[,;:!?)]|$|\s(?:and|in|at|is|was|near|to|by|or|on|for|from|NW|NE|SW|SE|Apt|Suite|#)|\s[A-Z][a-z]+,))|(?<=\d(?:st|nd|rd|th) )St\b\.?"
+    r"(?<=[a-zA-Z\d] )St\b\.?(?=\s*(?:[,;:!?)]|$|\s(?:and|in|at|is|was|near|to|by|or|on|for|from|NW|NE|SW|SE|Apt|Suite|#)|\s[A-Z][a-z]+,))|(?<=\d(?:st|nd|rd|th) )St\b\.?|(?<=[a-z] )St\.(?=\s[a-z])"
 )
 _SAINT = re.compile(r"\bSt\b\.?(?=\s+[A-Z][a-z])")
 _DRIVE = re.compile(r"(?<=[a-z] )Dr\b\.?(?=\s*(?:[,;:!?)]|$|\s(?:and|in|at|is|was|near|to|by|or|on|NW|NE|SW|SE)\b))")
@@ -95,7 +95,7 @@ _SHORT_NAMES = (
 )
 _SHORT_WORDS = re.compile(rf"(?<![\w'’.@-])({_SHORT_NAMES})(?![\w'’@-]|\.\w)")
 _SHORT = {"vs": "versus", "approx": "approximately", "dept": "department", "govt": "government", "pls": "please", "thx": "thanks", "etc": "et cetera",
-          "wi-fi": "wifi", "wifi": "wifi", "lol": "lol", "llms": "L L Ms", "apis": "A P Is"}  # fmt: skip
+          "wi-fi": "wifi", "wifi": "wifi", "lol": "lol", "llms": "L L M's", "apis": "A P I's"}  # fmt: skip
 
 
 # What none of which is in a text, it has no abbreviation.

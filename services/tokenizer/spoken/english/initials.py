@@ -95,8 +95,8 @@ def is_spelt(word: str) -> bool:
 
 
 def spell(word: str, suffix: str = "") -> str:
-    """FBI → F B I; with suffix s: C P Us."""
-    return " ".join(word) + suffix
+    """FBI → F B I; with a suffix, of the plural too: C P U's."""
+    return " ".join(word) + ("'s" if suffix else "")
 
 
 def spell_mixed(word: str) -> str:
@@ -104,7 +104,7 @@ def spell_mixed(word: str) -> str:
     if word == "PhD":
         return "P H D"
     if word == "PhDs":
-        return "P H Ds"
+        return "P H D's"
     if len(word) > 1 and word.isupper():
         return _SAID_AS.get(word) or (spell(word) if is_spelt(word) else word)
     if word[0].islower() and word[1:].isupper() and len(word) > 2:

@@ -6,7 +6,7 @@ import re
 
 _SIGN = r"[$€£¥₹]"
 _SUFFIX = r"(?:\s?(?:%|°[CF]?|[AaPp]\.?[Mm]\.?|[kKMB])(?![\w]))"
-_NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
+_NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)"
 _CHAIN = re.compile(r"(?<![\w.,/$€£-])\d{1,2}(?:-\d{1,2}){2,}(?![\w/-]|\.\d)")
 _SPAN = re.compile(
     rf"(?<![\w.,/:$€£¥₹–—−-])({_SIGN})?({_NUMBER})({_SUFFIX})?(?:\s?[–—]\s?|-)({_SIGN})?({_NUMBER})(?![\d,]*\d)(?!\.\d+\.)(?!\s?[-–]\s?\d)(?!\s?=)"
@@ -19,7 +19,7 @@ _RATIO = re.compile(r"(?<![\w.,:/])(\d{1,4}):(\d{1,4})(?::(\d{1,4}))?(?![\w:]|\.
 _LETTERS = re.compile(r"(?<![\w-])([A-Z])\s?[–—-]\s?([A-Z])(?![\w-])")
 _ORDINALS = re.compile(r"\b(\d{1,3}(?:st|nd|rd|th))\s?[–—-]\s?(\d{1,3}(?:st|nd|rd|th))\b")
 _TILDE = re.compile(r"(?<=\d)[~〜～∼](?=\d)")
-_MODEL = re.compile(r"\b(?:Boeing|Airbus|Embraer|Model|Type|Flight|Form|Part)\s$")
+_MODEL = re.compile(r"\b(?:boeing|airbus|embraer|model|type|flight|form|part)\s$")
 _GRADES = re.compile(r"\b(K|pre-K)\s?[-–]\s?(\d{1,2})\b")
 
 
@@ -46,17 +46,13 @@ def read_ratios(text: str) -> str:
 
 def _span(match: re.Match[str]) -> str:
     sign, low, suffix, sign_again, high = match.groups()
-    if _MODEL.search(match.string[: match.start()]) and "-" in match[0]:
+    before = match.string[: match.start()].lower()
+    if "-" in match[0] and _MODEL.search(before):
         return f"{low} {high}"
     if low.startswith("0") and len(low) > 1 and "." not in low:
         return match[0]
-    if "–" not in match[0] and "—" not in match[0] and len(low) == len(high) == 3 and "," not in low:
-        return (
-            f"{sign or ''}{low}{suffix or ''} {high}"
-            if int(low) > int(high)
-            else f"{sign or ''}{low}{suffix or ''} to {high}"
-        )
+    is_falling = "-" in match[0] and len(low) == len(high) == 3 and "," not in low and int(low) > int(high)
+    joint = " " if is_falling else " and " if before.endswith("between ") else " to "
     # One sign for both stands before the second: five to ten dollars.
-    if sign and not sign_again:
-        return f"{low}{suffix or ''} to {sign}{high}"
-    return f"{sign or ''}{low}{suffix or ''} to {sign_again or ''}{high}"
+    lead = "" if sign and not sign_again else sign or ""
+    return f"{lead}{low}{suffix or ''}{joint}{sign_again or (sign if not lead else '') or ''}{high}"
