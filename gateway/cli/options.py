@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import click
 
+from gateway.cli.errors import CommandError
+
 F = TypeVar("F", bound=Callable[..., Any])
 TIMEOUT_S = 120.0
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -53,24 +55,32 @@ class OutputFile(click.ParamType):
 
 
 def input_bytes(name: str, limit: int = 1 << 30) -> bytes:
-    """What the file or pipe `name` holds; `-` is standard input. Raises: OSError."""
-    if name == "-":
-        data: bytes = sys.stdin.buffer.read(limit + 1)
-    else:
-        with open(name, "rb") as file:
-            data = file.read(limit + 1)
-    if len(data) > limit:
-        raise OSError(f"{name}: longer than {limit / 1e6:.0f} MB")
-    return data
+    """What the file or pipe `name` holds; `-` is standard input. Raises: OSError, CommandError."""
+    # Standard input is not read through sys.stdin, whose lock a blocked thread would hold at exit.
+    fd = sys.stdin.fileno() if name == "-" else os.open(name, os.O_RDONLY)
+    try:
+        data = bytearray()
+        while part := os.read(fd, 1 << 20):
+            data += part
+            if len(data) > limit:
+                raise CommandError(f"{name}: longer than {limit / 1e6:.0f} MB")
+        return bytes(data)
+    except OSError as error:  # a folder opens, and cannot be read
+        raise OSError(error.errno, error.strerror, name) from None
+    finally:
+        if name != "-":
+            os.close(fd)
 
 
 def input_text(name: str) -> str:
-    """The same as text in UTF-8, without the line feed at its end. Raises: OSError."""
+    """The same as text in UTF-8, without the line feed at its end. Raises: OSError, CommandError."""
     try:
         return input_bytes(name, 1 << 24).decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         where = "standard input" if name == "-" else name
-        raise OSError(f"{where}: not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start})") from None
+        raise CommandError(
+            f"{where}: not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start})"
+        ) from None
 
 
 def remote(command: F) -> F:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import errno
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -21,6 +21,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, forma
 from rich.console import Console
 
 from gateway.cli import state
+from gateway.cli.blocking import in_daemon_thread
 from gateway.cli.trace.spans import Span, TraceStore
 from gateway.cli.trace.waterfall import bars_of_summary, bars_of_trace, draw, seconds
 from gateway.cli.wav import wav_header
@@ -91,23 +92,38 @@ class FileSink:
 
 
 class PipeSink:
-    """Standard output or a pipe: samples leave as they come, behind a header that states the largest length."""
+    """Standard output or a pipe: samples leave as they come, behind a header that states the largest length.
 
-    def __init__(self, file: BinaryIO):
-        self._file, self._begun = file, False
+    A named pipe is opened with the first samples: that may take until something reads from it.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._fd = path, -1
 
     async def write(self, pcm: bytes, sample_rate_hz: int) -> None:
-        header = b"" if self._begun else wav_header(sample_rate_hz, None)
-        self._begun = True
-        await asyncio.to_thread(self._write, header + pcm)  # a player takes samples no faster than it plays them
+        # A player takes samples no faster than it plays them.
+        await in_daemon_thread(self._write, pcm, wav_header(sample_rate_hz, None))
 
     async def finish(self, sample_rate_hz: int) -> None:
-        if not self._begun:
-            await asyncio.to_thread(self._write, wav_header(sample_rate_hz, 0))
+        if self._fd < 0:
+            await in_daemon_thread(self._write, b"", wav_header(sample_rate_hz, 0))
 
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._file.flush()
+    def close(self) -> None:
+        """Let the reader know that this was all."""
+        if self._fd < 0 and str(self._path) != "-":
+            with suppress(OSError):  # no reader
+                self._fd = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
+        if self._fd > 2:
+            os.close(self._fd)
+
+    def _write(self, pcm: bytes, header: bytes) -> None:
+        data = memoryview(pcm)
+        if self._fd < 0:
+            # Not through sys.stdout, whose lock a blocked thread would hold at exit.
+            self._fd = sys.stdout.fileno() if str(self._path) == "-" else os.open(self._path, os.O_WRONLY)
+            data = memoryview(header + pcm)
+        while data:
+            data = data[os.write(self._fd, data) :]
 
 
 async def listen(stream: SpeechStream, progress: Console, sink: Sink) -> Utterance:
@@ -133,11 +149,14 @@ async def listen(stream: SpeechStream, progress: Console, sink: Sink) -> Utteran
 @contextmanager
 def opened(path: Path) -> Iterator[Sink]:
     """Where to write a WAV; `-` is standard output. Raises: OSError, before the block if it can."""
-    if str(path) == "-":
-        yield PipeSink(sys.stdout.buffer)
-    elif path.exists() and not path.is_file() and not path.is_dir():
-        with path.open("wb") as file:
-            yield PipeSink(file)
+    if str(path) == "-" or (path.exists() and not path.is_file() and not path.is_dir()):
+        if str(path) != "-" and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        pipe = PipeSink(path)
+        try:
+            yield pipe
+        finally:
+            pipe.close()
     else:
         with replacing(path) as file:
             yield FileSink(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from contextlib import suppress
 from typing import Any
@@ -12,6 +11,7 @@ from csm.speech.v1 import speech_pb2
 from csm_client import ContextTurn, SpeechClient, exceptions
 
 from gateway.cli import connection
+from gateway.cli.blocking import in_daemon_thread
 from gateway.cli.errors import CommandError
 from gateway.cli.execution import SAY_INCOMPLETE, Options, execute
 from gateway.cli.options import HELP, TIMEOUT_S, Context, OutputFile, Seconds, input_bytes, input_text, remote
@@ -70,10 +70,10 @@ async def _say(args: Options) -> int:
     to_stdout = str(args.output) == "-"
     out, err = PlainConsole(stderr=to_stdout), PlainConsole(stderr=True)
     store = connection.traces(args)
-    text = await asyncio.to_thread(_text, args)
+    text = await in_daemon_thread(_text, args)
     if args.timeout is None:
         args.timeout = TIMEOUT_S + _CHARACTER_S * len(text)
-    clips = [await asyncio.to_thread(input_bytes, name) for _, name, _ in args.context]
+    clips = [await in_daemon_thread(input_bytes, name) for _, name, _ in args.context]
     async with connection.client(args) as client:
         speaker = args.speaker or 0
         if args.voice is not None and any(who is None for who, _, _ in args.context):

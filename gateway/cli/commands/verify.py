@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import click
 
 from gateway.cli import connection
+from gateway.cli.blocking import in_daemon_thread
 from gateway.cli.execution import Options, execute
 from gateway.cli.options import HELP, input_bytes, remote
 from gateway.cli.terminal import PlainConsole
@@ -23,7 +23,7 @@ def command(**options: Any) -> int:
 
 
 async def _verify(args: Options) -> int:
-    clip = await asyncio.to_thread(input_bytes, args.file)
+    clip = await in_daemon_thread(input_bytes, args.file)
     async with connection.client(args) as client:
         with PlainConsole(stderr=True).status("looking for the watermark"):
             answer = await client.verify(clip)

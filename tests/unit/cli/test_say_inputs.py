@@ -1,11 +1,17 @@
 """Where `csm say` and `csm verify` read and write: files, standard streams, pipes; voices by name; caps; deployments."""
 
 import asyncio
+import fcntl
 import io
 import os
+import re
+import signal
+import struct
 import subprocess
 import sys
+import termios
 import wave
+from pathlib import Path
 
 import pytest
 from csm.common.v1 import common_pb2
@@ -38,6 +44,7 @@ async def served(tmp_path):
         return process.returncode, out, err.decode()
 
     async with serving() as (fake, address):
+        run.address = address
         yield fake, run
 
 
@@ -129,6 +136,44 @@ async def test_a_pipe_gets_audio_before_the_speech_has_ended(served):
     assert out.strip() == b"30000" and "Traceback" not in err
     await asyncio.wait_for(fake.idle.wait(), 10)
     assert fake.running == 0, "who stops reading stops the speech"
+
+
+def handles(pid, number):
+    """Whether the process has a handler of its own for the signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"^SigCgt:\t(\w+)$", status, re.MULTILINE)[1], 16) >> (number - 1) & 1
+
+
+def unread(pipe):
+    """Bytes that wait in a pipe."""
+    return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "line", ["csm say - -o out.wav", "csm verify -", "csm say endless -o p", "csm say endless -o -"]
+)
+async def test_a_signal_ends_it_though_a_pipe_blocks(served, tmp_path, line, number):
+    fake, run = served
+    await run("mkfifo p")  # which nothing reads
+    env = {**os.environ, "CSM_STATE_DIR": str(tmp_path / "state"), "PYTHONPATH": ":".join(sys.path)}
+    reading, writing = os.pipe()  # one that stays empty, or full
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway.cli", *line.split()[1:], "--address", run.address,
+        cwd=tmp_path, env=env, stdin=reading, stdout=writing, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    async with asyncio.timeout(30):
+        while not handles(process.pid, signal.SIGHUP):
+            await asyncio.sleep(0.02)
+        if "endless" in line:
+            await fake.begun.wait()
+        while line.endswith("-o -") and unread(reading) < 50_000:
+            await asyncio.sleep(0.02)
+    process.send_signal(number)
+    _, err = await asyncio.wait_for(process.communicate(), 20)
+    os.close(reading)
+    os.close(writing)
+    assert (process.returncode, err) == (130, b"csm: interrupted\n")
 
 
 async def test_clips_come_from_pipes(served, tmp_path):
