@@ -155,7 +155,7 @@ async def test_up_serves_other_terminals_until_a_service_dies(csm, tmp_path):
     assert code == 3 and len(err.splitlines()) == 1, err
     assert not (tmp_path / "c.wav").exists()
     code, out, err = await csm("trace", "-o", "refused.html")
-    assert code == 0 and "Ended by INVALID_ARGUMENT" in out and "characters" in out, out + err
+    assert code == 0 and "Ended by INVALID_ARGUMENT" in out, out + err
 
     codec = next(pid for pid, command in csm.processes().items() if "services.codec" in command)
     os.kill(codec, signal.SIGKILL)
