@@ -29,7 +29,7 @@ INTRO = """\
 All settings come from the environment. A server checks them at start, prints them (secrets masked), and ends with one
 line that names variable and limit when one cannot be used. `python -m services.codec --help` prints one server's.
 
-Telemetry has OpenTelemetry's own variables: see [telemetry](../deploy/telemetry.md).
+Telemetry has OpenTelemetry's own variables: see [telemetry](telemetry.md).
 """
 
 

@@ -1,7 +1,7 @@
 """Writes the Grafana dashboards: `python deploy/dashboards/build.py`.
 
 A panel is a title, a unit, a description, and queries; the rest is the same on all. Metrics are those
-of deploy/telemetry.md.
+of docs/telemetry.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every metric of the system, by its OpenTelemetry name; deploy/telemetry.md says what each tells.
+"""Every metric of the system, by its OpenTelemetry name; docs/telemetry.md says what each tells.
 
 Instruments that servers record into are module attributes. Values that somebody already holds, such
 as slots in use, are read when they are asked for: `observe(pool, "csm.codec.slots.active", read)`.

@@ -1,4 +1,4 @@
-"""The operations page names what there is: components, files, make targets, settings, numbers of the manifests."""
+"""The operations pages name what there is: components, files, make targets, settings, numbers of the manifests."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from support.manifests.rendered import (
     settings_of,
 )
 
-PAGE = (DEPLOY / "README.md").read_text()
-OPERATIONS = PAGE.split("## Alerts")[0]
+FOLDER = ROOT / "docs" / "operations"
+PAGES = {path: path.read_text() for path in [*sorted(FOLDER.glob("*.md")), DEPLOY / "README.md"]}
+PAGE = "\n".join(PAGES.values())
+OPERATIONS = "\n".join(text for path, text in PAGES.items() if path.name != "alerts.md")
 
 
 def test_every_component_has_a_row_and_every_row_a_component():
-    table = OPERATIONS.split("### Components")[1].split("## ")[0]
+    table = OPERATIONS.split("## Components")[1].split("## ")[0]
     rows = {
         name for line in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for name in re.findall(r"`([\w-]+)`", line)
     }
@@ -36,8 +38,9 @@ def test_every_component_has_a_row_and_every_row_a_component():
 def test_files_it_names_are_there():
     for name in re.findall(r"`([\w./-]+/[\w./-]*)`", OPERATIONS):
         assert (DEPLOY / name).exists() or (ROOT / name).exists(), name
-    for target in re.findall(r"\]\(([^)#]+)", PAGE):
-        assert (DEPLOY / target).exists(), target
+    for path, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)#]+)", text):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
 def test_commands_it_names_are_there():

@@ -140,7 +140,7 @@ def test_alerts_ask_for_what_is_exported_and_say_what_to_do(rule):
     assert rule["labels"]["severity"] in ("critical", "warning") and rule["for"]
     notes = rule["annotations"]
     assert len(notes["summary"]) > 20 and len(notes["runbook"]) > 60
-    assert notes["runbook_url"] == f"deploy/README.md#{rule['alert'].lower()}"
+    assert notes["runbook_url"] == f"docs/operations/alerts.md#{rule['alert'].lower()}"
     for mentioned in re.findall(r"\bCsm[A-Z]\w+", notes["runbook"]):
         assert mentioned in {other["alert"] for other in RULES}
     for mentioned in re.findall(r"\bcsm_\w+", notes["runbook"]):
@@ -168,7 +168,7 @@ def test_quantiles_are_held_against_edges_of_buckets(metrics):
 
 
 def test_the_operations_page_has_every_alert():
-    page = (DEPLOY / "README.md").read_text()
+    page = (DEPLOY.parent / "docs" / "operations" / "alerts.md").read_text()
     headings = re.findall(r"^#+ (Csm\w+)$", page, re.MULTILINE)
     assert sorted(headings) == sorted(rule["alert"] for rule in RULES)
 

@@ -1,4 +1,4 @@
-"""deploy/telemetry.md against what five real processes export; and what must never be in it."""
+"""docs/telemetry.md against what five real processes export; and what must never be in it."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def check_images(manifests: Manifests) -> None:
 
 
 def check_metrics(manifests: Manifests, exported: frozenset[str]) -> None:
-    """exported: series in Prometheus, by the tables of deploy/telemetry.md, which other tests hold to the code."""
+    """exported: series in Prometheus, by the tables of docs/telemetry.md, which other tests hold to the code."""
     named = set()
     for manifest in of_kind(manifests, "HorizontalPodAutoscaler"):
         named |= {metric["pods"]["metric"]["name"] for metric in manifest["spec"]["metrics"]}

@@ -1,4 +1,4 @@
-"""The tables of deploy/telemetry.md, for tests that hold other things to them."""
+"""The tables of docs/telemetry.md, for tests that hold other things to them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Metric:
 
 def rows(header: str) -> list[list[str]]:
     """Cells of the table whose first column is called `header`."""
-    text = (DEPLOY / "telemetry.md").read_text()
+    text = (DEPLOY.parent / "docs" / "telemetry.md").read_text()
     body = text.split(f"\n| {header} |", 1)[1].split("\n", 2)[2].split("\n\n", 1)[0]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in body.splitlines()]
 
