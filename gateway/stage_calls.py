@@ -21,7 +21,7 @@ STALL_FLOOR_S = 10.0
 
 
 class StageCall:
-    """A call that somebody must `close`, however it ends.
+    """A call that its owner must `close`, however it ends.
 
     stage: as errors name it. call: of grpc.aio, unary or streaming. rename: the stage's field paths as the caller
     of the gateway knows them; without it a refused field is our own fault.

@@ -70,7 +70,7 @@ class Player:
 class Chat:
     """One conversation between standard input and a sink.
 
-    lines: each line is a turn, as when somebody types; otherwise all of the input is one turn, spoken as it comes.
+    lines: each line is a turn, as when a person types; otherwise all of the input is one turn, spoken as it comes.
     """
 
     def __init__(self, conversation: Conversation, sink: Sink, out: Console, *, lines: bool):

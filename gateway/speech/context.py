@@ -21,7 +21,7 @@ END_TOKENS = 1  # an all-zero frame ends the audio of a segment
 class Segment:
     """ids: token ids of the text in its template; empty until the tokenizer has given them. frames: codec frames.
 
-    turn: number of the turn it belongs to; None for what somebody else said and for the voice prompt.
+    turn: number of the turn it belongs to; None for another speaker's turn and for the voice prompt.
     first_sample: where in its turn's audio it begins, at the bundle's rate.
     """
 

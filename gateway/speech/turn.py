@@ -83,7 +83,7 @@ TurnEvent = Started | UnitStarted | AudioChunk | TextLate | ContextDropped | Not
 class TurnOptions:
     """What the caller asks of a turn. seed: None is drawn. max_frames: a cap on all units together.
 
-    streamed: whether somebody listens while it is spoken. path: of what holds text and context in the caller's request, for errors.
+    streamed: whether the caller hears it while it is spoken. path: of what holds text and context in the caller's request, for errors.
     """
 
     speaker: int = 0
@@ -232,7 +232,7 @@ class Turn:
         return len(text.ids) + needed <= self._free_positions
 
     async def _speak_words(self, chain: SpeechChain, shown: str, unit: str, text: SpokenText) -> bool:
-        """One generation. shown: what the caller is told of its text; unit: the words of the context."""
+        """One generation. shown: the text that the caller gets with it; unit: the words of the context."""
         max_frames, goes_on = self._room(chain, unit, text)
         for attempt in range(1 + (0 if self._fixed_seed else self._rules.empty_retries)):
             request = self._request(text, max_frames, attempt)

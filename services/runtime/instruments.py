@@ -1,6 +1,6 @@
 """Every metric of the system, by its OpenTelemetry name; docs/telemetry.md says what each tells.
 
-Instruments that servers record into are module attributes. Values that somebody already holds, such
+Instruments that servers record into are module attributes. Values that an object already holds, such
 as slots in use, are read when they are asked for: `observe(pool, "csm.codec.slots.active", read)`.
 
 Units in braces are annotations: Prometheus names carry none, so `csm.codec.slots.active` is

@@ -69,7 +69,7 @@ class ReloadableFile(Generic[T]):
         return value
 
     def _stat(self) -> list[tuple[int, ...]] | None:
-        """Equal for two calls only if the files are the same; None when that cannot be told yet."""
+        """Equal for two calls only if the files are the same; None when that cannot be known yet."""
         try:
             stats = [path.stat() for path in self._paths]
         except OSError:

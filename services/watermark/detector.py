@@ -184,7 +184,7 @@ class Detector:
         return best()
 
     def _loudest(self, audio: Tensor, messages: int | None) -> tuple[Tensor, int]:
-        """The stretch of so many messages with the most energy, and where it starts: a whole number of hops in.
+        """The stretch of `messages` messages with the most energy, and where it starts: a whole number of hops in.
 
         None: all of it.
         """

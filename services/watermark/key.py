@@ -34,15 +34,15 @@ def parse_key(text: str, length: int, field: str = "key") -> bytes:
 def check_key(key: bytes, length: int, field: str = "key") -> bytes:
     """The key itself when it can serve as one.
 
-    Raises: ValueError when it has another length, or is too regular to be told from chance.
+    Raises: ValueError when it has another length, or is too regular to be distinguished from chance.
     """
     if len(key) != length:
         raise ValueError(f"{field} is {len(key)} bytes, must be exactly {length}")
     symbols = key_symbols(key)
-    # A key of bytes all alike cannot be told from audio whose symbols happen to be alike. One message
+    # A key of equal bytes cannot be distinguished from audio whose symbols happen to be alike. One message
     # of the key with one symbol misread must be proof; it is for 99 of 100 random keys.
     if fit(tally(np.eye(5)[symbols].T, len(symbols)), symbols).threshold > 1 - 0.99 / len(symbols):
-        raise ValueError(f"{field} is too regular to be told from chance: use random bytes")
+        raise ValueError(f"{field} is too regular to be distinguished from chance: use random bytes")
     return key
 
 

@@ -106,7 +106,7 @@ async def test_five_processes_behind_mutual_tls_and_tokens(site):
                 await asyncio.sleep(0.1)
 
     logs = logs_in(folder)
-    assert "certificates for calls: reloaded" in logs["gateway"] and "tokens: read anew" in logs["gateway"]
+    assert "certificates for calls: reloaded" in logs["gateway"] and "tokens: reloaded" in logs["gateway"]
     spans = [span for service, span in processes.receiver.spans if service == "csm-gateway"]
     named = [a.value.string_value for span in spans for a in span.attributes if a.key == "csm.token"]
     assert named and set(named) == {"radio"}

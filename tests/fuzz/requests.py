@@ -1,4 +1,4 @@
-"""Requests that nobody should send: messages filled at random by their descriptors, then damaged."""
+"""Malformed requests: messages filled at random by their descriptors, then damaged."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ async def test_a_unary_call_without_a_message_is_answered(serve):
 
 
 def submessages(count):
-    """An utterance of so many empty context segments: two bytes each."""
+    """An utterance of `count` empty context segments: two bytes each."""
     segments = b"\x1a\x00" * count
     length, varint = len(segments), b""
     while length > 127:

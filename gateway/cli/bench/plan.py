@@ -24,7 +24,7 @@ class Plan:
     audio_s: longest audio of every utterance; None: by its text, `ms_per_character`.
     listens: closed loop: a caller hears the utterance out, in real time, before the next.
     timeout_s: for one utterance. max_in_flight: open loop, utterances at once; more wait, and their wait counts.
-    max_rows: rows that text and audio of an utterance may take; 0 when that is not known. frame_rate_hz: of the audio.
+    max_seq_len: tokens that text and audio of an utterance may take; 0 when that is not known. frame_rate_hz: of the audio.
     """
 
     streams: int | None = None
@@ -41,22 +41,24 @@ class Plan:
     connections: int = 4
     speaker: int = 0
     seed: int = 0
-    max_rows: int = 0
+    max_seq_len: int = 0
     frame_rate_hz: float = 12.5
 
     @property
     def texts(self) -> tuple[str, ...]:
         """The sentences that surely fit: a token of text is a byte of it at least."""
-        return tuple(text for text in sentences() if not self.max_rows or self._most_rows(text) <= self.max_rows)
+        return tuple(
+            text for text in sentences() if not self.max_seq_len or self._most_tokens(text) <= self.max_seq_len
+        )
 
-    def _most_rows(self, text: str) -> int:
+    def _most_tokens(self, text: str) -> int:
         """Of `[speaker]text` between begin and end, and of the longest audio."""
         frames = frames_of_ms(self.max_audio_ms(text), self.frame_rate_hz)
         return len(f"[{self.speaker}]{text}".encode()) + 2 + frames
 
     def within(self, answer: speech_pb2.ListVoicesResponse) -> Plan:
         """This load with what the bundle's rows allow."""
-        return replace(self, max_rows=answer.max_seq_len, frame_rate_hz=answer.bundle.frame_rate_hz)
+        return replace(self, max_seq_len=answer.max_seq_len, frame_rate_hz=answer.bundle.frame_rate_hz)
 
     @property
     def load(self) -> float:

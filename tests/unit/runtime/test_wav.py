@@ -1,4 +1,4 @@
-"""WAV files as other programs write them (libsndfile, FFmpeg, scipy, Python), and as programs spoil them."""
+"""WAV files as other programs write them (libsndfile, FFmpeg, scipy, Python), and as programs damage them."""
 
 import io
 import struct
@@ -250,22 +250,22 @@ def corpus():
     yield from ((DATA / f"{name}.wav").read_bytes()[:400] for name in ("pcm24_8k", "rf64_8k", "size0_8k"))
 
 
-def test_spoilt_files_give_a_clip_or_an_audio_error():
+def test_damaged_files_give_a_clip_or_an_audio_error():
     rng = np.random.default_rng(0)
     outcomes = {"clip": 0, "error": 0}
     began = time.perf_counter()
     for whole in corpus():
         header = whole.index(b"data") + 8 if b"data" in whole else len(whole)
-        spoilt = [whole[:cut] for cut in range(0, min(len(whole), header + 20))]
+        damaged = [whole[:cut] for cut in range(0, min(len(whole), header + 20))]
         for _ in range(300):
             flipped = bytearray(whole)
             for place in rng.integers(0, header, size=rng.integers(1, 5)):
                 flipped[place] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.integers(0, 256)])
-            spoilt.append(bytes(flipped))
+            damaged.append(bytes(flipped))
             first, second = sorted(rng.integers(0, header, size=2))
-            spoilt.append(whole[:first] + whole[second:])  # a part is missing
-            spoilt.append(whole[:second] + whole[first:])  # a part is there twice
-        for data in spoilt:
+            damaged.append(whole[:first] + whole[second:])  # a part is missing
+            damaged.append(whole[:second] + whole[first:])  # a part is there twice
+        for data in damaged:
             try:
                 clip = take(data, 1.0)
             except AudioError as error:

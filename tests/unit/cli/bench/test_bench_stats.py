@@ -122,7 +122,7 @@ def test_sentences_that_may_not_fit_are_left_out(plan):
         load_text_tokenizer(replace(bundle, voices=()), max_chars=4096),
         bundle.generator.backbone.max_seq_len,
     )
-    fitting = replace(plan, max_rows=most, frame_rate_hz=bundle.frame_rate_hz).texts
+    fitting = replace(plan, max_seq_len=most, frame_rate_hz=bundle.frame_rate_hz).texts
     assert plan.texts == sentences() and 300 < len(fitting) < 400
     rows = {
         text: len(tokenizer.encode(plan.speaker, text).ids) + math.ceil(plan.max_audio_ms(text) / 80)
