@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from csm.codec.v1 import codec_pb2, codec_pb2_grpc
 
 from services.runtime.settings import ServerSettings
+from support.codec_stub import SERVICE
+from support.raw_http2 import frame, raw_caller
 
 TESTS = Path(__file__).parents[1]
 
@@ -100,6 +103,25 @@ async def test_a_second_signal_ends_running_calls_at_once():
         assert await asyncio.wait_for(call.code(), 10) is grpc.StatusCode.UNAVAILABLE
     await asyncio.wait_for(process.communicate(), 15)
     assert process.returncode == 0
+
+
+async def test_what_strangers_send_is_in_no_log_and_watchers_that_read_nothing_delay_no_end():
+    process, address = await start_process(CSM_LOG_FORMAT="json", CSM_GRACE_S="60")
+    health = "/grpc.health.v1.Health/"
+    odd = [(b"authorization", b"Bearer s3cret\xff\xfe"), (b"s3cret-bin", b"!s3cret!"), (b"grpc-timeout", b"s3cret")]
+    async with raw_caller(address.rstrip('"}'), window=0) as caller:
+        for header in odd:
+            await caller.send(await caller.open(f"{health}Check", header), frame(b""), end=True)
+            await caller.send(await caller.open(f"/{SERVICE}/GetModelInfo", header), frame(b"s3cret"), end=True)
+        await caller.send(await caller.open(f"{health}Watch"), frame(b""))
+        await caller.send(stream := await caller.open("/s3cret/S3cret"), frame(b"s3cret"), end=True)
+        assert await caller.status(stream) == grpc.StatusCode.UNIMPLEMENTED.value[0]
+        process.send_signal(signal.SIGTERM)
+        _, told = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 0
+    lines = [json.loads(line) for line in told.decode().splitlines()]
+    assert "s3cret" not in str(lines).lower()
+    assert not [line for line in lines if line["level"] not in ("INFO", "DEBUG")]
 
 
 async def test_a_stage_whose_work_is_stuck_leaves_without_waiting_for_it():
