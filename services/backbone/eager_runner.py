@@ -126,6 +126,10 @@ class EagerRunner:
         self._next_inputs[slot] = self._embed(state.prompt, last, last + 1)[0]
         return [slot]
 
+    def prefilled_tokens(self, slot: int) -> int:
+        """Tokens at the start of a slot's prompt that are in the cache, or will be before anything launched later."""
+        return self._slots[slot].position
+
     def launch(self, slots: Sequence[int]) -> Pending:
         """A step, run at once."""
         codes = self.step(slots)

@@ -198,6 +198,10 @@ class Engine:
                     if self._scheduler.try_schedule(seq):
                         schedule.step.append(seq)
                 self._outbox.append(StreamEvent(seq.stream, is_prefilled=True))
+            else:
+                computed = self._runner.prefilled_tokens(seq.slot)  # type: ignore[arg-type]
+                with self._wake:
+                    self._scheduler.on_prefill_progress(seq, computed)
         self._send_events()  # before the step: GenerateStarted waits for this alone
 
     def _collect(self) -> None:

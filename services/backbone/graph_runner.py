@@ -168,6 +168,10 @@ class GraphRunner:
             self._prefill_inputs[:size], backbone.paged_attention(slots, positions, self._state.tables), KernelPlan()
         )
 
+    def prefilled_tokens(self, slot: int) -> int:
+        """Tokens at the start of a slot's prompt that are in the cache, or will be before anything launched later."""
+        return self._slots[slot].position
+
     @torch.inference_mode()
     def launch(self, slots: Sequence[int]) -> Pending:
         """Start one frame for each slot; the result waits for it."""

@@ -78,4 +78,5 @@ class SequenceState:
     finish: FinishReason | None = None
     paused_s: float | None = None
     prefix_keys: PrefixKeys = field(default_factory=PrefixKeys)  # of the prompt and the frames so far
+    prefilling_from: int = 0  # block of the first of these keys
     prefilling_keys: Sequence[bytes] = ()  # keys of the blocks that its prefill computes and others wait for

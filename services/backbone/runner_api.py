@@ -31,6 +31,9 @@ class Runner(Protocol):
     def prefill(self, slots: Sequence[int]) -> list[int]:
         """Prefill a bounded amount of these slots' prompts, the first slot first. Returns: slots that can step now."""
 
+    def prefilled_tokens(self, slot: int) -> int:
+        """Tokens at the start of a slot's prompt that are in the cache, or will be before anything launched later."""
+
     def launch(self, slots: Sequence[int]) -> Pending:
         """Start one frame for each of these slots; all its codes are below the codec's bins."""
 

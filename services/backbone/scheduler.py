@@ -156,6 +156,13 @@ class Scheduler:
         seq.in_flight += 1
         return True
 
+    def on_prefill_progress(self, seq: SequenceState, computed_tokens: int) -> None:
+        """A part of the prompt is in the cache: others may share its blocks, also if this request ends now."""
+        if seq.finish is None:
+            assert seq.table is not None
+            self.pool.publish(seq.table, seq.prefix_keys.keys, computed_tokens)
+            self._stop_prefilling(seq, seq.table.published)
+
     def on_prefilled(self, seq: SequenceState, now: float) -> None:
         """The prompt is in the cache: the request can step from now on, in this round with try_schedule()."""
         if seq.finish is None:
@@ -221,17 +228,19 @@ class Scheduler:
             missing = self.pool.missing(table, keys, tokens)
             if missing and missing[0] in self._prefilling:
                 return False
-        seq.prefilling_keys = missing
+        seq.prefilling_from, seq.prefilling_keys = len(table.blocks), missing
         for key in missing:
             self._prefilling.setdefault(key, seq)
         self.pool.grow(table, tokens)
         return True
 
-    def _stop_prefilling(self, seq: SequenceState) -> None:
-        for key in seq.prefilling_keys:
+    def _stop_prefilling(self, seq: SequenceState, blocks: int | None = None) -> None:
+        """Others need not wait for the first `blocks` blocks of the sequence any more; None: for none of them."""
+        count = len(seq.prefilling_keys) if blocks is None else max(0, blocks - seq.prefilling_from)
+        for key in seq.prefilling_keys[:count]:
             if self._prefilling.get(key) is seq:
                 del self._prefilling[key]
-        seq.prefilling_keys = ()
+        seq.prefilling_from, seq.prefilling_keys = seq.prefilling_from + count, seq.prefilling_keys[count:]
 
     def _is_ready(self, seq: SequenceState) -> bool:
         return (

@@ -48,6 +48,7 @@ class Timed:
         self._runner = runner
         self.frames_ahead = runner.frames_ahead
         self.begin, self.prefill, self.release = runner.begin, runner.prefill, runner.release
+        self.prefilled_tokens = runner.prefilled_tokens
         self.steps: list[tuple[float, int]] = []
 
     def launch(self, slots):

@@ -36,6 +36,9 @@ class FakeRunner:
         self.log.append(("prefill", self.held[slot][0]))
         return [slot] if self.held[slot][2] <= 0 else []
 
+    def prefilled_tokens(self, slot):
+        return 0
+
     def launch(self, slots):
         frames = self.step(slots)
         return lambda: frames

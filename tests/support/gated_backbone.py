@@ -38,6 +38,9 @@ class GatedRunner:
     def prefill(self, slots):
         return list(slots)
 
+    def prefilled_tokens(self, slot):
+        return 0
+
     def launch(self, slots):
         while not self.open.is_set() and not self.permits.acquire(timeout=0.01):
             pass

@@ -16,6 +16,7 @@ from services.backbone.model import build_model, init_random
 from services.backbone.prompt import Audio, PromptLimits, Text
 from services.backbone.request import Request, Sampling
 from services.backbone.scheduler import Scheduler
+from support.backbone_engines import until
 
 PART = GeneratorPart(
     96, 67, 4, LlamaShape(1, 4, 2, 32, 64, 2048), LlamaShape(1, 2, 1, 16, 32, 5), (), Path()
@@ -29,7 +30,7 @@ class Observed:
     def __init__(self, runner):
         self._runner = runner
         self.frames_ahead = runner.frames_ahead
-        self.begin, self.release = runner.begin, runner.release
+        self.begin, self.release, self.prefilled_tokens = runner.begin, runner.release, runner.prefilled_tokens
         self.log: list[tuple[str, list[int]]] = []
 
     def prefill(self, slots):
@@ -41,24 +42,28 @@ class Observed:
         return self._runner.launch(slots)
 
 
+def submit(engine, parts, seed, frames):
+    prompt, _ = LIMITS.build(parts)
+    keys = prompt.prefix_keys()
+    request = Request(prompt, Sampling(seed=seed), frames, prefill_tokens=len(prompt.tokens), prefix_keys=keys)
+    return engine.submit(request)
+
+
+def long_prompt():
+    codes = np.random.default_rng(0).integers(1, 64, (1480, 4)).tolist()
+    return [Text([1] * 9), Audio(codes), Text([2] * 10)]
+
+
 @pytest.mark.parametrize("kind", [EagerRunner, GraphRunner])
 async def test_1500_tokens_beside_running_streams_take_no_frame_from_them(kind):
     runner = Observed(kind(init_random(build_model(PART), 1), slots=3, blocks=250, max_prefill_tokens=128))
     engine = Engine(runner, Scheduler(slots=3, queue_capacity=0, pool=BlockPool(250)))
-    codes = np.random.default_rng(0).integers(1, 64, (1480, 4)).tolist()
-
-    def submit(parts, seed, frames):
-        prompt, _ = LIMITS.build(parts)
-        keys = prompt.prefix_keys()
-        request = Request(prompt, Sampling(seed=seed), frames, prefill_tokens=len(prompt.tokens), prefix_keys=keys)
-        return engine.submit(request)
-
     engine.start()
     try:
-        running = [submit([Text([5, seed])], seed, 120) for seed in (1, 2)]
+        running = [submit(engine, [Text([5, seed])], seed, 120) for seed in (1, 2)]
         for stream in running:
             await stream.read(10)
-        long = submit([Text([1] * 9), Audio(codes), Text([2] * 10)], 3, 2)
+        long = submit(engine, long_prompt(), 3, 2)
         assert len(await long.read(2)) == 2
         frames = [await stream.read(100) for stream in running]
     finally:
@@ -72,3 +77,24 @@ async def test_1500_tokens_beside_running_streams_take_no_frame_from_them(kind):
     for index in pieces:
         what, stepped = after[index + 1]
         assert what == "step" and set(slots) <= set(stepped)
+
+
+@pytest.mark.parametrize("kind", [EagerRunner, GraphRunner])
+async def test_what_a_cancelled_prefill_has_computed_is_not_computed_again(kind):
+    """Cancelled after five pieces or more; the same prompt then prefills the rest and gives the same frames."""
+    found = []
+    for is_cancelled in (False, True):
+        runner = Observed(kind(init_random(build_model(PART), 1), slots=2, blocks=250, max_prefill_tokens=128))
+        engine = Engine(runner, Scheduler(slots=2, queue_capacity=0, pool=BlockPool(250)))
+        engine.start()
+        try:
+            if is_cancelled:
+                first = submit(engine, long_prompt(), 4, 3)
+                await until(lambda runner=runner: len(runner.log) >= 5)
+                first.cancel()
+            again = submit(engine, long_prompt(), 5, 3)
+            found.append(await again.read(3))
+            assert again.seq.table.cached_tokens >= (4 * 128 if is_cancelled else 0)
+        finally:
+            await engine.stop(10)
+    assert found[0] == found[1]

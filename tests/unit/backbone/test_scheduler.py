@@ -225,6 +225,24 @@ def test_prompts_with_one_prefix_that_arrive_together_are_prefilled_once():
     assert (pool.used, pool.reserved, scheduler._prefilling, scheduler._unstarted) == (0, 0, {}, [])
 
 
+def test_a_prompt_is_shared_piece_by_piece_while_it_is_prefilled():
+    pool = BlockPool(64)
+    scheduler = Scheduler(slots=4, queue_capacity=0, pool=pool)
+    first, same, shorter = (scheduler.submit(keyed(keys), 0.0) for keys in ("abcdef", "abcdef", "abx"))
+    assert scheduler.schedule(1.0).admitted == [first]
+    scheduler.on_prefill_progress(first, 31)  # the second block lacks a token
+    assert scheduler.schedule(1.0).admitted == []
+    scheduler.on_prefill_progress(first, 64)
+    assert scheduler.schedule(2.0).admitted == [shorter]
+    assert (shorter.table.cached_tokens, shorter.table.blocks[:2]) == (32, first.table.blocks[:2])
+    scheduler.cancel(first, 3.0)  # what it has computed stays, the rest is for the next one
+    assert scheduler.schedule(3.0).admitted == [same] and same.table.cached_tokens == 64
+    scheduler.on_prefill_progress(first, 80)  # too late: its blocks are no longer its own
+    for seq in (same, shorter):
+        scheduler.cancel(seq, 4.0)
+    assert (pool.used, pool.reserved, pool.idle, scheduler._prefilling) == (0, 0, 4, {})
+
+
 def test_a_request_whose_prefix_is_abandoned_prefills_it_itself():
     pool = BlockPool(64)
     scheduler = Scheduler(slots=4, queue_capacity=0, pool=pool)
