@@ -36,6 +36,7 @@ _ROUNDING_S = 1e-3  # a caller who comes back at the stated time is not refused 
 
 
 _UNCOUNTED = "/ListVoices"
+_OPEN = ("/grpc.", "/nvidia.riva.tts.RivaSpeechSynthesis/GetRivaSynthesisConfig")  # whose clients send no token to it
 
 
 class _Usage:
@@ -78,7 +79,7 @@ class Grant:
 class Access(grpc.aio.ServerInterceptor):
     """Refuses calls without a good token, as an interceptor; counts what they use, in `enter`.
 
-    Health and reflection are open to all. Without CSM_TOKENS_FILE everything is, on this machine, or
+    Health, reflection and Riva's configuration are open to all. Without CSM_TOKENS_FILE everything is, on this machine, or
     where CSM_INSECURE says so.
     """
 
@@ -107,7 +108,7 @@ class Access(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation, handler_call_details):
         handler = await continuation(handler_call_details)
-        if self._file is None or handler is None or handler_call_details.method.startswith("/grpc."):
+        if self._file is None or handler is None or handler_call_details.method.startswith(_OPEN):
             return handler
         try:
             # Before the body: a unary handler is called once gRPC holds the whole request.

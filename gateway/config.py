@@ -92,6 +92,7 @@ class GatewaySettings(ServerSettings):
     voice_aliases: str | None = setting(
         "CSM_VOICE_ALIASES", None, "other names of voices: NAME=VOICE with commas between; NAME may have *"
     )
+    riva: bool = setting("CSM_RIVA", True, "serve NVIDIA Riva's speech synthesis API on the same port")
     log_text: bool = setting("CSM_LOG_TEXT", False, "write callers' texts to the log")
     ramp_frames: str = setting(
         "CSM_GATEWAY_RAMP_FRAMES",

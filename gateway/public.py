@@ -14,6 +14,8 @@ from csm.speech.v1 import speech_pb2_grpc
 from csm.voice.v1 import voice_pb2_grpc
 
 from gateway.config import GatewaySettings
+from gateway.riva import riva_tts_pb2_grpc
+from gateway.riva.servicer import RivaServicer
 from gateway.servicer import SpeechServicer
 from gateway.stages import Stages
 from gateway.voices.library import LibraryError, VoiceLibrary
@@ -24,6 +26,7 @@ from services.runtime.server import Stage
 from services.runtime.settings import SettingError
 
 SPEECH, VOICE = "csm.speech.v1.SpeechService", "csm.voice.v1.VoiceService"
+RIVA = "nvidia.riva.tts.RivaSpeechSynthesis"
 
 
 @asynccontextmanager
@@ -42,13 +45,15 @@ async def open_public(settings: GatewaySettings, bundle: Bundle, stages: Stages)
         def register(server: grpc.aio.Server) -> None:
             speech_pb2_grpc.add_SpeechServiceServicer_to_server(speech, server)
             voice_pb2_grpc.add_VoiceServiceServicer_to_server(voices, server)
+            if settings.riva:
+                riva_tts_pb2_grpc.add_RivaSpeechSynthesisServicer_to_server(RivaServicer(bundle, speech), server)
 
         async def is_ready() -> bool:
             return stages.info is not None
 
         yield Stage(
             service=SPEECH,
-            more_services=(VOICE,),
+            more_services=(VOICE, RIVA) if settings.riva else (VOICE,),
             register=register,
             is_ready=is_ready,
             interceptors=[speech.access],

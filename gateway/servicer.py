@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
 import grpc
@@ -69,7 +69,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
 
     async def StreamSynthesize(
         self, request: speech_pb2.StreamSynthesizeRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[speech_pb2.StreamSynthesizeResponse]:
+    ) -> AsyncGenerator[speech_pb2.StreamSynthesizeResponse, None]:
         utterance = request.utterance
         with self.access.enter(len(utterance.text)) as grant, self._streams.enter():
             output = self._begin(utterance, request.output)

@@ -14,13 +14,23 @@ from grpc_tools import protoc
 ROOT = Path(__file__).parent
 
 
-def generate(out: Path) -> list[Path]:
-    """Generate every stub under `out`; returns the .proto files. Raises: RuntimeError when protoc fails."""
-    sources = sorted(ROOT.glob("csm/*/v1/*.proto"))
+def generate(out: Path, foreign_out: Path) -> None:
+    """Generate our own stubs under `out`, and those of Riva's API under `foreign_out`.
+
+    Raises: RuntimeError when protoc fails.
+    """
+    _run(ROOT, sorted(ROOT.glob("csm/*/v1/*.proto")), out)
+    _run(ROOT.parent, sorted(ROOT.parent.glob("gateway/riva/*.proto")), foreign_out)
+    for folder in (out / "csm/common/v1", foreign_out / "gateway/riva"):
+        for stub in folder.glob("*common_pb2_grpc.py*"):
+            stub.unlink()  # common has no service
+
+
+def _run(base: Path, sources: list[Path], out: Path) -> None:
     plugins = Path(sys.executable).parent
     status = protoc.main([
         "protoc",
-        f"--proto_path={ROOT}",
+        f"--proto_path={base}",
         f"--proto_path={files('grpc_tools') / '_proto'}",
         f"--plugin=protoc-gen-mypy={plugins / 'protoc-gen-mypy'}",
         f"--plugin=protoc-gen-mypy_grpc={plugins / 'protoc-gen-mypy_grpc'}",
@@ -28,14 +38,12 @@ def generate(out: Path) -> list[Path]:
         f"--grpc_python_out={out}",
         f"--mypy_out={out}",
         f"--mypy_grpc_out={out}",
-        *(str(path.relative_to(ROOT)) for path in sources),
+        *(str(path.relative_to(base)) for path in sources),
     ])
     if status != 0:
         raise RuntimeError(f"protoc ended with {status}")
-    for stub in out.glob("csm/common/v1/*_pb2_grpc.py*"):
-        stub.unlink()  # common has no service
-    return sources
 
 
 if __name__ == "__main__":
-    generate(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT)
+    given = [Path(argument) for argument in sys.argv[1:]]
+    generate(*(given * 2 if given else [ROOT, ROOT.parent]))

@@ -23,8 +23,9 @@ def test_committed_stubs_are_what_the_generator_writes(tmp_path):
     assert run.returncode == 0, run.stderr
     fresh = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*.py*")}
     committed = {
-        path.relative_to(ROOT / "protos"): path.read_text()
-        for path in (ROOT / "protos" / "csm").rglob("*_pb2*.py*")
+        path.relative_to(base): path.read_text()
+        for base, folder in ((ROOT / "protos", "csm"), (ROOT, "gateway/riva"))
+        for path in (base / folder).rglob("*_pb2*.py*")
         if path.suffix in (".py", ".pyi")
     }
     assert sorted(fresh) == sorted(committed)
