@@ -38,6 +38,11 @@ class Seconds(click.ParamType):
         return number
 
 
+def milliseconds(seconds: float) -> int:
+    """Whole ones, rounded up: 32.24 s are 32,240, though 32.24 * 1000 is a little more."""
+    return math.ceil(round(seconds * 1000, 6))
+
+
 class OutputFile(click.ParamType):
     """A file to write, by its suffix; `-` is standard output. What is there and is no file (a pipe) may have any name."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from csm.speech.v1 import speech_pb2
 
 from gateway.cli.bench.texts import sentences
+from gateway.cli.options import milliseconds
 from gateway.lengths import frames_of_ms
 
 
@@ -86,7 +86,7 @@ class Plan:
     def max_audio_ms(self, text: str) -> int:
         """The limit to ask for: bundles of random weights never end by themselves."""
         by_text_s = len(text) * self.ms_per_character / 1000
-        return math.ceil(1000 * max(0.08, by_text_s if self.audio_s is None else self.audio_s))
+        return milliseconds(max(0.08, by_text_s if self.audio_s is None else self.audio_s))
 
     def shares(self, processes: int) -> list[Plan]:
         """This load split over at most `processes` processes; each part has a seed of its own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +13,17 @@ from gateway.cli import connection
 from gateway.cli.blocking import in_daemon_thread
 from gateway.cli.errors import CommandError
 from gateway.cli.execution import SAY_INCOMPLETE, Options, execute
-from gateway.cli.options import HELP, TIMEOUT_S, Context, OutputFile, Seconds, input_bytes, input_text, remote
+from gateway.cli.options import (
+    HELP,
+    TIMEOUT_S,
+    Context,
+    OutputFile,
+    Seconds,
+    input_bytes,
+    input_text,
+    milliseconds,
+    remote,
+)
 from gateway.cli.say import listen, new_trace, opened, save_last_request, show_waterfall
 from gateway.cli.terminal import PlainConsole, plain_line
 
@@ -92,7 +101,7 @@ async def _say(args: Options) -> int:
                     temperature=args.temperature,
                     top_k=args.top_k,
                     seed=args.seed,
-                    max_audio_ms=None if args.max_seconds is None else math.ceil(args.max_seconds * 1000),
+                    max_audio_ms=None if args.max_seconds is None else milliseconds(args.max_seconds),
                     sample_rate_hz=args.rate,
                     encoding="pcm_s16le",
                 )

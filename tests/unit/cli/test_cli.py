@@ -17,7 +17,7 @@ from csm.version import __version__
 
 from gateway.cli import state
 from gateway.cli.__main__ import main
-from gateway.cli.options import Context
+from gateway.cli.options import Context, milliseconds
 from gateway.cli.say import replacing
 from gateway.cli.trace.spans import Event, Span, TraceStore
 from services.runtime.audio import wav_bytes
@@ -288,6 +288,11 @@ def test_context_takes_the_shortest_file_that_exists(tmp_path, monkeypatch):
     for wrong in ("a.wav", "b.wav:x", ":x", "-1@a:b.wav:x"):
         with pytest.raises(click.BadParameter):
             context(wrong)
+
+
+def test_seconds_become_milliseconds_without_a_rest():
+    assert [milliseconds(float(str(ms / 1000))) for ms in range(1, 90_001)] == list(range(1, 90_001))
+    assert milliseconds(0.0001) == 1
 
 
 def test_a_device_is_written_to_and_never_replaced(tmp_path):
