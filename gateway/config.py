@@ -67,6 +67,9 @@ class GatewaySettings(ServerSettings):
     conversation_idle_s: float = setting(
         "CSM_GATEWAY_CONVERSATION_IDLE_S", 3600.0, "a conversation in which nothing happens for longer is ended", min=1
     )
+    max_search_s: float = setting(
+        "CSM_GATEWAY_MAX_SEARCH_S", 3600.0, "longest that VerifyWatermarkStream may take, upload included", min=1
+    )
     max_request_s: float = setting(
         "CSM_MAX_REQUEST_S", 600.0, "longest a request may take; its deadline when it states none", min=1, max=3600
     )

@@ -10,7 +10,6 @@ from contextlib import aclosing
 
 import grpc
 from csm.speech.v1 import speech_pb2, speech_pb2_grpc
-from csm.watermark.v1 import watermark_pb2
 from opentelemetry import trace
 
 from gateway.access import Access, Grant
@@ -24,6 +23,7 @@ from gateway.speech.rules import SpeechRules
 from gateway.speech.summary import fill_summary
 from gateway.speech.turn import AudioChunk, Started, Turn, TurnEvent, TurnOptions
 from gateway.stages import StageInfo, Stages
+from gateway.verification import verify, verify_stream
 from gateway.voices.names import VoiceNames
 from models.bundle import Bundle
 from services.runtime import instruments
@@ -137,19 +137,26 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
     ) -> speech_pb2.VerifyWatermarkResponse:
         with self.access.enter(), self._verifications.enter():
             info = self._ready()
-            found = await self._stages.watermark.unary(
-                "Detect",
-                watermark_pb2.DetectRequest(audio=request.audio),
-                timeout=self._timeout(context),
-                rename=lambda field: field,
+            return await verify(
+                self._stages.watermark, request, timeout=self._timeout(context), trained=info.watermark_trained
             )
-            return speech_pb2.VerifyWatermarkResponse(
-                found=found.found,
-                confidence=found.confidence,
-                threshold=found.threshold,
-                position=found.position if found.HasField("position") else None,
-                detectable=info.watermark_trained,
+
+    async def VerifyWatermarkStream(
+        self,
+        request_iterator: AsyncIterator[speech_pb2.VerifyWatermarkStreamRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> AsyncIterator[speech_pb2.VerifyWatermarkStreamResponse]:
+        with self.access.enter(), self._verifications.enter():
+            info = self._ready()
+            responses = verify_stream(
+                self._stages.watermark,
+                request_iterator,
+                timeout=self._timeout(context, own_s=self._settings.max_search_s),
+                trained=info.watermark_trained,
             )
+            async with aclosing(responses) as stream:
+                async for response in stream:
+                    yield response
 
     async def ListVoices(
         self, request: speech_pb2.ListVoicesRequest, context: grpc.aio.ServicerContext
@@ -229,9 +236,11 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         )
         return Turn(self._stages, self._rules, Context(voice), text, encoder, options, timeout)
 
-    def _timeout(self, context: grpc.aio.ServicerContext, text: str = "") -> Callable[[], float]:
-        """Seconds left of the caller's deadline or of our own, whichever is nearer."""
-        own = time.monotonic() + max(self._settings.max_request_s, _SLOWEST * likely_s(text))
+    def _timeout(
+        self, context: grpc.aio.ServicerContext, text: str = "", own_s: float | None = None
+    ) -> Callable[[], float]:
+        """Seconds left of the caller's deadline or of our own, whichever is nearer. own_s: default by the text."""
+        own = time.monotonic() + (own_s or max(self._settings.max_request_s, _SLOWEST * likely_s(text)))
 
         def left() -> float:
             theirs = context.time_remaining()

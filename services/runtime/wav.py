@@ -7,7 +7,7 @@ also as WAVE_FORMAT_EXTENSIBLE; headers of writers that stream and cannot go bac
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -21,6 +21,7 @@ _GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 # Writers that stream do not know the length and put the largest number there, one near half of it, or 0.
 _UNKNOWN_SIZE = 0x7FFF_0000
 _NAMES = {0x02: "MS ADPCM", 0x11: "IMA ADPCM", 0x31: "GSM", 0x50: "MPEG", 0x55: "MP3", 0x161: "WMA", 0xF1AC: "FLAC"}
+MAX_HEADER_BYTES = 1 << 20  # before the samples, of a file that comes in pieces
 
 
 class WavError(ValueError):
@@ -47,8 +48,8 @@ class WavInfo:
         return self.size // (self.width * self.channels)
 
 
-def read_info(data: bytes) -> WavInfo:
-    """Read the header alone; no sample is decoded. Raises: WavError."""
+def read_info(data: bytes, *, is_prefix: bool = False) -> WavInfo:
+    """Read the header alone; no sample is decoded. is_prefix: more of the file follows `data`. Raises: WavError."""
     if len(data) < 12 or data[:4] not in (b"RIFF", b"RIFX", b"RF64", b"BW64") or data[8:12] != b"WAVE":
         raise WavError("not a WAV file (no RIFF/WAVE header)")
     order = ">" if data[:4] == b"RIFX" else "<"
@@ -65,7 +66,7 @@ def read_info(data: bytes) -> WavInfo:
             if layout is None:
                 raise WavError("the data chunk comes before any fmt chunk")
             tag, width, channels, rate_hz = layout
-            there = len(data) - start
+            there = (1 << 62 if is_prefix else len(data)) - start
             if size == 0xFFFF_FFFF and long_size:
                 size = long_size
             elif size >= _UNKNOWN_SIZE or (size == 0 and (riff_size <= start - 8 or riff_size >= _UNKNOWN_SIZE)):
@@ -82,6 +83,46 @@ def read_info(data: bytes) -> WavInfo:
             (long_size,) = struct.unpack_from("<Q", data, start + 8)
         position = start + size + size % 2  # chunks start at even offsets
     raise WavError(f"has no data chunk among its first {MAX_CHUNKS}")
+
+
+class WavDecoder:
+    """Decodes a WAV file that comes in pieces, of any length. info: None until the header is read."""
+
+    def __init__(self) -> None:
+        self.info: WavInfo | None = None
+        self._data = b""
+        self._left = 0  # bytes of samples to come
+
+    def feed(self, data: bytes) -> np.ndarray:
+        """The next bytes of the file → float32 samples [n, channels] that are complete. Raises: WavError."""
+        self._data += data
+        if self.info is None:
+            try:
+                self.info = read_info(self._data, is_prefix=True)
+            except WavError:
+                if len(self._data) > MAX_HEADER_BYTES or (len(self._data) >= 12 and self._data[8:12] != b"WAVE"):
+                    raise
+                return np.zeros((0, 1), np.float32)
+            self._left = self.info.size
+            self._data = self._data[self.info.start :]
+        info = self.info
+        frame = info.width * info.channels
+        count = min(len(self._data), self._left)
+        count -= count % frame
+        samples, self._data = self._data[:count], self._data[count:]
+        self._left -= count
+        if not self._left:
+            self._data = b""  # chunks after the samples
+        return decode(samples, replace(info, start=0, size=count))
+
+    def finish(self) -> None:
+        """The file has ended. Raises: WavError when it has no samples, or fewer than its header announces."""
+        if self.info is None:
+            read_info(self._data)
+            return
+        info = self.info
+        if self._left < 1 << 61 and self._left > MAX_MISSING_S * info.sample_rate_hz * info.width * info.channels:
+            raise WavError(f"truncated: {self._left} bytes of samples announced and not there")
 
 
 def decode(data: bytes, info: WavInfo) -> np.ndarray:

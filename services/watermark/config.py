@@ -1,4 +1,4 @@
-"""Settings of the watermark service, and how it comes by its key. Knows no torch."""
+"""Settings of the watermark service, and its key. Knows no torch."""
 
 from __future__ import annotations
 
@@ -21,52 +21,59 @@ class WatermarkSettings(ServerSettings):
     key: str | None = setting(
         "CSM_WATERMARK_KEY", None, "the key: five bytes, as hex or as numbers with commas between", secret=True
     )
-    key_file: str | None = setting("CSM_WATERMARK_KEY_FILE", None, "a file that holds the key, instead")
+    key_file: str | None = setting("CSM_WATERMARK_KEY_FILE", None, "a file with the key, instead")
     device: str = setting("CSM_WATERMARK_DEVICE", "cpu", "where the nets run: cpu, cuda or cuda:N")
     precision: str | None = setting(
         "CSM_WATERMARK_PRECISION",
         None,
-        "of the nets' products: fp32, tf32, or fp16, which a GPU is fastest at; default: tf32 on a GPU, fp32 on the CPU, "
-        "where the others are slower; marks then differ by -65 dB",
+        "precision of the nets' products: fp32, tf32 or fp16; default: tf32 on a GPU, fp32 on the CPU. fp16 is the fastest "
+        "on a GPU; marks then differ by -65 dB",
         choices=("fp32", "tf32", "fp16"),
     )
     threads: int = setting("CSM_WATERMARK_THREADS", 1, "CPU threads of one pass", min=1, max=256)
     workers: int | None = setting(
         "CSM_WATERMARK_WORKERS",
         None,
-        "passes worked on at one moment; default: 2 on an accelerator, where one gathers while one computes, 1 on the CPU",
+        "passes in flight; default: 2 on an accelerator, so that one is prepared while one computes, 1 on the CPU",
         min=1,
         max=256,
     )
     batch: int | None = setting(
         "CSM_WATERMARK_BATCH",
         None,
-        "streams marked in one pass; default: 256 on an accelerator, 1 on the CPU, which more does not help",
+        "streams in one pass; default: 256 on an accelerator, 1 on the CPU, where more is no faster",
         min=1,
         max=4096,
     )
-    streams: int = setting("CSM_WATERMARK_STREAMS", 16, "streams open at once", min=1, max=4096)
-    detections: int = setting("CSM_WATERMARK_DETECTIONS", 2, "Detect calls at once", min=1, max=256)
+    streams: int = setting("CSM_WATERMARK_STREAMS", 16, "streams that can be open at once", min=1, max=4096)
+    detections: int = setting("CSM_WATERMARK_DETECTIONS", 2, "Detect and DetectStream calls at once", min=1, max=256)
+    search_time_s: float = setting(
+        "CSM_WATERMARK_SEARCH_TIME_S",
+        600.0,
+        "longest time that one search for a mark works; the answer says how much was searched by then",
+        min=1,
+        max=86400,
+    )
     max_detect_s: float = setting(
         "CSM_WATERMARK_MAX_DETECT_S", 120.0, "longest clip that Detect takes, seconds", min=1, max=600
     )
     sdr_db: float | None = setting(
-        "CSM_WATERMARK_SDR_DB", None, "how far the mark lies below the speech; default: the bundle's", min=0, max=60
+        "CSM_WATERMARK_SDR_DB", None, "level of the mark below the speech, dB; default: the bundle's", min=0, max=60
     )
     level: str = setting(
         "CSM_WATERMARK_LEVEL",
         "running",
-        "what speech level the mark follows: the stream's own, or a fixed one",
+        "the speech level that the mark follows: the stream's own, or a fixed one",
         choices=("running", "fixed"),
     )
-    stall_s: float = setting("CSM_WATERMARK_STALL_S", 30.0, "a chunk longer than this means a stuck device", min=1)
+    stall_s: float = setting("CSM_WATERMARK_STALL_S", 30.0, "a pass that takes longer counts as a stuck device", min=1)
 
 
 def deployment_key(settings: WatermarkSettings, bundle: Bundle, length: int) -> bytes:
     """The key of this deployment, `length` bytes.
 
-    Raises: SettingError when there is none, it cannot be used, or it is the public one and the bundle
-    is not the embedded one. No message ever quotes a key.
+    Raises: SettingError when there is none, it cannot be used, or it is the public key and the bundle is not the
+    bundled model. No message quotes a key.
     """
     name, text = "CSM_WATERMARK_KEY", settings.key
     if settings.key_file is not None:
@@ -91,5 +98,5 @@ def deployment_key(settings: WatermarkSettings, bundle: Bundle, length: int) -> 
     if key == PUBLIC_KEY:
         if not bundle.is_embedded:
             raise SettingError(f"{name} is the key that Sesame published: choose secret bytes for bundle {bundle.id}")
-        log.warning("marking with the public CSM key, which anybody can read and forge: for trying out alone")
+        log.warning("marking with the public CSM key, which everyone can read and forge: for tests only")
     return key

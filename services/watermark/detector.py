@@ -1,35 +1,41 @@
-"""Find a key in a clip: how far its columns speak for it, from which sample on, and whether that is proof.
-
-The stock decoder reports `status: True` for anything that spells some message, and looks for the
-message's phase by decoding the whole clip at every tenth sample of a hop: 205 times for the public
-model. Here no more of a clip is read than proves the key or leaves no hope of it: its loudest two
-messages at a few offsets within a hop, farthest apart first, until the key is spelt. Only a clip that
-seems to hold the key and does not prove it is looked at in full and more finely.
-"""
+"""Looks for a key in clips of any length and any number of channels, piece by piece, in bounded time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 
 import numpy as np
-import soxr
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from services.watermark.evidence import UNREACHABLE, Fit, fit, tally, vote
-from services.watermark.hparams import TRAINING_POWER
-from services.watermark.key import check_key, key_symbols, symbols_key
+from services.watermark.evidence import UNREACHABLE
+from services.watermark.key import check_key, key_symbols
+from services.watermark.reader import SymbolReader
+from services.watermark.search import Findings, Mark, Search
+from services.watermark.speeds import VIEWS, Speed, search_speeds, view_at
 from services.watermark.weights import Nets
 
-OFFSETS = 8  # tried per hop where nothing is known of the decoder
-_FINEST = 32  # a promising clip is tried down to a hop / 32
-_NEAR_MESSAGES = 2  # length of the stretch that is read at every offset
-_WIDE_MESSAGES = 8  # and of the one in which the best is sought
-_PROMISING = 0.05  # when chance explains every offset better than this, finer ones are not worth their time
-_BLOCK_CELLS = 32768  # bins x columns decoded at once, so that memory does not grow with the clip
-_LEAST_BLOCK_COLUMNS = 128
+OFFSETS = 8  # read per hop where nothing is known of the decoder
+_FINEST = 32
+_MAX_RATE_HZ = 384000
+PIECE_S = 60.0  # searched at once; a false alarm's chance is bounded for each
+_MIN_PIECE_S = 10.0
+_PIECE_VALUES_S = 96000  # samples of all channels per second from which on pieces are shorter: memory is bounded
+_OVERLAP_MESSAGES = 6  # of neighbouring pieces, so that a mark on their border is whole in one
+_MIN_MESSAGES = 4  # audible ones; fewer say nothing for sure when no mark is found
+
+
+class Verdict(Enum):
+    """What a search says."""
+
+    FOUND = auto()
+    NOT_FOUND = auto()
+    TOO_SHORT = auto()  # not found, in fewer audible messages than prove something
+    SILENT = auto()
+    OTHER_KEY = auto()  # a mark is there whose key is similar to the one looked for
+    LIMITED = auto()  # not found in the part that was searched before a limit ended the search
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,11 @@ class Detection:
 
     found: whether the key is there beyond chance (see evidence.py).
     confidence: how far the columns read agree with the key, as the mean probability of its symbols.
-    threshold: from where that is proof.
+    threshold: from where that is proof. Of the first mark, or else of the best window.
     decoded_key: what those columns spell, all taken together; None when they spell no key.
-    position_s: where the first whole message begins, right to half the distance of the offsets tried;
-    None unless found.
+    position_s: where the first whole message begins; None unless found.
+    marks: in order of time. searched_s: of duration_s, how much was searched. limited: whether a limit ended the search.
+    speeds: whether other speeds were searched too.
     """
 
     found: bool
@@ -49,29 +56,19 @@ class Detection:
     threshold: float
     decoded_key: bytes | None
     position_s: float | None
-
-
-@dataclass(frozen=True)
-class _Look:
-    """One pass over a stretch. start: its first sample in the clip, a whole number of hops. offset: samples
-    from there to the first column, 0 to hop - 1. sums: see evidence.tally."""
-
-    start: int
-    offset: int
-    sums: NDArray[np.float64]
-    sharpness: float
-    fit: Fit
-
-    @property
-    def spelt(self) -> bytes | None:
-        return symbols_key(vote(self.sums))
+    verdict: Verdict = Verdict.NOT_FOUND
+    marks: list[Mark] = field(default_factory=list)
+    duration_s: float = 0.0
+    searched_s: float = 0.0
+    limited: bool = False
+    speeds: bool = False
 
 
 class Detector:
-    """Looks for keys with one model's nets. Holds nothing of any clip; safe to share by threads."""
+    """Looks for keys with one model's nets. Holds nothing of any clip; threads may share it."""
 
     def __init__(self, nets: Nets, *, max_seconds: float = 60.0, offsets: int = OFFSETS):
-        """offsets: places within a hop at which columns are tried. A decoder that was trained on clips
+        """offsets: places within a hop at which columns are read. A decoder that was trained on clips
         cut at any sample needs two; one that was not may read nothing a quarter of a hop beside its columns.
 
         Raises: ValueError when offsets is out of bounds.
@@ -81,166 +78,258 @@ class Detector:
         self.hparams = nets.hparams
         self.max_seconds = max_seconds
         self.offsets = offsets
-        self.device = nets.dec_m.linear.weight.device
-        # A core reads a quarter faster with channels last; the values stay.
-        layout = torch.channels_last if self.device.type == "cpu" else torch.preserve_format
-        self._decoder = nets.dec_m.to(memory_format=layout)
-        self._window = torch.hann_window(nets.hparams.n_fft, device=self.device)
-        # How many columns on each side one symbol depends on: one for each 3x3 layer.
-        self._reach = sum(1 for layer in nets.dec_m.main if hasattr(layer, "conv"))
-        # Every look is a chance to be wrong: the coarse ones, the wide one, two for each halving, the whole clip.
-        self._looks = offsets + 2 * (_FINEST // offsets).bit_length()
+        self.reader = SymbolReader(nets)
 
-    @torch.inference_mode()
     def detect(
         self,
         samples: NDArray[np.float32],
         sample_rate_hz: int,
         key: bytes,
         stopped: Callable[[], bool] = lambda: False,
+        *,
+        speeds: bool = False,
+        time_limit_s: float | None = None,
     ) -> Detection:
-        """Look for `key` in mono audio [n].
+        """Look for `key` in audio [n], or [n, channels].
 
         stopped: asked between passes of the decoder; when it says True the search is given up.
+        speeds: search other speeds where the plain search finds no mark. time_limit_s: of the search.
 
         Raises: ValueError naming field and limit when the clip is too long or not finite, or the key
         has another length; InterruptedError when stopped.
         """
-        message = key_symbols(check_key(key, self.hparams.key_bytes))
-        audio = self._prepare(np.asarray(samples, np.float32), sample_rate_hz)
-        if audio is None:
-            return Detection(False, 0.0, UNREACHABLE, None, None)
-        look = self._find(audio, message, stopped)
-        return Detection(
-            look.fit.found,
-            look.fit.share,
-            look.fit.threshold,
-            look.spelt,
-            self._position(look) if look.fit.found else None,
-        )
-
-    def _prepare(self, samples: NDArray[np.float32], sample_rate_hz: int) -> Tensor | None:
-        """Audio at the model's rate and level [n]; None when there is nothing to hear."""
-        if samples.ndim != 1:
-            raise ValueError(f"audio has {samples.ndim} dimensions, must have 1")
-        if sample_rate_hz < 1:
-            raise ValueError(f"sample_rate_hz is {sample_rate_hz}, must be at least 1")
-        seconds = len(samples) / sample_rate_hz
+        audio = np.asarray(samples, np.float32)
+        if audio.ndim not in (1, 2):
+            raise ValueError(f"audio has {audio.ndim} dimensions, must have 1 or 2")
+        audio = audio[:, None] if audio.ndim == 1 else audio
+        session = self.open(sample_rate_hz, audio.shape[1], key, stopped, speeds=speeds, time_limit_s=time_limit_s)
+        seconds = len(audio) / sample_rate_hz
         if seconds > self.max_seconds:
             raise ValueError(f"audio is {seconds:.1f} s, must be at most {self.max_seconds:g} s")
+        session.add(audio)
+        return session.finish()
+
+    def open(
+        self,
+        sample_rate_hz: int,
+        channels: int,
+        key: bytes,
+        stopped: Callable[[], bool] = lambda: False,
+        *,
+        speeds: bool = False,
+        time_limit_s: float | None = None,
+    ) -> DetectionSession:
+        """A search through audio that comes in pieces, of any length. Raises: ValueError, as `detect` does."""
+        message = key_symbols(check_key(key, self.hparams.key_bytes))
+        if not 1 <= sample_rate_hz <= _MAX_RATE_HZ:
+            raise ValueError(f"sample_rate_hz is {sample_rate_hz}, must be 1 to {_MAX_RATE_HZ}")
+        return DetectionSession(self, sample_rate_hz, channels, message, stopped, speeds, time_limit_s)
+
+
+class DetectionSession:
+    """One search. Not thread-safe."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        rate_hz: int,
+        channels: int,
+        message: list[int],
+        stopped: Callable[[], bool],
+        speeds: bool,
+        time_limit_s: float | None,
+    ):
+        self._detector, self._rate_hz, self._message, self._stopped = detector, rate_hz, message, stopped
+        self._speeds, self._time_limit_s = speeds, time_limit_s
+        piece_s = max(_MIN_PIECE_S, min(PIECE_S, PIECE_S * _PIECE_VALUES_S / (rate_hz * channels)))
+        self._piece = round(piece_s * rate_hz)
+        self._overlap = min(self._piece // 4, round(_OVERLAP_MESSAGES * detector.hparams.message_seconds * rate_hz))
+        self._added: list[NDArray[np.float32]] = []
+        self._added_samples = 0
+        self._waiting = np.zeros((0, channels), np.float32)  # to be searched; with those added, less than two pieces
+        self._start = 0  # samples before those that wait
+        self._fresh = 0  # of those that wait, how many no piece has held
+        self._worked_s = 0.0
+        self._searched = 0  # samples
+        self._findings = Findings()
+        self._audible = [0] * channels
+        self.limited = False
+
+    @property
+    def searched_s(self) -> float:
+        """Seconds of the clip that were searched."""
+        return self._searched / self._rate_hz
+
+    @property
+    def marks(self) -> list[Mark]:
+        """Marks found so far, in order of time."""
+        return _merged(self._findings.marks, self._detector.hparams.message_seconds)
+
+    def add(self, samples: NDArray[np.float32]) -> bool:
+        """Take audio [n, channels]; whether a piece is complete, for `search`.
+
+        Raises: ValueError when it is not finite.
+        """
         if not np.isfinite(samples).all():
             raise ValueError("audio must be finite, found NaN or infinity")
-        if sample_rate_hz != self.hparams.sample_rate_hz and len(samples):
-            samples = soxr.resample(samples, sample_rate_hz, self.hparams.sample_rate_hz, "HQ")
-        power = float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0
-        if power < 1e-20:
-            return None
-        audio = torch.tensor(samples, device=self.device) * (TRAINING_POWER / power) ** 0.5
-        # An offset of up to a hop and mirrored ends must leave one frame.
-        return torch.nn.functional.pad(audio, (0, max(0, 2 * self.hparams.n_fft - len(audio))))
+        self._added.append(samples)
+        self._added_samples += len(samples)
+        return len(self._waiting) + self._added_samples >= 2 * self._piece
 
-    def _find(self, audio: Tensor, message: list[int], stopped: Callable[[], bool]) -> _Look:
-        """The look that speaks most for the key, of as many as are needed."""
-        hop, key = self.hparams.hop_length, symbols_key(message)
-        looks: list[_Look] = []
-        seen: set[tuple[int, int]] = set()  # length of the stretch and offset: a short clip is its own stretch
+    def search(self) -> None:
+        """Search the pieces that are complete. Raises: InterruptedError when stopped."""
+        self._join()
+        while len(self._waiting) >= 2 * self._piece:
+            self._search(self._piece)
 
-        def read(messages: int | None, offsets: Sequence[int]) -> None:
-            stretch, start = self._loudest(audio, messages)
-            offsets = [offset for offset in offsets if (len(stretch), offset) not in seen]
-            seen.update((len(stretch), offset) for offset in offsets)
-            if not offsets:
-                return
-            for offset, scores in zip(offsets, self._scores(stretch, offsets, stopped), strict=True):
-                sums = tally(scores.exp().cpu().numpy(), self.hparams.message_len)
-                result = fit(sums, message, self._looks)
-                looks.append(_Look(start, offset, sums, self._sharpness(scores), result))
+    def finish(self) -> Detection:
+        """Search the rest; the session is over. Raises: InterruptedError when stopped."""
+        self._join()
+        while self._fresh:
+            self._search(self._piece if len(self._waiting) > 1.25 * self._piece else len(self._waiting))
+        findings, marks = self._findings, self.marks
+        detection = self._detection(findings, marks)
+        return replace(
+            detection,
+            duration_s=(self._start + len(self._waiting)) / self._rate_hz,
+            searched_s=self.searched_s,
+            limited=self.limited,
+            speeds=self._speeds,
+        )
 
-        def best() -> _Look:
-            return min(looks, key=lambda look: (look.fit.chance, -look.fit.share))
+    def _join(self) -> None:
+        self._waiting = np.concatenate([self._waiting, *self._added])
+        self._fresh += self._added_samples
+        self._added, self._added_samples = [], 0
 
-        coarse = [hop * part // self.offsets for part in _spread(self.offsets)]
-        # An accelerator takes all at once; a core saves the passes that are not needed.
-        for offsets in [coarse] if self.device.type != "cpu" else [[offset] for offset in coarse]:
-            read(_NEAR_MESSAGES, offsets)
-            if best().fit.found and best().spelt == key:
-                return best()
-        if best().fit.chance > _PROMISING:
-            sharpest = max(looks, key=lambda look: look.sharpness)
-            if self._most_of(audio):
-                return sharpest
-            read(None, [sharpest.offset])
-            return looks[-1]
-        read(_WIDE_MESSAGES, [best().offset])
-        if best().fit.found:
-            return best()
-        step = hop // self.offsets
-        while (step := step // 2) and step * _FINEST >= hop:
-            offset = best().offset
-            read(_WIDE_MESSAGES, [(offset - step) % hop, (offset + step) % hop])
-            if best().fit.found:
-                return best()
-        read(None, [best().offset])
-        return best()
+    def _detection(self, findings: Findings, marks: list[Mark]) -> Detection:
+        if marks:
+            first = marks[0]
+            return Detection(
+                True, first.confidence, first.threshold, self._key(), first.message_s, Verdict.FOUND, marks
+            )
+        audible = max(self._audible, default=0)
+        if self.limited:
+            verdict = Verdict.LIMITED
+        elif findings.other_key:
+            verdict = Verdict.OTHER_KEY
+        elif not audible:
+            verdict = Verdict.SILENT
+        elif audible < _MIN_MESSAGES:
+            verdict = Verdict.TOO_SHORT
+        else:
+            verdict = Verdict.NOT_FOUND
+        threshold = findings.threshold if audible else UNREACHABLE
+        return Detection(False, findings.confidence, threshold, findings.decoded_key, None, verdict)
 
-    def _loudest(self, audio: Tensor, messages: int | None) -> tuple[Tensor, int]:
-        """The stretch of `messages` messages with the most energy, and where it starts: a whole number of hops in.
+    def _key(self) -> bytes:
+        symbols = [symbol - 1 for symbol in self._message[:-1]]
+        quads = [symbols[at : at + 4] for at in range(0, len(symbols), 4)]
+        return bytes(a << 6 | b << 4 | c << 2 | d for a, b, c, d in quads)
 
-        None: all of it.
-        """
-        hop = self.hparams.hop_length
-        length = ((messages or 0) * self.hparams.message_len + 1) * hop  # one hop to shift within
-        if messages is None or len(audio) <= length:
-            return audio, 0
-        energy = audio[: len(audio) // hop * hop].reshape(-1, hop).square().sum(1).double().cumsum(0)
-        span = length // hop
-        sums = energy[span - 1 :] - torch.nn.functional.pad(energy, (1, 0))[: len(energy) - span + 1]
-        start = int(sums.argmax()) * hop
-        return audio[start : start + length], start
+    def _search(self, count: int) -> None:
+        """Search the first `count` samples that wait, and keep their end for the piece that follows."""
+        piece, start_s = self._waiting[:count], self._start / self._rate_hz
+        is_last = count == len(self._waiting)
+        if not self.limited:
+            began_s = time.perf_counter()
+            try:
+                for channel in range(piece.shape[1]):
+                    if any(np.array_equal(piece[:, channel], piece[:, earlier]) for earlier in range(channel)):
+                        continue
+                    self._search_channel(np.ascontiguousarray(piece[:, channel]), channel, start_s, began_s)
+                self._searched = self._start + count
+            except _LimitReached:
+                self.limited = True
+            self._worked_s += time.perf_counter() - began_s
+        done = count if is_last else count - self._overlap
+        self._waiting = self._waiting[done:]
+        self._start += done
+        self._fresh = 0 if is_last else len(self._waiting) - self._overlap
 
-    def _most_of(self, audio: Tensor) -> bool:
-        """Whether the stretch that was read holds most of the clip's energy: the rest will not prove a key."""
-        stretch, _ = self._loudest(audio, _NEAR_MESSAGES)
-        return float(stretch.square().sum()) >= 0.5 * float(audio.square().sum())
+    def _search_channel(self, samples: NDArray[np.float32], channel: int, start_s: float, began_s: float) -> None:
+        detector = self._detector
 
-    def _scores(self, audio: Tensor, offsets: Sequence[int], stopped: Callable[[], bool]) -> Tensor:
-        """Log-probability of each symbol in each column [len(offsets), symbols, T] of the audio from each offset on."""
-        shape = self.hparams
-        length = len(audio) - max(offsets)
-        shifted = torch.stack([audio[offset : offset + length] for offset in offsets])
-        spectrum = torch.stft(shifted, shape.n_fft, shape.hop_length, window=self._window, return_complex=True)
-        magnitude = spectrum[:, None, : shape.message_band_size].abs()
-        columns = magnitude.shape[3]
-        block = max(_LEAST_BLOCK_COLUMNS, _BLOCK_CELLS // shape.message_band_size // len(offsets))
-        blocks = []
-        for start in range(0, columns, block):
-            if stopped():
-                raise InterruptedError("the search was given up")
-            end = min(columns, start + block)
-            first = max(0, start - self._reach)
-            scores = self._decoder(magnitude[..., first : end + self._reach])[:, 0]
-            blocks.append(scores[..., start - first : end - first])
-        return torch.cat(blocks, dim=2).float().log_softmax(dim=1)
+        def stopped() -> bool:
+            if self._stopped():
+                return True
+            limit_s = self._time_limit_s
+            if limit_s is not None and self._worked_s + time.perf_counter() - began_s > limit_s:
+                raise _LimitReached
+            return False
 
-    def _sharpness(self, scores: Tensor) -> float:
-        """How surely the columns say some message that repeats: needs no key, so it favours none."""
-        period = self.hparams.message_len
-        whole = scores.shape[1] // period * period or scores.shape[1]
-        periods = max(1, whole // period)
-        folded = scores[:, :whole].reshape(len(scores), periods, -1).mean(1)  # [symbols, place]
-        return float(folded.max(dim=0).values.mean())
+        view = view_at(detector.reader, samples, self._rate_hz, Speed(1.0, False))
+        search = Search(
+            detector.reader,
+            view,
+            self._message,
+            channel=channel,
+            offsets=detector.offsets,
+            views=VIEWS if self._speeds else 1,
+            stopped=stopped,
+        )
+        self._audible[channel] += search.findings.audible_messages
+        try:
+            search.run()
+        finally:
+            self._take(search.findings, start_s)
+        if self._speeds and not search.findings.marks and search.findings.audible_messages:
+            found = search_speeds(
+                detector.reader,
+                samples,
+                self._rate_hz,
+                self._message,
+                channel=channel,
+                offsets=detector.offsets,
+                stopped=stopped,
+            )
+            self._take(found, start_s)
 
-    def _position(self, look: _Look) -> float:
-        """Seconds to the first whole message; one that begins a hair before the clip counts as whole."""
-        shape = self.hparams
-        period = shape.message_len * shape.hop_length
-        position = (look.start + look.offset + look.fit.rotation * shape.hop_length) % period
-        if period - position <= shape.hop_length // OFFSETS:
-            position = 0
-        return position / shape.sample_rate_hz
+    def _take(self, found: Findings, start_s: float) -> None:
+        """Add what a piece holds."""
+        all_found = self._findings
+        all_found.marks += [
+            replace(
+                mark,
+                start_s=mark.start_s + start_s,
+                end_s=mark.end_s + start_s,
+                message_s=mark.message_s + start_s,
+            )
+            for mark in found.marks
+        ]
+        if (found.other_key and not all_found.other_key) or found.clearness > all_found.clearness:
+            if found.other_key or not all_found.other_key:
+                all_found.confidence, all_found.threshold = found.confidence, found.threshold
+                all_found.decoded_key = found.decoded_key
+            all_found.other_key |= found.other_key
+            all_found.clearness = max(found.clearness, all_found.clearness)
 
 
-def _spread(count: int) -> list[int]:
-    """0 to count - 1, a power of two, each as far as can be from those before it: bits in reverse."""
-    bits = count.bit_length() - 1
-    return sorted(range(count), key=lambda n: f"{n:0{bits}b}"[::-1])
+class _LimitReached(Exception):
+    """The time limit of the search."""
+
+
+def _merged(marks: list[Mark], message_s: float) -> list[Mark]:
+    """In order of time; what two pieces hold of one mark is one."""
+    merged: list[Mark] = []
+    for mark in sorted(marks, key=lambda mark: (mark.channel, mark.start_s)):
+        last = merged[-1] if merged else None
+        if (
+            last is not None
+            and last.channel == mark.channel
+            and abs(last.speed - mark.speed) < 0.01
+            and mark.start_s <= last.end_s + message_s
+            and _same_phase(last, mark, message_s)
+        ):
+            merged[-1] = replace(last, end_s=max(last.end_s, mark.end_s))
+        else:
+            merged.append(mark)
+    return sorted(merged, key=lambda mark: (mark.start_s, mark.channel))
+
+
+def _same_phase(one: Mark, other: Mark, message_s: float) -> bool:
+    """Whether both count messages from the same beginning; at another speed the count drifts."""
+    if one.speed != 1 or other.speed != 1:
+        return True
+    phase = (other.message_s - one.message_s) / message_s % 1
+    return min(phase, 1 - phase) < 0.06

@@ -1,4 +1,4 @@
-"""The key: the few bytes that a watermark says again and again. Knows no torch."""
+"""The key: the few bytes that a watermark repeats. Knows no torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 from services.watermark.evidence import fit, tally
 
-# What Sesame published with CSM. Anybody can read, and forge, a mark made with it.
+# Published by Sesame with CSM. Everyone can read, and forge, a mark made with it.
 PUBLIC_KEY = bytes([212, 211, 146, 56, 201])
 
 
 def parse_key(text: str, length: int, field: str = "key") -> bytes:
     """A key written as decimal bytes ("212,211,146,56,201") or as hex ("d4d39238c9").
 
-    length: bytes the model's message holds. field: what errors call the key; they never quote it.
+    length: bytes of the model's message. field: the key's name in errors, which never quote the key.
     Raises: ValueError naming field and limit.
     """
     text = text.strip().strip("[]")
@@ -32,27 +32,26 @@ def parse_key(text: str, length: int, field: str = "key") -> bytes:
 
 
 def check_key(key: bytes, length: int, field: str = "key") -> bytes:
-    """The key itself when it can serve as one.
-
-    Raises: ValueError when it has another length, or is too regular to be distinguished from chance.
-    """
+    """Returns the key. Raises: ValueError when it has another length, or is too regular to be told from chance."""
     if len(key) != length:
         raise ValueError(f"{field} is {len(key)} bytes, must be exactly {length}")
     symbols = key_symbols(key)
-    # A key of equal bytes cannot be distinguished from audio whose symbols happen to be alike. One message
-    # of the key with one symbol misread must be proof; it is for 99 of 100 random keys.
+    # A key whose bytes are all alike cannot be told from audio whose symbols are alike by chance. One message of
+    # the key with one symbol misread must be proof; it is for 99 of 100 random keys.
     if fit(tally(np.eye(5)[symbols].T, len(symbols)), symbols).threshold > 1 - 0.99 / len(symbols):
-        raise ValueError(f"{field} is too regular to be distinguished from chance: use random bytes")
+        raise ValueError(
+            f"{field} is too regular to be told from chance, as 1 of 100 random keys is: draw {length} other random bytes"
+        )
     return key
 
 
 def key_symbols(key: bytes) -> list[int]:
-    """The message that spells the key: two bits a symbol, high bits first, as 1 to 4; then 0, the end."""
+    """The message of the key: two bits a symbol, high bits first, as 1 to 4; then 0, the end."""
     return [(byte >> shift & 3) + 1 for byte in key for shift in (6, 4, 2, 0)] + [0]
 
 
 def symbols_key(symbols: list[int]) -> bytes | None:
-    """The key that one period of symbols spells, whatever its rotation; None unless exactly one ends it."""
+    """The key of one period of symbols, at any rotation; None unless exactly one symbol is the end."""
     if symbols.count(0) != 1:
         return None
     end = symbols.index(0)

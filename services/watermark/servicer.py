@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -20,12 +18,8 @@ from services.runtime import instruments
 from services.runtime.admission import Admission, PendingStreams
 from services.runtime.audio import (
     MAX_PEAK,
-    AudioError,
-    Clip,
     Encoding,
     from_bytes,
-    read_raw,
-    read_wav,
     to_bytes,
 )
 from services.runtime.batcher import Batcher
@@ -38,10 +32,10 @@ from services.runtime.request_reader import limit_idle
 from services.runtime.sample_encodings import ENCODINGS
 from services.runtime.version import version
 from services.watermark.config import WatermarkSettings
-from services.watermark.key import check_key
+from services.watermark.detect_calls import DetectCalls
 
 if TYPE_CHECKING:
-    from services.watermark.detector import Detection, Detector
+    from services.watermark.detector import Detector
     from services.watermark.embedder import Embedder
     from services.watermark.stream import EmbedStream
 
@@ -65,15 +59,22 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         marking: Batcher[tuple[EmbedStream, np.ndarray | None], np.ndarray],
         searching: Pool,
     ):
-        self._settings, self._bundle, self._key = settings, bundle, key
-        self._embedder, self._detector = embedder, detector
-        self._marking, self._searching = marking, searching
+        self._settings, self._bundle = settings, bundle
+        self._embedder, self._marking = embedder, marking
         self._first_samples = embedder.first_samples
         self._streams = Admission("watermark streams", settings.streams)
         self._pending = PendingStreams("watermark streams", 2 * settings.streams + 64)
-        self._detections = Admission("watermark detections", settings.detections, retry_after_s=2.0)
+        detections = Admission("watermark detections", settings.detections, retry_after_s=2.0)
+        self._detect = DetectCalls(
+            detector,
+            searching,
+            detections,
+            key,
+            max_clip_s=settings.max_detect_s,
+            time_limit_s=settings.search_time_s,
+        )
         instruments.observe_admission(self._streams, "csm.watermark.streams")
-        instruments.observe_admission(self._detections, "csm.watermark.detections")
+        instruments.observe_admission(detections, "csm.watermark.detections")
 
     async def Embed(
         self, request_iterator: AsyncIterator[watermark_pb2.EmbedRequest], context: grpc.aio.ServicerContext
@@ -129,31 +130,13 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
     async def Detect(
         self, request: watermark_pb2.DetectRequest, context: grpc.aio.ServicerContext
     ) -> watermark_pb2.DetectResponse:
-        began = time.perf_counter()
-        key = self._key
-        if request.HasField("key"):
-            try:
-                key = check_key(request.key, len(self._key))
-            except ValueError as error:
-                raise InvalidArgument("key", str(error).removeprefix("key ")) from None
-        with self._detections.enter():
-            try:
-                clip = await asyncio.to_thread(self._read, request.audio)
-            except AudioError as error:
-                raise InvalidArgument(f"audio.{error.field}", error.description) from None
-            detection, seconds = await self._search(clip, key)
-        instruments.stage_first_output.record(time.perf_counter() - began, _DETECT)
-        trace.get_current_span().set_attributes({"csm.found": detection.found, "csm.samples": len(clip.samples)})
-        response = watermark_pb2.DetectResponse(
-            found=detection.found,
-            confidence=detection.confidence,
-            threshold=detection.threshold,
-            decoded_key=detection.decoded_key,
-        )
-        if detection.position_s is not None:
-            response.position.FromNanoseconds(round(detection.position_s * 1e9))
-        response.compute_duration.FromNanoseconds(int(seconds * 1e9))
-        return response
+        return await self._detect.detect(request)
+
+    async def DetectStream(
+        self, request_iterator: AsyncIterator[watermark_pb2.DetectStreamRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[watermark_pb2.DetectStreamResponse]:
+        async for response in self._detect.detect_stream(self._pending, request_iterator):
+            yield response
 
     async def GetModelInfo(
         self, request: watermark_pb2.GetModelInfoRequest, context: grpc.aio.ServicerContext
@@ -227,37 +210,3 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         instruments.stage_chunk.record(done.seconds, _EMBED)
         instruments.stage_queue.record(max(0.0, time.perf_counter() - asked - done.seconds), _EMBED)
         return done.result, done.share_s
-
-    # Detect's parts.
-
-    def _read(self, audio: common_pb2.AudioClip) -> Clip:
-        most = self._settings.max_detect_s
-        match audio.WhichOneof("source"):
-            case "wav":
-                return read_wav(audio.wav, max_duration_s=most)
-            case "raw":
-                form = audio.raw.format
-                if form.encoding not in ENCODINGS:
-                    raise AudioError("raw.format.encoding", "must be PCM_S16LE or PCM_F32LE")
-                return read_raw(
-                    audio.raw.data,
-                    encoding=ENCODINGS[form.encoding],
-                    sample_rate_hz=form.sample_rate_hz,
-                    channels=form.channels if form.HasField("channels") else 1,
-                    max_duration_s=most,
-                )
-            case _:
-                raise AudioError("source", "must be set: wav or raw")
-
-    async def _search(self, clip: Clip, key: bytes) -> tuple[Detection, float]:
-        left = threading.Event()  # the caller is gone: the search ends after the pass it is in
-        asked = time.perf_counter()
-        try:
-            found, seconds = await self._searching.run(
-                lambda: self._detector.detect(clip.samples, clip.sample_rate_hz, key, left.is_set)
-            )
-            instruments.stage_chunk.record(seconds, _DETECT)
-            instruments.stage_queue.record(max(0.0, time.perf_counter() - asked - seconds), _DETECT)
-            return found, seconds
-        finally:
-            left.set()

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from csm.common.v1 import common_pb2
 from csm.watermark.v1 import watermark_pb2
+from google.protobuf.duration_pb2 import Duration
 
 from services.runtime.audio import wav_bytes
 from services.watermark.key import PUBLIC_KEY
 from services.watermark.weights import write_random
-from support.watermark_calls import KEY, S16, audio, embed, field_of, raw, refusal, serving, start, write_bundle
+from support.watermark_calls import F32, KEY, S16, audio, embed, field_of, raw, refusal, serving, start, write_bundle
 from support.watermark_pair import TINY, speech_like
 
 
@@ -44,7 +45,7 @@ async def test_int16_and_wav_are_as_good(service):
         (watermark_pb2.DetectRequest(audio=raw([])), "audio.raw.data"),
         (watermark_pb2.DetectRequest(audio=raw([np.inf])), "audio.raw.data"),
         (watermark_pb2.DetectRequest(audio=raw([0.0] * 9, rate_hz=0)), "audio.raw.format.sample_rate_hz"),
-        (watermark_pb2.DetectRequest(audio=raw([0.0] * 9, channels=3)), "audio.raw.format.channels"),
+        (watermark_pb2.DetectRequest(audio=raw([0.0] * 9, channels=9)), "audio.raw.format.channels"),
         (watermark_pb2.DetectRequest(audio=raw([0.0] * 9, encoding=0)), "audio.raw.format.encoding"),
         (watermark_pb2.DetectRequest(audio=raw(np.zeros(24000 * 6))), "audio.raw.data"),
         (watermark_pb2.DetectRequest(audio=common_pb2.AudioClip(wav=b"RIFF")), "audio.wav"),
@@ -58,14 +59,79 @@ async def test_bad_clips_and_keys_are_refused(service, request_, field):
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and field_of(error) == field
 
 
-async def test_a_caller_who_leaves_ends_the_search(pair_folder, monkeypatch):
-    began, output_layers = threading.Event(), threading.Event()
+async def searched(stub, samples, size, rate_hz=24000, **fields):
+    """(searched seconds of each progress message, the answer) of audio [n, channels]."""
 
-    def search(self, samples, sample_rate_hz, key, stopped):
+    async def requests():
+        form = common_pb2.AudioFormat(encoding=F32, sample_rate_hz=rate_hz, channels=samples.shape[1])
+        yield watermark_pb2.DetectStreamRequest(start=watermark_pb2.DetectStart(format=form, **fields))
+        for first in range(0, len(samples), size):
+            data = samples[first : first + size].astype("<f4").tobytes()
+            yield watermark_pb2.DetectStreamRequest(audio=watermark_pb2.DetectAudio(data=data))
+
+    *progress, last = [response async for response in stub.DetectStream(requests(), timeout=60)]
+    return [each.progress.searched.ToTimedelta().total_seconds() for each in progress], last.finished
+
+
+async def test_a_long_stream_is_searched_by_pieces_and_each_channel_by_itself(service, monkeypatch):
+    monkeypatch.setattr("services.watermark.detector.PIECE_S", 2.0)
+    monkeypatch.setattr("services.watermark.detector._MIN_PIECE_S", 2.0)
+    clip = speech_like(1.5, seed=5)
+    _, data, _ = await embed(service, [start(), audio(clip)])
+    stereo = np.stack([speech_like(6.0, seed=6), 0.3 * speech_like(6.0, seed=7)], axis=1)
+    stereo[72000 : 72000 + len(clip), 1] = np.frombuffer(data, "<f4")
+    progress, answer = await searched(service, stereo, 24000)
+    assert len(progress) >= 2 and progress == sorted(progress) and progress[-1] < 6
+    [mark] = answer.marks
+    assert answer.found and answer.verdict == common_pb2.WATERMARK_VERDICT_FOUND and mark.channel == 1
+    assert mark.start.ToTimedelta().total_seconds() == pytest.approx(3, abs=0.3)
+    assert mark.end.ToTimedelta().total_seconds() == pytest.approx(4.5, abs=0.3)
+    assert mark.speed == 1 and mark.confidence == answer.confidence >= answer.threshold == mark.threshold
+    assert not answer.limited and answer.searched.ToTimedelta().total_seconds() == 6
+
+
+async def test_a_limit_ends_the_search_and_the_answer_says_so(service, monkeypatch):
+    monkeypatch.setattr("services.watermark.detector.PIECE_S", 3.0)
+    monkeypatch.setattr("services.watermark.detector._MIN_PIECE_S", 3.0)
+    limit = common_pb2.WatermarkSearch(time_limit=Duration(nanos=1))
+    _, answer = await searched(service, speech_like(8.0, seed=6)[:, None], 24000, search=limit)
+    assert answer.limited and not answer.found and answer.verdict == common_pb2.WATERMARK_VERDICT_LIMITED
+    assert answer.searched.ToTimedelta().total_seconds() == 0
+
+
+@pytest.mark.parametrize(
+    ("samples", "verdict"),
+    [(np.zeros(48000), "SILENT"), (speech_like(0.3, seed=6), "TOO_SHORT"), (speech_like(3.0, seed=6), "NOT_FOUND")],
+)
+async def test_a_verdict_says_why_nothing_is_found(service, samples, verdict):
+    answer = await service.Detect(watermark_pb2.DetectRequest(audio=raw(samples)), timeout=60)
+    assert common_pb2.WatermarkVerdict.Name(answer.verdict) == f"WATERMARK_VERDICT_{verdict}"
+    assert not answer.found and answer.confidence < answer.threshold
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"rate_hz": 4000}, "start.format.sample_rate_hz"),
+        ({"key": b"1234"}, "start.key"),
+        ({"search": common_pb2.WatermarkSearch(time_limit=Duration())}, "start.search.time_limit"),
+        ({"search": common_pb2.WatermarkSearch(time_limit=Duration(seconds=601))}, "start.search.time_limit"),
+    ],
+)
+async def test_bad_streams_are_refused(service, fields, field):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await searched(service, np.zeros((0, 1)), 1, **fields)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT and field_of(caught.value) == field
+
+
+async def test_a_caller_who_leaves_ends_the_search(pair_folder, monkeypatch):
+    began, ended = threading.Event(), threading.Event()
+
+    def search(self, samples, sample_rate_hz, key, stopped, **options):
         began.set()
         while not stopped():
             pass
-        output_layers.set()
+        ended.set()
         raise InterruptedError
 
     monkeypatch.setattr("services.watermark.detector.Detector.detect", search)
@@ -76,7 +142,7 @@ async def test_a_caller_who_leaves_ends_the_search(pair_folder, monkeypatch):
         full = await refusal(stub.Detect(watermark_pb2.DetectRequest(audio=raw(speech_like(0.5))), timeout=10))
         assert full.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         call.cancel()
-        assert await asyncio.to_thread(output_layers.wait, 10)
+        assert await asyncio.to_thread(ended.wait, 10)
         await asyncio.gather(waiting, return_exceptions=True)
 
 

@@ -82,6 +82,13 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
         response.position.FromMilliseconds(120)
         return response
 
+    async def VerifyWatermarkStream(self, requests, context):
+        first = await anext(requests)
+        yield speech_pb2.VerifyWatermarkStreamResponse(started=speech_pb2.VerifyWatermarkStarted())
+        wav = b"".join([request.wav async for request in requests])
+        request = speech_pb2.VerifyWatermarkRequest(audio=common_pb2.AudioClip(wav=wav), search=first.start.search)
+        yield speech_pb2.VerifyWatermarkStreamResponse(finished=await self.VerifyWatermark(request, context))
+
     async def ListVoices(self, request, context):
         self._take(request, context)
         bundle = common_pb2.BundleIdentity(bundle_id="fake", codebooks=8, frame_rate_hz=12.5, sample_rate_hz=RATE_HZ)

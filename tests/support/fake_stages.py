@@ -242,6 +242,17 @@ class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
             response.position.FromMilliseconds(250)
             return response
 
+    async def DetectStream(self, requests, context):
+        with self.probe.call("detector", context):
+            assert (await anext(requests)).HasField("start")
+            yield watermark_pb2.DetectStreamResponse(started=watermark_pb2.DetectStarted())
+            data = b"".join([request.audio.data async for request in requests])
+            progress = watermark_pb2.DetectProgress()
+            progress.searched.FromMilliseconds(len(data))
+            yield watermark_pb2.DetectStreamResponse(progress=progress)
+            answer = watermark_pb2.DetectResponse(found=data.endswith(b"marked"), confidence=0.9, threshold=0.6)
+            yield watermark_pb2.DetectStreamResponse(finished=answer)
+
     async def GetModelInfo(self, request, context):
         return watermark_pb2.GetModelInfoResponse(bundle=self.probe.identity, lookahead_samples=LOOKAHEAD, trained=True)
 

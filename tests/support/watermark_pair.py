@@ -11,6 +11,8 @@ stock uses) and eval mode (which we use) agree.
 
 from __future__ import annotations
 
+import gc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -105,4 +107,8 @@ def stock_model(paths: dict[str, Path]):
     from silentcipher.stft import Singleton
 
     Singleton._instances.clear()
-    return silentcipher.get_model(ckpt_path=str(paths["hparams"].parent), config_path=str(paths["hparams"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it never closes its files
+        model = silentcipher.get_model(ckpt_path=str(paths["hparams"].parent), config_path=str(paths["hparams"]))
+        gc.collect()
+    return model

@@ -12,7 +12,7 @@ Calls join the caller's OpenTelemetry trace, if there is one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -165,6 +165,43 @@ class SpeechClient:
         request = speech_pb2.VerifyWatermarkRequest(audio=requests.clip(audio))
         response: speech_pb2.VerifyWatermarkResponse = await self._unary("VerifyWatermark", request, timeout_s)
         return response
+
+    async def verify_stream(
+        self,
+        pieces: AsyncIterable[bytes],
+        *,
+        speeds: bool = False,
+        time_limit_s: float | None = None,
+        on_progress: Callable[[speech_pb2.VerifyWatermarkProgress], object] = lambda progress: None,
+        timeout_s: float | None = None,
+    ) -> speech_pb2.VerifyWatermarkResponse:
+        """Whether a WAV of any length, which comes in pieces, carries the deployment's watermark, and where.
+
+        speeds: search audio that is up to 6 % faster or slower too. time_limit_s: of the search; the answer says
+        whether it ended it. on_progress: called after each piece of about a minute.
+        Raises: SpeechError.
+        """
+        search = requests.search(speeds, time_limit_s)
+
+        async def messages() -> AsyncIterator[speech_pb2.VerifyWatermarkStreamRequest]:
+            yield speech_pb2.VerifyWatermarkStreamRequest(start=speech_pb2.VerifyWatermarkStart(search=search))
+            async for piece in pieces:
+                yield speech_pb2.VerifyWatermarkStreamRequest(wav=piece)
+
+        answer: speech_pb2.VerifyWatermarkResponse | None = None
+        with CallSpan("VerifyWatermarkStream") as span:
+            try:
+                call = self._call("VerifyWatermarkStream", messages(), timeout_s, span.metadata)
+                async for response in call:
+                    if response.HasField("progress"):
+                        on_progress(response.progress)
+                    elif response.HasField("finished"):
+                        answer = response.finished
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from error
+        if answer is None:
+            raise broken_contract("the stream ended before its end was sent")
+        return answer
 
     async def voices(self, *, timeout_s: float | None = None) -> speech_pb2.ListVoicesResponse:
         """The deployment's bundle, version, limits and voices. Raises: SpeechError."""

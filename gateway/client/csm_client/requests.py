@@ -138,3 +138,11 @@ def _named(field: str, name: str | None, values: dict[str, Any]) -> Any:
     if name is not None and name not in values:
         raise ValueError(f"{field}: {name!r} is none of {', '.join(values)}")
     return values[name] if name is not None else None
+
+
+def search(speeds: bool, time_limit_s: float | None) -> common_pb2.WatermarkSearch:
+    """How a watermark is searched."""
+    wanted = common_pb2.WatermarkSearch(speeds=speeds)
+    if time_limit_s is not None:
+        wanted.time_limit.FromNanoseconds(round(time_limit_s * 1e9))
+    return wanted

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import soxr
-import torch
 
-from services.watermark.detector import Detector
+from services.watermark.detector import Detector, Verdict
 from services.watermark.embedder import Embedder
 from services.watermark.key import PUBLIC_KEY, key_symbols
+from services.watermark.reader import SymbolReader
 from services.watermark.weights import load_nets
 from support.watermark_pair import speech_like
 
@@ -36,9 +36,10 @@ def test_agrees_with_the_stock_decoder(detector, stock_pair, marked):
     stock = stock_pair.decode_wav(marked, 24000, False)
     ours = detector.detect(marked, 24000, PUBLIC_KEY)
     assert stock["messages"] == [list(ours.decoded_key)] == [list(PUBLIC_KEY)]
-    # Symbol by symbol: the share of the likeliest ones that are the message's, as the stock reckons it.
-    [scores] = detector._scores(detector._prepare(marked, 24000), [0], lambda: False)
-    symbols = scores.argmax(0).numpy()
+    # Symbol by symbol: the share of the likeliest ones that are the message's, as the stock computes it.
+    view = detector.reader.view(marked, 24000)
+    [probabilities] = detector.reader.read(view, 0, [(0, view.columns)])
+    symbols = probabilities.argmax(0)
     share = np.mean(symbols == np.resize(key_symbols(PUBLIC_KEY), len(symbols)))
     assert share == pytest.approx(stock["confidences"][0], abs=0.05)
 
@@ -84,19 +85,16 @@ def test_untrained_nets_find_nothing(untrained):
     assert not result.found and 0 < result.confidence < result.threshold
 
 
-def test_long_clips_are_decoded_in_blocks_that_change_nothing(pair, marked, monkeypatch):
-    detector = Detector(pair)
-    audio = detector._prepare(marked, 24000)
-    whole = detector._scores(audio, [5, 77], lambda: False)
-    monkeypatch.setattr("services.watermark.detector._BLOCK_CELLS", 50 * 2 * pair.hparams.message_band_size)
-    monkeypatch.setattr("services.watermark.detector._LEAST_BLOCK_COLUMNS", 10)
-    cut = detector._scores(audio, [5, 77], lambda: False)
-    assert (cut - whole).abs().max() < 1e-4
-    # Offsets looked at together read as each alone.
-    alone = torch.cat(
-        [detector._scores(audio[: len(audio) - 72], [5], lambda: False), detector._scores(audio, [77], lambda: False)]
-    )
-    assert (cut - alone).abs().max() < 1e-4
+def test_stretches_are_read_as_the_whole_clip_is(pair, marked, monkeypatch):
+    """Wherever they begin, at whatever offset, and with others of other lengths."""
+    reader = SymbolReader(pair)
+    view = reader.view(marked, 24000)
+    for offset in (0, 77):
+        [whole] = reader.read(view, offset, [(0, view.columns)])
+        stretches = [(0, 21), (21, 42), (view.columns - 21, 21), (50, 7)]
+        for (first, count), part in zip(stretches, reader.read(view, offset, stretches), strict=True):
+            assert part.shape == (5, count)
+            assert np.abs(part - whole[:, first : first + count]).max() < 0.02
 
 
 def test_bounds(detector, pair, marked):
@@ -115,32 +113,32 @@ def test_bounds(detector, pair, marked):
             Detector(pair, offsets=offsets)
 
 
-def passes(detector, samples, monkeypatch):
-    """(what is found, how many offsets were decoded for it)"""
-    tried, scores = [], Detector._scores
+def messages_read(detector, samples, monkeypatch, **options):
+    """(what is found, how many messages' columns were decoded for it)"""
+    columns, read = [], SymbolReader.read
 
-    def counted(self, audio, offsets, stopped):
-        tried.extend(offsets)
-        return scores(self, audio, offsets, stopped)
+    def counted(self, view, offset, stretches, stopped=lambda: False):
+        columns.extend(count for _, count in stretches)
+        return read(self, view, offset, stretches, stopped)
 
-    monkeypatch.setattr(Detector, "_scores", counted)
-    return detector.detect(samples, 24000, PUBLIC_KEY), len(tried)
-
-
-def test_a_clip_that_begins_with_its_mark_takes_one_pass(detector, marked, monkeypatch):
-    result, count = passes(detector, marked[:30000], monkeypatch)
-    assert result.found and result.position_s == 0 and count == 1
+    monkeypatch.setattr(SymbolReader, "read", counted)
+    return detector.detect(samples, 24000, PUBLIC_KEY, **options), sum(columns) / 21
 
 
-@pytest.mark.parametrize("offsets", [2, 8])
-def test_a_clip_without_a_sign_of_the_key_takes_the_coarse_passes_alone(pair, offsets, monkeypatch):
-    result, count = passes(Detector(pair, offsets=offsets), speech_like(0.7, seed=9), monkeypatch)
-    assert not result.found and count == offsets
+def test_a_long_clip_without_a_mark_is_read_sparsely(pair, monkeypatch):
+    """One message in four at each offset, and a share of what seems promising."""
+    offsets = 2
+    result, count = messages_read(
+        Detector(pair, max_seconds=30, offsets=offsets), speech_like(24.0, seed=9), monkeypatch
+    )
+    messages = 24 / pair.hparams.message_seconds
+    assert not result.found and result.verdict is Verdict.NOT_FOUND
+    assert offsets * messages / 4 <= count <= offsets * (messages / 4 + 1) + max(32, 0.3 * messages) + 6
 
 
-def test_a_long_clip_without_a_sign_of_the_key_is_read_once_in_full(detector, monkeypatch):
-    result, count = passes(detector, speech_like(4.0, seed=9), monkeypatch)
-    assert not result.found and count == detector.offsets + 1
+def test_a_marked_clip_is_read_little_more_than_once(detector, marked, monkeypatch):
+    result, count = messages_read(detector, marked, monkeypatch)
+    assert result.found and count <= 2 * len(marked) / 24000 / detector.hparams.message_seconds
 
 
 def test_a_long_clip_marked_in_its_loudest_part_alone_is_found(detector, marked):
@@ -149,8 +147,14 @@ def test_a_long_clip_marked_in_its_loudest_part_alone_is_found(detector, marked)
     clip = np.concatenate([quiet[: 300 * hop], marked, quiet])
     result = detector.detect(clip, 24000, PUBLIC_KEY)
     assert result.found and result.decoded_key == PUBLIC_KEY
-    begins = 300 * hop / 24000 % detector.hparams.message_seconds
-    assert result.position_s == pytest.approx(begins, abs=hop / 4 / 24000)
+    begins = 300 * hop / 24000
+    message_s = detector.hparams.message_seconds
+    assert result.position_s == pytest.approx(begins, abs=2 * message_s)
+    assert (result.position_s - begins + 0.01) % message_s == pytest.approx(0.01, abs=hop / 4 / 24000)
+    [mark] = result.marks
+    assert mark.start_s == pytest.approx(begins, abs=message_s) and mark.end_s == pytest.approx(
+        begins + len(marked) / 24000, abs=message_s
+    )
 
 
 def test_a_search_can_be_given_up(detector, marked):
@@ -161,7 +165,7 @@ def test_a_search_can_be_given_up(detector, marked):
         return len(asked) > 2
 
     with pytest.raises(InterruptedError):
-        detector.detect(speech_like(1.5, seed=9), 24000, PUBLIC_KEY, stopped)
+        detector.detect(speech_like(9.5, seed=9), 24000, PUBLIC_KEY, stopped)
     assert len(asked) == 3
 
 

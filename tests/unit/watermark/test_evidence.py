@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from services.watermark.evidence import FALSE_ALARM, UNREACHABLE, fit, tally, vote
+from services.watermark.evidence import MAX_P_VALUE, UNREACHABLE, fit, tally, vote
 from services.watermark.key import PUBLIC_KEY, check_key, key_symbols, symbols_key
 
 MESSAGE = key_symbols(PUBLIC_KEY)
@@ -24,7 +24,7 @@ def read(symbols, message=MESSAGE):
 def test_a_perfect_reading_is_found_at_its_rotation(rotation):
     symbols = np.roll(np.tile(MESSAGE, 3), rotation)
     result = read(symbols)
-    assert result.found and result.share == 1 and result.rotation == rotation
+    assert result.significant and result.share == 1 and result.rotation == rotation
     assert symbols_key(vote(sums(symbols))) == PUBLIC_KEY
 
 
@@ -37,7 +37,7 @@ def test_chance_is_the_share_of_keys_that_would_agree_as_well():
     agreed = turned[np.arange(6), message].sum()
     assert result.share == agreed / 31
     others = [turned[np.arange(6), [*symbols, 0]].sum() for symbols in itertools.product(message[:-1], repeat=5)]
-    assert result.chance == pytest.approx(min(1, 6 * np.mean(np.array(others) >= agreed)))
+    assert result.p_value == pytest.approx(min(1, 6 * np.mean(np.array(others) >= agreed)))
 
 
 @pytest.mark.parametrize("kind", ["one message", "five messages", "constant", "slow", "periodic", "noise"])
@@ -52,7 +52,7 @@ def test_found_is_the_same_as_above_the_threshold(kind):
         "noise": rng.integers(0, 5, 210),
     }[kind]
     result = read(symbols)
-    assert result.found == (result.share >= result.threshold) == kind.endswith(("message", "messages"))
+    assert result.significant == (result.share >= result.threshold) == kind.endswith(("message", "messages"))
 
 
 @pytest.mark.parametrize("kind", ["constant", "slow", "periodic", "noise"])
@@ -66,17 +66,17 @@ def test_symbols_that_say_no_key_prove_none(kind):
     }[kind]
     draw = random.Random(2)
     counts = sums(symbols)
-    chances = [fit(counts, key_symbols(draw.randbytes(5))).chance for _ in range(300)]
+    chances = [fit(counts, key_symbols(draw.randbytes(5))).p_value for _ in range(300)]
     # As rare as it says: of 300 keys about 3 at most lie below 1 %.
     assert sum(chance < 0.01 for chance in chances) <= 9
-    assert min(chances) > FALSE_ALARM
+    assert min(chances) > MAX_P_VALUE
 
 
 def test_three_misread_symbols_of_a_single_message_are_forgiven_and_no_more():
     assert math.ceil(21 * read(MESSAGE).threshold) == 18
     # 17 of 20 symbols of the key by chance: about 3e-8 for each of 21 rotations.
     binomial = sum(math.comb(20, k) * 0.25**k * 0.75 ** (20 - k) for k in range(17, 21))
-    assert 21 * binomial < FALSE_ALARM
+    assert 21 * binomial < MAX_P_VALUE
 
 
 def test_a_reading_with_errors_needs_more_messages():
@@ -86,20 +86,20 @@ def test_a_reading_with_errors_needs_more_messages():
         symbols = np.tile(MESSAGE, periods)
         return np.where(draw.random(len(symbols)) < 0.5, draw.integers(0, 5, len(symbols)), symbols)
 
-    assert not any(read(noisy(1)).found for _ in range(30))
-    assert all(read(noisy(20)).found for _ in range(30))
+    assert not any(read(noisy(1)).significant for _ in range(30))
+    assert all(read(noisy(20)).significant for _ in range(30))
 
 
 def test_nothing_read_is_nothing_proven():
     result = read(np.zeros(0, int))
-    assert not result.found and result.share == 0 and result.threshold == UNREACHABLE
+    assert not result.significant and result.share == 0 and result.threshold == UNREACHABLE
     assert read(MESSAGE[:10]).threshold == UNREACHABLE  # half a message
 
 
 def test_regular_keys_cannot_be_proven_and_are_not_taken():
     for key in (bytes(5), bytes([0x55, 0xAA, 0x55, 0xAA, 0x55])):
         message = key_symbols(key)
-        assert not read(message, message).found
+        assert not read(message, message).significant
         with pytest.raises(ValueError, match="too regular"):
             check_key(key, 5)
 
@@ -117,15 +117,15 @@ def test_a_decoder_that_wavers_still_proves_the_key():
     probabilities = np.full((5, len(truth)), 0.05)
     probabilities[truth, np.arange(len(truth))] = 0.4
     probabilities[rival, np.arange(len(truth))] = 0.45
-    assert fit(tally(probabilities, 21), MESSAGE).found
+    assert fit(tally(probabilities, 21), MESSAGE).significant
     assert symbols_key(vote(tally(probabilities, 21))) == PUBLIC_KEY
-    assert not read(probabilities.argmax(0)).found
+    assert not read(probabilities.argmax(0)).significant
 
 
 def test_every_look_is_a_chance_to_be_wrong():
     counts = sums([*MESSAGE[:17], *[1] * 4] * 2)
-    once, often = fit(counts, MESSAGE), fit(counts, MESSAGE, looks=12)
-    assert often.chance == pytest.approx(12 * once.chance, rel=1e-6) and often.threshold >= once.threshold
+    once, often = fit(counts, MESSAGE), fit(counts, MESSAGE, trials=12)
+    assert often.p_value == pytest.approx(12 * once.p_value, rel=1e-6) and often.threshold >= once.threshold
     assert often.share == once.share
 
 
@@ -133,4 +133,4 @@ def test_a_long_clip_is_counted_in_larger_units_to_the_same_verdict():
     draw = np.random.default_rng(5)
     symbols = np.where(draw.random(42000) < 0.8, draw.integers(0, 5, 42000), np.tile(MESSAGE, 2000))
     result = read(symbols)
-    assert result.found and result.share == pytest.approx(np.mean(symbols == np.tile(MESSAGE, 2000)), abs=0.005)
+    assert result.significant and result.share == pytest.approx(np.mean(symbols == np.tile(MESSAGE, 2000)), abs=0.005)

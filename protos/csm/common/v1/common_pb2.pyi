@@ -5,6 +5,7 @@ Types that several CSM services share: audio, frames, sampling and identity."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -82,6 +83,46 @@ FINISH_REASON_INTERRUPTED: FinishReason.ValueType  # 5
 FINISH_REASON_EMPTY: FinishReason.ValueType  # 6
 """The model ended the utterance at frame 0: there is no audio."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
+
+class _WatermarkVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WatermarkVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WatermarkVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WATERMARK_VERDICT_UNSPECIFIED: _WatermarkVerdict.ValueType  # 0
+    """Not stated."""
+    WATERMARK_VERDICT_FOUND: _WatermarkVerdict.ValueType  # 1
+    """The mark is there."""
+    WATERMARK_VERDICT_NOT_FOUND: _WatermarkVerdict.ValueType  # 2
+    """No mark with this key is there that could be read."""
+    WATERMARK_VERDICT_TOO_SHORT: _WatermarkVerdict.ValueType  # 3
+    """None was found, and the clip is too short to be sure."""
+    WATERMARK_VERDICT_SILENT: _WatermarkVerdict.ValueType  # 4
+    """The clip is silent."""
+    WATERMARK_VERDICT_OTHER_KEY: _WatermarkVerdict.ValueType  # 5
+    """A mark is there whose key is similar to the one looked for, but another."""
+    WATERMARK_VERDICT_LIMITED: _WatermarkVerdict.ValueType  # 6
+    """None was found in the part that was searched before a limit ended the search."""
+
+class WatermarkVerdict(_WatermarkVerdict, metaclass=_WatermarkVerdictEnumTypeWrapper):
+    """What a search for a watermark says."""
+
+WATERMARK_VERDICT_UNSPECIFIED: WatermarkVerdict.ValueType  # 0
+"""Not stated."""
+WATERMARK_VERDICT_FOUND: WatermarkVerdict.ValueType  # 1
+"""The mark is there."""
+WATERMARK_VERDICT_NOT_FOUND: WatermarkVerdict.ValueType  # 2
+"""No mark with this key is there that could be read."""
+WATERMARK_VERDICT_TOO_SHORT: WatermarkVerdict.ValueType  # 3
+"""None was found, and the clip is too short to be sure."""
+WATERMARK_VERDICT_SILENT: WatermarkVerdict.ValueType  # 4
+"""The clip is silent."""
+WATERMARK_VERDICT_OTHER_KEY: WatermarkVerdict.ValueType  # 5
+"""A mark is there whose key is similar to the one looked for, but another."""
+WATERMARK_VERDICT_LIMITED: WatermarkVerdict.ValueType  # 6
+"""None was found in the part that was searched before a limit ended the search."""
+Global___WatermarkVerdict: _TypeAlias = WatermarkVerdict  # noqa: Y015
 
 @_typing.final
 class AudioFormat(_message.Message):
@@ -278,3 +319,87 @@ class BundleIdentity(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BundleIdentity: _TypeAlias = BundleIdentity  # noqa: Y015
+
+@_typing.final
+class WatermarkSearch(_message.Message):
+    """How a watermark is searched."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEEDS_FIELD_NUMBER: _builtins.int
+    TIME_LIMIT_FIELD_NUMBER: _builtins.int
+    speeds: _builtins.bool
+    """Whether audio that is up to 6 % faster or slower, with its pitch changed or kept, is searched as a second
+    stage, where the plain search finds no mark. Takes about five times as long. Default false.
+    """
+    @_builtins.property
+    def time_limit(self) -> _duration_pb2.Duration:
+        """Limit of the time that the search may take; the answer says when it ended the search. At most, and by
+        default, the server's own limit.
+        """
+
+    def __init__(
+        self,
+        *,
+        speeds: _builtins.bool | None = ...,
+        time_limit: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_speeds", b"_speeds", "speeds", b"speeds", "time_limit", b"time_limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_speeds", b"_speeds", "speeds", b"speeds", "time_limit", b"time_limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__speeds: _TypeAlias = _typing.Literal["speeds"]  # noqa: Y015
+    _WhichOneofArgType__speeds: _TypeAlias = _typing.Literal["_speeds", b"_speeds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__speeds) -> _WhichOneofReturnType__speeds | None: ...
+
+Global___WatermarkSearch: _TypeAlias = WatermarkSearch  # noqa: Y015
+
+@_typing.final
+class WatermarkMark(_message.Message):
+    """A stretch of audio that carries the mark."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    SPEED_FIELD_NUMBER: _builtins.int
+    KEEPS_PITCH_FIELD_NUMBER: _builtins.int
+    channel: _builtins.int
+    """The channel, from 0 on. Equal channels are searched once, the first of them."""
+    confidence: _builtins.float
+    """Mean probability of the key's symbols there, 0 to 1."""
+    threshold: _builtins.float
+    """Confidence from which it is proof."""
+    speed: _builtins.float
+    """By which factor the audio is faster than it was when it was marked."""
+    keeps_pitch: _builtins.bool
+    """Whether that change kept the pitch."""
+    @_builtins.property
+    def start(self) -> _duration_pb2.Duration:
+        """Where it begins, to about the length of a message."""
+
+    @_builtins.property
+    def end(self) -> _duration_pb2.Duration:
+        """Where it ends, likewise."""
+
+    def __init__(
+        self,
+        *,
+        start: _duration_pb2.Duration | None = ...,
+        end: _duration_pb2.Duration | None = ...,
+        channel: _builtins.int = ...,
+        confidence: _builtins.float = ...,
+        threshold: _builtins.float = ...,
+        speed: _builtins.float = ...,
+        keeps_pitch: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "confidence", b"confidence", "end", b"end", "keeps_pitch", b"keeps_pitch", "speed", b"speed", "start", b"start", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatermarkMark: _TypeAlias = WatermarkMark  # noqa: Y015

@@ -539,18 +539,24 @@ class VerifyWatermarkRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     AUDIO_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def audio(self) -> _common_pb2.AudioClip:
-        """The clip."""
+        """The clip. Each channel is searched by itself."""
+
+    @_builtins.property
+    def search(self) -> _common_pb2.WatermarkSearch:
+        """How to search."""
 
     def __init__(
         self,
         *,
         audio: _common_pb2.AudioClip | None = ...,
+        search: _common_pb2.WatermarkSearch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "search", b"search"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "search", b"search"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -567,19 +573,37 @@ class VerifyWatermarkResponse(_message.Message):
     THRESHOLD_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     DETECTABLE_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    SEARCHED_FIELD_NUMBER: _builtins.int
+    LIMITED_FIELD_NUMBER: _builtins.int
     found: _builtins.bool
     """Whether the deployment's watermark is there, beyond chance."""
     confidence: _builtins.float
-    """Mean probability of the symbols of the deployment's key in what was decoded from the clip, 0 to 1."""
+    """Mean probability of the symbols of the deployment's key, 0 to 1: in the first mark; when none is found, in what
+    speaks most for one; when a similar key is there, at the places where the two differ.
+    """
     threshold: _builtins.float
     """Confidence from which found is true for this clip. Above 1 when the clip is too short or too silent
     for any result to be significant.
     """
     detectable: _builtins.bool
     """False when the bundle's watermark networks are untrained: then no watermark can ever be found."""
+    verdict: _common_pb2.WatermarkVerdict.ValueType
+    """The answer in a word."""
+    limited: _builtins.bool
+    """Whether a limit ended the search before the clip's end."""
     @_builtins.property
     def position(self) -> _duration_pb2.Duration:
         """Where in the clip the first whole message begins, when found."""
+
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.WatermarkMark]:
+        """The marks, in order of time."""
+
+    @_builtins.property
+    def searched(self) -> _duration_pb2.Duration:
+        """How much of the clip was searched."""
 
     def __init__(
         self,
@@ -589,14 +613,157 @@ class VerifyWatermarkResponse(_message.Message):
         threshold: _builtins.float = ...,
         position: _duration_pb2.Duration | None = ...,
         detectable: _builtins.bool = ...,
+        marks: _abc.Iterable[_common_pb2.WatermarkMark] | None = ...,
+        verdict: _common_pb2.WatermarkVerdict.ValueType = ...,
+        searched: _duration_pb2.Duration | None = ...,
+        limited: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "searched", b"searched"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "detectable", b"detectable", "found", b"found", "position", b"position", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "detectable", b"detectable", "found", b"found", "limited", b"limited", "marks", b"marks", "position", b"position", "searched", b"searched", "threshold", b"threshold", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyWatermarkResponse: _TypeAlias = VerifyWatermarkResponse  # noqa: Y015
+
+@_typing.final
+class VerifyWatermarkStart(_message.Message):
+    """Opens a search."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEARCH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def search(self) -> _common_pb2.WatermarkSearch:
+        """How to search."""
+
+    def __init__(
+        self,
+        *,
+        search: _common_pb2.WatermarkSearch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["search", b"search"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["search", b"search"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyWatermarkStart: _TypeAlias = VerifyWatermarkStart  # noqa: Y015
+
+@_typing.final
+class VerifyWatermarkStreamRequest(_message.Message):
+    """One message from the caller."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    WAV_FIELD_NUMBER: _builtins.int
+    wav: _builtins.bytes
+    """The next bytes of the WAV file."""
+    @_builtins.property
+    def start(self) -> Global___VerifyWatermarkStart:
+        """First message."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___VerifyWatermarkStart | None = ...,
+        wav: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "start", b"start", "wav", b"wav"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "start", b"start", "wav", b"wav"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["start", "wav"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___VerifyWatermarkStreamRequest: _TypeAlias = VerifyWatermarkStreamRequest  # noqa: Y015
+
+@_typing.final
+class VerifyWatermarkProgress(_message.Message):
+    """How far a search is, after each piece of about a minute."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEARCHED_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def searched(self) -> _duration_pb2.Duration:
+        """How much of the file was searched."""
+
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.WatermarkMark]:
+        """Marks found so far. The last ones may grow."""
+
+    def __init__(
+        self,
+        *,
+        searched: _duration_pb2.Duration | None = ...,
+        marks: _abc.Iterable[_common_pb2.WatermarkMark] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["searched", b"searched"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["marks", b"marks", "searched", b"searched"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyWatermarkProgress: _TypeAlias = VerifyWatermarkProgress  # noqa: Y015
+
+@_typing.final
+class VerifyWatermarkStarted(_message.Message):
+    """Sent once, when the search was accepted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyWatermarkStarted: _TypeAlias = VerifyWatermarkStarted  # noqa: Y015
+
+@_typing.final
+class VerifyWatermarkStreamResponse(_message.Message):
+    """One message of the stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTED_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def started(self) -> Global___VerifyWatermarkStarted:
+        """First message."""
+
+    @_builtins.property
+    def progress(self) -> Global___VerifyWatermarkProgress:
+        """After each piece."""
+
+    @_builtins.property
+    def finished(self) -> Global___VerifyWatermarkResponse:
+        """Last message."""
+
+    def __init__(
+        self,
+        *,
+        started: Global___VerifyWatermarkStarted | None = ...,
+        progress: Global___VerifyWatermarkProgress | None = ...,
+        finished: Global___VerifyWatermarkResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "progress", b"progress", "started", b"started"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "progress", b"progress", "started", b"started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "progress", "finished"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___VerifyWatermarkStreamResponse: _TypeAlias = VerifyWatermarkStreamResponse  # noqa: Y015
 
 @_typing.final
 class ListVoicesRequest(_message.Message):

@@ -55,6 +55,11 @@ class SpeechServiceStub(object):
                 request_serializer=csm_dot_speech_dot_v1_dot_speech__pb2.VerifyWatermarkRequest.SerializeToString,
                 response_deserializer=csm_dot_speech_dot_v1_dot_speech__pb2.VerifyWatermarkResponse.FromString,
                 _registered_method=True)
+        self.VerifyWatermarkStream = channel.stream_stream(
+                '/csm.speech.v1.SpeechService/VerifyWatermarkStream',
+                request_serializer=csm_dot_speech_dot_v1_dot_speech__pb2.VerifyWatermarkStreamRequest.SerializeToString,
+                response_deserializer=csm_dot_speech_dot_v1_dot_speech__pb2.VerifyWatermarkStreamResponse.FromString,
+                _registered_method=True)
         self.ListVoices = channel.unary_unary(
                 '/csm.speech.v1.SpeechService/ListVoices',
                 request_serializer=csm_dot_speech_dot_v1_dot_speech__pb2.ListVoicesRequest.SerializeToString,
@@ -103,6 +108,14 @@ class SpeechServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyWatermarkStream(self, request_iterator, context):
+        """As VerifyWatermark, for a WAV file of any length and with progress. The caller sends start, then the file
+        in pieces, then half-closes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListVoices(self, request, context):
         """Lists the voices of the deployment, its limits and its version.
         """
@@ -132,6 +145,11 @@ def add_SpeechServiceServicer_to_server(servicer, server):
                     servicer.VerifyWatermark,
                     request_deserializer=csm_dot_speech_dot_v1_dot_speech__pb2.VerifyWatermarkRequest.FromString,
                     response_serializer=csm_dot_speech_dot_v1_dot_speech__pb2.VerifyWatermarkResponse.SerializeToString,
+            ),
+            'VerifyWatermarkStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.VerifyWatermarkStream,
+                    request_deserializer=csm_dot_speech_dot_v1_dot_speech__pb2.VerifyWatermarkStreamRequest.FromString,
+                    response_serializer=csm_dot_speech_dot_v1_dot_speech__pb2.VerifyWatermarkStreamResponse.SerializeToString,
             ),
             'ListVoices': grpc.unary_unary_rpc_method_handler(
                     servicer.ListVoices,
@@ -248,6 +266,33 @@ class SpeechService(object):
             '/csm.speech.v1.SpeechService/VerifyWatermark',
             csm_dot_speech_dot_v1_dot_speech__pb2.VerifyWatermarkRequest.SerializeToString,
             csm_dot_speech_dot_v1_dot_speech__pb2.VerifyWatermarkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyWatermarkStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/csm.speech.v1.SpeechService/VerifyWatermarkStream',
+            csm_dot_speech_dot_v1_dot_speech__pb2.VerifyWatermarkStreamRequest.SerializeToString,
+            csm_dot_speech_dot_v1_dot_speech__pb2.VerifyWatermarkStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,10 @@ class SpeechServiceStub:
     """
     VerifyWatermark: _grpc.UnaryUnaryMultiCallable[_speech_pb2.VerifyWatermarkRequest, _speech_pb2.VerifyWatermarkResponse]
     """Reports whether a clip carries the deployment's watermark."""
+    VerifyWatermarkStream: _grpc.StreamStreamMultiCallable[_speech_pb2.VerifyWatermarkStreamRequest, _speech_pb2.VerifyWatermarkStreamResponse]
+    """As VerifyWatermark, for a WAV file of any length and with progress. The caller sends start, then the file
+    in pieces, then half-closes.
+    """
     ListVoices: _grpc.UnaryUnaryMultiCallable[_speech_pb2.ListVoicesRequest, _speech_pb2.ListVoicesResponse]
     """Lists the voices of the deployment, its limits and its version."""
 
@@ -79,6 +83,10 @@ class SpeechServiceAsyncStub(SpeechServiceStub):
     """
     VerifyWatermark: _aio.UnaryUnaryMultiCallable[_speech_pb2.VerifyWatermarkRequest, _speech_pb2.VerifyWatermarkResponse]  # type: ignore[assignment]
     """Reports whether a clip carries the deployment's watermark."""
+    VerifyWatermarkStream: _aio.StreamStreamMultiCallable[_speech_pb2.VerifyWatermarkStreamRequest, _speech_pb2.VerifyWatermarkStreamResponse]  # type: ignore[assignment]
+    """As VerifyWatermark, for a WAV file of any length and with progress. The caller sends start, then the file
+    in pieces, then half-closes.
+    """
     ListVoices: _aio.UnaryUnaryMultiCallable[_speech_pb2.ListVoicesRequest, _speech_pb2.ListVoicesResponse]  # type: ignore[assignment]
     """Lists the voices of the deployment, its limits and its version."""
 
@@ -127,6 +135,16 @@ class SpeechServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_speech_pb2.VerifyWatermarkResponse, _abc.Awaitable[_speech_pb2.VerifyWatermarkResponse]]:
         """Reports whether a clip carries the deployment's watermark."""
+
+    @_abc_1.abstractmethod
+    def VerifyWatermarkStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_speech_pb2.VerifyWatermarkStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_speech_pb2.VerifyWatermarkStreamResponse], _abc.AsyncIterator[_speech_pb2.VerifyWatermarkStreamResponse]]:
+        """As VerifyWatermark, for a WAV file of any length and with progress. The caller sends start, then the file
+        in pieces, then half-closes.
+        """
 
     @_abc_1.abstractmethod
     def ListVoices(

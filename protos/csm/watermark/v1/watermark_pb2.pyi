@@ -3,10 +3,12 @@
 isort:skip_file
 The watermark stage: marks audio, and finds the mark again."""
 
+from collections import abc as _abc
 from csm.common.v1 import common_pb2 as _common_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -241,21 +243,27 @@ class DetectRequest(_message.Message):
 
     AUDIO_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     """The key to look for: five bytes. Default: the deployment's."""
     @_builtins.property
     def audio(self) -> _common_pb2.AudioClip:
-        """The clip."""
+        """The clip. Each channel is searched by itself."""
+
+    @_builtins.property
+    def search(self) -> _common_pb2.WatermarkSearch:
+        """How to search."""
 
     def __init__(
         self,
         *,
         audio: _common_pb2.AudioClip | None = ...,
         key: _builtins.bytes | None = ...,
+        search: _common_pb2.WatermarkSearch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_key", b"_key", "audio", b"audio", "key", b"key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_key", b"_key", "audio", b"audio", "key", b"key", "search", b"search"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_key", b"_key", "audio", b"audio", "key", b"key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_key", b"_key", "audio", b"audio", "key", b"key", "search", b"search"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
     _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
@@ -275,23 +283,41 @@ class DetectResponse(_message.Message):
     DECODED_KEY_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     COMPUTE_DURATION_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    SEARCHED_FIELD_NUMBER: _builtins.int
+    LIMITED_FIELD_NUMBER: _builtins.int
     found: _builtins.bool
-    """Whether the key looked for is there, beyond what chance explains."""
+    """Whether the key looked for is there, beyond what chance explains, and no similar key."""
     confidence: _builtins.float
-    """Mean probability of the symbols of the key looked for, 0 to 1, in what was read of the clip."""
+    """Mean probability of the symbols of the key looked for, 0 to 1: in the first mark; when none is found, in what
+    speaks most for one; when a similar key is there, at the places where the two differ.
+    """
     threshold: _builtins.float
-    """Confidence from which found is true for what this clip holds. Above 1 when the clip is too
-    short or too silent for any agreement to prove something.
+    """Confidence from which found is true for what was read. Above 1 when the clip is too short or too silent for any
+    agreement to prove something.
     """
     decoded_key: _builtins.bytes
     """The key that the clip's symbols spell most often, whichever it is; absent when they spell none."""
+    verdict: _common_pb2.WatermarkVerdict.ValueType
+    """The answer in a word."""
+    limited: _builtins.bool
+    """Whether a limit ended the search before the clip's end."""
     @_builtins.property
     def position(self) -> _duration_pb2.Duration:
         """Where in the clip the first whole message begins, when found."""
 
     @_builtins.property
     def compute_duration(self) -> _duration_pb2.Duration:
-        """Time spent looking."""
+        """Time spent searching."""
+
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.WatermarkMark]:
+        """The marks, in order of time."""
+
+    @_builtins.property
+    def searched(self) -> _duration_pb2.Duration:
+        """How much of the clip was searched."""
 
     def __init__(
         self,
@@ -302,16 +328,195 @@ class DetectResponse(_message.Message):
         decoded_key: _builtins.bytes | None = ...,
         position: _duration_pb2.Duration | None = ...,
         compute_duration: _duration_pb2.Duration | None = ...,
+        marks: _abc.Iterable[_common_pb2.WatermarkMark] | None = ...,
+        verdict: _common_pb2.WatermarkVerdict.ValueType = ...,
+        searched: _duration_pb2.Duration | None = ...,
+        limited: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_decoded_key", b"_decoded_key", "compute_duration", b"compute_duration", "decoded_key", b"decoded_key", "position", b"position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decoded_key", b"_decoded_key", "compute_duration", b"compute_duration", "decoded_key", b"decoded_key", "position", b"position", "searched", b"searched"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoded_key", b"_decoded_key", "compute_duration", b"compute_duration", "confidence", b"confidence", "decoded_key", b"decoded_key", "found", b"found", "position", b"position", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoded_key", b"_decoded_key", "compute_duration", b"compute_duration", "confidence", b"confidence", "decoded_key", b"decoded_key", "found", b"found", "limited", b"limited", "marks", b"marks", "position", b"position", "searched", b"searched", "threshold", b"threshold", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decoded_key: _TypeAlias = _typing.Literal["decoded_key"]  # noqa: Y015
     _WhichOneofArgType__decoded_key: _TypeAlias = _typing.Literal["_decoded_key", b"_decoded_key"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__decoded_key) -> _WhichOneofReturnType__decoded_key | None: ...
 
 Global___DetectResponse: _TypeAlias = DetectResponse  # noqa: Y015
+
+@_typing.final
+class DetectStart(_message.Message):
+    """Opens a search."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    """The key to look for: five bytes. Default: the deployment's."""
+    @_builtins.property
+    def format(self) -> _common_pb2.AudioFormat:
+        """Format of the audio that follows: 8 to 192 kHz, 1 to 8 channels. Absent: a WAV file follows."""
+
+    @_builtins.property
+    def search(self) -> _common_pb2.WatermarkSearch:
+        """How to search."""
+
+    def __init__(
+        self,
+        *,
+        format: _common_pb2.AudioFormat | None = ...,
+        key: _builtins.bytes | None = ...,
+        search: _common_pb2.WatermarkSearch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_key", b"_key", "format", b"format", "key", b"key", "search", b"search"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_key", b"_key", "format", b"format", "key", b"key", "search", b"search"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
+    _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
+
+Global___DetectStart: _TypeAlias = DetectStart  # noqa: Y015
+
+@_typing.final
+class DetectAudio(_message.Message):
+    """Some audio to search."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Samples in the stream's format, channels interleaved, whole groups of channels; or any bytes of the WAV file."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectAudio: _TypeAlias = DetectAudio  # noqa: Y015
+
+@_typing.final
+class DetectStreamRequest(_message.Message):
+    """One message from the caller."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    AUDIO_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start(self) -> Global___DetectStart:
+        """First message."""
+
+    @_builtins.property
+    def audio(self) -> Global___DetectAudio:
+        """Audio."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___DetectStart | None = ...,
+        audio: Global___DetectAudio | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "event", b"event", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "event", b"event", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["start", "audio"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___DetectStreamRequest: _TypeAlias = DetectStreamRequest  # noqa: Y015
+
+@_typing.final
+class DetectProgress(_message.Message):
+    """How far a search is, after each piece of about a minute."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEARCHED_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def searched(self) -> _duration_pb2.Duration:
+        """How much of the clip was searched."""
+
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.WatermarkMark]:
+        """Marks found so far. The last ones may grow."""
+
+    def __init__(
+        self,
+        *,
+        searched: _duration_pb2.Duration | None = ...,
+        marks: _abc.Iterable[_common_pb2.WatermarkMark] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["searched", b"searched"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["marks", b"marks", "searched", b"searched"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectProgress: _TypeAlias = DetectProgress  # noqa: Y015
+
+@_typing.final
+class DetectStarted(_message.Message):
+    """Sent once, when the search was accepted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectStarted: _TypeAlias = DetectStarted  # noqa: Y015
+
+@_typing.final
+class DetectStreamResponse(_message.Message):
+    """One message of the stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTED_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def started(self) -> Global___DetectStarted:
+        """First message."""
+
+    @_builtins.property
+    def progress(self) -> Global___DetectProgress:
+        """After each piece."""
+
+    @_builtins.property
+    def finished(self) -> Global___DetectResponse:
+        """Last message."""
+
+    def __init__(
+        self,
+        *,
+        started: Global___DetectStarted | None = ...,
+        progress: Global___DetectProgress | None = ...,
+        finished: Global___DetectResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "progress", b"progress", "started", b"started"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "progress", b"progress", "started", b"started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "progress", "finished"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___DetectStreamResponse: _TypeAlias = DetectStreamResponse  # noqa: Y015
 
 @_typing.final
 class GetModelInfoRequest(_message.Message):

@@ -45,6 +45,11 @@ class WatermarkServiceStub(object):
                 request_serializer=csm_dot_watermark_dot_v1_dot_watermark__pb2.DetectRequest.SerializeToString,
                 response_deserializer=csm_dot_watermark_dot_v1_dot_watermark__pb2.DetectResponse.FromString,
                 _registered_method=True)
+        self.DetectStream = channel.stream_stream(
+                '/csm.watermark.v1.WatermarkService/DetectStream',
+                request_serializer=csm_dot_watermark_dot_v1_dot_watermark__pb2.DetectStreamRequest.SerializeToString,
+                response_deserializer=csm_dot_watermark_dot_v1_dot_watermark__pb2.DetectStreamResponse.FromString,
+                _registered_method=True)
         self.GetModelInfo = channel.unary_unary(
                 '/csm.watermark.v1.WatermarkService/GetModelInfo',
                 request_serializer=csm_dot_watermark_dot_v1_dot_watermark__pb2.GetModelInfoRequest.SerializeToString,
@@ -73,6 +78,16 @@ class WatermarkServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DetectStream(self, request_iterator, context):
+        """As Detect, for audio of any length and with progress, piece by piece.
+
+        The caller sends start, then audio, then half-closes. Fails with RESOURCE_EXHAUSTED (with RetryInfo) before
+        the first message when no further search can be accepted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModelInfo(self, request, context):
         """Describes this server.
         """
@@ -92,6 +107,11 @@ def add_WatermarkServiceServicer_to_server(servicer, server):
                     servicer.Detect,
                     request_deserializer=csm_dot_watermark_dot_v1_dot_watermark__pb2.DetectRequest.FromString,
                     response_serializer=csm_dot_watermark_dot_v1_dot_watermark__pb2.DetectResponse.SerializeToString,
+            ),
+            'DetectStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.DetectStream,
+                    request_deserializer=csm_dot_watermark_dot_v1_dot_watermark__pb2.DetectStreamRequest.FromString,
+                    response_serializer=csm_dot_watermark_dot_v1_dot_watermark__pb2.DetectStreamResponse.SerializeToString,
             ),
             'GetModelInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelInfo,
@@ -154,6 +174,33 @@ class WatermarkService(object):
             '/csm.watermark.v1.WatermarkService/Detect',
             csm_dot_watermark_dot_v1_dot_watermark__pb2.DetectRequest.SerializeToString,
             csm_dot_watermark_dot_v1_dot_watermark__pb2.DetectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetectStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/csm.watermark.v1.WatermarkService/DetectStream',
+            csm_dot_watermark_dot_v1_dot_watermark__pb2.DetectStreamRequest.SerializeToString,
+            csm_dot_watermark_dot_v1_dot_watermark__pb2.DetectStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,12 @@ class WatermarkServiceStub:
     """
     Detect: _grpc.UnaryUnaryMultiCallable[_watermark_pb2.DetectRequest, _watermark_pb2.DetectResponse]
     """Looks for the deployment's key, or one given, in a clip."""
+    DetectStream: _grpc.StreamStreamMultiCallable[_watermark_pb2.DetectStreamRequest, _watermark_pb2.DetectStreamResponse]
+    """As Detect, for audio of any length and with progress, piece by piece.
+
+    The caller sends start, then audio, then half-closes. Fails with RESOURCE_EXHAUSTED (with RetryInfo) before
+    the first message when no further search can be accepted.
+    """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_watermark_pb2.GetModelInfoRequest, _watermark_pb2.GetModelInfoResponse]
     """Describes this server."""
 
@@ -57,6 +63,12 @@ class WatermarkServiceAsyncStub(WatermarkServiceStub):
     """
     Detect: _aio.UnaryUnaryMultiCallable[_watermark_pb2.DetectRequest, _watermark_pb2.DetectResponse]  # type: ignore[assignment]
     """Looks for the deployment's key, or one given, in a clip."""
+    DetectStream: _aio.StreamStreamMultiCallable[_watermark_pb2.DetectStreamRequest, _watermark_pb2.DetectStreamResponse]  # type: ignore[assignment]
+    """As Detect, for audio of any length and with progress, piece by piece.
+
+    The caller sends start, then audio, then half-closes. Fails with RESOURCE_EXHAUSTED (with RetryInfo) before
+    the first message when no further search can be accepted.
+    """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_watermark_pb2.GetModelInfoRequest, _watermark_pb2.GetModelInfoResponse]  # type: ignore[assignment]
     """Describes this server."""
 
@@ -82,6 +94,18 @@ class WatermarkServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_watermark_pb2.DetectResponse, _abc.Awaitable[_watermark_pb2.DetectResponse]]:
         """Looks for the deployment's key, or one given, in a clip."""
+
+    @_abc_1.abstractmethod
+    def DetectStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_watermark_pb2.DetectStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_watermark_pb2.DetectStreamResponse], _abc.AsyncIterator[_watermark_pb2.DetectStreamResponse]]:
+        """As Detect, for audio of any length and with progress, piece by piece.
+
+        The caller sends start, then audio, then half-closes. Fails with RESOURCE_EXHAUSTED (with RetryInfo) before
+        the first message when no further search can be accepted.
+        """
 
     @_abc_1.abstractmethod
     def GetModelInfo(

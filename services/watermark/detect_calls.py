@@ -1,0 +1,289 @@
+"""Detect and DetectStream: clips in, what is found in them out. Imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from csm.common.v1 import common_pb2
+from csm.watermark.v1 import watermark_pb2
+from google.protobuf.duration_pb2 import Duration
+from opentelemetry import trace
+
+from services.runtime import instruments
+from services.runtime.admission import Admission, PendingStreams
+from services.runtime.audio import (
+    MAX_CHANNELS,
+    MAX_CLIP_RATE_HZ,
+    MAX_PEAK,
+    MIN_RATE_HZ,
+    AudioError,
+    Clip,
+    from_bytes,
+    read_raw,
+    read_wav,
+)
+from services.runtime.errors import InvalidArgument
+from services.runtime.pool import Pool
+from services.runtime.request_reader import limit_idle
+from services.runtime.sample_encodings import ENCODINGS
+from services.runtime.wav import WavDecoder, WavError
+from services.watermark.key import check_key
+
+if TYPE_CHECKING:
+    from services.watermark.detector import Detection, DetectionSession, Detector
+    from services.watermark.search import Mark
+
+T = TypeVar("T")
+
+
+class DetectCalls:
+    """What the servicer does for its Detect calls. searching: where the nets' work runs."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        searching: Pool,
+        admission: Admission,
+        key: bytes,
+        *,
+        max_clip_s: float,
+        time_limit_s: float,
+    ):
+        """key: looked for unless a call brings one. max_clip_s: of Detect. time_limit_s: of one search."""
+        self._detector, self._searching, self._admission, self._key = detector, searching, admission, key
+        self._max_clip_s, self._time_limit_s = max_clip_s, time_limit_s
+
+    async def detect(self, request: watermark_pb2.DetectRequest) -> watermark_pb2.DetectResponse:
+        """Raises: CallError."""
+        began, labels = time.perf_counter(), _labels("Detect")
+        key = self._checked_key(request.key if request.HasField("key") else None, "key")
+        limit_s = self._limit_s(request.search, "search")
+        with self._admission.enter():
+            try:
+                clip = await asyncio.to_thread(self._read, request.audio)
+            except AudioError as error:
+                raise InvalidArgument(f"audio.{error.field}", error.description) from None
+            samples = clip.samples if clip.channels is None else clip.channels.T
+            left = threading.Event()  # the caller is gone: the search ends after the pass it is in
+            try:
+                detection, seconds = await self._run(
+                    lambda: self._detector.detect(
+                        samples,
+                        clip.sample_rate_hz,
+                        key,
+                        left.is_set,
+                        speeds=request.search.speeds,
+                        time_limit_s=limit_s,
+                    ),
+                    labels,
+                )
+            finally:
+                left.set()
+        instruments.stage_first_output.record(time.perf_counter() - began, labels)
+        return _response(detection, seconds)
+
+    async def detect_stream(
+        self, pending: PendingStreams, requests: AsyncIterator[watermark_pb2.DetectStreamRequest]
+    ) -> AsyncIterator[watermark_pb2.DetectStreamResponse]:
+        """Raises: CallError."""
+        labels = _labels("DetectStream")
+        first = await pending.first_message(requests)
+        if first is None or first.WhichOneof("event") != "start":
+            raise InvalidArgument("event", "the first message must be start")
+        start = first.start
+        audio = _PcmAudio(start.format) if start.HasField("format") else _WavAudio()
+        key = self._checked_key(start.key if start.HasField("key") else None, "start.key")
+        limit_s = self._limit_s(start.search, "start.search")
+        with self._admission.enter():
+            left, seconds = threading.Event(), 0.0
+            session: DetectionSession | None = None
+            yield watermark_pb2.DetectStreamResponse(started=watermark_pb2.DetectStarted())
+            try:
+                async for request in requests:
+                    if request.WhichOneof("event") != "audio":
+                        raise InvalidArgument("event", "every message after start must be audio")
+                    samples = audio.decode(request.audio.data)
+                    if not len(samples):
+                        continue
+                    if session is None:
+                        session = self._detector.open(
+                            audio.sample_rate_hz,
+                            samples.shape[1],
+                            key,
+                            left.is_set,
+                            speeds=start.search.speeds,
+                            time_limit_s=limit_s,
+                        )
+                    if session.add(samples):
+                        limit_idle(requests, time.monotonic() + limit_s)  # nothing is read while a piece is searched
+                        _, passed = await self._run(session.search, labels)
+                        limit_idle(requests, time.monotonic())
+                        seconds += passed
+                        yield watermark_pb2.DetectStreamResponse(progress=_progress(session))
+                audio.finish()
+                if session is None:
+                    raise InvalidArgument("audio.data", "holds no samples")
+                detection, passed = await self._run(session.finish, labels)
+            finally:
+                left.set()
+            yield watermark_pb2.DetectStreamResponse(finished=_response(detection, seconds + passed))
+
+    def _checked_key(self, key: bytes | None, field: str) -> bytes:
+        if key is None:
+            return self._key
+        try:
+            return check_key(key, len(self._key))
+        except ValueError as error:
+            raise InvalidArgument(field, str(error).removeprefix("key ")) from None
+
+    def _limit_s(self, search: common_pb2.WatermarkSearch, field: str) -> float:
+        if not search.HasField("time_limit"):
+            return self._time_limit_s
+        seconds = search.time_limit.seconds + search.time_limit.nanos / 1e9
+        if not 0 < seconds <= self._time_limit_s:
+            raise InvalidArgument(
+                f"{field}.time_limit", f"must be above 0 and at most {self._time_limit_s:g} s, not {seconds:g} s"
+            )
+        return seconds
+
+    def _read(self, audio: common_pb2.AudioClip) -> Clip:
+        match audio.WhichOneof("source"):
+            case "wav":
+                return read_wav(audio.wav, max_duration_s=self._max_clip_s)
+            case "raw":
+                form = audio.raw.format
+                if form.encoding not in ENCODINGS:
+                    raise AudioError("raw.format.encoding", "must be PCM_S16LE or PCM_F32LE")
+                return read_raw(
+                    audio.raw.data,
+                    encoding=ENCODINGS[form.encoding],
+                    sample_rate_hz=form.sample_rate_hz,
+                    channels=form.channels if form.HasField("channels") else 1,
+                    max_duration_s=self._max_clip_s,
+                )
+            case _:
+                raise AudioError("source", "must be set: wav or raw")
+
+    async def _run(self, work: Callable[[], T], labels: dict[str, str]) -> tuple[T, float]:
+        """The result of `work` in a thread of the pool, and the seconds that it took."""
+        asked = time.perf_counter()
+        result, seconds = await self._searching.run(work)
+        instruments.stage_chunk.record(seconds, labels)
+        instruments.stage_queue.record(max(0.0, time.perf_counter() - asked - seconds), labels)
+        return result, seconds
+
+
+class _PcmAudio:
+    """Samples of a stated format."""
+
+    def __init__(self, form: common_pb2.AudioFormat):
+        """Raises: InvalidArgument."""
+        channels = form.channels if form.HasField("channels") else 1
+        if form.encoding not in ENCODINGS:
+            raise InvalidArgument("start.format.encoding", "must be PCM_S16LE or PCM_F32LE")
+        _check_sizes("start.format.", form.sample_rate_hz, channels)
+        self._encoding, self._channels, self.sample_rate_hz = ENCODINGS[form.encoding], channels, form.sample_rate_hz
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """Samples [n, channels]. Raises: InvalidArgument."""
+        group = self._channels * (2 if self._encoding == "s16le" else 4)
+        if len(data) % group:
+            text = f"{len(data)} bytes is no whole number of {group}-byte sample groups"
+            raise InvalidArgument("audio.data", text)
+        return _checked_peak(from_bytes(data, self._encoding).reshape(-1, self._channels))
+
+    def finish(self) -> None:
+        """The audio has ended."""
+
+
+class _WavAudio:
+    """A WAV file."""
+
+    def __init__(self) -> None:
+        self._decoder = WavDecoder()
+        self.sample_rate_hz = 0
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """Samples [n, channels]. Raises: InvalidArgument."""
+        try:
+            samples = self._decoder.feed(data)
+        except WavError as error:
+            raise InvalidArgument("audio.data", str(error)) from None
+        if self._decoder.info is not None and not self.sample_rate_hz:
+            self.sample_rate_hz = self._decoder.info.sample_rate_hz
+            _check_sizes("audio.data: ", self.sample_rate_hz, self._decoder.info.channels)
+        return _checked_peak(samples)
+
+    def finish(self) -> None:
+        """The file has ended. Raises: InvalidArgument when it is cut."""
+        try:
+            self._decoder.finish()
+        except WavError as error:
+            raise InvalidArgument("audio.data", str(error)) from None
+
+
+def _check_sizes(prefix: str, sample_rate_hz: int, channels: int) -> None:
+    field = prefix.removesuffix(": ")
+    if not MIN_RATE_HZ <= sample_rate_hz <= MAX_CLIP_RATE_HZ:
+        where = f"{prefix}sample_rate_hz" if prefix.endswith(".") else field
+        raise InvalidArgument(where, f"must be {MIN_RATE_HZ} to {MAX_CLIP_RATE_HZ} Hz, not {sample_rate_hz} Hz")
+    if not 1 <= channels <= MAX_CHANNELS:
+        where = f"{prefix}channels" if prefix.endswith(".") else field
+        raise InvalidArgument(where, f"must have 1 to {MAX_CHANNELS} channels, not {channels}")
+
+
+def _checked_peak(samples: np.ndarray) -> np.ndarray:
+    peak = float(np.max(np.abs(samples), initial=0.0))  # NaN when any sample is
+    if not peak <= MAX_PEAK:
+        raise InvalidArgument("audio.data", f"float samples must be finite and lie in [-1, 1], found {peak:g}")
+    return samples
+
+
+def _labels(method: str) -> dict[str, str]:
+    return {"stage": "watermark", "rpc.method": f"csm.watermark.v1.WatermarkService/{method}"}
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
+
+
+def _marks(marks: Sequence[Mark]) -> list[common_pb2.WatermarkMark]:
+    return [
+        common_pb2.WatermarkMark(
+            start=_duration(mark.start_s),
+            end=_duration(mark.end_s),
+            channel=mark.channel,
+            confidence=mark.confidence,
+            threshold=mark.threshold,
+            speed=mark.speed,
+            keeps_pitch=mark.keeps_pitch,
+        )
+        for mark in marks
+    ]
+
+
+def _progress(session: DetectionSession) -> watermark_pb2.DetectProgress:
+    return watermark_pb2.DetectProgress(searched=_duration(session.searched_s), marks=_marks(session.marks))
+
+
+def _response(detection: Detection, seconds: float) -> watermark_pb2.DetectResponse:
+    trace.get_current_span().set_attributes({"csm.found": detection.found, "csm.audio_s": detection.duration_s})
+    return watermark_pb2.DetectResponse(
+        found=detection.found,
+        confidence=detection.confidence,
+        threshold=detection.threshold,
+        decoded_key=detection.decoded_key,
+        position=None if detection.position_s is None else _duration(detection.position_s),
+        compute_duration=_duration(seconds),
+        marks=_marks(detection.marks),
+        verdict=common_pb2.WatermarkVerdict.Value(f"WATERMARK_VERDICT_{detection.verdict.name}"),
+        searched=_duration(detection.searched_s),
+        limited=detection.limited,
+    )
