@@ -32,15 +32,15 @@ def parse_key(text: str, length: int, field: str = "key") -> bytes:
 
 
 def check_key(key: bytes, length: int, field: str = "key") -> bytes:
-    """Returns the key. Raises: ValueError when it has another length, or is too regular to be told from chance."""
+    """Returns the key. Raises: ValueError when it has another length, or is too regular to be distinguished from chance."""
     if len(key) != length:
         raise ValueError(f"{field} is {len(key)} bytes, must be exactly {length}")
     symbols = key_symbols(key)
-    # A key whose bytes are all alike cannot be told from audio whose symbols are alike by chance. One message of
+    # A key whose bytes are all alike cannot be distinguished from audio whose symbols are alike by chance. One message of
     # the key with one symbol misread must be proof; it is for 99 of 100 random keys.
     if fit(tally(np.eye(5)[symbols].T, len(symbols)), symbols).threshold > 1 - 0.99 / len(symbols):
         raise ValueError(
-            f"{field} is too regular to be told from chance, as 1 of 100 random keys is: draw {length} other random bytes"
+            f"{field} is too regular to be distinguished from chance, as 1 of 100 random keys is: draw {length} other random bytes"
         )
     return key
 

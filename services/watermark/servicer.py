@@ -32,7 +32,7 @@ from services.runtime.request_reader import limit_idle
 from services.runtime.sample_encodings import ENCODINGS
 from services.runtime.version import version
 from services.watermark.config import WatermarkSettings
-from services.watermark.detect_calls import DetectCalls
+from services.watermark.detect_servicer import DetectServicer
 
 if TYPE_CHECKING:
     from services.watermark.detector import Detector
@@ -65,7 +65,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         self._streams = Admission("watermark streams", settings.streams)
         self._pending = PendingStreams("watermark streams", 2 * settings.streams + 64)
         detections = Admission("watermark detections", settings.detections, retry_after_s=2.0)
-        self._detect = DetectCalls(
+        self._detect = DetectServicer(
             detector,
             searching,
             detections,

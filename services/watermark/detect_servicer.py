@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class DetectCalls:
+class DetectServicer:
     """What the servicer does for its Detect calls. searching: where the nets' work runs."""
 
     def __init__(
