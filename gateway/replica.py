@@ -61,6 +61,7 @@ class Replica:
         self._connect, self._make_stub, self._has_alternative = connect, make_stub, has_alternative
         self._retired = False
         self._refused_until_s = 0.0
+        self._gave_s = 0.0  # when it last gave something to any stream, on time.monotonic
         self._closing: set[asyncio.Task[None]] = set()
         self._probe_now = asyncio.Event()
         self._prober: asyncio.Task[None] | None = None
@@ -123,6 +124,7 @@ class Replica:
 
     def _on_done(self, call: StageCall) -> None:
         self.calls.discard(call)
+        self._gave_s = max(self._gave_s, call.last_message_s)
         if self._retired and not self.calls:
             self._close_soon(self.close())
 
@@ -171,6 +173,10 @@ class Replica:
         serving = answer.status == health_pb2.HealthCheckResponse.SERVING
         return Health.SERVING if serving else Health.DRAINING
 
+    def _can_leave(self, call: StageCall) -> bool:
+        """Whether `call` can go on elsewhere; otherwise it waits, since this replica may be slow and no more."""
+        return self._has_alternative(self) and call.is_resumable()
+
     def _works(self) -> bool:
         """Whether a stream got something of it while the last probe waited: then it is slow, not frozen."""
         since_s = time.monotonic() - PROBE_TIMEOUT_S
@@ -179,8 +185,9 @@ class Replica:
     def _abandon_stalled(self) -> None:
         """Break off streams that get nothing although the process answers, when another replica can resume them."""
         now_s = time.monotonic()
+        self._gave_s = max([self._gave_s, *(call.last_message_s for call in self.calls)])
         for call in tuple(self.calls):
-            if (stalled_s := call.stalled_s(now_s)) is not None and self._has_alternative(self):
+            if (stalled_s := call.stalled_s(now_s, self._gave_s)) is not None and self._can_leave(call):
                 log.warning("%s %s gave a stream nothing for %.1f s", self.stage, self.address, stalled_s)
                 call.abandon(f"{self.address} gave nothing for {stalled_s:.1f} s")
 
@@ -190,15 +197,15 @@ class Replica:
         self.health = health
 
     def _eject(self, *, reconnect: bool) -> None:
-        """No new calls. Running ones are broken off when others can resume them, and wait otherwise."""
+        """No new calls. Running ones are broken off when they can go on elsewhere, and wait otherwise."""
         if self.health is not Health.EJECTED:
             log.warning("%s %s does not answer: ejected, with %d calls", self.stage, self.address, self.load)
             instruments.ejections.add(1, {"stage": self.stage})
             self.health = Health.EJECTED
-        if not self._has_alternative(self):
-            return
-        for call in tuple(self.calls):
+        leaving = [call for call in self.calls if self._can_leave(call)]
+        waiting = len(self.calls) - len(leaving)
+        for call in leaving:
             call.abandon(f"{self.address} has not answered for {PROBES_MISSED * PROBE_TIMEOUT_S:g} s")
-        if reconnect:  # the connection may be the fault
+        if reconnect and not waiting:  # the connection may be the fault
             self._close_soon(self._channel.close())
             self._open_channel()

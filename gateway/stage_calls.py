@@ -18,6 +18,7 @@ Rename = Callable[[str], str]
 # A stream is stalled when the stage owes a message, and gives none for so many times the longest step so far.
 STALL_STEPS = 10
 STALL_FLOOR_S = 10.0
+_STALL_AMONG_OTHERS = 3  # times as long while other streams of the same replica get something: then it is slow at worst
 
 
 class StageCall:
@@ -30,8 +31,10 @@ class StageCall:
     def __init__(self, stage: str, call: Any, rename: Rename | None = None):
         self.stage, self._call, self._rename = stage, call, rename
         self._abandoned: str | None = None
-        # Whether the stage has all that it needs for its next message. Set by the link that reads the stream.
+        # Set by the link that reads the stream. is_owed: the stage has all that it needs for its next message.
+        # is_resumable: when the call is abandoned, another replica can take over.
         self.is_owed: Callable[[], bool] = lambda: False
+        self.is_resumable: Callable[[], bool] = lambda: True
         self._reading = False
         self._owed_from_s: float | None = None
         self._longest_step_s = 0.0
@@ -46,8 +49,10 @@ class StageCall:
         """Run `callback` when the call is over."""
         self._call.add_done_callback(callback)
 
-    def stalled_s(self, now_s: float) -> float | None:
+    def stalled_s(self, now_s: float, replica_gave_s: float) -> float | None:
         """How long a message has been owed, once that is too long; None before. To be asked twice a second.
+
+        replica_gave_s: when the replica last gave something to any stream, on time.monotonic.
 
         Time without a pending read does not count: a slow listener is no stalled stage.
         """
@@ -55,8 +60,12 @@ class StageCall:
             self._owed_from_s = None
         elif self._owed_from_s is None:
             self._owed_from_s = now_s
-        elif now_s - self._owed_from_s > max(STALL_FLOOR_S, STALL_STEPS * self._longest_step_s):
-            return now_s - self._owed_from_s
+        else:
+            limit_s = max(STALL_FLOOR_S, STALL_STEPS * self._longest_step_s)
+            if now_s - replica_gave_s < limit_s:
+                limit_s *= _STALL_AMONG_OTHERS
+            if now_s - self._owed_from_s > limit_s:
+                return now_s - self._owed_from_s
         return None
 
     async def response(self) -> Any:

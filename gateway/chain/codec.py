@@ -165,7 +165,7 @@ class CodecLink:
         self._encoding, self.samples_per_frame = ENCODINGS[started.format.encoding], started.samples_per_frame
         self._window, self._discarded = CreditWindow(CODEC_WINDOW_FRAMES), discard
         self._decoded = discard * self.samples_per_frame
-        call.is_owed = lambda: self._window.in_flight > 0
+        call.is_owed, call.is_resumable = lambda: self._window.in_flight > 0, self._resumes.is_left
         self._unsent = deque(self._log.chunks(_MAX_FRAMES))
         self._sender = asyncio.get_running_loop().create_task(self._send(call))
 

@@ -91,7 +91,7 @@ class Generation:
         self._replica, self._call, started = await self._replicas.stream(
             start, admit, key=self._key, avoid=avoid, patience_s=patience_s
         )
-        self._call.is_owed = lambda: True
+        self._call.is_owed, self._call.is_resumable = lambda: True, self._resumes.is_left
         return started
 
     async def _reopen(self) -> None:

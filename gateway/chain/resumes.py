@@ -32,6 +32,10 @@ class ResumeBudget:
     def __init__(self, resumes: int):
         self.left, self.used = resumes, 0
 
+    def is_left(self) -> bool:
+        """Whether the request may be resumed once more."""
+        return self.left > 0
+
     async def resume(self, stage: str, failed: Replica, error: CallError, reopen: Callable[[], Awaitable[T]]) -> T:
         """What `reopen` gives. failed: the replica whose stream ended with `error`.
 

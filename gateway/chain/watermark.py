@@ -141,7 +141,8 @@ class WatermarkLink:
         if started.format != self._pcm:
             raise InternalError("watermark: answers in another format than it was asked for")
         self._lookahead = started.lookahead_samples
-        self._call.is_owed = lambda: self._window.in_flight > self._lookahead + self._pcm.sample_rate_hz // 2
+        enough = started.lookahead_samples + self._pcm.sample_rate_hz // 2
+        self._call.is_owed, self._call.is_resumable = lambda: self._window.in_flight > enough, self._resumes.is_left
         self._marked = self._discarded = discard
         self._sent_all = False
 

@@ -76,7 +76,9 @@ class Backbone(backbone_pb2_grpc.BackboneServiceServicer):
         yield backbone_pb2.GenerateResponse(finished=backbone_pb2.GenerateFinished(finish_reason=end, frames=made))
 
     async def GetModelInfo(self, request, context):
-        return backbone_pb2.GetModelInfoResponse(bundle=identity(load_bundle(BUNDLE)))
+        return backbone_pb2.GetModelInfoResponse(
+            bundle=identity(load_bundle(BUNDLE)), max_seq_len=2048, max_frames=1125
+        )
 
 
 class Codec(codec_pb2_grpc.CodecServiceServicer):

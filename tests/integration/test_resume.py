@@ -251,7 +251,7 @@ async def test_a_stage_that_answers_but_gives_nothing_is_left(open_pair, probe, 
     await other.probe.until(lambda: other.active, 10)
     hold_generation(probe, pairs, None)
     np.testing.assert_array_equal(await listener.rest(), whole())
-    assert listener.longest_wait_s < 10
+    assert listener.longest_wait_s < 15
 
 
 async def test_a_slow_reader_is_no_frozen_stage(open_pair, probe, monkeypatch):

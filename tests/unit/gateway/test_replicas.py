@@ -31,7 +31,7 @@ async def replicas():
 
 
 def give_load(replica, calls):
-    replica.calls = {object() for _ in range(calls)}
+    replica.calls = {StageCall("codec", SimpleNamespace(cancel=lambda: None)) for _ in range(calls)}
 
 
 def by_address(replicas):
@@ -205,4 +205,28 @@ async def test_a_replica_at_work_is_given_longer_to_answer(replicas, monkeypatch
     while replica.health is not Health.EJECTED:
         await asyncio.sleep(0)
     assert health.probes == probes and call._abandoned
+    replica.calls = set()
+
+
+def test_a_stream_is_stalled_when_it_alone_or_all_of_its_replica_get_nothing():
+    call = StageCall("codec", SimpleNamespace(cancel=lambda: None))
+    call._reading, call.is_owed = True, lambda: True
+    assert call.stalled_s(100.0, 0.0) is None  # from here on it counts
+    assert call.stalled_s(109.0, 0.0) is None
+    assert call.stalled_s(111.0, 0.0) == 11.0
+    assert call.stalled_s(111.0, 105.0) is None  # another stream of the replica got something: slow, at worst
+    assert call.stalled_s(131.0, 130.0) == 31.0
+    call._longest_step_s = 2.0
+    assert call.stalled_s(119.0, 0.0) is None and call.stalled_s(121.0, 0.0) == 21.0
+    call.is_owed = lambda: False
+    assert call.stalled_s(200.0, 0.0) is None
+
+
+async def test_a_stream_without_a_resume_left_waits_for_its_replica(replicas, monkeypatch):
+    replica = replicas.replicas[0]
+    calls = [StageCall("codec", SimpleNamespace(cancel=lambda: None)) for _ in range(2)]
+    calls[0].is_resumable = lambda: False
+    replica.calls = set(calls)
+    replica._eject(reconnect=True)
+    assert calls[0]._abandoned is None and calls[1]._abandoned
     replica.calls = set()
