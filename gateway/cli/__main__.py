@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import click
 from csm.version import __version__
 
+from services.runtime import otel_environment
+
 # name: (module, its help). The module's `command` is the subcommand.
 _COMMANDS = {
     "say": ("gateway.cli.commands.say", "Speak a text into a WAV file."),
@@ -69,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    for warning in otel_environment.WARNINGS:
+        print(f"csm: {warning}", file=sys.stderr)
     try:
         code = cli.main(None if argv is None else list(argv), prog_name="csm", standalone_mode=False)
         sys.stdout.flush()

@@ -1,127 +1,34 @@
-"""What a caller may do before, beside and instead of a call, and what it must not cost the others."""
+"""Requests that are compressed, late, large, endless or none, and what they must not cost."""
 
 import asyncio
 import gc
-import logging
-import os
 import time
+from contextlib import AsyncExitStack
 
 import grpc
 import pytest
 from csm.codec.v1 import codec_pb2, codec_pb2_grpc
-from csm.speech.v1 import speech_pb2, speech_pb2_grpc
+from csm.speech.v1 import speech_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.runtime import request_reader
-from services.runtime.server import Stage, StageServer
-from services.runtime.settings import ServerSettings, read
-from support.codec_stub import SERVICE, Codec
+from support.codec_stub import SERVICE
+from support.hardened_server import (
+    CHECK,
+    MIB,
+    SYNTHESIZE,
+    hardened_server,
+    rss_mib,
+)
 from support.raw_http2 import frame, raw_caller
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-WATCH, CHECK = "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/Check"
-SYNTHESIZE = "/csm.speech.v1.SpeechService/Synthesize"
-READINESS = health_pb2.HealthCheckRequest(service="readiness").SerializeToString()
-MIB = 1024 * 1024
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-
-
-class Speech(speech_pb2_grpc.SpeechServiceServicer):
-    """Answers at once with the number of context segments."""
-
-    def __init__(self):
-        self.asked = 0
-
-    async def Synthesize(self, request, context):
-        self.asked += 1
-        return speech_pb2.SynthesizeResponse(trace_id=str(len(request.utterance.context)))
 
 
 @pytest.fixture
 async def serve():
-    servers = []
-
-    async def start(**settings):
-        codec, speech = Codec(), Speech()
-
-        def register(server):
-            codec_pb2_grpc.add_CodecServiceServicer_to_server(codec, server)
-            speech_pb2_grpc.add_SpeechServiceServicer_to_server(speech, server)
-
-        stage = Stage(SERVICE, register, is_live=lambda: codec.live)
-        server = StageServer(stage, read(ServerSettings, {}, **settings))
-        servers.append(server)
-        server.address = await server.start()
-        server.codec, server.speech = codec, speech
-        return server
-
-    yield start
-    await asyncio.gather(*(server.stop(0) for server in servers))
-
-
-def rss_mib():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
-
-
-async def health_of(address, name="readiness"):
-    async with grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        check = health_pb2_grpc.HealthStub(channel).Check
-        return (await check(health_pb2.HealthCheckRequest(service=name), timeout=5)).status
-
-
-# Health.
-
-
-async def test_watchers_that_read_nothing_delay_neither_health_nor_the_end(serve):
-    server = await serve()
-    async with raw_caller(server.address, window=0) as deaf, grpc.aio.insecure_channel(server.address) as channel:
-        for _ in range(3):
-            await deaf.send(await deaf.open(WATCH), frame(READINESS))
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="readiness"))
-        assert (await watch.read()).status == SERVING
-        async with asyncio.timeout(10):
-            while server._health.watchers < 4:
-                await asyncio.sleep(0.01)
-            await server.drain()
-            assert (await watch.read()).status == NOT_SERVING
-            assert await health_of(server.address) == NOT_SERVING
-            await server.stop(3600)
-
-
-async def test_a_watcher_that_reads_nothing_is_ended(serve):
-    server = await serve(reader_stall_s=0.2)
-    async with raw_caller(server.address, window=0) as deaf:
-        await deaf.send(stream := await deaf.open(WATCH), frame(READINESS))
-        async with asyncio.timeout(10):
-            while not server._health.watchers:
-                await asyncio.sleep(0.01)
-            while server._health.watchers:
-                await asyncio.sleep(0.01)
-        assert not deaf.data[stream]
-
-
-async def test_watchers_are_bounded_and_wake_only_for_a_change(serve, monkeypatch):
-    server = await serve(max_watchers=50)
-    async with grpc.aio.insecure_channel(server.address) as channel:
-        stub, name = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest(service="readiness")
-        watches = [stub.Watch(name) for _ in range(50)]
-        for watch in watches:
-            assert (await watch.read()).status == SERVING
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.Watch(name).read()
-        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        woken = []
-        for changed in server._health._watchers["readiness"]:
-            monkeypatch.setattr(changed, "set", lambda stock=changed.set: (woken.append(1), stock()))
-        await asyncio.sleep(0.5)  # five checks of the stage
-        assert not woken
-        await server.drain()
-        assert len(woken) == 50
-        for watch in watches:
-            assert (await watch.read()).status == NOT_SERVING
-            watch.cancel()
+    async with AsyncExitStack() as stack:
+        yield lambda **settings: stack.enter_async_context(hardened_server(**settings))
 
 
 # Compression.
@@ -261,52 +168,3 @@ async def test_a_stream_that_says_nothing_more_is_ended_once_its_audio_is_played
                     pass
             assert ended.value.code() is grpc.StatusCode.ABORTED
             assert time.monotonic() - began > 0.2 + ahead_s
-
-
-# Callers who leave, and what they leave in the log.
-
-
-async def test_a_caller_who_leaves_while_it_is_refused_leaves_no_error_in_the_log(serve, caplog):
-    server = await serve()
-    async with raw_caller(server.address) as caller:
-        for _ in range(300):
-            stream = await caller.open(SYNTHESIZE)
-            await caller.send(stream, frame(b"\xff\xff"))
-            caller.reset(stream)
-        await caller.send(stream := await caller.open(CHECK), frame(READINESS), end=True)
-        assert await caller.status(stream) == 0
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-
-
-async def test_idle_clients_may_ping(serve):
-    """As phones and proxies do to keep a connection: every five seconds, without a call."""
-    server = await serve()
-    async with raw_caller(server.address) as caller:
-        for _ in range(4):
-            await asyncio.sleep(4.2)
-            caller.ping()
-        await asyncio.sleep(0.5)
-        assert caller.pings == 4 and not caller.closed.is_set()
-        await caller.send(stream := await caller.open(CHECK), frame(READINESS), end=True)
-        assert await caller.status(stream) == 0
-
-
-async def test_connections_are_bounded(serve):
-    server = await serve(max_connections=8)
-    host, _, port = server.address.rpartition(":")
-    silent = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
-    try:
-        turned_away = 0
-        for reader, _ in silent:
-            try:
-                async with asyncio.timeout(0.5):
-                    turned_away += await reader.read(1) == b""
-            except TimeoutError:
-                pass  # it waits for the preface
-            except ConnectionError:
-                turned_away += 1
-        assert turned_away == 12
-    finally:
-        for _, writer in silent:
-            writer.close()
-    assert await health_of(server.address) == SERVING

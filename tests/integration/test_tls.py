@@ -229,7 +229,7 @@ async def test_a_channel_shows_its_renewed_certificate_and_cuts_no_stream(site):
             await asyncio.sleep(0.01)
 
 
-async def test_a_certificate_that_servers_do_not_trust_yet_cuts_nobody_off(site, caplog):
+async def test_a_certificate_that_servers_do_not_trust_yet_interrupts_no_call(site, caplog):
     await site.serve(tls_client_ca_file=site.authority.write(site.folder))
     first, other = site.authority.issue(), Authority("other")
     stub = codec_pb2_grpc.CodecServiceStub(site.channel(site.files(shows=first)))

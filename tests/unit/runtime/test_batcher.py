@@ -67,7 +67,7 @@ async def test_work_that_breaks_off_fails_all_its_pieces(pool):
         await Batcher(work, pool, 2).run(1, 1)
 
 
-async def test_who_left_is_passed_over_and_nobody_else_is(pool):
+async def test_a_cancelled_item_is_skipped_and_no_other(pool):
     gate = Gate()
     tasks = await gathered(Batcher(gate, pool, 1), gate, [1, 2, 3, 4])
     tasks[1].cancel()
@@ -144,7 +144,7 @@ async def test_a_pass_that_breaks_off_fails_its_own_and_the_next_turn_serves_who
     gate.release.set()
     async with asyncio.timeout(10):
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        if failure is None:  # an answer for each that there is, and an error for who has none
+        if failure is None:  # a result for each that there is, and an error for the others
             assert results[0].result == 10
         else:
             assert isinstance(results[0], RuntimeError | MemoryError)
@@ -153,7 +153,7 @@ async def test_a_pass_that_breaks_off_fails_its_own_and_the_next_turn_serves_who
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_a_turn_that_is_cancelled_leaves_nobody_pending(pool, begun):
+async def test_a_cancelled_worker_leaves_no_item_pending(pool, begun):
     """Also before its first step, when nothing of it has run that could clean up."""
     gate = Gate()
     batcher = Batcher(gate, pool, 1)

@@ -114,3 +114,13 @@ def test_spans_and_metrics_by_http_to_an_endpoint_each():
     assert [span.name for each in spans for scope in each.scope_spans for span in scope.spans] == ["work"]
     names = {each.key: each.value.string_value for each in spans[0].resource.attributes}
     assert names["service.name"] == "csm-codec" and names["service.version"]
+
+
+def test_the_command_says_it_in_one_line_too():
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway.cli", "voices", "--address", "127.0.0.1:9"],
+        env=environ | {"OTEL_PROPAGATORS": "zipkin"}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith("csm: OTEL_PROPAGATORS='zipkin'") and len(rest) == 1 and done.returncode == 5

@@ -1,0 +1,69 @@
+"""Callers who leave, ping, or only connect."""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+
+import pytest
+
+from support.hardened_server import (
+    CHECK,
+    READINESS,
+    SERVING,
+    SYNTHESIZE,
+    hardened_server,
+    health_of,
+)
+from support.raw_http2 import frame, raw_caller
+
+
+@pytest.fixture
+async def serve():
+    async with AsyncExitStack() as stack:
+        yield lambda **settings: stack.enter_async_context(hardened_server(**settings))
+
+
+async def test_a_caller_who_leaves_while_it_is_refused_leaves_no_error_in_the_log(serve, caplog):
+    server = await serve()
+    async with raw_caller(server.address) as caller:
+        for _ in range(300):
+            stream = await caller.open(SYNTHESIZE)
+            await caller.send(stream, frame(b"\xff\xff"))
+            caller.reset(stream)
+        await caller.send(stream := await caller.open(CHECK), frame(READINESS.SerializeToString()), end=True)
+        assert await caller.status(stream) == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_idle_clients_may_ping(serve):
+    """As phones and proxies do to keep a connection: every five seconds, without a call."""
+    server = await serve()
+    async with raw_caller(server.address) as caller:
+        for _ in range(4):
+            await asyncio.sleep(4.2)
+            caller.ping()
+        await asyncio.sleep(0.5)
+        assert caller.pings == 4 and not caller.closed.is_set()
+        await caller.send(stream := await caller.open(CHECK), frame(READINESS.SerializeToString()), end=True)
+        assert await caller.status(stream) == 0
+
+
+async def test_connections_are_bounded(serve):
+    server = await serve(max_connections=8)
+    host, _, port = server.address.rpartition(":")
+    silent = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
+    try:
+        turned_away = 0
+        for reader, _ in silent:
+            try:
+                async with asyncio.timeout(0.5):
+                    turned_away += await reader.read(1) == b""
+            except TimeoutError:
+                pass  # it waits for the preface
+            except ConnectionError:
+                turned_away += 1
+        assert turned_away == 12
+    finally:
+        for _, writer in silent:
+            writer.close()
+    assert await health_of(server.address) == SERVING
