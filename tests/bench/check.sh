@@ -39,7 +39,7 @@ part() {
 
 # all_tests SECONDS: compiling is most of it: side by side, each with its own log, on a device that has room.
 all_tests() {
-    local test=("$PYTHON" -m pytest -q -p no:cacheprovider --tb=short -W ignore --override-ini=addopts= -m "gpu and not slow")
+    local test=("$PYTHON" -m pytest -q -p no:cacheprovider --tb=short -W ignore --override-ini=addopts=--import-mode=importlib -m "gpu and not slow")
     local failed=0 jobs=() logs=()
     start() { local log; log=$(mktemp); timeout -k 5 "$1" "${test[@]}" "${@:2}" >"$log" 2>&1 & jobs+=($!); logs+=("$log"); }
     start "$1" tests/unit/backbone/test_kernels.py -k "frames_of or (not products and not step)"

@@ -105,7 +105,7 @@ def test_replays_are_what_they_were_captured_from(tmp_path, precision):
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert len(threads_heard) == 3 and captured.captured and captured.slots.free == 18
+    assert len(threads_heard) == 3 and captured.captured and captured.state.free == 18
     near = 1e-5 if precision == "fp32" else 2e-3
     for heard in [callers.marked_by(captured), *threads_heard]:
         for clip, got, wanted in zip(callers.clips, heard, expected, strict=True):
