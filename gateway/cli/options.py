@@ -127,7 +127,7 @@ def _remote_options() -> list[Callable[[F], F]]:
             "--timeout",
             type=Seconds(),
             metavar="SECONDS",
-            help=f"Give up after this (default {TIMEOUT_S:g}; csm say adds a quarter of a second for each character).",
+            help=f"Give up after this (default {TIMEOUT_S:g}; csm say adds a quarter of a second for each character, csm verify waits a day).",
         ),
     ]
 

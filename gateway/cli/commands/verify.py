@@ -18,6 +18,7 @@ from gateway.cli.terminal import PlainConsole
 from gateway.cli.verdict import verdict
 
 _PIECE_BYTES = 1 << 18
+_LONGEST_S = 86_400.0  # the search has limits of its own, and a gateway that died is noticed in seconds
 
 
 @click.command("verify", context_settings=HELP)
@@ -38,6 +39,7 @@ def command(**options: Any) -> int:
 
 async def _verify(args: Options) -> int:
     console = PlainConsole(stderr=True)
+    args.timeout = args.timeout or _LONGEST_S
 
     def tell(progress: speech_pb2.VerifyWatermarkProgress) -> None:
         seconds = progress.searched.ToNanoseconds() / 1e9

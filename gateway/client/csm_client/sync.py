@@ -9,7 +9,7 @@ with SyncSpeechClient("speech.example:50050") as client:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Unpack
 
 import grpc
@@ -134,6 +134,37 @@ class SyncSpeechClient:
         request = speech_pb2.VerifyWatermarkRequest(audio=requests.clip(audio))
         response: speech_pb2.VerifyWatermarkResponse = self._unary("VerifyWatermark", request, timeout_s)
         return response
+
+    def verify_stream(
+        self,
+        pieces: Iterable[bytes],
+        *,
+        speeds: bool = False,
+        time_limit_s: float | None = None,
+        on_progress: Callable[[speech_pb2.VerifyWatermarkProgress], object] = lambda progress: None,
+        timeout_s: float | None = None,
+    ) -> speech_pb2.VerifyWatermarkResponse:
+        """Whether a WAV of any length, which comes in pieces, carries the mark; as SpeechClient.verify_stream."""
+        search = requests.search(speeds, time_limit_s)
+
+        def messages() -> Iterator[speech_pb2.VerifyWatermarkStreamRequest]:
+            yield speech_pb2.VerifyWatermarkStreamRequest(start=speech_pb2.VerifyWatermarkStart(search=search))
+            for piece in pieces:
+                yield speech_pb2.VerifyWatermarkStreamRequest(wav=piece)
+
+        answer: speech_pb2.VerifyWatermarkResponse | None = None
+        with CallSpan("VerifyWatermarkStream") as span:
+            try:
+                for response in self._call("VerifyWatermarkStream", messages(), timeout_s, span.metadata):
+                    if response.HasField("progress"):
+                        on_progress(response.progress)
+                    elif response.HasField("finished"):
+                        answer = response.finished
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+        if answer is None:
+            raise broken_contract("the stream ended before its end was sent")
+        return answer
 
     def voices(self, *, timeout_s: float | None = None) -> speech_pb2.ListVoicesResponse:
         """The deployment's bundle, version, limits and voices. Raises: SpeechError."""

@@ -46,6 +46,7 @@ async def test_voices_verify_and_readiness(served):
     await in_thread(client.wait_ready, 5.0)
     assert (await in_thread(client.voices)).bundle.bundle_id == "fake"
     assert (await in_thread(client.verify, b"RIFF")).found
+    assert (await in_thread(client.verify_stream, [b"RI", b"FF"])).found
 
 
 async def test_leaving_the_loop_cancels(served):
