@@ -37,7 +37,7 @@ class VoiceNames:
         self._bundle, self._library = bundle, library
         self._own = {voice.name.lower(): voice.speaker for voice in bundle.voices}
         self._aliases = _parse(aliases or "")
-        if bundle.voices:  # what clients of Riva ask for when they are told nothing else
+        if bundle.voices:  # what clients of Riva ask for when nothing else is set
             self._aliases.append(("magpie-*", bundle.voices[0].name.lower()))
         self._prompts: OrderedDict[str, list[Segment]] = OrderedDict()
 

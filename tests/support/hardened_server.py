@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 from csm.codec.v1 import codec_pb2_grpc
@@ -36,13 +37,15 @@ class Speech(speech_pb2_grpc.SpeechServiceServicer):
 @asynccontextmanager
 async def hardened_server(**settings):
     """A running StageServer with `address`, `codec` and `speech`."""
-    codec, speech = Codec(), Speech()
+    codec, speech = Codec(), Speech()  # type: ignore[abstract]  # it has the call that the tests make
 
     def register(server):
         codec_pb2_grpc.add_CodecServiceServicer_to_server(codec, server)
         speech_pb2_grpc.add_SpeechServiceServicer_to_server(speech, server)
 
-    server = StageServer(Stage(SERVICE, register, is_live=lambda: codec.live), read(ServerSettings, {}, **settings))
+    server: Any = StageServer(
+        Stage(SERVICE, register, is_live=lambda: codec.live), read(ServerSettings, {}, **settings)
+    )
     server.address = await server.start()
     server.codec, server.speech = codec, speech
     try:

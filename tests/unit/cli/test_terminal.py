@@ -67,6 +67,13 @@ def test_a_servers_words_are_text_on_standard_error(capsys, monkeypatch):
 
 async def test_voices_are_text(capsys, monkeypatch):
     class Server:
+        @property
+        def named_voices(self):
+            return self
+
+        async def list(self):
+            return [SimpleNamespace(id="own", name="own", speaker=2)]
+
         async def __aenter__(self):
             return self
 
