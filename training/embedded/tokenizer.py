@@ -24,6 +24,17 @@ _NAMES = {
     "w": "double you", "x": "ex", "y": "why", "z": "zee",
 }  # fmt: skip
 _BESIDE = (r"(?<=\b[b-hj-z] ){0}(?![a-z'-])", r"(?<![a-z'-]){0}(?= [b-hj-z](?![a-z]))")
+_LIGATURES = {
+    "\u00df": "ss",
+    "\u00e6": "ae",
+    "\u0153": "oe",
+    "\u00f8": "o",
+    "\u0142": "l",
+    "\u0111": "d",
+    "\u00f0": "th",
+    "\u00fe": "th",
+    "\u0131": "i",
+}
 _CONTROL = ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|eot_id|>"]
 
 
@@ -34,6 +45,9 @@ def make() -> Tokenizer:
         [
             normalizers.NFKC(),
             normalizers.Lowercase(),
+            normalizers.NFD(),
+            normalizers.StripAccents(),  # the training text is ASCII
+            *(normalizers.Replace(sign, letters) for sign, letters in _LIGATURES.items()),
             normalizers.Replace(Regex("[\u2018\u2019]"), "'"),
             normalizers.Replace(Regex("[\u201c\u201d]"), '"'),
             normalizers.Replace(Regex("[\u2013\u2014]"), ", "),

@@ -17,8 +17,8 @@ _SIGNS = {
     "∶": ":", "꞉": ":", "։": ":",
     "‗": "_", "∗": "*", "⁎": "*", "﹡": "*",
     "∣": "|", "∥": "|", "￨": "|", "¦": "|",
-    "。": ". ", "、": ", ", "，": ", ", "．": ".", "！": "! ", "？": "? ", "：": ": ", "；": "; ",
-    "؟": "? ", "،": ", ", "؛": "; ", "।": ". ",
+    "。": ".", "、": ",", "，": ",", "．": ".", "！": "!", "？": "?", "：": ":", "；": ";",
+    "؟": "?", "،": ",", "؛": ";", "।": ".",
     "‽": "?!", "¿": "", "¡": "", "‼": "!!", "⁉": "!?", "⁈": "?!", "⁇": "??",
     "￥": "¥", "￡": "£", "￠": "¢", "﹩": "$", "＄": "$", "﹪": "%", "٪": "%",
     "℃": "°C", "℉": "°F", "º": "°", "˚": "°", "µ": "μ", "Ω": "Ω", "Å": "Å", "K": "K",
@@ -27,7 +27,7 @@ _SIGNS = {
     "⋅": "·", "∙": "·", "≒": "≈", "≃": "≈", "≅": "≈", "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥", "﹤": "<", "﹥": ">",
     "→": " → ", "⟶": " → ", "➔": " → ", "➜": " → ", "➡": " → ", "⇒": " → ", "⟹": " → ",
     **dict.fromkeys("•‣◦▪▫●○■□◆◇▶►▸▹❖➤➢✦✧⁌⁍", "•"),
-    "ß": "ß", "ẞ": "SS",
+    "ẞ": "ß", "ɡ": "g",
 }  # fmt: skip
 _SMALL_CAPITALS = dict(zip("ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘǫʀꜱᴛᴜᴠᴡʏᴢ", "abcdefghijklmnopqrstuvwyz", strict=True))
 # Letters of other scripts that are drawn as Latin ones, for words that mix them with Latin letters.
@@ -45,6 +45,7 @@ _INDIAN = re.compile(r"(?<![\d.,])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,])")
 _GROUPED = re.compile(r"(?<![\d\u00a0\u2009\u202f.,])\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)")
 _MIXED_WORD = re.compile(r"\w*[A-Za-z]\w*")
 _FRACTION = re.compile(r"(\d?)\s?([¼-¾⅐-⅞↉])")
+_STARS = re.compile(r"(?<!\S)([★✭⭑]{1,5})([☆✩⭒]{0,4})(?!\S)|(?<=\d)\s?[★⭐✭](?![★⭐✭☆])")
 _PRIME = re.compile("(?<=[A-Za-z])′(?=[A-Za-z])")
 _CODE_QUOTE = re.compile(r"(`+)(?!`)([^`\n]+)\1(?!`)")
 
@@ -56,8 +57,10 @@ def fold(text: str) -> str:
         text = _CODE_QUOTE.sub(r"\2", text)
     text = _INDIAN.sub(lambda m: f"{int(m[0].replace(',', '')):,}", text) if "," in text else text
     text = _ROUND_THOUSANDS.sub(lambda m: m[0].replace(" ", ","), text) if "000" in text or "€" in text else text
+    text = text.replace("``", '"').replace("''", '"')
     if text.isascii():
         return text.replace("`", "'") if "`" in text else text
+    text = _STARS.sub(_stars, text)
     text = _GROUPED.sub(lambda m: re.sub(r"\D", ",", m[0]), text)
     text = re.sub("[\u00a0\u2009\u202f]", " ", text)
     text = _FRACTION.sub(_fraction, text)
@@ -67,6 +70,14 @@ def fold(text: str) -> str:
         return text
     text = "".join(char if char.isascii() else _compatible(char) for char in text)
     return _MIXED_WORD.sub(_one_script, text)
+
+
+def _stars(match: re.Match[str]) -> str:
+    """★★★★☆ is a rating, ★ alone a picture."""
+    if not match[1]:
+        return " stars"
+    full, of = len(match[1]), len(match[1] + match[2])
+    return match[0] if of == 1 else f" {full} stars " if full == of else f" {full} out of {of} stars "
 
 
 def _fraction(match: re.Match[str]) -> str:
@@ -82,7 +93,7 @@ def _raised(match: re.Match[str]) -> str:
 def _compatible(char: str) -> str:
     """Letters and digits in another dress: wide, bold, circled, ligatures, other scripts' digits, squared units."""
     if (digit := unicodedata.digit(char, None)) is not None:
-        return str(digit)
+        return str(digit) if unicodedata.category(char) == "Nd" else f" {digit} "  # a circled one stands alone
     if (number := unicodedata.numeric(char, None)) is not None and unicodedata.category(char) in ("No", "Nd"):
         return f" {number:g} " if number == int(number) else char
     kind = unicodedata.decomposition(char).split(" ")[0]
