@@ -199,7 +199,7 @@ async def test_two_gateways_behind_one_name_share_nothing(open_chain, probe):
     """Streams spread over both; one that is full sends the caller on to the other; one that drains gets none."""
     chain = await open_chain(max_streams=2)
     async with AsyncExitStack() as stack:
-        other = type(chain)(probe)
+        other = type(chain)(probe, chain.gateway_settings["voices_url"])
         other.addresses = {name: address for name, address in chain.addresses.items() if name != "gateway"}
         await other.start_gateway(stack, max_streams=2)
         stack.push_async_callback(other.servers["gateway"].stop, 0)
