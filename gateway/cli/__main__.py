@@ -13,8 +13,6 @@ from collections.abc import Sequence
 import click
 from csm.version import __version__
 
-from services.runtime import otel_environment
-
 # name: (module, its help). The module's `command` is the subcommand.
 _COMMANDS = {
     "say": ("gateway.cli.commands.say", "Speak a text into a WAV file."),
@@ -52,6 +50,9 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
+        # Before anything imports OpenTelemetry, which raises for some variables.
+        for warning in importlib.import_module("services.runtime.otel_environment").WARNINGS:
+            print(f"csm: {warning}", file=sys.stderr)
         command: click.Command = importlib.import_module(_COMMANDS[name][0]).command
         return command
 
@@ -71,8 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    for warning in otel_environment.WARNINGS:
-        print(f"csm: {warning}", file=sys.stderr)
     try:
         code = cli.main(None if argv is None else list(argv), prog_name="csm", standalone_mode=False)
         sys.stdout.flush()
