@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import torch
 from csm.backbone.v1 import backbone_pb2_grpc
@@ -21,7 +22,8 @@ from services.backbone.blocks import BlockPool, blocks_for
 from services.backbone.config import BackboneSettings
 from services.backbone.eager_runner import EagerRunner
 from services.backbone.engine import Engine
-from services.backbone.graph_runner import GraphRunner
+from services.backbone.graph_runner import GraphRunner, kernel_plan_for
+from services.backbone.kernels import persistent
 from services.backbone.scheduler import Scheduler
 from services.backbone.servicer import BackboneServicer
 from services.backbone.weights import load_model
@@ -80,12 +82,27 @@ def _load(settings: BackboneSettings, bundle: Bundle) -> EagerRunner | GraphRunn
     runner: EagerRunner | GraphRunner
     if settings.runner == "graph" or (settings.runner == "auto" and device.type == "cuda"):
         prefill = settings.max_prefill_tokens or 512
-        runner = GraphRunner(model, slots=slots, blocks=blocks, max_prefill_tokens=prefill)
+        plan = partial(kernel_plan_for, persistent_depth=_uses_persistent_depth(settings, bundle, dtype, device))
+        runner = GraphRunner(model, slots=slots, blocks=blocks, max_prefill_tokens=prefill, kernel_plan=plan)
     else:
         prefill, batch = settings.max_prefill_tokens or 64, settings.eager_batch
         runner = EagerRunner(model, slots=slots, blocks=blocks, batch_size=batch, max_prefill_tokens=prefill)
     runner.warm_up()
     return runner
+
+
+def _uses_persistent_depth(
+    settings: BackboneSettings, bundle: Bundle, dtype: torch.dtype, device: torch.device
+) -> bool:
+    """Raises: StartError."""
+    if settings.persistent_depth == "off":
+        return False
+    is_supported = persistent.supports(bundle.generator, dtype, device)
+    if settings.persistent_depth == "on" and not is_supported:
+        raise StartError(
+            "CSM_BACKBONE_PERSISTENT_DEPTH=on: needs a Hopper GPU, bfloat16 and the shapes of CSM-1B's depth decoder"
+        )
+    return is_supported and (settings.persistent_depth == "on" or not persistent.uses_mps())
 
 
 if __name__ == "__main__":

@@ -25,6 +25,13 @@ class BackboneSettings(ServerSettings):
         "eager, or graph for captured CUDA graphs; auto is graph on a GPU",
         choices=("auto", "eager", "graph"),
     )
+    persistent_depth: str = setting(
+        "CSM_BACKBONE_PERSISTENT_DEPTH",
+        "off",
+        "batches of up to 16 run the depth decoder as one launch (Hopper, bfloat16): auto where no MPS daemon runs, on "
+        "there too, which allows one backbone a GPU",
+        choices=("auto", "on", "off"),
+    )
     threads: int = setting("CSM_BACKBONE_THREADS", 1, "CPU threads of the model", min=1, max=256)
     slots: int = setting("CSM_BACKBONE_SLOTS", 4, "requests generated at once", min=1, max=4096)
     queue: int = setting("CSM_BACKBONE_QUEUE", 8, "requests that may wait for a slot", min=0, max=4096)

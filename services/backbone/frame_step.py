@@ -15,6 +15,7 @@ from torch import Tensor
 
 from services.backbone.blocks import blocks_for
 from services.backbone.fused_llama import FusedLlama, KernelPlan
+from services.backbone.kernels.persistent import DepthKernel, DepthWeights
 from services.backbone.model import CsmModel, rope_table
 from services.backbone.transformer import Transformer
 
@@ -65,6 +66,8 @@ class FrameStep:
         self._embeddings = embeddings.view(part.codebooks, part.audio_vocab_size, -1)
         # The depth decoder's inputs: every code's embedding, projected here once instead of in every step.
         self._projected = F.linear(embeddings, self._projection).view(part.codebooks, part.audio_vocab_size, -1)
+        self._depth_weights: DepthWeights | None = None
+        self._depth_kernels: dict[int, DepthKernel] = {}  # of each batch size
 
     def run(self, slots: Tensor, codes: Tensor, splits: int, plan: KernelPlan) -> None:
         """The next frame of each slot.
@@ -77,11 +80,23 @@ class FrameStep:
         sampling = (state.temperature[slots], state.top_k[slots], state.seeds[slots], frames)
         attend = self.backbone.paged_attention(slots, positions, state.tables, splits, plan)
         hidden = self.backbone.forward(state.next_inputs[slots], attend, plan)
-        self._decode(hidden, sampling, codes, plan)
+        if plan.persistent_depth:
+            tables = (state.temperature, state.top_k, state.seeds, state.frames)
+            self._depth_kernel(len(slots)).decode(self.backbone.normed(hidden, plan), slots, *tables, codes)
+        else:
+            self._decode(hidden, sampling, codes, plan)
         is_live = slots < state.slots
         state.next_inputs.index_copy_(0, slots, self._ops.embed_frames(codes, self._embeddings))
         state.positions.index_copy_(0, slots, (positions + 1) * is_live)
         state.frames.index_copy_(0, slots, (frames + 1) * is_live)
+
+    def _depth_kernel(self, batch: int) -> DepthKernel:
+        """Compiled at its first use. Raises: CompileError."""
+        if self._depth_weights is None:
+            self._depth_weights = self._depth.packed_for_depth(self._projection, self._heads, self._projected)
+        if batch not in self._depth_kernels:
+            self._depth_kernels[batch] = DepthKernel(self._depth_weights, batch)
+        return self._depth_kernels[batch]
 
     def _decode(self, hidden: Tensor, sampling: tuple[Tensor, ...], codes: Tensor, plan: KernelPlan) -> None:
         """The depth decoder (depth_decoder.py explains it): backbone outputs [B, D] → codes [B, K]."""

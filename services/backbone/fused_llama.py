@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.backbone.cache import PagedCache
+from services.backbone.kernels.persistent import DepthWeights
 from services.backbone.transformer import Transformer
 
 
@@ -27,12 +28,14 @@ class KernelPlan:
     matvec: for a batch of one, products fused with norm, activation and residual.
     gated_matmul: for a larger batch, the MLP's first product and its activation are one launch.
     overlap: programmatic dependent launch: a kernel prefetches its weights while the previous one ends.
+    persistent_depth: the depth decoder's whole frame is one launch (kernels/persistent.py).
     """
 
     step_attention: bool = True
     matvec: bool = False
     gated_matmul: bool = False
     overlap: bool = False
+    persistent_depth: bool = False
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # (qkv, one layer's keys and values) → [N, H * hd]
@@ -49,6 +52,14 @@ class FusedLlama:
         self._layers, self._norm = transformer.layers, transformer.norm
         self._rope = torch.view_as_real(transformer.rope).flatten(1).contiguous()  # [max_seq_len, hd]
         self._ops = operations
+
+    def packed_for_depth(self, projection: Tensor, heads: list[Tensor], table: Tensor) -> DepthWeights:
+        """These weights as kernels/persistent.py reads them, and what the arguments of DepthWeights say."""
+        layers = [(layer.qkv, layer.out, layer.gate_up, layer.down) for layer in self._layers]
+        norms = [norm for layer in self._layers for norm in (layer.attention_norm, layer.mlp_norm)]
+        return DepthWeights(
+            layers, [*norms, self._norm], projection, heads, self._rope, table, self.shape.norm_eps
+        )  # fmt: skip
 
     def paged_attention(
         self, slots: Tensor, positions: Tensor, tables: Tensor, splits: int = 1, plan: KernelPlan | None = None
@@ -106,6 +117,10 @@ class FusedLlama:
             next_norm = self._norm if is_last else self._layers[index + 1].attention_norm
             normed = ops.add_norm(x, F.linear(gated, layer.down), next_norm, eps)
         return x if normed is None else normed
+
+    def normed(self, out: Tensor, plan: KernelPlan) -> Tensor:
+        """The last norm. out: rows of what forward gave with the same plan. Returns: [N, D], the weights' dtype."""
+        return self._ops.add_norm(out, None, self._norm, self.shape.norm_eps) if plan.matvec else out
 
     def head(self, out: Tensor, weight: Tensor, plan: KernelPlan) -> Tensor:
         """The last norm and a product. out: rows of what forward gave with the same plan. Returns: [N, M]."""

@@ -31,6 +31,7 @@ from services.backbone.cache import block_bytes
 from services.backbone.frame_step import FrameStep, SlotState
 from services.backbone.fused_llama import KernelPlan
 from services.backbone.kernels import operations_for
+from services.backbone.kernels.persistent import MAX_BATCH
 from services.backbone.model import CsmModel
 from services.backbone.prompt import Prompt
 from services.backbone.request import Sampling
@@ -43,11 +44,15 @@ _MEMORY_SHARE = (
 )
 
 
-def kernel_plan_for(batch: int) -> KernelPlan:
-    """The fastest kernels for a batch size, by tests/bench/bench_variants.py."""
+def kernel_plan_for(batch: int, persistent_depth: bool = False) -> KernelPlan:
+    """The fastest kernels for a batch size, by tests/bench/bench_variants.py.
+
+    persistent_depth: whether kernels/persistent.py may be used.
+    """
+    is_persistent = persistent_depth and batch <= MAX_BATCH
     if batch == 1:
-        return KernelPlan(matvec=True, overlap=True)
-    return KernelPlan(gated_matmul=batch >= 64)
+        return KernelPlan(matvec=True, overlap=True, persistent_depth=is_persistent)
+    return KernelPlan(gated_matmul=batch >= 64, persistent_depth=is_persistent)
 
 
 @dataclass

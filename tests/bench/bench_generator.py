@@ -14,6 +14,7 @@ import gc
 import platform
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--persistent-depth", action="store_true", help="as CSM_BACKBONE_PERSISTENT_DEPTH=on")
     parser.add_argument(
         "--library", action="store_true", help="frames of the library's products and the first kernels alone"
     )
@@ -208,7 +210,9 @@ def main() -> None:
         model = random_model(part, device, dtype)
         before = torch.cuda.memory_allocated(device) if is_cuda else 0
         blocks = (most + 64) * blocks_for(context + 250)
-        plan = (lambda _: KernelPlan(step_attention=False)) if arguments.library else kernel_plan_for
+        plan = partial(kernel_plan_for, persistent_depth=arguments.persistent_depth)
+        if arguments.library:
+            plan = lambda _: KernelPlan(step_attention=False)  # noqa: E731
         runner = GraphRunner(model, slots=most + 64, blocks=blocks, kernel_plan=plan)
         grew = torch.cuda.memory_allocated(device) - before if is_cuda else 0
         began = time.perf_counter()

@@ -18,15 +18,19 @@ from frames import Frames
 
 from models.bundle import load_bundle
 from services.backbone.fused_llama import KernelPlan
+from services.backbone.graph_runner import kernel_plan_for
+from services.backbone.kernels.persistent import MAX_BATCH, supports
 
 
-def choices(batch: int) -> dict[str, KernelPlan]:
+def choices(batch: int, persistent_depth: bool) -> dict[str, KernelPlan]:
     found = {"library": KernelPlan(step_attention=False), "step attention": KernelPlan()}
     if batch == 1:
         found["matvec"] = KernelPlan(matvec=True)
         found["matvec, overlap"] = KernelPlan(matvec=True, overlap=True)
     else:
         found["step attention, gated matmul"] = KernelPlan(gated_matmul=True)
+    if persistent_depth and batch <= MAX_BATCH:
+        found["persistent depth"] = kernel_plan_for(batch, persistent_depth=True)
     return found
 
 
@@ -45,7 +49,7 @@ def main() -> None:
     print("| batch | kernel plan | ms: min | median | same codes | made in s |\n|---|---|---|---|---|---|", flush=True)
     for batch in arguments.batches:
         reference = None
-        for name, plan in choices(batch).items():
+        for name, plan in choices(batch, supports(part, model.codebook0_head.weight.dtype, device)).items():
             began = time.perf_counter()
             try:
                 frame, _graph = frames.build(batch, plan)

@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--rows", type=int, default=24, help="kernels shown")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--persistent-depth", action="store_true", help="as CSM_BACKBONE_PERSISTENT_DEPTH=on")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try this script without a GPU")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -34,10 +35,11 @@ def main() -> None:
     model = random_model(part, device, torch.bfloat16 if is_cuda else torch.float32)
     frames = Frames(model, part, max(arguments.batches), arguments.context)
     for batch in arguments.batches:
-        frame, _graph = frames.build(batch, kernel_plan_for(batch))
+        plan = kernel_plan_for(batch, arguments.persistent_depth)
+        frame, _graph = frames.build(batch, plan)
         wall_ms = statistics.median(frames.times_ms(frame, batch, 20))
         kernels = KernelTimes(frame, device, arguments.frames)
-        print(f"\nbatch {batch}, {kernel_plan_for(batch)}")
+        print(f"\nbatch {batch}, {plan}")
         print(f"frame {wall_ms:.2f} ms; {kernels.launches:.0f} launches, {kernels.busy_ms:.2f} ms in kernels\n")
         print(kernels.table("frame", arguments.rows), "\n", flush=True)
         del frame, _graph

@@ -7,7 +7,6 @@ the tests hold; `-m gpu` runs them on the device, captured, with the kernels.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import random
 from types import SimpleNamespace
 
@@ -15,47 +14,21 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import GeneratorPart, LlamaShape, load_bundle
 from services.backbone import eager_runner, graph_runner
 from services.backbone.blocks import BlockPool
 from services.backbone.engine import Engine
 from services.backbone.frame_stream import StreamAborted
 from services.backbone.fused_llama import KernelPlan
 from services.backbone.kernels import operations_for
+from services.backbone.kernels.persistent import DepthKernel, supports
 from services.backbone.model import build_model, init_random
-from services.backbone.prompt import Audio, PromptLimits, Text
 from services.backbone.request import Request, Sampling
 from services.backbone.scheduler import Scheduler
 from support.backbone_slots import open_slot
+from support.generator_parts import CSM_1B, NARROW, TINY, prompt_of
 
-CSM_1B = load_bundle("csm-1b").generator
-# CSM-1B's widths and heads with fewer layers, and shapes as small as they get
-NARROW = dataclasses.replace(
-    CSM_1B,
-    text_vocab_size=96,
-    backbone=dataclasses.replace(CSM_1B.backbone, layers=2),
-    decoder=dataclasses.replace(CSM_1B.decoder, layers=1),
-)
-TINY = GeneratorPart(
-    text_vocab_size=96,
-    audio_vocab_size=67,
-    codebooks=32,
-    backbone=LlamaShape(layers=2, heads=4, kv_heads=2, dim=64, intermediate_dim=160, max_seq_len=160),
-    decoder=LlamaShape(layers=2, heads=2, kv_heads=1, dim=32, intermediate_dim=96, max_seq_len=33),
-    sources=(),
-    folder=CSM_1B.folder,
-)
+DECODE = DepthKernel.decode  # a test replaces it, more than once
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
-def limits(part):
-    return PromptLimits(part.codebooks, part.text_vocab_size, part.audio_vocab_size - 3, part.backbone.max_seq_len)
-
-
-def prompt_of(part, index):
-    draw = np.random.default_rng(index)
-    audio = Audio(draw.integers(0, part.audio_vocab_size - 3, (5 + 9 * index, part.codebooks)).tolist())
-    return limits(part).build([Text([1, 2]), audio, Text(draw.integers(1, 96, 3 + index).tolist())])[0]
 
 
 def rounded(part, dtype, device="cpu"):
@@ -92,6 +65,13 @@ def frame_logits(model, prompts, forced, monkeypatch, plan):
         codes[:, codebook] = torch.tensor([each[frame][codebook] for each in forced], device=codes.device)
         rows.copy_(embeddings[codebook, codes[:, codebook]])
 
+    def forced_decode(kernel, *args):
+        frame = len(seen) // model.part.codebooks
+        wanted = torch.tensor([each[frame] for each in forced], device=kernel.logits.device)
+        DECODE(kernel, *args, forced=wanted)
+        seen.extend(kernel.logits.cpu())
+
+    monkeypatch.setattr(DepthKernel, "decode", forced_decode)
     replaced = SimpleNamespace(**{**vars(operations), "sample": draw})
     monkeypatch.setattr(graph_runner, "operations_for", lambda _: replaced)
     ours = graph_runner.GraphRunner(model, slots=len(prompts), max_prefill_tokens=32, kernel_plan=lambda _: plan)
@@ -115,13 +95,16 @@ def frame_logits(model, prompts, forced, monkeypatch, plan):
 @pytest.mark.parametrize("plan", [
     KernelPlan(step_attention=False), KernelPlan(matvec=True), KernelPlan(gated_matmul=True),
     pytest.param(KernelPlan(matvec=True, overlap=True), marks=pytest.mark.gpu),
-], ids=["library", "matvec", "gated_matmul", "overlap"])  # fmt: skip
+    pytest.param(KernelPlan(persistent_depth=True), marks=pytest.mark.gpu),
+], ids=["library", "matvec", "gated_matmul", "overlap", "persistent"])  # fmt: skip
 def test_teacher_forced_logits(device, dtype, most, part, plan, monkeypatch):
     """‖ours - eager fp32‖ / ‖eager fp32‖ over all logits of each stream."""
     if device == "cpu" and dtype == torch.bfloat16:
         pytest.skip("a CPU's bf16 matrix products round otherwise; the bound is a GPU's")
     if device == "cpu" and plan.overlap:
         pytest.skip("only a GPU's launches overlap")
+    if plan.persistent_depth and not supports(part, dtype, torch.device(device)):
+        pytest.skip("the kernel is for bf16 and CSM-1B's widths")
     reference, model = rounded(part, dtype, device)
     prompts = [prompt_of(part, index) for index in range(3)]
     draw = np.random.default_rng(9)

@@ -1,0 +1,75 @@
+// Weights on their way: what each warp reads, prefetched in order. Part of one source, see shapes.cu.
+
+// Pieces that one warp reads of all layers; of the blocks below SPLIT, and of those above, which have a tile of qkv
+// less.
+constexpr int TILES = QKV / 8, FULL = (TILES + CTAS - 1) / CTAS, SPLIT = TILES - (FULL - 1) * CTAS;
+constexpr int LAYER_PIECES = FULL + 1 + 16 + 8;
+
+// The weights that one warp reads in a frame, in order, brought into its ring STAGES pieces ahead, each a group of
+// asynchronous copies. They lie in runs: one for the projection and head 0, then one for the layers and one for the
+// head of each step; step 0 has no head and leaves out the last layer's MLP.
+struct Ring {
+    u32 ring; // shared address of this lane's part of this warp's ring
+    int at, freed, run, left;
+    const u8 *next;
+    u64 policy;
+
+    __device__ __forceinline__ void fetch(Shared *s, int stage) {
+        if (left == 0) {
+            const Run &r = s->runs[++run];
+            left = r.pieces, policy = r.policy;
+            next = r.from + threadIdx.x / 32 * r.stride * STAGE + threadIdx.x % 32 * 16;
+        }
+        if (left > 0) {
+            left--;
+#pragma unroll
+            for (int part = 0; part < STAGE / 512; part++)
+                asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(ring + stage * STAGE +
+                                                                                                  part * 512),
+                             "l"(next + part * 512), "l"(policy)
+                             : "memory");
+            next += STAGE;
+        }
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+    __device__ __forceinline__ void start(Shared *s, const Args &p) {
+        const int cta = blockIdx.x, is_less = cta >= SPLIT, each = LAYERS * (LAYER_PIECES - is_less);
+        u64 keep, pass;
+        asm volatile("createpolicy.fractional.L2::evict_last.L2::evict_first.b64 %0, %1;"
+                     : "=l"(keep)
+                     : "f"(KEEP / 100.0f));
+        asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(pass));
+        const u8 *layers = p.layers + ((is_less ? (u64)SPLIT * WARPS * LAYERS * LAYER_PIECES : 0) +
+                                       (u64)(cta - is_less * SPLIT) * WARPS * each) *
+                                          STAGE;
+        for (int r = threadIdx.x; r <= RUNS; r += THREADS) {
+            Run it = {layers, KEEP ? keep : pass, each, each};
+            if (r == 0)
+                it = {p.first + (u64)cta * WARPS * 6 * STAGE, pass, 6, 6};
+            else if (r == 1)
+                it.pieces = each - (16 + 8);
+            else if (r == RUNS)
+                it.pieces = -1;
+            else if (r % 2)
+                it = {p.heads + ((u64)(r - 3) / 2 * CTAS + cta) * WARPS * 2 * STAGE, pass, 2, 2};
+            s->runs[r] = it;
+        }
+        ring = shared_address(&s->ring[threadIdx.x / 32][0][0]) + threadIdx.x % 32 * 16;
+        at = 0, freed = 0, run = -1, left = 0;
+        __syncthreads();
+#pragma unroll 1
+        for (int stage = 0; stage < STAGES; stage++) fetch(s, stage);
+    }
+    template <int N> __device__ __forceinline__ void wait() const { // for the next N pieces
+        asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - N) : "memory");
+        __syncwarp();
+    }
+    template <int N> __device__ __forceinline__ void release(Shared *s) { // the N pieces read last
+        __syncwarp();
+#pragma unroll
+        for (int each = 0; each < N; each++) {
+            fetch(s, freed);
+            if (++freed == STAGES) freed = 0;
+        }
+    }
+};

@@ -1,0 +1,90 @@
+"""CUDA C++ to a loaded kernel, by NVRTC, which torch brings along, and the driver. Needs no headers and no nvcc."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+_MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+class CompileError(Exception):
+    """NVRTC is missing or rejects the source."""
+
+
+def compile_cuda(source: str, name: str, options: Sequence[str], library: ctypes.CDLL | None = None) -> bytes:
+    """Source → cubin. Raises: CompileError with the compiler's log."""
+    nvrtc = library or _nvrtc()
+    program = ctypes.c_void_p()
+    _check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None))
+    try:
+        given = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
+        if nvrtc.nvrtcCompileProgram(program, len(options), given):
+            size = ctypes.c_size_t()
+            _check(nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size)))
+            log = ctypes.create_string_buffer(size.value)
+            _check(nvrtc.nvrtcGetProgramLog(program, log))
+            raise CompileError(f"{name}: {log.value.decode(errors='replace')}")
+        size = ctypes.c_size_t()
+        _check(nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)))
+        binary = ctypes.create_string_buffer(size.value)
+        _check(nvrtc.nvrtcGetCUBIN(program, binary))
+        return binary.raw
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def has_nvrtc() -> bool:
+    """Whether torch's NVRTC library is there."""
+    try:
+        _nvrtc()
+    except CompileError:
+        return False
+    return True
+
+
+class Kernel:
+    """One function of a cubin on the current device, launched on the current stream."""
+
+    def __init__(self, cubin: bytes, function: str, *, shared_bytes: int):
+        torch.cuda.current_stream()  # a context is there
+        self._driver = ctypes.CDLL("libcuda.so.1")
+        self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        self._shared_bytes = shared_bytes
+        self._call("cuModuleLoadData", ctypes.byref(self._module), cubin)
+        self._call("cuModuleGetFunction", ctypes.byref(self._function), self._module, function.encode())
+        self._call("cuFuncSetAttribute", self._function, _MAX_DYNAMIC_SHARED, shared_bytes)
+
+    def launch_cooperative(self, blocks: int, threads: int, arguments: ctypes.Structure) -> None:
+        """All blocks are on the device together, or the launch fails. Raises: RuntimeError."""
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        self._call(
+            "cuLaunchCooperativeKernel", self._function, blocks, 1, 1, threads, 1, 1, self._shared_bytes, stream, pointers
+        )  # fmt: skip
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        result = getattr(self._driver, name)(*arguments)
+        if result:
+            text = ctypes.c_char_p()
+            self._driver.cuGetErrorString(result, ctypes.byref(text))
+            raise RuntimeError(f"{name}: {(text.value or b'unknown error').decode()} ({result})")
+
+
+def _nvrtc() -> ctypes.CDLL:
+    torch.cuda.init()  # loads the libraries that torch brings along
+    major = (torch.version.cuda or "0").split(".")[0]
+    for name in (f"libnvrtc.so.{major}", "libnvrtc.so"):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise CompileError("no NVRTC library beside torch")
+
+
+def _check(result: int) -> None:
+    if result:
+        raise CompileError(f"NVRTC error {result}")

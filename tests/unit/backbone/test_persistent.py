@@ -1,0 +1,166 @@
+"""The persistent kernel's index logic on a CPU: what it packs is what the lanes of mma.m16n8k16 multiply."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import subprocess
+from collections import Counter
+
+import pytest
+import torch
+
+from models.bundle import load_bundle
+from services.backbone import __main__ as backbone
+from services.backbone.config import BackboneSettings
+from services.backbone.graph_runner import kernel_plan_for
+from services.backbone.kernels import persistent
+from services.runtime.settings import StartError
+
+WARPS, PIECE = 8, 1024  # weights of a piece
+
+
+def lane_products(piece: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """One piece, [1024], by the lanes' fragments: x [128] → the sums of 8 outputs."""
+    fragments = piece.view(4, 32, 8).double()  # 32 columns each; lane; its eight weights
+    lane = torch.arange(32)
+    output, columns = lane // 4, (lane % 4 * 8)[:, None] + torch.arange(8)
+    products = (fragments * x.view(4, 32).double()[:, columns]).sum(dim=(0, 2))
+    return torch.zeros(8, dtype=torch.float64).index_add_(0, output, products)
+
+
+def test_streams_hold_every_product_once():
+    """Each block walks its stream as the kernel does; all blocks' sums are the products."""
+    draw = torch.Generator().manual_seed(0)
+    sizes = [(1536, 1024), (1024, 1024), (1024, 2048)]
+    weights = [torch.randn(size, generator=draw) for size in sizes]
+    inputs = [torch.randn(width, generator=draw) for _, width in sizes]
+    stream = persistent.weight_streams(weights)
+    assert stream.numel() == sum(weight.numel() for weight in weights)
+    sums = [torch.zeros(outputs, dtype=torch.float64) for outputs, _ in sizes]
+    split = 64  # blocks with one tile of the first product more
+    for block in (0, 1, 63, 64, 127):
+        tiles = [len(range(block, outputs // 8, persistent.BLOCKS)) for outputs, _ in sizes]
+        pieces = sum(count * width // 1024 for count, (_, width) in zip(tiles, sizes, strict=True))
+        more = 0 if block < split else split * WARPS * (pieces + 1)
+        for warp in range(WARPS):
+            at = (more + ((block - (split if more else 0)) * WARPS + warp) * pieces) * PIECE
+            for which, (_, width) in enumerate(sizes):
+                for tile in range(tiles[which]):
+                    output = (block + tile * persistent.BLOCKS) * 8
+                    for piece in range(width // 1024):
+                        column = warp * width // WARPS + piece * 128
+                        part = lane_products(stream[at : at + PIECE], inputs[which][column : column + 128])
+                        sums[which][output : output + 8] += part
+                        at += PIECE
+        for which, weight in enumerate(weights):
+            for tile in range(tiles[which]):
+                rows = slice((block + tile * persistent.BLOCKS) * 8, (block + tile * persistent.BLOCKS) * 8 + 8)
+                torch.testing.assert_close(sums[which][rows], weight[rows].double() @ inputs[which].double())
+
+
+@pytest.mark.parametrize("batch", range(1, persistent.MAX_BATCH + 1))
+def test_shared_memory_holds_a_ring_of_at_least_four_pieces(batch):
+    stages, shared = persistent.shared_layout(batch)
+    assert stages >= 4 and shared <= 227 * 1024
+
+
+# What the kernel's blocks read and write, operation by operation, as depth_cuda/frame.cu has it.
+def schedule(layers: int, codebooks: int, batch: int) -> list[tuple[str | None, str]]:
+    """(the buffer that every block reads, the buffer that it writes then)."""
+    operations: list[tuple[str | None, str]] = [(None, "x")]  # and logits 0
+    for step in range(codebooks):
+        for layer in range(layers):
+            from_code = layer == 0 and step > 0
+            operations.append(("drawn" if from_code and batch > 1 else None if from_code else "x", "qkv"))
+            operations += [("qkv", "attended"), ("attended", "x")] if batch > 1 else [("qkv", "x")]
+            if step == 0 and layer == layers - 1:
+                operations.append(("x", "nothing"))
+                break
+            operations += [("x", "gated"), ("gated", "x")]
+        if step > 0:
+            operations.append(("x", f"logits {step}"))
+        if batch > 1:
+            operations.append((f"logits {step}" if step else None, "drawn"))
+    return operations
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_no_buffer_is_overwritten_while_a_block_reads_it(layers, batch):
+    """A block writes a buffer again only after it has got a value that all blocks wrote after they read the old ones."""
+    by_some = {"attended", "drawn"}  # which say nothing of the blocks that do not write them
+    written: dict[str, int] = {}  # when last, operations in order
+    read: dict[str, int] = {}
+    got: list[int] = []  # by each operation: when what it reads was written by all blocks
+    for now, (source, target) in enumerate(schedule(layers, 32, batch)):
+        if source is not None:
+            read[source] = now
+        got.append(-1 if source is None or source in by_some else written[source])
+        if target in read:
+            assert read[target] > written[target], f"{target} is written twice and not read"
+            assert max(got[read[target] :]) >= read[target], (now, target)
+        written[target] = now
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_tags_flip_with_every_use(layers, batch):
+    """A frame begins with the tag that follows the last frame's: the kernel's counts of uses are the schedule's."""
+    uses = Counter(target for _, target in schedule(layers, 32, batch))
+    source = persistent.source()
+    names = {"x": "x_tag", "qkv": "qkv_tag", "gated": "gated_tag", "drawn": "drawn_tag", "attended": "attended_tag"}
+    for buffer, tag in names.items():
+        if buffer not in uses:
+            continue
+        formula = re.search(rf"{tag} = \(frame \* (\(.*?\)|\w+)\) & 1 \?", source)
+        assert formula is not None
+        count = eval(formula[1], {"LAYER_USES": 32 * layers, "K": 32})
+        assert count % 2 == uses[buffer] % 2, buffer
+
+
+def test_cpu_is_not_supported_and_plans_stay_as_they_are():
+    part = load_bundle("csm-1b").generator
+    assert not persistent.supports(part, torch.bfloat16, torch.device("cpu"))
+    assert not any(kernel_plan_for(batch).persistent_depth for batch in (1, 16, 64))
+    persisting = [batch for batch in (1, 16, 17, 1024) if kernel_plan_for(batch, True).persistent_depth]
+    assert persisting == [1, 16]
+
+
+@pytest.mark.parametrize(
+    ("setting", "is_supported", "mps", "used"),
+    [
+        ("auto", True, False, True), ("auto", True, True, False), ("auto", False, False, False),
+        ("on", True, True, True), ("off", True, False, False),
+    ],
+)  # fmt: skip
+def test_setting(setting, is_supported, mps, used, monkeypatch, tmp_path):
+    monkeypatch.setattr(persistent, "supports", lambda *_: is_supported)
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    if mps:
+        (tmp_path / "control").touch()
+    settings = dataclasses.replace(BackboneSettings(), persistent_depth=setting)
+    bundle = load_bundle("csm-1b")
+    assert backbone._uses_persistent_depth(settings, bundle, torch.bfloat16, torch.device("cpu")) is used
+
+
+def test_on_where_it_cannot_run_is_an_error():
+    settings = dataclasses.replace(BackboneSettings(), persistent_depth="on")
+    with pytest.raises(StartError, match="CSM_BACKBONE_PERSISTENT_DEPTH=on: needs a Hopper GPU"):
+        backbone._uses_persistent_depth(settings, load_bundle("csm-1b"), torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler")
+@pytest.mark.parametrize("batch", [1, 8, 16])
+def test_compiles_for_hopper_without_much_spilling(batch, tmp_path):
+    options = [each for each in persistent.compiler_options(batch, 4, 32, 2051) if each.startswith("-D")]
+    (tmp_path / "kernel.cu").write_text(persistent.source())
+    command = ["nvcc", "-arch=sm_90", "-cubin", "-Xptxas", "-v", *options, "kernel.cu", "-o", "kernel.cubin"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    spilled = [
+        int(line.split(" bytes spill stores")[0].split()[-1]) for line in said.stderr.splitlines() if "spill" in line
+    ]
+    assert spilled and max(spilled) <= 256
