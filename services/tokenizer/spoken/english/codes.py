@@ -12,6 +12,7 @@ _TIMES = re.compile(rf"(?<![\w.,])({NUMBER})[x×](?![\w]|\s?[-+=*/^−÷<>])")
 _BY = re.compile(
     r"(?<![\w.,/])(\d+(?:\.\d+)?)\s?[x×]\s?(\d+(?:\.\d+)?)(?:\s?[x×]\s?(\d+(?:\.\d+)?))?(?![\w]*\d)(?!\s?[=^]|\.\d)"
 )
+_BY_SEVERAL = re.compile(r"(?<![\w.,/])(\d{1,2})[x×](\d{1,2})s\b")
 _SCALED = re.compile(rf"(?<![\w.,-])({NUMBER})(k|K|M|mn|B|bn|tn)(?=\s+[a-z]|[.,!?;:)]|\+|$|\s?/|-)(?![.,]\d)")
 _RUN = re.compile(r"(?<![\w.,])(\d{1,2})[kK](?=\s(?:run|race|training|walk|runner|course)\b)")
 _ROOM = re.compile(
@@ -35,6 +36,7 @@ _UUID = re.compile(r"(?<![\w-])[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{
 
 def read_sizes(text: str) -> str:
     """`1920x1080` → 1920 by 1080; the digits are read later, with their unit."""
+    text = _BY_SEVERAL.sub(lambda m: f"{cardinal(m[1])} by {_plural(m[2])}", text)
     return _BY.sub(lambda m: " by ".join(part for part in m.groups() if part) if " ×" not in m[0] else m[0], text)
 
 

@@ -50,7 +50,7 @@ _DAY_NAMES = "|".join(sorted(_DAYS, key=len, reverse=True))
 _DAY_SPAN = re.compile(rf"\b({_DAY_NAMES})\b\.?({_DASH}|\s(?:to|through|thru|and|&)\s)({_DAY_NAMES})\b\.?(?!\w)")
 _SHORT_DAY = re.compile(rf"\b({_DAY_NAMES})\b(?:\.,?|,)(?=\s+(?:\d|at\b|the\b|{'|'.join(MONTHS)}|{'|'.join(_SHORT)}))")
 _DECADE = re.compile(
-    r"(?<![\w.,$€£#-])(?:(mid|early|late)[- ])?((?:1[1-9]|20)\d0|10[1-9]0)['’]?s\b(?!/)|(?<![\w.])['’]([1-9]0)['’]?s\b|(?<![\w.,$€£/-])([2-9]0)['’]?s\b(?!/)"
+    r"(?<![\w.,$€£#-])(?:(mid|early|late)[- ])?((?:1[1-9]|20)\d0|10[1-9]0)['’]?s\b(?!/)|(?<![\w.])['’]([1-9]0)['’]?s\b|(?:(?<![\w.,$€£/-])|(?<=mid-)|(?<=early-)|(?<=late-))([2-9]0)['’]?s\b(?!/)"
 )
 _AGES = re.compile(
     r"(?:\b(?:the|his|her|their|my|your|our|early|mid|late|roaring|swinging|and|or|of|in|from)[\s-]+)$", re.I
@@ -58,7 +58,9 @@ _AGES = re.compile(
 _APOSTROPHE_YEAR = re.compile(r"((?<![\w'])|(?<=[-–]))['’](\d\d)\b(?!['’]?s|['’])")
 _FISCAL = re.compile(r"\b(FY|CY|AY)[ ']?(\d{4}|\d{2})\b")
 _QUARTER = re.compile(r"\b([QH])([1-4])(?:(?:\s?[/'’-]\s?|\s+)((?:19|20)\d\d|(?<=['’/-])\d\d))?\b")
-_ERA = re.compile(r"\b(\d{1,4})\s?(BCE|BC|CE|AD|B\.C\.E\.|B\.C\.|A\.D\.|C\.E\.)(?![A-Za-z])")
+_ERA = re.compile(
+    r"(?<![\w.,])(\d{1,3}(?:,\d{3})+|\d{1,4})\s?(BCE|BC|CE|AD|B\.C\.E\.|B\.C\.|A\.D\.|C\.E\.)(?![A-Za-z])"
+)
 _ERA_FIRST = re.compile(r"\b(AD|A\.D\.)\s(\d{1,4})\b")
 
 
@@ -148,4 +150,4 @@ def _decade(match: re.Match[str]) -> str:
 
 
 def _era_year(text: str) -> str:
-    return year(text) if len(text) == 4 and text[1] != "0" else cardinal(str(int(text)))
+    return year(text) if len(text) == 4 and text[1] != "0" else cardinal(text.lstrip("0") or "0")

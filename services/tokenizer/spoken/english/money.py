@@ -59,11 +59,12 @@ _PREFIXED = re.compile(
 )
 _SUFFIXED = re.compile(rf"(?<![\w.,])([-−])?({_AMOUNT}){_MAGNITUDE}\s?({_AFTER})(?!\d)")
 _PENCE = re.compile(r"(?<![\w.,])(\d{1,2})p\b(?!\s?(?:video|x\b))")
-_CENTS = re.compile(rf"(?<![\w.,])({NUMBER})\s?¢")
+_CENTS = re.compile(rf"(?<![\w.,])({NUMBER}(?=\s?¢)|\d\d(?=c\b))\s?[¢c]")
 _PER = re.compile(
     r"(?<=[a-z])\s?/\s?(mo|month|months|yr|year|hr|hour|h|day|d|week|wk|night|person|kg|lb|oz|unit|user|seat|item|head|sq ?ft|gallon|gal|liter|litre|l|"
     r"mile|km|min|minute|share|ton|dozen|box|pack|piece|pc|page|word|token|call|GB|MB|kWh|MWh|barrel|bbl)\b\.?"
 )
+_PER_SEVERAL = re.compile(r"(?<=dollars|..euros|.pounds|..cents)\s?/\s?(?=\d)")
 _EACH = re.compile(r"(?<=\d)\s?/\s?(day|week|month|year|hour|minute|night|person|user|item|seat|head|share|page)\b")
 _PER_WORDS = {"mo": "month", "yr": "year", "hr": "hour", "h": "hour", "d": "day", "wk": "week", "lb": "pound", "oz": "ounce",
               "kg": "kilogram", "sq ft": "square foot", "sqft": "square foot", "gal": "gallon", "l": "liter", "km": "kilometer",
@@ -93,6 +94,7 @@ def read_money(text: str) -> str:
     text = _CENTS.sub(lambda m: f"{number(m[1])} cent{'' if is_one(m[1]) else 's'}", text)
     text = _PENCE.sub(lambda m: f"{cardinal(m[1])} {'penny' if m[1] == '1' else 'pence'}", text)
     if "/" in text:
+        text = _PER_SEVERAL.sub(" per ", text)
         text = _EACH.sub(r" per \1", text)
         text = _PER.sub(lambda m: f" per {_PER_WORDS.get(m[1], m[1])}", text)
     return text

@@ -16,6 +16,7 @@ _LOCAL = re.compile(rf"(?<![\w.,/$€£-])(\d{{3}})-(\d{{4}})(?![\w/]|[.,-]\d){_
 _VANITY = re.compile(r"(?<![\w+])(1-)?([89]\d\d)-((?=[A-Z0-9-]*[A-Z])[A-Z0-9]+(?:-[A-Z0-9]+)*)\b")
 _FREE = re.compile(r"(?<![\w+])(\+?1-)?(8\d\d)-(\d{3})-(\d{4})(?![\w-])")
 _GROUPS = re.compile(r"(?<![\w.,/-])\d{2,5}(?:[ -]\d{2,5}){2,5}(?![\w/]|[.,-]\d)")
+_HYPHENED = re.compile(r"(?<![\w.,/-])\d{1,7}(?:-\d{1,7}){3,}(?:-?X)?(?![\w-])")
 _TRUNK = re.compile(r"(?<![\w.,/+-])\(?(0\d{2,5})\)?((?:[ -]\d{2,8}){1,4})(?![\w/]|[.,-]\d)")
 _EMERGENCY = re.compile(
     r"\b((?:[Cc]all|[Dd]ial|[Dd]ialed|[Rr]ing|[Pp]hone|[Tt]ext)\s+)(\d{3}|\d{5,6})(?![\w.,:/%-]*\d|\s?[$€£%])"
@@ -48,6 +49,7 @@ def read_phones(text: str) -> str:
     text = _GROUPS.sub(
         lambda m: digits(m[0]) if len(re.sub(r"\D", "", m[0])) >= 9 and not _is_list(m[0]) else m[0], text
     )
+    text = _HYPHENED.sub(lambda m: digits(m[0]) if len(re.sub(r"\D", "", m[0])) >= 9 else m[0], text)
     text = _EMERGENCY.sub(lambda m: m[1] + digits(m[2]), text)
     text = _STATE_ZIP.sub(lambda m: f"{m[1]} {digits(m[2])}" + (f", {digits(m[3])}" if m[3] else ""), text)
     text = _ZIP.sub(lambda m: f"{m[1]}{digits(m[2] + ' ' + m[3])}", text)

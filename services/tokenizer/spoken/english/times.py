@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from services.tokenizer.spoken.english.numbers import cardinal
+from services.tokenizer.spoken.english.sentences import begins_sentence
 
 _HALF = r"(?:\s?(?:([AaPp])\.?\s?[Mm]\b(\.?)))"
 _CLOCK = re.compile(
@@ -76,7 +77,7 @@ def _with_seconds(match: re.Match[str], hour: str, minute: str, second: str) -> 
 
 def _half(words: str, letter: str, point: str, match: re.Match[str]) -> str:
     after = match.string[match.end() :]
-    stop = "." if point and (not after.strip() or re.match(r"\s+[\"']?[A-Z]", after)) else ""
+    stop = "." if point and begins_sentence(after) else ""
     return f"{words} {letter.upper()} M{stop}"
 
 

@@ -188,7 +188,10 @@ def _fits_joined(unit: str, amount: str, before: str, after: str) -> bool:
     if unit in ("K", "st", "pt", "d", "A", "au", "us"):
         return False
     return unit not in ("ac", "s") or (
-        unit == "s" and len(amount) <= 3 and not after.startswith(" of") and not _SEVERAL.search(before)
+        unit == "s"
+        and len(amount.partition(".")[0]) <= 3
+        and not after.startswith(" of")
+        and not _SEVERAL.search(before)
     )
 
 
@@ -201,7 +204,7 @@ def _is_no_unit(unit: str, gap: str, after: str) -> bool:
                 after,
             )
         ) or not re.match(
-            r"\s*(?:[.,;:!?)]|$|(?:long|wide|tall|high|deep|thick|x|by|of|and|or|diameter|across|screen|display|pipe)\b)",
+            r"\s*(?:[.,;:!?)]|$|(?:long|wide|tall|high|deep|thick|x|by|of|and|or|diameter|across|screen|display|pipe)\b|=)",
             after,
         )
     if unit in (
