@@ -97,7 +97,7 @@ class Fleet:
                 sys.executable, "-m", MODULES[replica.stage], cwd=ROOT, env=environment, stdout=log, stderr=log
             )
 
-    async def ready(self, replica: Replica, within_s: float = 180) -> None:
+    async def ready(self, replica: Replica, within_s: float = 600) -> None:
         """Wait until its health says SERVING. Raises: RuntimeError when its process ends, TimeoutError."""
         async with asyncio.timeout(within_s):
             while True:
