@@ -9,12 +9,12 @@ from functools import cache, partial
 
 import pytest
 import torch
-from services.backbone.generation import GenerationEnded
 
 from services.backbone.blocks import BlockPool
 from services.backbone.depth_decoder import DepthDecoder
 from services.backbone.engine import Engine
 from services.backbone.frame_step import FrameStep, SlotState
+from services.backbone.frame_stream import StreamAborted
 from services.backbone.graph_runner import GraphRunner, kernel_plan_for
 from services.backbone.kernels import operations_for, reference
 from services.backbone.kernels.persistent import MAX_BATCH, supports
@@ -142,10 +142,10 @@ async def test_churn():
                 values.update(max(frame) for frame in codes)
                 if leaves:
                     stream.cancel()
-                    with pytest.raises(GenerationEnded):
+                    with pytest.raises(StreamAborted):
                         while await stream.read(1):
                             pass
-                        raise GenerationEnded(stream.finish)
+                        raise StreamAborted(stream.finish)
     finally:
         await engine.stop(10)
     assert max(values) < 2048 and len(values) > 100
