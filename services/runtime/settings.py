@@ -122,7 +122,7 @@ class ServerSettings:
     )
     log_format: str = setting("CSM_LOG_FORMAT", "json", "json or text", choices=("json", "text"))
     log_level: str = setting(
-        "CSM_LOG_LEVEL", "INFO", "least level logged", choices=("DEBUG", "INFO", "WARNING", "ERROR")
+        "CSM_LOG_LEVEL", "INFO", "lowest level logged", choices=("DEBUG", "INFO", "WARNING", "ERROR")
     )
 
 
