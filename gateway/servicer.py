@@ -73,12 +73,11 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         utterance = request.utterance
         with self.access.enter(len(utterance.text)) as grant, self._streams.enter():
             output = self._begin(utterance, request.output)
-            summary = speech_pb2.SpeechSummary()
             turn = await self._turn(utterance, context)
             async with aclosing(turn.events()) as events:
                 async for event in events:
                     if isinstance(event, Started):
-                        _admit(summary, event, grant)
+                        _admit(event, grant)
                         yield speech_pb2.StreamSynthesizeResponse(
                             started=speech_pb2.SpeechStarted(
                                 format=output.format,
@@ -94,6 +93,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
                         yield _audio(data)
             if tail := output.finish():
                 yield _audio(tail)
+            summary = speech_pb2.SpeechSummary()
             fill_summary(summary, turn, output.samples, self._rules)
             yield speech_pb2.StreamSynthesizeResponse(finished=speech_pb2.SpeechFinished(summary=summary))
 
@@ -103,16 +103,16 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         utterance = request.utterance
         with self.access.enter(len(utterance.text)) as grant, self._streams.enter():
             output = self._begin(utterance, request.output)
-            summary = speech_pb2.SpeechSummary()
             turn = await self._turn(utterance, context, streamed=False)
             pieces: list[bytes] = []
             async with aclosing(turn.events()) as events:
                 async for event in events:
                     if isinstance(event, Started):
-                        _admit(summary, event, grant)
+                        _admit(event, grant)
                     else:
                         pieces.append(_encoded(output, event))
             pieces.append(output.finish())
+            summary = speech_pb2.SpeechSummary()
             fill_summary(summary, turn, output.samples, self._rules)
             header = output.header(sum(map(len, pieces)))
             return speech_pb2.SynthesizeResponse(
@@ -266,9 +266,8 @@ def _flag(message: speech_pb2.Utterance, field: str, default: bool) -> bool:
     return value
 
 
-def _admit(summary: speech_pb2.SpeechSummary, event: Started, grant: Grant) -> None:
+def _admit(event: Started, grant: Grant) -> None:
     grant.keep()
-    summary.seed, summary.prompt_tokens = event.seed, event.prompt_tokens
     # As text: an attribute's number has 63 bits, a seed 64.
     trace.get_current_span().set_attributes({"csm.seed": str(event.seed), "csm.prompt_tokens": event.prompt_tokens})
 

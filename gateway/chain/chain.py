@@ -76,9 +76,12 @@ class SpeechChain:
         """At the bundle's rate; known once the chain is open."""
         return self._codec.samples_per_frame
 
-    async def open(self) -> None:
-        """Get a slot in a codec and in a watermark. Raises: CallError; then the other's opening is cancelled."""
-        opening = [asyncio.ensure_future(link.open()) for link in (self._codec, self._watermark)]
+    async def open(self, patience_s: float = 0.0) -> None:
+        """Get a slot in a codec and in a watermark. patience_s: try full ones for at least so long.
+
+        Raises: CallError; then the other's opening is cancelled.
+        """
+        opening = [asyncio.ensure_future(link.open(patience_s)) for link in (self._codec, self._watermark)]
         try:
             await asyncio.gather(*opening)
         finally:

@@ -72,9 +72,9 @@ class CodecLink:
         """Samples of the frames fed so far."""
         return len(self._log) * self.samples_per_frame
 
-    async def open(self) -> None:
-        """Wait until a codec has a slot for us. Raises: CallError."""
-        await self._open()
+    async def open(self, patience_s: float = 0.0) -> None:
+        """Wait until a codec has a slot for us. patience_s: try full ones for at least so long. Raises: CallError."""
+        await self._open(patience_s=patience_s)
 
     async def feed(self, frames: Sequence[common_pb2.Frame]) -> None:
         """Append `frames`; waits while the codec is a window behind."""

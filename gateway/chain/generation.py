@@ -29,10 +29,14 @@ class Generation:
         resumes: ResumeBudget,
         timeout: Callable[[], float],
         key: str | None = None,
+        path: str = "utterance",
     ):
-        """timeout: seconds left for the request. key: calls with the same key go to the same replica if they can."""
+        """timeout: seconds left for the request. key: calls with the same key go to the same replica if they can.
+
+        path: of what holds the options in the caller's request, for errors.
+        """
         self._replicas, self._request = stages.backbone, request
-        self._resumes, self._timeout, self._key = resumes, timeout, key
+        self._resumes, self._timeout, self._key, self._path = resumes, timeout, key, path
         self._call: StageCall | None = None
         self._replica: Replica | None = None
         self.log = FrameLog()
@@ -83,7 +87,7 @@ class Generation:
 
     async def _open(self, avoid: Collection[Replica] = (), patience_s: float = 0.0) -> backbone_pb2.GenerateStarted:
         def start(replica: Replica) -> StageCall:
-            return replica.call("Generate", self._request, timeout=self._timeout(), rename=_caller_field)
+            return replica.call("Generate", self._request, timeout=self._timeout(), rename=self._caller_field)
 
         async def admit(call: StageCall) -> backbone_pb2.GenerateStarted:
             return await call.first("started")
@@ -102,13 +106,12 @@ class Generation:
         self._request.generated.extend(self.log.frames())
         await self._open({failed} if failed is not None else (), RESUME_PATIENCE_S)
 
-
-def _caller_field(field: str) -> str:
-    """The backbone's field paths as the caller knows them."""
-    if field.startswith("sampling"):
-        return f"utterance.{field}"
-    if field.startswith("prompt"):
-        return "utterance"
-    if field.startswith("max_frames"):
-        return "utterance.max_audio_ms"
-    return field
+    def _caller_field(self, field: str) -> str:
+        """The backbone's field paths as the caller knows them."""
+        if field.startswith("sampling"):
+            return f"{self._path}.{field}"
+        if field.startswith("prompt"):
+            return self._path
+        if field.startswith("max_frames"):
+            return f"{self._path}.max_audio_ms"
+        return field

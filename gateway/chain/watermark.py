@@ -64,9 +64,9 @@ class WatermarkLink:
         self._delivered = 0  # samples that `read` has given, of whichever stream
         self._tapped = 0  # samples that the tap was given
 
-    async def open(self) -> None:
-        """Wait until a watermark has room for us. Raises: CallError."""
-        await self._open()
+    async def open(self, patience_s: float = 0.0) -> None:
+        """Wait until a watermark has room for us. patience_s: as the codec's. Raises: CallError."""
+        await self._open(patience_s=patience_s)
 
     def start(self) -> None:
         """Begin to take the codec's samples; both links must be open."""

@@ -19,7 +19,7 @@ from gateway.access import Access
 from gateway.config import GatewaySettings
 from gateway.output import Output
 from gateway.speech.context import Context, Segment
-from gateway.speech.encoding import Encoder, Heard
+from gateway.speech.encoding import ENCODINGS_AT_ONCE, Encoder, Heard
 from gateway.speech.rules import SpeechRules
 from gateway.speech.summary import count_finish, fill_summary
 from gateway.speech.text_source import TextSource
@@ -37,7 +37,7 @@ from gateway.speech.turn import (
 from gateway.stages import Stages
 from gateway.voices.names import VoiceNames
 from services.runtime.admission import Admission
-from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted, UnavailableError
+from services.runtime.errors import NOTHING_SPEAKABLE, CallError, InvalidArgument, ResourceExhausted, UnavailableError
 from services.runtime.request_reader import MIB
 
 _tracer = trace.get_tracer("csm.gateway")
@@ -57,6 +57,7 @@ class _OwnTurn:
     configure: speech_pb2.ConverseConfigure
     speaker: int
     dropped: bool = False  # interrupted before it began
+    over: bool = False  # text that still comes for it is not spoken
     sent_samples: int = 0  # at the bundle's rate
 
 
@@ -78,8 +79,10 @@ class _NewVoice:
 
 @dataclass
 class _Interrupt:
+    """own: the turn that it names; None: the one that speaks, else the last one that was heard."""
+
     heard_s: float | None
-    turn: int | None
+    own: _OwnTurn | None
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ class Conversation:
         self._items: deque[_OwnTurn | _TheirTurn | _NewVoice] = deque()
         self._writing: _OwnTurn | None = None  # takes the text that comes
         self._speaking: _OwnTurn | None = None
+        self._last: _OwnTurn | None = None  # that was heard or interrupted
+        self._encodings = asyncio.Semaphore(ENCODINGS_AT_ONCE)
         self._turns: dict[int, _OwnTurn] = {}  # the last ones, by number
         self._next_turn = 0
         self._interrupts: deque[_Interrupt] = deque()
@@ -188,7 +193,10 @@ class Conversation:
             )
         if merged.HasField("max_audio_ms") and merged.max_audio_ms < 1:
             raise InvalidArgument("configure.max_audio_ms", f"must be 1 or more, not {merged.max_audio_ms}")
-        Output(merged.output, self._deployment.rules.sample_rate_hz)  # raises what is wrong with it
+        try:
+            Output(merged.output, self._deployment.rules.sample_rate_hz)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"configure.{error.field}", error.description) from None
         turns = [
             Heard(turn.speaker, turn.text, turn.audio, f"configure.context[{index}]")
             for index, turn in enumerate(configure.context)
@@ -213,7 +221,7 @@ class Conversation:
         self._configure = merged
 
     def _take_text(self, text: str) -> None:
-        if not text:
+        if not text or (self._writing is not None and self._writing.over):
             return
         most = self._deployment.settings.max_text_chars
         waiting = sum(item.text.pending for item in self._items if isinstance(item, _OwnTurn))
@@ -253,7 +261,7 @@ class Conversation:
         self._writing = None
         if self._speaking is not None:
             self._speaking.text.flush()
-        self._interrupts.append(_Interrupt(heard_s, turn))
+        self._interrupts.append(_Interrupt(heard_s, None if turn is None else self._turns[turn]))
 
     def _take_user_turn(self, turn: speech_pb2.UserTurn) -> None:
         size = turn.audio.ByteSize()
@@ -280,8 +288,11 @@ class Conversation:
             if self._error is not None:
                 raise self._error
             if self._interrupts:
-                for response in await self._interrupt_spoken(self._interrupts.popleft()):
-                    yield response
+                # No turn is being generated, but one may still be playing.
+                interrupt, last = self._interrupts.popleft(), self._last
+                if last is not None and (interrupt.own or last).number <= last.number:
+                    for response in await self._stop(last, interrupt):
+                        yield response
             elif self._deployment.draining.is_set():
                 yield _warning("GOING_AWAY", "the server is stopping: open another conversation")
                 if any(isinstance(item, _OwnTurn) and not item.dropped for item in self._items):
@@ -290,10 +301,8 @@ class Conversation:
             elif self._items:
                 item = self._items.popleft()
                 if isinstance(item, _TheirTurn):
-                    self._context.said.extend(await item.segment)
-                    info = self._deployment.stages.info
-                    if info is not None and (dropped := self._context.make_room(info.max_seq_len)):
-                        yield _dropped(dropped)
+                    async for response in self._hear(item):
+                        yield response
                 elif isinstance(item, _NewVoice):
                     self._context.voice = item.segments
                     if item.starts_over:
@@ -313,9 +322,18 @@ class Conversation:
                     async with asyncio.timeout(idle_s):
                         await self._changed.wait()
                 except TimeoutError:
-                    raise CallError(
-                        grpc.StatusCode.ABORTED, f"the conversation was idle for {idle_s:g} s", reason="IDLE"
-                    ) from None
+                    raise _idle(idle_s) from None
+
+    async def _hear(self, theirs: _TheirTurn) -> AsyncGenerator[speech_pb2.ConverseResponse, None]:
+        try:
+            self._context.said.extend(await theirs.segment)
+        except CallError as error:
+            if error.reason != NOTHING_SPEAKABLE:
+                raise
+            yield _warning("NOTHING_SPEAKABLE", "user_turn: its text has nothing speakable")  # a cough, a silence
+        info = self._deployment.stages.info
+        if info is not None and (dropped := self._context.make_room(info.max_seq_len)):
+            yield _dropped(dropped)
 
     async def _speak(self, own: _OwnTurn) -> AsyncGenerator[speech_pb2.ConverseResponse, None]:
         deployment = self._deployment
@@ -340,7 +358,7 @@ class Conversation:
                 events = turn.events()
                 try:
                     while interrupt is None:
-                        event = await self._event_or_interrupt(events)
+                        event = await self._event_or_interrupt(own, events)
                         if isinstance(event, _Interrupt):
                             interrupt = event
                         elif event is None:
@@ -352,16 +370,17 @@ class Conversation:
                     await events.aclose()
             except CallError as error:
                 # A turn without speech is no end of the conversation.
-                if error.reason not in ("EMPTY_SPEECH", "NOTHING_SPEAKABLE"):
+                if error.reason not in ("EMPTY_SPEECH", NOTHING_SPEAKABLE):
                     raise
                 count_finish(common_pb2.FINISH_REASON_EMPTY)
-                yield self._finished(own, common_pb2.FINISH_REASON_EMPTY, "")
+                yield await self._cut(own, None, common_pb2.FINISH_REASON_EMPTY)
                 return
             finally:
-                self._speaking = None
+                own.over, self._speaking = True, None
             if interrupt is not None:
                 count_finish(common_pb2.FINISH_REASON_INTERRUPTED)
-                for response in await self._cut(own, interrupt):
+                self._last = own
+                for response in await self._stop(own, interrupt):
                     yield response
                 return
             if tail := output.finish():
@@ -370,8 +389,14 @@ class Conversation:
             fill_summary(finished.turn_finished.summary, turn, output.samples, deployment.rules)
             yield finished
 
-    async def _event_or_interrupt(self, events: AsyncGenerator[TurnEvent, None]) -> TurnEvent | _Interrupt | None:
-        """The turn's next event, None at its end; or an interrupt of it, as soon as there is one."""
+    async def _event_or_interrupt(
+        self, own: _OwnTurn, events: AsyncGenerator[TurnEvent, None]
+    ) -> TurnEvent | _Interrupt | None:
+        """The turn's next event, None at its end; or an interrupt of it, as soon as there is one.
+
+        Raises: CallError, also when its text stays away for too long.
+        """
+        idle_s = self._deployment.settings.conversation_idle_s
         following = asyncio.ensure_future(anext(events, None))
         try:
             while True:
@@ -384,13 +409,16 @@ class Conversation:
                 self._changed.clear()
                 changed = asyncio.ensure_future(self._changed.wait())
                 try:
-                    await asyncio.wait((following, changed), return_when=asyncio.FIRST_COMPLETED)
+                    done, _ = await asyncio.wait(
+                        (following, changed), timeout=idle_s, return_when=asyncio.FIRST_COMPLETED
+                    )
                 finally:
                     changed.cancel()
+                if not done and not own.text.flushed:
+                    raise _idle(idle_s)
         finally:
-            if not following.done():
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
 
     def _written(
         self, own: _OwnTurn, turn: Turn, output: Output, event: TurnEvent
@@ -398,6 +426,7 @@ class Conversation:
         match event:
             case AudioChunk(samples):
                 own.sent_samples += len(samples)
+                self._last = own
                 data = output.feed(samples)
                 return [_audio(own, data)] if data else []
             case Started(seed, _):
@@ -423,31 +452,45 @@ class Conversation:
             case NothingSpeakable(text):
                 return [_warning("NOTHING_SPEAKABLE", f"turn {own.number}: {text[:60]!r} has nothing speakable")]
 
-    async def _interrupt_spoken(self, interrupt: _Interrupt) -> list[speech_pb2.ConverseResponse]:
-        """An interrupt that comes when no turn is being generated: its turn may still be playing."""
-        number = interrupt.turn if interrupt.turn is not None else self._last_sent()
-        return [] if number is None else await self._cut(self._turns[number], interrupt)
+    async def _stop(self, last: _OwnTurn, interrupt: _Interrupt) -> list[speech_pb2.ConverseResponse]:
+        """Keep what was heard. last: the turn that speaks, or the last one; those after the named one were not heard."""
+        named = interrupt.own or last
+        reason = common_pb2.FINISH_REASON_INTERRUPTED
+        if named.number > last.number:  # it was still waiting, and is dropped
+            return [await self._cut(last, None, reason)]
+        responses = [await self._cut(named, interrupt.heard_s, reason)]
+        for number in range(named.number + 1, last.number + 1):
+            if (later := self._turns.get(number)) is not None and (later is last or later.sent_samples):
+                responses.append(await self._cut(later, 0.0, reason))
+        return responses
 
-    def _last_sent(self) -> int | None:
-        return max((number for number, own in self._turns.items() if own.sent_samples), default=None)
-
-    async def _cut(self, own: _OwnTurn, interrupt: _Interrupt) -> list[speech_pb2.ConverseResponse]:
+    async def _cut(
+        self, own: _OwnTurn, heard_s: float | None, reason: common_pb2.FinishReason.ValueType
+    ) -> speech_pb2.ConverseResponse:
+        """heard_s: how much of the turn's audio the context keeps; None: all that was sent."""
         rules = self._deployment.rules
         samples = own.sent_samples
-        if interrupt.heard_s is not None:
-            samples = min(samples, round(interrupt.heard_s * rules.sample_rate_hz))
+        if heard_s is not None:
+            samples = min(samples, round(heard_s * rules.sample_rate_hz))
         own.sent_samples = samples
         heard = self._context.cut_turn(own.number, samples, rules.frame_samples, rules.frame_rate_hz)
         await self._tokenize_cut(own)
-        return [self._finished(own, common_pb2.FINISH_REASON_INTERRUPTED, heard)]
+        return self._finished(own, reason, heard)
 
     async def _tokenize_cut(self, own: _OwnTurn) -> None:
         """Words that were cut off have new token ids."""
-        encoder = self._encoder(own.configure)
-        for index, segment in enumerate(self._context.said):
+        encoder, kept = self._encoder(own.configure), []
+        for segment in self._context.said:
             if not segment.ids:
-                text = await encoder.text(segment.speaker, segment.text, "append_text")
-                self._context.said[index] = segment.with_ids(text.ids)
+                try:
+                    text = await encoder.text(segment.speaker, segment.text, "append_text")
+                except CallError as error:
+                    if error.reason != NOTHING_SPEAKABLE:
+                        raise
+                    continue  # a dash, say
+                segment = segment.with_ids(text.ids)
+            kept.append(segment)
+        self._context.said = kept
 
     def _finished(
         self, own: _OwnTurn, reason: common_pb2.FinishReason.ValueType, heard: str
@@ -466,11 +509,13 @@ class Conversation:
         if sampling.HasField("seed"):
             sampling.seed = (sampling.seed + own.number) % _SEEDS
         max_frames = rules.max_frames(configure.max_audio_ms if configure.HasField("max_audio_ms") else None)
-        return TurnOptions(own.speaker, sampling, max_frames, own.number, self._key, path="append_text")
+        return TurnOptions(
+            own.speaker, sampling, max_frames, own.number, self._key, path="configure", text_path="append_text"
+        )
 
     def _encoder(self, configure: speech_pb2.ConverseConfigure) -> Encoder:
         normalize = configure.text_normalization if configure.HasField("text_normalization") else True
-        return Encoder(self._deployment.stages, self._timeout(), normalize)
+        return Encoder(self._deployment.stages, self._timeout(), normalize, self._encodings)
 
     def _timeout(self) -> Callable[[], float]:
         """Seconds left of the caller's deadline, or of our own for one turn."""
@@ -491,6 +536,10 @@ def _audio(own: _OwnTurn, data: bytes) -> speech_pb2.ConverseResponse:
 def _warning(code: str, message: str) -> speech_pb2.ConverseResponse:
     number = speech_pb2.ConverseWarningCode.Value(f"CONVERSE_WARNING_CODE_{code}")
     return speech_pb2.ConverseResponse(warning=speech_pb2.ConverseWarning(code=number, message=message))
+
+
+def _idle(idle_s: float) -> CallError:
+    return CallError(grpc.StatusCode.ABORTED, f"the conversation was idle for {idle_s:g} s", reason="IDLE")
 
 
 def _dropped(segments: int) -> speech_pb2.ConverseResponse:

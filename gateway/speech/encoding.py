@@ -41,9 +41,16 @@ class SpokenText:
 class Encoder:
     """Of one request or conversation. timeout: seconds left, asked at each call. Methods raise: CallError."""
 
-    def __init__(self, stages: Stages, timeout: Timeout, text_normalization: bool = True):
+    def __init__(
+        self,
+        stages: Stages,
+        timeout: Timeout,
+        text_normalization: bool = True,
+        permits: asyncio.Semaphore | None = None,
+    ):
+        """permits: for encodings at once, where several encoders share them."""
         self._stages, self._timeout, self._normalization = stages, timeout, text_normalization
-        self._permits = asyncio.Semaphore(ENCODINGS_AT_ONCE)
+        self._permits = permits or asyncio.Semaphore(ENCODINGS_AT_ONCE)
 
     async def text(self, speaker: int, text: str, field: str) -> SpokenText:
         """One text. field: the path of what holds it."""

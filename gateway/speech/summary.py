@@ -16,6 +16,7 @@ def fill_summary(summary: speech_pb2.SpeechSummary, turn: Turn, samples: int, ru
     summary.finish_reason = turn.finish_reason
     summary.frames = turn.frames
     summary.samples = samples
+    summary.seed, summary.prompt_tokens = turn.seed, turn.prompt_tokens
     summary.spoken_text = " ".join(text.strip() for text in turn.spoken)
     turn.timeline.fill(summary, turn.samples / rules.sample_rate_hz)
     reason = common_pb2.FinishReason.Name(summary.finish_reason)

@@ -83,7 +83,8 @@ TurnEvent = Started | UnitStarted | AudioChunk | TextLate | ContextDropped | Not
 class TurnOptions:
     """What the caller asks of a turn. seed: None is drawn. max_frames: a cap on all units together.
 
-    streamed: whether the caller hears it while it is spoken. path: of what holds text and context in the caller's request, for errors.
+    streamed: whether the caller hears it while it is spoken. path, text_path: of what holds the options and the text
+    in the caller's request, for errors.
     """
 
     speaker: int = 0
@@ -93,6 +94,7 @@ class TurnOptions:
     key: str | None = None
     streamed: bool = True
     path: str = "utterance"
+    text_path: str = "utterance"
 
 
 class Turn:
@@ -120,11 +122,13 @@ class Turn:
         self._units = 0
         self._opened = False  # whether the chain of now has its slots
         self._cut = False
-        self._first_audio_s: float | None = None
+        self._given_samples = 0  # to the caller
+        self._playing_until_s = 0.0  # when a listener who plays what comes at once has played it
         self._silence: tuple[int, SilenceEnd] | None = None  # first sample of the unit, its detector
         self._silent = False
         self.timeline = Timeline(rules.listener_buffer_s, streamed=options.streamed)
         self.finish_reason: common_pb2.FinishReason.ValueType = common_pb2.FINISH_REASON_UNSPECIFIED
+        self.prompt_tokens = 0
         self.spoken: list[str] = []
         self.frames = 0
         self.samples = 0
@@ -149,8 +153,9 @@ class Turn:
                     chain.spawn(self._speak_units(chain, unit))
                     async for item in chain.output():
                         if isinstance(item, np.ndarray):
-                            if self._first_audio_s is None:
-                                self._first_audio_s = loop.time()
+                            self._given_samples += len(item)
+                            begin_s = max(self._playing_until_s, loop.time())
+                            self._playing_until_s = begin_s + len(item) / self._rules.sample_rate_hz
                             yield AudioChunk(item)
                         else:
                             yield item
@@ -160,7 +165,9 @@ class Turn:
                 unit = None if self._cut else await self._text.next_unit(None)
                 self.timeline.waited(loop.time() - began_s)
             if not self._units:
-                raise InvalidArgument(f"{self._options.path}.text", "has nothing speakable", reason=NOTHING_SPEAKABLE)
+                raise InvalidArgument(
+                    f"{self._options.text_path}.text", "has nothing speakable", reason=NOTHING_SPEAKABLE
+                )
         finally:
             self.timeline.close()
 
@@ -188,15 +195,19 @@ class Turn:
         return unit
 
     @property
+    def seed(self) -> int:
+        """In use; 0 before there is one."""
+        return self._seed or 0
+
+    @property
     def _lookahead(self) -> int:
         return self._stages.info.watermark_lookahead_samples if self._stages.info is not None else 0
 
     def _audio_left_s(self, chain: SpeechChain) -> float:
         """What the listener has still to play, of what can reach it before more audio is generated."""
-        if self._first_audio_s is None:
-            return 0.0
-        audible_s = max(0, self.samples + chain.samples - self._lookahead) / self._rules.sample_rate_hz
-        return self._first_audio_s + audible_s - asyncio.get_running_loop().time()
+        coming = max(0, self.samples + chain.samples - self._lookahead - self._given_samples)
+        left_s = max(0.0, self._playing_until_s - asyncio.get_running_loop().time())
+        return left_s + coming / self._rules.sample_rate_hz
 
     async def _speak(self, chain: SpeechChain, unit: str) -> bool:
         """Speak one unit, in parts if its words are too many for one generation.
@@ -204,7 +215,7 @@ class Turn:
         Returns whether the cap on the turn's length was reached. Raises: CallError.
         """
         try:
-            text = await self._encoder.text(self._options.speaker, unit, self._options.path)
+            text = await self._tokenized(unit)
         except CallError as error:
             if error.reason != NOTHING_SPEAKABLE:
                 raise
@@ -215,10 +226,19 @@ class Turn:
             return await self._speak_words(chain, unit, unit, text)
         # Numbers and dates take more letters as words. The spoken form of a part of a spoken form is itself.
         for number, words in enumerate(self._rules.parts(text.spoken, self._free_positions)):
-            part = await self._encoder.text(self._options.speaker, words, self._options.path)
+            part = await self._tokenized(words)
             if await self._speak_words(chain, unit if not number else "", words, part):
                 return True
         return False
+
+    async def _tokenized(self, words: str) -> SpokenText:
+        path = self._options.text_path
+        try:
+            return await self._encoder.text(self._options.speaker, words, path)
+        except InvalidArgument as error:
+            if error.field != f"{path}.speaker":
+                raise
+            raise InvalidArgument(f"{self._options.path}.speaker", error.description, reason=error.reason) from None
 
     @property
     def _free_positions(self) -> int:
@@ -233,11 +253,19 @@ class Turn:
 
     async def _speak_words(self, chain: SpeechChain, shown: str, unit: str, text: SpokenText) -> bool:
         """One generation. shown: the text that the caller gets with it; unit: the words of the context."""
+        if self._frames_left(chain) == 0:  # the units before took exactly what the turn may have
+            self.finish_reason = common_pb2.FINISH_REASON_MAX_LENGTH
+            return True
         max_frames, goes_on = self._room(chain, unit, text)
         for attempt in range(1 + (0 if self._fixed_seed else self._rules.empty_retries)):
             request = self._request(text, max_frames, attempt)
             async with Generation(
-                self._stages, request, resumes=self._budget, timeout=self._timeout, key=self._options.key
+                self._stages,
+                request,
+                resumes=self._budget,
+                timeout=self._timeout,
+                key=self._options.key,
+                path=self._options.path,
             ) as generation:
                 await self._open(chain, generation)
                 first_sample = chain.samples
@@ -247,10 +275,12 @@ class Turn:
                 chain.post(UnitStarted(shown, text.spoken, self.samples + first_sample))
                 self.spoken.append(text.spoken)
                 self._units += 1
+                begin_frame = chain.frames
                 try:
-                    reason = await self._feed(chain, generation, frames, unit, first_sample)
+                    reason = await self._feed(chain, generation, frames, text.spoken or unit, first_sample)
                 finally:  # a turn that is interrupted here has said part of the unit
-                    said, begin = generation.log.frames(), self.samples + first_sample
+                    said = generation.log.frames(0, chain.frames - begin_frame)
+                    begin = self.samples + first_sample
                     self._context.said.append(
                         Segment(self._options.speaker, unit, text.ids, said, self._options.turn, begin)
                     )
@@ -264,19 +294,21 @@ class Turn:
         return reason == common_pb2.FINISH_REASON_MAX_LENGTH and not goes_on
 
     async def _open(self, chain: SpeechChain, generation: Generation) -> None:
+        patience_s = _UNIT_PATIENCE_S if self._units else 0.0
         if self._opened:
-            await generation.open(patience_s=_UNIT_PATIENCE_S)
+            await generation.open(patience_s)
             return
         try:
             async with asyncio.TaskGroup() as group:
-                opening = group.create_task(generation.open())
-                group.create_task(chain.open())
+                opening = group.create_task(generation.open(patience_s))
+                group.create_task(chain.open(patience_s))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         self._opened = True
         started = opening.result()
         self._seed = started.seed if self._seed is None else self._seed
         if not self._units:
+            self.prompt_tokens = started.prompt_tokens
             chain.post(Started(started.seed, started.prompt_tokens))
 
     def _request(self, text: SpokenText, max_frames: int, attempt: int) -> backbone_pb2.GenerateRequest:
@@ -294,6 +326,12 @@ class Turn:
             ),
         )
 
+    def _frames_left(self, chain: SpeechChain) -> int | None:
+        """What is left of the cap on the turn; None: there is no cap."""
+        if self._options.max_frames is None:
+            return None
+        return max(0, self._options.max_frames - self.frames - chain.frames)
+
     def _room(self, chain: SpeechChain, unit: str, text: SpokenText) -> tuple[int, bool]:
         """(most frames for the unit, whether the turn may go on when it takes them all).
 
@@ -304,7 +342,7 @@ class Turn:
         ceiling = self._rules.ending.ceiling_frames(text.spoken or unit, self._rules.frame_rate_hz)
         needed = math.ceil(likely_s(text.spoken or unit) * _LENGTH_SPREAD * self._rules.frame_rate_hz)
         wanted = max(needed, ceiling or 0)
-        left = None if self._options.max_frames is None else self._options.max_frames - self.frames - chain.frames
+        left = self._frames_left(chain)
         if left is not None:
             wanted = min(wanted, left)
         dropped = self._context.make_room(max(0, positions - len(text.ids) - wanted))
@@ -329,11 +367,11 @@ class Turn:
         chain: SpeechChain,
         generation: Generation,
         frames: Sequence[common_pb2.Frame] | None,
-        unit: str,
+        spoken: str,
         first_sample: int,
     ) -> common_pb2.FinishReason.ValueType:
         """All frames of a generation, until it ends or the speech has ended in silence."""
-        self._silence = first_sample, SilenceEnd(self._rules.ending, unit, self._rules.sample_rate_hz)
+        self._silence = first_sample, SilenceEnd(self._rules.ending, spoken, self._rules.sample_rate_hz)
         self._silent = False
         while frames is not None:
             if self._silent:

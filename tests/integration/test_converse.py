@@ -14,6 +14,7 @@ from csm.speech.v1 import speech_pb2
 from csm_client import ContextTurn, SpeechClient
 from csm_client.exceptions import InvalidRequest, SpeechError, Unavailable
 
+from services.runtime.errors import InvalidArgument
 from support.fake_stages import LOOKAHEAD, MARK, SAMPLES_PER_FRAME
 
 WAV = b"RIFF"
@@ -228,6 +229,59 @@ async def test_an_interrupt_after_the_last_frame_was_sent_still_cuts_the_context
     assert prompt_of(probe.requests[1])[0][1] == list(range(5))
 
 
+async def test_an_interrupt_of_an_earlier_turn_drops_what_came_after_it(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        await say.say("One two three four.")
+        await talk.until(lambda: talk.finished)  # made, but the listener still plays it
+        probe.gate, probe.frames = 20, 50
+        await say.say("Five six seven eight.")
+        await talk.until(lambda: talk.samples(1) > 0)
+        await say.interrupt(heard_s=5 * FRAME_S, turn=0)
+        await talk.until(lambda: len(talk.finished) == 3)
+        assert {(one.turn, one.heard.ToMilliseconds()) for one in talk.finished[1:]} == {(0, 400), (1, 0)}
+        probe.gate, probe.frames = None, 10
+        probe.touch()
+        await say.say("Yes?")
+        await talk.until(lambda: len(talk.finished) == 4)
+    assert prompt_of(probe.requests[-1]) == [(talk.finished[1].heard_text, list(range(5))), ("Yes?", None)]
+
+
+async def test_a_second_interrupt_means_the_same_turn(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        await say.say("One two three four.")
+        await talk.until(lambda: talk.finished)
+        probe.gate, probe.frames = 0, 50
+        await say.say("Never heard.")
+        await probe.until(lambda: probe.active["backbone"] == 1)
+        await say.interrupt(heard_s=0)
+        await say.interrupt(heard_s=0)
+        await talk.until(lambda: len(talk.finished) == 3)
+        assert [one.turn for one in talk.finished] == [0, 1, 1]
+        probe.gate, probe.frames = None, 10
+        probe.touch()
+        await say.say("Yes?")
+        await talk.until(lambda: len(talk.finished) == 4)
+    assert prompt_of(probe.requests[-1])[0] == ("One two three four.", list(range(10)))
+
+
+async def test_an_interrupt_that_leaves_only_signs_of_a_text(open_chain, probe):
+    chain = await open_chain()
+    probe.frames, probe.gate = 50, 20
+    async with talking(chain) as (say, talk):
+        await say.say("— one two three four five six seven.")
+        await talk.until(lambda: talk.samples(0) > 10 * SAMPLES_PER_FRAME)
+        await say.interrupt(heard_s=6 * FRAME_S)
+        await talk.until(lambda: talk.finished)
+        assert talk.finished[0].heard_text == "—"
+        probe.gate, probe.frames = None, 10
+        probe.touch()
+        await say.say("Yes?")
+        await talk.until(lambda: len(talk.finished) == 2)
+    assert prompt_of(probe.requests[-1]) == [("Yes?", None)]
+
+
 async def test_turns_that_were_waiting_are_dropped_by_an_interrupt(open_chain, probe):
     chain = await open_chain()
     async with talking(chain) as (say, talk):
@@ -256,6 +310,26 @@ async def test_the_other_partys_turn_is_encoded_at_once_and_heard_by_the_next_tu
     assert [text for text, _ in prompt][1:] == ["What did you say?", "I said ten."]
     assert prompt[1][1] == [7, 7, 7]
     assert list(probe.requests[1].prompt[2].text.ids)[:2] == [1, 14]  # the fake tokenizer's speaker 4
+
+
+async def test_another_party_who_says_nothing_speakable_is_left_out(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        await say.hear("…", WAV)
+        await say.say("Pardon?")
+        await talk.until(lambda: talk.finished)
+    assert talk.warnings == ["NOTHING_SPEAKABLE"]
+    assert prompt_of(probe.requests[0]) == [("Pardon?", None)]
+
+
+async def test_clips_of_one_conversation_do_not_take_all_encoders(open_chain, probe):
+    chain = await open_chain()
+    async with talking(chain) as (say, talk):
+        for number in range(12):
+            await say.hear(f"Number {number}.", WAV)
+        await say.say("Yes?")
+        await talk.until(lambda: talk.finished)
+    assert len(prompt_of(probe.requests[0])) == 13 and probe.encoding_at_once <= 4
 
 
 async def test_the_voice_prompt_stays_and_the_oldest_turns_leave(open_chain, probe):
@@ -297,7 +371,7 @@ async def test_leaving_frees_everything(open_chain, probe):
         (lambda say: say.configure(speech_pb2.ConverseConfigure(max_audio_ms=0)), "configure.max_audio_ms"),
         (
             lambda say: say.configure(speech_pb2.ConverseConfigure(output=speech_pb2.OutputOptions(sample_rate_hz=1))),
-            "output.sample_rate_hz",
+            "configure.output.sample_rate_hz",
         ),
     ],
 )
@@ -319,6 +393,74 @@ async def test_a_seed_gives_each_turn_its_own(open_chain, probe):
         await say.say("Two.")
         await talk.until(lambda: len(talk.finished) == 2)
     assert [request.sampling.seed for request in probe.requests] == [5, 6]
+    assert [one.summary.seed for one in talk.finished] == [5, 6]
+    assert [one.summary.prompt_tokens > 0 for one in talk.finished] == [True, True]
+
+
+async def test_a_cap_that_one_unit_fills_exactly_ends_the_turn(open_chain, probe):
+    chain = await open_chain()
+    probe.cap = True
+    async with talking(chain, max_audio_ms=800) as (say, talk):
+        await say.say("This is the first unit, which is long enough to be one by itself, for it has over a hundred letters. "
+                      "And this is the second one.")  # fmt: skip
+        await talk.until(lambda: talk.finished)
+    assert talk.finished[0].finish_reason == common_pb2.FINISH_REASON_MAX_LENGTH
+    assert len(talk.units) == 1 and talk.samples(0) == 10 * SAMPLES_PER_FRAME
+    assert len(probe.requests) == 1
+
+
+async def test_a_refused_option_has_the_name_that_the_caller_gave_it(open_chain, probe):
+    chain = await open_chain()
+    probe.refuse["backbone"] = InvalidArgument("sampling.temperature", "must be 0 or more")
+    async with talking(chain) as (say, talk):
+        await say.say("Hello.")
+        async with asyncio.timeout(10):
+            await talk.reading
+        assert isinstance(talk.error, InvalidRequest)
+        assert talk.error.violations[0][0] == "configure.sampling.temperature"
+    await all_free(probe)
+
+
+async def test_a_turn_whose_text_stays_away_is_idle(open_chain, probe):
+    chain = await open_chain(first_wait_ms=60_000, conversation_idle_s=1, max_streams=1)
+    async with talking(chain) as (say, talk):
+        await say.append("This never")
+        async with asyncio.timeout(20):
+            await talk.reading
+        assert talk.error.reason == "IDLE"
+
+
+async def test_an_empty_unit_ends_its_turn_and_what_was_heard_stays(open_chain, probe):
+    chain = await open_chain(first_wait_ms=60_000)
+    async with talking(chain) as (say, talk):
+        await say.append("This is one sentence. And ")
+        await talk.until(lambda: "TEXT_LATE" in talk.warnings and talk.samples(0) >= 10 * SAMPLES_PER_FRAME)
+        probe.frames = 0
+        await say.append("another one.")
+        await say.flush()
+        await talk.until(lambda: talk.finished)
+        assert talk.finished[0].finish_reason == common_pb2.FINISH_REASON_EMPTY
+        assert talk.finished[0].heard_text == "This is one sentence. "
+        probe.frames = 10
+        await say.say("Again.")
+        await talk.until(lambda: len(talk.finished) == 2)
+    assert prompt_of(probe.requests[-1]) == [("This is one sentence. ", list(range(10))), ("Again.", None)]
+
+
+async def test_text_that_was_late_once_is_not_late_ever_after(open_chain, probe):
+    chain = await open_chain(first_wait_ms=60_000)
+    probe.frames = 5
+    async with talking(chain) as (say, talk):
+        await say.append("This is one sentence. And ")
+        await talk.until(lambda: "TEXT_LATE" in talk.warnings)
+        await asyncio.sleep(4)  # the listener hears silence
+        probe.frames = 40  # 3.2 s
+        await say.append("another one. And ")
+        await talk.until(lambda: talk.samples(0) >= 30 * SAMPLES_PER_FRAME)
+        await say.append("a third.")
+        await say.flush()
+        await talk.until(lambda: talk.finished)
+    assert talk.warnings == ["TEXT_LATE"]
 
 
 async def test_an_empty_turn_is_said_to_be_empty(open_chain, probe):
@@ -459,9 +601,9 @@ async def test_what_waits_is_bounded(open_chain, probe, what):
 async def test_a_listener_who_hears_much_and_says_nothing_takes_no_memory(open_chain, probe):
     chain = await open_chain()
     async with talking(chain) as (say, talk):
-        for _ in range(400):
+        for number in range(400):
             await say.hear("What they say is about thirty.", WAV)
-            await probe.until(lambda: not probe.active["encoder"])
+            await probe.until(lambda n=number: probe.calls["encoder"] > n and not probe.active["encoder"])
         await talk.until(lambda: talk.warnings.count("CONTEXT_DROPPED") > 5)
         await say.say("Hello.")
         await talk.until(lambda: talk.finished)

@@ -105,7 +105,7 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
             if "tokenizer" in self.probe.stall:
                 await asyncio.Event().wait()
             for index, segment in enumerate(request.segments):
-                if not segment.text.strip():
+                if not any(map(str.isalnum, segment.text)):
                     raise InvalidArgument(f"segments[{index}].text", "has no words", reason=NOTHING_SPEAKABLE)
             return tokenizer_pb2.TokenizeResponse(
                 segments=[
