@@ -58,12 +58,12 @@ async def test_what_is_said(client, text, words):
 @pytest.mark.parametrize(
     "text, words",
     [
-        (".", "nothing to speak"),
-        ("...", "nothing to speak"),
-        ("***", "nothing to speak"),
-        ('"', "nothing to speak"),
-        ("\u200b\u200b", "nothing to speak"),
-        ("\U0001f602\U0001f602", "nothing to speak"),
+        (".", "nothing (to speak|speakable)"),
+        ("...", "nothing (to speak|speakable)"),
+        ("***", "nothing (to speak|speakable)"),
+        ('"', "nothing (to speak|speakable)"),
+        ("\u200b\u200b", "nothing (to speak|speakable)"),
+        ("\U0001f602\U0001f602", "nothing (to speak|speakable)"),
         ("\u4f60\u597d\uff0c\u4eca\u5929\u5929\u6c14\u5f88\u597d\u3002", "Han script .*the voices speak en"),
         ("\u0645\u0631\u062d\u0628\u0627 \u0643\u064a\u0641 \u062d\u0627\u0644\u0643", "Arabic script .*the voices speak en"),
     ],
@@ -100,18 +100,18 @@ async def test_the_spoken_form_can_be_switched_off_and_a_stream_tells_it_too(cli
 
 
 async def test_words_that_are_too_many_for_one_generation_are_spoken_in_parts(client):
-    """38 characters whose spoken form has 300: with its speech more than the model's 512 positions."""
+    """38 characters whose spoken form has 280: with its speech more than the model's 512 positions."""
     text = "1,234,567.89 2,345,678.91 3,456,789.12"
     response = await client.synthesize(text, seed=3, timeout_s=240)
     words = response.summary.spoken_text
-    assert len(words) > 290 and words.startswith("one million") and words.endswith("point one two")
+    assert len(words) > 270 and words.startswith("one million") and words.endswith("point one two")
     assert response.summary.finish_reason == common_pb2.FINISH_REASON_END_OF_SPEECH
     assert 12 < response.summary.audio_duration.ToNanoseconds() / 1e9 < 40
 
 
 @pytest.mark.parametrize("characters", [236, 300, 430, 506])
 async def test_a_text_of_some_length_is_said_whole(client, characters):
-    text = (LONG_TEXT * 2)[:characters].rsplit(" ", 1)[0] + "."
+    text = (LONG_TEXT * 2)[:characters].rsplit(" ", 1)[0].rstrip(".") + "."
     response = await client.synthesize(text, seed=3, timeout_s=240)
     assert response.summary.spoken_text == text
     assert response.summary.finish_reason == common_pb2.FINISH_REASON_END_OF_SPEECH
