@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from scipy.io import wavfile
 
+from services.runtime import wav
 from services.runtime.audio import AudioError, read_wav
 
 DATA = Path(__file__).parents[2] / "data/wav"
@@ -248,6 +249,23 @@ def corpus():
     yield by_ffmpeg(short, pipe=False, rf64="always", write_bext="1")
     yield by_ffmpeg(np.stack([short] * 6), layout="5.1")
     yield from ((DATA / f"{name}.wav").read_bytes()[:400] for name in ("pcm24_8k", "rf64_8k", "size0_8k"))
+
+
+@pytest.mark.parametrize("piece", [1, 7, 100, 100_000])
+def test_a_file_in_pieces_is_the_whole_file(piece):
+    read = 0
+    for whole in corpus():
+        try:
+            info = wav.read_info(whole)
+        except wav.WavError:
+            continue
+        decoder = wav.WavDecoder()
+        parts = [decoder.feed(whole[start : start + piece]) for start in range(0, len(whole), piece)]
+        found = np.concatenate([part for part in parts if len(part)])
+        np.testing.assert_array_equal(found, wav.decode(whole, info))
+        assert decoder.info is not None and decoder.info.sample_rate_hz == info.sample_rate_hz
+        read += 1
+    assert read > 25
 
 
 def test_damaged_files_give_a_clip_or_an_audio_error():
