@@ -105,8 +105,8 @@ class Search:
             self._describe()
         return self.findings
 
-    def glance(self, everything: bool = False) -> tuple[float, float]:
-        """The p-value of the best window of a sparse reading, and the second of the clip at its middle.
+    def glance(self, everything: bool = False) -> tuple[float, float, float]:
+        """The p-value of the best window of a sparse reading, its votes for the key, and the second at its middle.
 
         everything: read all messages. Raises: InterruptedError when stopped.
         """
@@ -115,9 +115,11 @@ class Search:
             self._read(offset, messages if everything else self._sparse())
         best = self._best()
         if best is None:
-            return 1.0, 0.0
+            return 1.0, 0.0, 0.0
         offset, window = best
-        return window.p_value, self._view.seconds((window.first + window.last) / 2 * self._period, offset)
+        votes = self._tables[offset].total(window.first, window.last)
+        middle_s = self._view.seconds((window.first + window.last) / 2 * self._period, offset)
+        return window.p_value, fit(votes, self._message).share, middle_s
 
     # The stages.
 

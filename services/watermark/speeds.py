@@ -15,6 +15,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from services.watermark.evidence import MAX_P_VALUE
 from services.watermark.reader import SymbolReader, View
 from services.watermark.search import Findings, Search
 
@@ -26,16 +27,15 @@ class Speed(NamedTuple):
     keeps_pitch: bool
 
 
-LIMIT = 0.06
 COARSE = (
     *(Speed(factor, False) for factor in (0.9525, 0.9775, 1.0225, 1.0475)),
     *(Speed(factor, True) for factor in (0.955, 1.045)),
 )
 VIEWS = len(COARSE) + 1  # with the plain one; each is a chance to be wrong
-_FINE = (-0.01, -0.005, 0.005, 0.01)  # around the best coarse speed, and half of that around the best of those
+_FINE = (-0.01, -0.005, 0.0, 0.005, 0.01)  # around the best coarse speed
 _PROMISING = 0.001  # p-value of a window at a coarse speed that is worth refining
 _MAX_REFINED = 2  # coarse speeds
-_NEAR_MESSAGES = 5  # that are read at each fine speed
+_NEAR_MESSAGES = 3  # that are read at each fine speed
 
 
 def view_at(reader: SymbolReader, samples: NDArray[np.float32], rate_hz: int, speed: Speed) -> View:
@@ -63,25 +63,19 @@ def search_speeds(
         view = view_at(reader, part, rate_hz, speed)
         return Search(reader, view, message, channel=channel, offsets=offsets, views=VIEWS, stopped=stopped)
 
-    def glance(part: NDArray[np.float32], speed: Speed, everything: bool = False) -> tuple[float, float]:
-        """p-value of the best window, and the second at which it lies."""
-        return search(part, speed).glance(everything)
-
-    coarse = sorted((*glance(samples, speed), speed) for speed in COARSE)
-    for p_value, at_s, speed in coarse[:_MAX_REFINED]:
+    coarse = sorted((*search(samples, speed).glance(), speed) for speed in COARSE)
+    for p_value, _, at_s, speed in coarse[:_MAX_REFINED]:
         if p_value > _PROMISING:
             break
         length_s = _NEAR_MESSAGES * reader.hparams.message_seconds
         first = max(0, int((at_s - length_s / 2) * rate_hz))
         near = samples[first : first + int(length_s * rate_hz)]
-        tried = [(glance(near, speed, True)[0], speed)]
-        for scale in (1.0, 0.5):
-            middle = min(tried)[1]
-            for step in _FINE:
-                finer = Speed(middle.factor + scale * step, speed.keeps_pitch)
-                if abs(finer.factor - 1) <= LIMIT + 0.005 and finer not in [each for _, each in tried]:
-                    tried.append((glance(near, finer, True)[0], finer))
-        findings = search(samples, min(tried)[1]).run()
+        tried = []
+        for step in _FINE:
+            finer = Speed(speed.factor + step, speed.keeps_pitch)
+            p_value, share, _ = search(near, finer).glance(everything=True)
+            tried.append((p_value > MAX_P_VALUE, -share, finer))
+        findings = search(samples, min(tried)[2]).run()
         if findings.marks:
             return findings
     return Findings()

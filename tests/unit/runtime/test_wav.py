@@ -295,3 +295,30 @@ def test_damaged_files_give_a_clip_or_an_audio_error():
                 outcomes["clip"] += 1
     assert min(outcomes.values()) > 1000, outcomes
     assert time.perf_counter() - began < 60
+
+
+# Files that come in pieces.
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000, 1 << 20])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+def test_a_file_in_pieces_is_decoded_as_the_whole(subtype, piece):
+    samples = np.stack([tone(0.05), tone(0.05, hz=300.0)], axis=1)
+    data = by_libsndfile(samples, subtype) + b"LIST\x04\0\0\0abcd"
+    decoder = wav.WavDecoder()
+    parts = [part for first in range(0, len(data), piece) if len(part := decoder.feed(data[first : first + piece]))]
+    decoder.finish()
+    assert np.array_equal(np.concatenate(parts), wav.decode(data, wav.read_info(data)))
+
+
+def test_a_file_in_pieces_that_is_cut_or_no_wav_is_refused():
+    data = by_libsndfile(tone(5.0))
+    decoder = wav.WavDecoder()
+    decoder.feed(data[: len(data) // 2])
+    with pytest.raises(wav.WavError, match="truncated"):
+        decoder.finish()
+    with pytest.raises(wav.WavError, match="not a WAV file"):
+        wav.WavDecoder().feed(b"ID3" + bytes(100))
+    empty = wav.WavDecoder()
+    with pytest.raises(wav.WavError, match="not a WAV file"):
+        empty.finish()

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from services.watermark.evidence import MAX_P_VALUE, UNREACHABLE, fit, tally, vote
+from services.watermark.evidence import MAX_P_VALUE, UNREACHABLE, contradicts, fit, tally, vote, z_scores
 from services.watermark.key import PUBLIC_KEY, check_key, key_symbols, symbols_key
 
 MESSAGE = key_symbols(PUBLIC_KEY)
@@ -134,3 +134,61 @@ def test_a_long_clip_is_counted_in_larger_units_to_the_same_verdict():
     symbols = np.where(draw.random(42000) < 0.8, draw.integers(0, 5, 42000), np.tile(MESSAGE, 2000))
     result = read(symbols)
     assert result.significant and result.share == pytest.approx(np.mean(symbols == np.tile(MESSAGE, 2000)), abs=0.005)
+
+
+# Whether the votes are for this key, or for a similar one.
+
+
+def near_keys(draw):
+    """Keys that differ from PUBLIC_KEY in a symbol, in a byte, or are it turned by a byte."""
+    for place in range(20):
+        symbols = MESSAGE[:]
+        symbols[place] = symbols[place] % 4 + 1
+        yield symbols
+    for index in range(5):
+        key = bytearray(PUBLIC_KEY)
+        key[index] ^= draw.randrange(1, 256)
+        yield key_symbols(bytes(key))
+        yield (
+            key_symbols(PUBLIC_KEY[index:] + PUBLIC_KEY[:index]) if index else key_symbols(bytes(reversed(PUBLIC_KEY)))
+        )
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_a_similar_key_is_significant_and_contradicted(noise):
+    draw, rng = random.Random(6), np.random.default_rng(6)
+    truth = np.tile(MESSAGE, 8)
+    symbols = np.where(rng.random(len(truth)) < noise, rng.integers(0, 5, len(truth)), truth)
+    votes = sums(symbols)
+    own = fit(votes, MESSAGE)
+    assert own.significant and not contradicts(votes, MESSAGE, own.rotation)
+    significant = believed = 0
+    for message in near_keys(draw):
+        result = fit(votes, message)
+        significant += result.significant
+        believed += result.significant and not contradicts(votes, message, result.rotation)
+    assert believed <= (2 if noise else 0)  # a symbol's difference may hide in noise
+    assert significant >= 20  # the p-value alone would take them for the clip's key
+
+
+def test_symbols_that_are_misread_now_and_then_do_not_contradict():
+    """In one of twenty clips that prove the key with a quarter of their symbols misread, at most."""
+    rng = np.random.default_rng(7)
+    found = refused = 0
+    for _ in range(200):
+        truth = np.tile(MESSAGE, int(rng.integers(2, 12)))
+        symbols = np.where(rng.random(len(truth)) < 0.3, rng.integers(0, 5, len(truth)), truth)
+        votes = sums(symbols)
+        if fit(votes, MESSAGE).significant:
+            found += 1
+            refused += contradicts(votes, MESSAGE, 0)
+    assert found > 100 and refused <= found / 20
+
+
+def test_z_scores_rank_windows_as_p_values_do():
+    rng = np.random.default_rng(8)
+    truth = np.tile(MESSAGE, 3)
+    windows = [sums(np.where(rng.random(63) < noise, rng.integers(0, 5, 63), truth)) for noise in (0.9, 0.6, 0.3)]
+    scores = z_scores(np.stack(windows), MESSAGE).max(axis=1)
+    chances = [fit(window, MESSAGE).p_value for window in windows]
+    assert list(np.argsort(-scores)) == list(np.argsort(chances)) == [2, 1, 0]
