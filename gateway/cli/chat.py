@@ -76,6 +76,8 @@ class Chat:
     def __init__(self, conversation: Conversation, sink: Sink, out: Console, *, lines: bool):
         self._conversation, self._sink, self._out, self._lines = conversation, sink, out, lines
         self._open_turns = 0
+        self._turn = -1  # the one whose audio comes
+        self._stopped_turn = -1  # whose audio, still on its way, is not to be played any more
         self._audio_since: float | None = None  # when the turn's first audio came
         self._sent_s = 0.0
 
@@ -112,11 +114,20 @@ class Chat:
 
     async def _interrupt(self) -> None:
         heard_s = self._heard_s() if isinstance(self._sink, Player) else None
+        self._stopped_turn = self._turn
         if isinstance(self._sink, Player):
             await self._sink.stop()
         await self._conversation.interrupt(heard_s)
 
     async def _talk(self) -> None:
+        try:
+            await self._send_input()
+        except (OSError, ValueError):  # the input cannot be read: the events end, and `run` raises this
+            await self._conversation.end()
+            raise
+        await self._conversation.end()
+
+    async def _send_input(self) -> None:
         begun = False
         async for text in _input(self._lines):
             if self._lines and text.startswith("/"):
@@ -130,7 +141,6 @@ class Chat:
             await self._conversation.append(text)
             if self._lines:
                 await self._conversation.flush()
-        await self._conversation.end()
 
     async def _command(self, line: str) -> None:
         try:
@@ -154,10 +164,10 @@ class Chat:
     async def _on_event(self, event: object) -> None:
         match event:
             case speech_pb2.TurnStarted():
-                self._audio_since, self._sent_s = None, 0.0
+                self._turn, self._audio_since, self._sent_s = event.turn, None, 0.0
             case speech_pb2.SpokenUnit():
                 self._out.print(plain_line(f"[{event.first_sample / RATE_HZ:6.2f} s] {event.text.strip()}"))
-            case speech_pb2.TurnAudio():
+            case speech_pb2.TurnAudio() if event.turn > self._stopped_turn or not isinstance(self._sink, Player):
                 self._audio_since = self._audio_since or time.monotonic()
                 self._sent_s += len(event.data) / 2 / RATE_HZ
                 await self._sink.write(event.data, RATE_HZ)

@@ -26,6 +26,7 @@ _FIELDS = {
     "utterance.voice": "voice_name",
     "utterance.context[0].audio": "zero_shot_data.audio_prompt",
     "utterance.context[0].text": "zero_shot_data.transcript",
+    "utterance.context": "zero_shot_data",
     "output.sample_rate_hz": "sample_rate_hz",
     "utterance.sampling": "custom_configuration",
     "utterance.max_audio_ms": "custom_configuration[max_audio_ms]",
@@ -59,11 +60,10 @@ class RivaServicer(riva_tts_pb2_grpc.RivaSpeechSynthesisServicer):
     async def Synthesize(
         self, request: riva_tts_pb2.SynthesizeSpeechRequest, context: grpc.aio.ServicerContext
     ) -> riva_tts_pb2.SynthesizeSpeechResponse:
-        audio, meta = b"", riva_tts_pb2.SynthesizeSpeechResponseMetadata(text=request.text)
+        meta = riva_tts_pb2.SynthesizeSpeechResponseMetadata(text=request.text)
         async with aclosing(self._speak(request, context)) as pieces:
-            async for piece in pieces:
-                audio += piece
-        return riva_tts_pb2.SynthesizeSpeechResponse(audio=audio, meta=meta, id=_id(request))
+            audio = [piece async for piece in pieces]
+        return riva_tts_pb2.SynthesizeSpeechResponse(audio=b"".join(audio), meta=meta, id=_id(request))
 
     async def SynthesizeOnline(
         self, request_iterator: AsyncIterator[riva_tts_pb2.SynthesizeSpeechRequest], context: grpc.aio.ServicerContext

@@ -91,6 +91,9 @@ class VoiceLibrary:
             await self.refresh()
             kept = self._voices.get((voice.owner, voice.name))
             if kept is None or kept.id != voice.id:
+                if kept is not None and kept.clip_sha256 != voice.clip_sha256:
+                    with contextlib.suppress(LibraryError):
+                        await self._run(self._files.rm_file, self._clip_path(voice))
                 raise VoiceTaken(voice.name) from None
             return kept
         await self.refresh()

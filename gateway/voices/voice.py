@@ -45,6 +45,9 @@ class NamedVoice:
             voice = cls(**values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"not a voice: {error}") from error
-        if not (isinstance(voice.name, str) and NAME.fullmatch(voice.name) and isinstance(voice.speaker, int)):
-            raise ValueError("not a voice: name or speaker is wrong")
+        texts = (voice.owner, voice.name, voice.transcript, voice.language, voice.consent_statement, voice.clip_sha256)
+        if not (all(isinstance(text, str) for text in texts) and isinstance(voice.speaker, int)):
+            raise ValueError("not a voice: a field has the wrong type")
+        if not NAME.fullmatch(voice.name):
+            raise ValueError("not a voice: its name is wrong")
         return voice

@@ -9,7 +9,10 @@ import wave
 from contextlib import asynccontextmanager
 
 import numpy as np
+from csm.speech.v1 import speech_pb2
+from rich.console import Console
 
+from gateway.cli.chat import Chat, Player
 from services.runtime.audio import wav_bytes
 from support.fake_stages import SAMPLES_PER_FRAME
 
@@ -89,3 +92,38 @@ async def test_it_wants_somewhere_to_put_the_speech(open_chain, tmp_path):
     async with chatting(chain, tmp_path, "--play") as process:
         _, err = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 2 and b"-o FILE.wav or --play" in err
+
+
+async def test_input_that_is_no_text_ends_the_command_and_says_so(open_chain, tmp_path):
+    chain = await open_chain()
+    async with chatting(chain, tmp_path) as process:
+        process.stdin.write(b"Hello. \xff")
+        _, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 2 and b"not UTF-8" in err
+
+
+class SilentPlayer(Player):
+    def __init__(self):
+        self.played = []
+
+    async def write(self, pcm, sample_rate_hz):
+        self.played.append(pcm)
+
+    async def stop(self):
+        pass
+
+
+class NoConversation:
+    async def interrupt(self, heard_s):
+        pass
+
+
+async def test_audio_on_its_way_is_not_played_after_an_interrupt():
+    player = SilentPlayer()
+    chat = Chat(NoConversation(), player, Console(quiet=True), lines=True)
+    for turn, data in enumerate((b"ab", b"cd")):
+        await chat._on_event(speech_pb2.TurnStarted(turn=turn))
+        await chat._on_event(speech_pb2.TurnAudio(turn=turn, data=data))
+        await chat._interrupt()
+        await chat._on_event(speech_pb2.TurnAudio(turn=turn, data=b"late"))
+    assert player.played == [b"ab", b"cd"]

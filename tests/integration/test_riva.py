@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gateway.riva import riva_common_pb2, riva_tts_pb2, riva_tts_pb2_grpc
+from gateway.riva.servicer import _field
 from services.runtime.audio import wav_bytes
 from support.fake_stages import MARK, SAMPLES_PER_FRAME
 
@@ -165,3 +166,8 @@ async def test_texts_of_many_callers_at_once(open_chain):
     chain = await open_chain()
     answers = await asyncio.gather(*(stub_of(chain).Synthesize(request(f"Caller {n}."), timeout=30) for n in range(16)))
     assert {len(answer.audio) for answer in answers} == {SPOKEN}
+
+
+def test_a_prompt_that_is_too_long_has_rivas_field():
+    assert _field("utterance.context") == _field("utterance.context[0].speaker") == "zero_shot_data"
+    assert _field("utterance.context[0].text") == "zero_shot_data.transcript"

@@ -119,3 +119,21 @@ async def test_a_place_that_cannot_be_used_says_so():
     with pytest.raises(LibraryError):
         async with VoiceLibrary("/proc/1/nowhere") as voices:
             await voices.create(VOICE, b"RIFF")
+
+
+async def test_a_name_that_is_taken_leaves_no_clip_behind(place):
+    async with library(place) as voices:
+        await voices.create(VOICE, b"first")
+        kept = await asyncio.to_thread(voices._files.find, voices._root)
+        with pytest.raises(VoiceTaken):
+            await voices.create(dataclasses.replace(VOICE, clip_sha256="cd" * 32), b"second")
+        assert await asyncio.to_thread(voices._files.find, voices._root) == kept
+        with pytest.raises(VoiceTaken):  # another voice of the same clip, which stays
+            await voices.create(dataclasses.replace(VOICE, transcript="Other words."), b"first")
+        assert await voices.clip(VOICE) == b"first"
+
+
+@pytest.mark.parametrize("field", ["owner", "transcript", "clip_sha256"])
+def test_a_file_whose_fields_have_wrong_types_is_no_voice(field):
+    with pytest.raises(ValueError, match="wrong type"):
+        NamedVoice.from_json(dataclasses.replace(VOICE, **{field: ["x"]}).to_json())
