@@ -18,6 +18,7 @@ from h2.events import (
     StreamReset,
     TrailersReceived,
 )
+from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
 
@@ -94,24 +95,31 @@ class RawCaller:
         self._writer.write(self._http2.data_to_send())
 
     async def _run(self) -> None:
-        while data := await self._reader.read(65536):
-            for event in self._http2.receive_data(data):
-                if isinstance(event, ResponseReceived | TrailersReceived):
-                    self.headers[event.stream_id].update(event.headers)
-                elif isinstance(event, DataReceived):
-                    self.data[event.stream_id] += event.data
-                    if event.flow_controlled_length:
-                        self._http2.increment_flow_control_window(event.flow_controlled_length)
-                elif isinstance(event, ConnectionTerminated):
-                    self.is_going = True
-                elif isinstance(event, PingAckReceived):
-                    self.pings += 1
-                elif isinstance(event, StreamReset | StreamEnded):
-                    self.ended[event.stream_id].set()
-            self._changed.set()
-            self._flush()
-        self.is_going = True
-        self.closed.set()
+        try:
+            while data := await self._reader.read(65536):
+                self._receive(data)
+                self._changed.set()
+                self._flush()
+        except (ConnectionError, ProtocolError):
+            pass  # as when frames follow the server's GOAWAY
+        finally:
+            self.is_going = True
+            self.closed.set()
+
+    def _receive(self, data: bytes) -> None:
+        for event in self._http2.receive_data(data):
+            if isinstance(event, ResponseReceived | TrailersReceived):
+                self.headers[event.stream_id].update(event.headers)
+            elif isinstance(event, DataReceived):
+                self.data[event.stream_id] += event.data
+                if event.flow_controlled_length:
+                    self._http2.increment_flow_control_window(event.flow_controlled_length)
+            elif isinstance(event, ConnectionTerminated):
+                self.is_going = True
+            elif isinstance(event, PingAckReceived):
+                self.pings += 1
+            elif isinstance(event, StreamReset | StreamEnded):
+                self.ended[event.stream_id].set()
 
 
 @asynccontextmanager
