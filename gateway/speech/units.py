@@ -16,6 +16,8 @@ _TERMINAL = re.compile(r"[.!?…。！？]['\"”’)\]»]*\s*$")
 _SURE = re.compile(r"(?:[!?…。！？]['\"”’)\]»]*|[.!?…。！？]['\"”’)\]»]*\s+)$")  # nothing that follows can continue it
 _CLAUSE = re.compile(r"(?:[,;:]['\"”’)\]»]*|\s[-–—]|—)(?=\s)")
 _WORD = re.compile(r"\w")
+# A tag or a Markdown link that is not closed yet: cut in two, its signs and address would be read out.
+_OPEN_MARKUP = re.compile(r"(?:<[A-Za-z/!][^<>]{0,100}|\[[^\[\]]{0,200}(?:\](?:\([^()\s]{0,200})?)?)$")
 _PROBE = " and"  # goes on after an abbreviation ("Dr. and"), and begins a sentence after anything else
 
 
@@ -69,7 +71,9 @@ class UnitCutter:
         end = self._end(force_words)
         if end is None:
             return None
-        end = self._fitting(end)
+        end = self._outside_markup(self._fitting(end), forced=force_words is not None)
+        if end is None:
+            return None
         unit, self._text = self._text[:end], self._text[end:]
         self.first = False
         return unit
@@ -77,8 +81,8 @@ class UnitCutter:
     def _end(self, force_words: int | None) -> int | None:
         window = self._window()
         if not _WORD.search(window):
-            # Spaces and signs alone never make a unit, but at the end of the text nothing else will come.
-            return len(self._text) if self.flushed and self._text else None
+            # Spaces and signs alone make a unit only where nothing else will come, or when there are very many.
+            return len(self._text) if self.flushed and self._text else len(window) if self._text != window else None
         end = 0
         for sentence, certain in self._sentences(window):
             if not certain:
@@ -136,6 +140,20 @@ class UnitCutter:
         cut = max((match.end() for match in re.finditer(r"\s+", window)), default=0)
         words = window[:cut].split()
         return cut if len(words) >= count and _WORD.search(window[:cut]) else None
+
+    def _outside_markup(self, end: int, *, forced: bool) -> int | None:
+        """`end`, or the beginning of the markup that it would cut; None while the rest of that may still come."""
+        if self.flushed and end == len(self._text):
+            return end
+        markup = _OPEN_MARKUP.search(self._text, max(0, end - self._limits.max_chars), end)
+        if markup is None:
+            return end
+        waits = not self.flushed and len(self._text) <= self._limits.max_chars
+        if waits and not forced:
+            return None
+        if _WORD.search(self._text, 0, markup.start()):
+            return markup.start()
+        return None if waits else end
 
     def _fitting(self, end: int) -> int:
         """`end`, or the last good place before it when the unit would be too long."""

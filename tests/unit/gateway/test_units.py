@@ -86,3 +86,36 @@ def test_nothing_is_lost_however_the_text_is_cut(seed):
         found = units(chunks, limits)
         assert "".join(found) == text
         assert all(len(unit) <= limits.max_chars for unit in found if unit.strip())
+
+
+@pytest.mark.parametrize("step", [1, 5, 400])
+@pytest.mark.parametrize(
+    ("text", "markup"),
+    [
+        ("See [the guide, which is long](https://example.com/a?b=c) now, please.", "[the guide, which is long]("),
+        ("Well, <break time='5 s, or so'/> here it is. Thanks.", "<break time='5 s, or so'/>"),
+        ("word " * 39 + "<break time='500ms'/> and more of it.", "<break time='500ms'/>"),
+    ],
+)
+def test_no_unit_ends_inside_a_tag_or_a_link(text, markup, step):
+    found = units([text[begin : begin + step] for begin in range(0, len(text), step)])
+    assert "".join(found) == text
+    assert any(markup in unit for unit in found), found
+
+
+def test_a_bracket_that_is_never_closed_holds_nothing_up():
+    cutter = UnitCutter(UnitLimits())
+    cutter.append("He said [so, and went on. ")
+    assert cutter.take() is None
+    assert cutter.take(1) == "He said "
+    cutter.append("and on " * 40)
+    assert cutter.take() is not None
+
+
+def test_many_signs_do_not_hold_up_the_words_behind_them():
+    cutter = UnitCutter(UnitLimits())
+    cutter.append("-" * 450 + " Hello there, my friend. And ")
+    found = ""
+    while (unit := cutter.take()) is not None:
+        found += unit
+    assert found.endswith("Hello there, my friend. ")
