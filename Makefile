@@ -34,8 +34,9 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 demo: $(VENV)/run.stamp
 	$(BIN)/csm demo
 
+# Two processes, a file each: half the time on two cores, and what starts once a file starts once.
 test: lint $(BIN)/promtool
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Full CSM-1B shapes: about 8 GB of memory and some minutes.
 test-slow: $(VENV)/test.stamp

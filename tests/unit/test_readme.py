@@ -3,7 +3,11 @@
 import dataclasses
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from gateway.config import GatewaySettings
 from models.bundle import load_bundle
@@ -57,3 +61,15 @@ def test_links_lead_somewhere():
             if part:
                 headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
                 assert part in map(anchor, headings), f"{page.relative_to(ROOT)}: {name}#{part}"
+
+
+def test_the_line_that_make_test_ends_with_has_the_number_of_tests():
+    """Those that pass and those that are skipped together, within a hundredth."""
+    line = re.search(r"^=+ (\d+) passed, (\d+) skipped in ", README, re.MULTILINE)
+    assert line
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    counted = re.search(r"^(\d+)/\d+ tests collected", text, re.MULTILINE)
+    assert counted, text[-2000:]
+    written = int(line[1]) + int(line[2])
+    assert written == pytest.approx(int(counted[1]), rel=0.01), "README.md: write what `make test` ends with"
