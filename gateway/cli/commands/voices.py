@@ -6,7 +6,9 @@ import asyncio
 from typing import Any
 
 import click
+import grpc
 from csm.voice.v1 import voice_pb2
+from csm_client import exceptions
 from rich import box
 from rich.table import Table
 
@@ -117,7 +119,12 @@ async def _voices(args: Options) -> int:
     out = PlainConsole()
     async with connection.client(args) as client:
         answer = await client.voices()
-        named = [voice for voice in await client.named_voices.list() if voice.id]
+        try:
+            named = [voice for voice in await client.named_voices.list() if voice.id]
+        except exceptions.ServerFault as error:
+            if error.code is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+            named = []  # a deployment from before named voices
     bundle = answer.bundle
     out.print(
         f"Bundle `{bundle.bundle_id}`{f', server version {answer.version}' if answer.version else ''}:\n"

@@ -90,6 +90,29 @@ async def test_voices_are_text(capsys, monkeypatch):
     assert "owned" in printed and not STEERING & set(printed)
 
 
+async def test_voices_of_a_deployment_without_named_ones(capsys, monkeypatch):
+    class Server:
+        @property
+        def named_voices(self):
+            return self
+
+        async def list(self):
+            raise exceptions.ServerFault("no such method", code=grpc.StatusCode.UNIMPLEMENTED)
+
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *exc):
+            pass
+
+        async def voices(self):
+            return speech_pb2.ListVoicesResponse(voices=[speech_pb2.Voice(speaker=1, name="ada")])
+
+    monkeypatch.setattr(connection, "client", lambda args: Server())
+    assert await voices._voices(SimpleNamespace()) == 0
+    assert "ada" in capsys.readouterr().out
+
+
 def test_a_bench_reports_a_servers_words_as_text():
     plan = Plan(streams=1)
     failed = Record(intended_s=0.0, sent_s=0.0, status="INTERNAL", problem=EVIL)
