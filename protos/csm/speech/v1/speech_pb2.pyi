@@ -985,7 +985,7 @@ class InterruptTurn(_message.Message):
     HEARD_FIELD_NUMBER: _builtins.int
     TURN_FIELD_NUMBER: _builtins.int
     turn: _builtins.int
-    """Which turn. Default: the one that speaks, else the last one."""
+    """Which turn. Default: the one that speaks, else the last one. Turns after it were not heard."""
     @_builtins.property
     def heard(self) -> _duration_pb2.Duration:
         """How much of the turn's audio was played. Default: all that was sent."""
@@ -1233,7 +1233,7 @@ class TurnFinished(_message.Message):
     """The words that go with it."""
     @_builtins.property
     def heard(self) -> _duration_pb2.Duration:
-        """How much of the turn's audio the context keeps: all of it, or what was heard before an interrupt, in whole frames."""
+        """How much of the turn's audio was heard: all of it, or up to an interrupt. The context keeps the whole frames of it."""
 
     @_builtins.property
     def summary(self) -> Global___SpeechSummary:
