@@ -14,6 +14,7 @@ import grpc
 import kubernetes_validate
 import pytest
 import yaml
+from csm.version import __version__
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.runtime.server import Stage, StageServer
@@ -212,3 +213,10 @@ def test_names_with_a_prefix_and_a_suffix_are_used_wherever_they_are_meant(tmp_p
     assert tls["spec"]["targetRefs"][0]["name"] == tls["spec"]["validation"]["hostname"] == "a-csm-gateway-b"
     assert timeouts["spec"]["targetRefs"][0]["name"] == route["metadata"]["name"]
     assert scaled["spec"]["scaleTargetRef"]["name"] == "a-csm-backbone-b"
+
+
+def test_images_have_the_tag_of_this_version():
+    for overlay in ("overlays/gpu", "overlays/one-card"):
+        for manifest in render(overlay):
+            if manifest["kind"] in ("Deployment", "Job"):
+                assert container(manifest)["image"].endswith(f":{__version__}"), overlay
