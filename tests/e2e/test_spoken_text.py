@@ -88,7 +88,7 @@ async def test_the_context_is_read_in_the_same_way(client):
     response = await client.synthesize("Yes.", context=[ContextTurn(1, "It is 5 %.", silence)], max_audio_ms=160)
     bare = await client.synthesize("Yes.", context=[ContextTurn(1, "It is five percent.", silence)], max_audio_ms=160)
     assert response.summary.prompt_tokens == bare.summary.prompt_tokens
-    with pytest.raises(InvalidRequest, match="nothing (to speak|speakable)") as caught:
+    with pytest.raises(InvalidRequest, match=r"nothing (to speak|speakable)") as caught:
         await client.synthesize("Yes.", context=[ContextTurn(1, "...", silence)])
     assert [field for field, _ in caught.value.violations] == ["utterance.context[0].text"]
 

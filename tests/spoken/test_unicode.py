@@ -53,8 +53,20 @@ def test_any_text(text):
     check(text)
 
 
+TEXTS = [case.text for case in read_cases()]
+
+
+@st.composite
+def fragments(draw):
+    """A few characters from the middle of a case."""
+    text = draw(st.sampled_from(TEXTS))
+    start = draw(st.integers(0, len(text) - 1))
+    return text[start : start + draw(st.integers(1, 12))]
+
+
 PIECES = st.one_of(
-    st.sampled_from([case.text for case in read_cases()]),
+    fragments(),
+    st.sampled_from(TEXTS),
     st.sampled_from(list(" \n\t.,;:!?-–—'\"()[]{}<>|*_#~`^+=/\\&%$€£¥@°×÷±≤²½→")),
     st.text(alphabet="0123456789", min_size=1, max_size=12),
     st.text(alphabet="abcdefgABCDEFGIVX", min_size=1, max_size=6),

@@ -26,7 +26,7 @@ _DECIMAL_NAME = re.compile(r"(?<![\w.,])([A-Za-z]{1,6})-?(\d{1,3}\.\d{1,2})(?![\
 _PLUS = re.compile(r"(?<=[\da-z])\+(?=\s|[.,;:!?)]|$)")
 _MIXED = re.compile(r"(?<![\w.,'’])(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:'s)?(?![\w])")
 _PIECES = re.compile(r"[A-Za-z]+|\d+")
-_SCIENTIFIC = re.compile(r"(?<![\w.,])([-−])?(\d+(?:\.\d+)?)[eE]([+-−]?\d{1,3})(?!\w)")
+_SCIENTIFIC = re.compile(r"(?<![\w.,])([-−])?(\d+(?:\.\d+)?)[eE]([-+−]?\d{1,3})(?!\w)")
 _PLURAL = re.compile(r"(?<![\w.,$€£])(\d{1,4})s\b")
 _TENS = {"10": "tens", "100": "hundreds", "1000": "thousands"}
 _HEX = re.compile(r"(?<![\w])(?:0x([0-9A-Fa-f]{1,16})|#(?=[0-9A-Fa-f]*\d)([0-9A-Fa-f]{6}|[0-9A-Fa-f]{3}))(?![\w])")
