@@ -162,17 +162,22 @@ async def test_a_signal_ends_it_though_a_pipe_blocks(served, tmp_path, line, num
         sys.executable, "-m", "gateway.cli", *line.split()[1:], "--address", run.address,
         cwd=tmp_path, env=env, stdin=reading, stdout=writing, stderr=subprocess.PIPE,
     )  # fmt: skip
-    async with asyncio.timeout(30):
-        while not handles(process.pid, signal.SIGHUP):
-            await asyncio.sleep(0.02)
-        if "endless" in line:
-            await fake.begun.wait()
-        while line.endswith("-o -") and unread(reading) < 50_000:
-            await asyncio.sleep(0.02)
-    process.send_signal(number)
-    _, err = await asyncio.wait_for(process.communicate(), 20)
-    os.close(reading)
-    os.close(writing)
+    try:
+        async with asyncio.timeout(60):
+            while not handles(process.pid, signal.SIGHUP):
+                await asyncio.sleep(0.02)
+            if "endless" in line:
+                await fake.begun.wait()
+            while line.endswith("-o -") and unread(reading) < 50_000:
+                await asyncio.sleep(0.02)
+        process.send_signal(number)
+        _, err = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        os.close(reading)
+        os.close(writing)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     assert (process.returncode, err) == (130, b"csm: interrupted\n")
 
 
