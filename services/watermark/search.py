@@ -25,6 +25,7 @@ _FINEST = 32  # offsets are refined down to hop / 32
 _MIN_TRACED = 8  # messages of a mark that are read, if it has as many, before the key is believed
 _MAX_REFINED = 8  # messages read at finer offsets
 _DESCRIBED = 6  # more messages that are read to tell what a clip spells that does not hold the key
+_LOUDER, _PAUSE = 6.0, 200.0  # ratios of power within a group
 _EDGE_Z = 3.0  # a message that agrees less is beyond the mark's end; marked speech has 5 to 10
 _MAX_MISSES = 2  # messages within a mark that agree less: a pause, or a noise
 _EXTRA_SHARE = 0.3  # of a piece's columns that are read beside the first pass
@@ -296,18 +297,23 @@ class Search:
         return first, max(first + 1, int((message + 1) * self._period * scale))
 
     def _sparse(self) -> list[int]:
-        """The loudest message of each group, marks left out."""
+        """The loudest message of each group, and the loudest of those next to much louder sound; marks left out."""
         messages = -(-self._view.columns // self._period)
         chosen = []
         for first in range(0, messages, GROUP):
             group = [m for m in range(first, min(messages, first + GROUP)) if not self._is_marked(m)]
             if not group:
                 continue
-            loudness = [float(self._view.power[slice(*self._hops(m))].sum()) for m in group]
-            best = int(np.argmax(loudness))
-            if self._is_audible(group[best]):
-                chosen.append(group[best])
-        return chosen
+            loudness = np.array([float(self._view.power[slice(*self._hops(m))].sum()) for m in group])
+            # Next to louder sound the quieter may be what is marked; what is quieter still is a pause.
+            quieter = np.where(
+                (loudness < loudness.max() / _LOUDER) & (loudness > loudness.max() / _PAUSE), loudness, 0
+            )
+            for level in (loudness, quieter):
+                m = group[int(level.argmax())]
+                if level.max() > 0 and self._is_audible(m):
+                    chosen.append(m)
+        return sorted(chosen)
 
     def _read_extra(self, offset: int, messages: range) -> None:
         table = self._tables.get(offset)

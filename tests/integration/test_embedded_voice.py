@@ -116,6 +116,21 @@ def test_it_ends_by_itself_and_its_mark_is_found(bundle, model, prompt):
     assert found.found and found.confidence > found.threshold
     assert not detector.detect(audio[:24000], bundle.sample_rate_hz, key).found
 
+    # Keys that share four of five bytes, or are the true one turned by a byte, are not the key.
+    for similar in (bytes([key[0] ^ 0x5A, *key[1:]]), bytes([*key[:4], key[4] ^ 0x96]), key[1:] + key[:1]):
+        other = detector.detect(marked, bundle.sample_rate_hz, similar)
+        assert not other.found and other.confidence < other.threshold
+
+    # A marked sentence between louder noise is found in its place, and in the channel that has it.
+    rng = np.random.default_rng(0)
+    loud = 3 * float(np.sqrt(np.mean(marked**2)))
+    before, after = (loud * rng.standard_normal(round(s * 24000)).astype(np.float32) for s in (3.0, 2.0))
+    left = np.concatenate([before, marked, after])
+    [mark] = detector.detect(np.stack([rng.permutation(left), left], axis=1), bundle.sample_rate_hz, key).marks
+    message_s = nets.hparams.message_seconds
+    assert mark.channel == 1 and mark.start_s == pytest.approx(3.0, abs=1.5 * message_s)
+    assert mark.end_s == pytest.approx(3.0 + len(marked) / 24000, abs=1.5 * message_s)
+
 
 if __name__ == "__main__":
     bundle_, found_ = load_bundle("embedded"), {}
