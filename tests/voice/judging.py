@@ -55,14 +55,16 @@ class WordJudge:
     def __call__(self, audio: np.ndarray, case: Case) -> tuple[str, bool]:
         """(what was heard, whether every word is as wanted)."""
         heard = self._recogniser.hear(audio)
-        return heard, self.compared(heard) == spoken_words(case.spoken)
+        return heard, self.is_wanted(heard, case)
 
-    def compared(self, heard: str) -> str:
-        """The recogniser writes $25, FBI or 4.4.2.0 for what it heard as words."""
+    def is_wanted(self, heard: str, case: Case) -> bool:
+        """The recogniser writes $25, FBI, 2.0.1 or 555123 for what it heard as words: read as a text, or as digits."""
+        readings = [heard, digits_apart(heard)]
         try:
-            return spoken_words(self._english.of(digits_apart(heard)))
+            readings.append(self._english.of(digits_apart(heard)))
         except NotSpeakable:
-            return ""
+            return False
+        return spoken_words(case.spoken) in map(spoken_words, readings)
 
 
 def sdr_db(clean: np.ndarray, marked: np.ndarray) -> float:

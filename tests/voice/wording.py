@@ -32,7 +32,7 @@ def plain(text: str) -> str:
 
 def digits_apart(text: str) -> str:
     """Digits that were said one by one, as a recogniser may write them: 4.4.2.0."""
-    return re.sub(r"\b(?:\d[.,-] ?){2,}\d\b", lambda m: re.sub(r"\D+", " ", m[0]), text)
+    return re.sub(r"\b(?:\d[.,-] ?){3,}\d\b", lambda m: re.sub(r"\D+", " ", m[0]), text)
 
 
 def spoken_words(text: str) -> str:
