@@ -69,7 +69,12 @@ def open_replica_channel(
     address: a gRPC target with one address. name: the host name that it was resolved from, which its certificate is
     for. Not blocking, as `open_channel`.
     """
-    options = [("grpc.enable_retries", 0), *channel_options(max_message_mib)]
+    options = [
+        ("grpc.enable_retries", 0),
+        *(option for option in channel_options(max_message_mib) if option[0] != "grpc.min_reconnect_backoff_ms"),
+        # It is a connection's time limit too: a starved process takes longer than 100 ms to shake hands.
+        ("grpc.min_reconnect_backoff_ms", 1000),
+    ]
     if name:
         options += [("grpc.default_authority", name), ("grpc.ssl_target_name_override", name)]
     return _open(address, options, credentials)
