@@ -62,7 +62,6 @@ async def test_words_that_come_one_by_one_are_spoken_without_a_gap_or_a_step(cha
 
 async def test_each_turn_reads_its_new_tokens_alone(chain):
     clip = wav_bytes((0.1 * np.sin(np.arange(12_000) * 0.05)).astype(np.float32), 24_000)
-    since = len(chain.receiver.spans)
     turns = 4
     async with SpeechClient(chain.addresses["gateway"]) as client, client.converse(speaker=0, seed=6) as talk:
         for turn in range(turns):
@@ -70,12 +69,15 @@ async def test_each_turn_reads_its_new_tokens_alone(chain):
                 await talk.hear("Go on.", clip)
             await talk.say(f"This is number {turn}.")
             await turn_of(talk)
+        assert talk.started
+        trace_id = bytes.fromhex(talk.started.trace_id)
 
     def generations():
         return [
             {a.key: a.value.int_value for a in span.attributes}
-            for service, span in chain.receiver.spans[since:]
+            for service, span in chain.receiver.spans
             if service == "csm-backbone" and span.name.endswith("/Generate") and span.kind == 2
+            if span.trace_id == trace_id
         ]
 
     async with asyncio.timeout(20):
