@@ -34,6 +34,8 @@ def test_each_program_is_tested():
 
 @pytest.mark.parametrize("name", PROGRAMS)
 async def test_program_gives_audio(name, open_chain, tmp_path):
+    if name.startswith("node/") and not NODE_MODULES.is_dir():
+        pytest.skip("no npm registry when the tests were installed")
     chain = await open_chain()
     command, file, said = PROGRAMS[name]
     environment = {
