@@ -35,12 +35,11 @@ Telemetry has OpenTelemetry's own variables: see [telemetry](telemetry.md).
 
 def page() -> str:
     """The page as Markdown."""
-    common = {field.name for field in dataclasses.fields(ServerSettings)}
-    parts = [INTRO, _table("Every server", ServerSettings, common - {"listen"})]
+    common = {field.name: field.default for field in dataclasses.fields(ServerSettings)}
+    parts = [INTRO, _table("Every server", ServerSettings, set(common) - {"listen"})]
     for title, settings in SERVERS.items():
-        parts.append(
-            _table(title, settings, {field.name for field in dataclasses.fields(settings)} - common | {"listen"})
-        )
+        own = {f.name for f in dataclasses.fields(settings) if f.name not in common or f.default != common[f.name]}
+        parts.append(_table(title, settings, own))
     return "\n".join(parts)
 
 

@@ -71,7 +71,11 @@ class GatewaySettings(ServerSettings):
         "CSM_GATEWAY_MAX_SEARCH_S", 3600.0, "longest that VerifyWatermarkStream may take, upload included", min=1
     )
     max_request_s: float = setting(
-        "CSM_MAX_REQUEST_S", 600.0, "longest a request may take; its deadline when it states none", min=1, max=3600
+        "CSM_MAX_REQUEST_S",
+        600.0,
+        "longest a request may take, its deadline when it states none; a long text may take three times its speech",
+        min=1,
+        max=3600,
     )
     resumes: int = setting(
         "CSM_GATEWAY_RESUMES",
