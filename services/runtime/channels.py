@@ -1,60 +1,15 @@
-"""Channels between services: balanced over every address behind a name, health-checked, retried, traced."""
+"""Channels between services, traced, whose credentials follow their files."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import grpc
 
-from services.runtime.grpc_options import MIB, channel_options
+from services.runtime.grpc_options import channel_options
 from services.runtime.reloadable_file import ReloadableFile
 from services.runtime.reloading_channel import ReloadingChannel
 from services.runtime.tracing import TracedChannel
-
-# Retries never happen after a first message, so they cannot repeat audio. A full replica's refusal
-# is tried on the next one, which is what round_robin picks.
-_SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "healthCheckConfig": {"serviceName": "readiness"},
-    "methodConfig": [
-        {
-            "name": [{}],
-            "retryPolicy": {
-                "maxAttempts": 5,  # the most that gRPC takes
-                "initialBackoff": "0.01s",
-                "maxBackoff": "0.2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
-            },
-        }
-    ],
-}
-
-
-def open_channel(
-    target: str,
-    *,
-    max_message_mib: int = 64,
-    credentials: ReloadableFile[grpc.ChannelCredentials] | None = None,
-) -> grpc.aio.Channel:
-    """A channel to `target` (`host:port`; a name with several addresses is balanced over all of them).
-
-    credentials: from tls.reloadable_channel_credentials; None is plaintext. New connections follow the files.
-
-    Not blocking: calls on a target that is down end with UNAVAILABLE at once, and the channel keeps
-    looking for it, at most two seconds apart.
-    """
-    if "://" not in target and not target.startswith(("dns:", "ipv4:", "ipv6:", "unix:")):
-        target = f"dns:///{target}"
-    options = [
-        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-        ("grpc.enable_retries", 1),
-        # A request with context audio is larger than the default 256 KiB, and would never be retried.
-        ("grpc.per_rpc_retry_buffer_size", max_message_mib * MIB),
-        *channel_options(max_message_mib),
-    ]
-    return _open(target, options, credentials)
 
 
 def open_replica_channel(
@@ -67,7 +22,8 @@ def open_replica_channel(
     """A channel to one replica, for a caller that balances and retries by itself.
 
     address: a gRPC target with one address. name: the host name that it was resolved from, which its certificate is
-    for. Not blocking, as `open_channel`.
+    for. Not blocking: calls on a target that is down end with UNAVAILABLE at once, and the
+    channel keeps looking for it, at most two seconds apart.
     """
     options = [
         ("grpc.enable_retries", 0),
@@ -77,12 +33,13 @@ def open_replica_channel(
     ]
     if name:
         options += [("grpc.default_authority", name), ("grpc.ssl_target_name_override", name)]
-    return _open(address, options, credentials)
+    return open_with(address, options, credentials)
 
 
-def _open(
+def open_with(
     target: str, options: list[tuple[str, Any]], credentials: ReloadableFile[grpc.ChannelCredentials] | None
 ) -> grpc.aio.Channel:
+    """A traced channel with these options of gRPC. credentials: None is plaintext."""
     if credentials is None:
         return TracedChannel(grpc.aio.insecure_channel(target, options=options))
     return ReloadingChannel(

@@ -17,10 +17,10 @@ from gateway.public import open_public
 from gateway.stages import Stages
 from models.bundle import load_bundle
 from models.mimi import load_mimi
-from services.runtime.channels import open_channel
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
 from support import tiny_mimi
+from support.channels import open_channel
 from support.fake_stages import StageProbe, servicers
 from support.watermark_calls import write_bundle
 from support.watermark_pair import TINY, write_pair

@@ -16,8 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 
-from services.runtime.channels import open_channel
 from services.runtime.errors import rich_details
+from support.channels import open_channel
 from support.gated_backbone import bench, request
 
 pytestmark = pytest.mark.timeout(60)

@@ -11,10 +11,10 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from opentelemetry.trace import SpanKind, StatusCode
 
-from services.runtime.channels import open_channel
 from services.runtime.errors import InvalidArgument, ResourceExhausted, UnavailableError
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, SettingError, read
+from support.channels import open_channel
 from support.codec_stub import SERVICE, Codec
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -13,11 +13,11 @@ from cryptography import x509
 from csm.codec.v1 import codec_pb2, codec_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.runtime.channels import open_channel
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, SettingError, read
 from services.runtime.tls import ClientFiles, reloadable_channel_credentials
 from support.authority import SERVER, Authority
+from support.channels import open_channel
 
 ASK = codec_pb2.GetModelInfoRequest()
 

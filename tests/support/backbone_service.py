@@ -13,9 +13,9 @@ from services.backbone.__main__ import open_stage
 from services.backbone.config import BackboneSettings
 from services.backbone.model import build_model, init_random
 from services.backbone.weights import save_sesame
-from services.runtime.channels import open_channel
 from services.runtime.server import StageServer
 from services.runtime.settings import read
+from support.channels import open_channel
 
 CODEBOOKS, BINS = 8, 1024
 
