@@ -64,8 +64,8 @@ def _step(
     first = kv.to(tl.int64) * blocks * BLOCK_TOKENS
     is_own = (start <= position) & (position < stop)  # the position is in this part
     own_place = (first + own_block * BLOCK_TOKENS + position % BLOCK_TOKENS) * HEAD_DIM + column
-    tl.store(keys + own_place, new_key, mask=fits & is_own)
-    tl.store(values + own_place, new_value, mask=fits & is_own)
+    tl.store(keys + own_place, new_key, mask=(fits & is_own) != 0)
+    tl.store(values + own_place, new_value, mask=(fits & is_own) != 0)
     score = tl.sum(query.to(tl.float32) * new_key.to(tl.float32)[None, :], axis=1) * scale
     best = tl.where(is_own, score, float("-inf"))
     weight = tl.where(is_own, tl.full((PADDED,), 1.0, dtype=tl.float32), 0.0)

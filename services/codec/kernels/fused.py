@@ -37,8 +37,8 @@ def _exchange_kernel(pool, rows, x, pool_width, column, steps, width, HISTORY: t
     # A step older than the pass moves up inside the pool: read it before it is overwritten.
     for step in tl.static_range(HISTORY):
         from_pool = step + steps < HISTORY
-        older = tl.load(stored + (step + steps) * width, mask=inside & from_pool, other=0.0)
-        newer = tl.load(own + (step + steps) * width, mask=inside & (from_pool == 0), other=0.0)
+        older = tl.load(stored + (step + steps) * width, mask=(inside & from_pool) != 0, other=0.0)
+        newer = tl.load(own + (step + steps) * width, mask=(inside & (from_pool == 0)) != 0, other=0.0)
         tl.store(stored + step * width, older + newer, mask=inside)
 
 
