@@ -9,9 +9,9 @@ from attacks import ATTACKS
 from judges import Ear, Quality, Recogniser
 from speaking import CLIP_S, TAKES, read
 from table import Table
-from wording import Tally, digits_apart, plain, spoken_words
+from tally import Tally
+from wording import is_wanted, plain
 
-from services.tokenizer.spoken.form import NotSpeakable, SpokenForm
 from support.spoken_cases import Case
 
 RATE_HZ = 24000
@@ -50,21 +50,12 @@ class WordJudge:
     """Whether texts with numbers and signs were heard as they should sound."""
 
     def __init__(self, scratch: Path):
-        self._recogniser, self._english = Recogniser(scratch), SpokenForm(("en",))
+        self._recogniser = Recogniser(scratch)
 
     def __call__(self, audio: np.ndarray, case: Case) -> tuple[str, bool]:
         """(what was heard, whether every word is as wanted)."""
         heard = self._recogniser.hear(audio)
-        return heard, self.is_wanted(heard, case)
-
-    def is_wanted(self, heard: str, case: Case) -> bool:
-        """The recogniser writes $25, FBI, 2.0.1 or 555123 for what it heard as words: read as a text, or as digits."""
-        readings = [heard, digits_apart(heard)]
-        try:
-            readings.append(self._english.of(digits_apart(heard)))
-        except NotSpeakable:
-            return False
-        return spoken_words(case.spoken) in map(spoken_words, readings)
+        return heard, is_wanted(heard, case.spoken)
 
 
 def sdr_db(clean: np.ndarray, marked: np.ndarray) -> float:

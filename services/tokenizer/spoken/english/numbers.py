@@ -19,7 +19,7 @@ _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 
 def cardinal(text: str) -> str:
-    """`1,234` → one thousand two hundred and thirty four. A leading zero, or too many digits, spells it."""
+    """`1,234` → one thousand two hundred thirty four. A leading zero, or too many digits, spells it."""
     bare = text.replace(",", "")
     if len(bare) > _LONGEST_CARDINAL or (bare[0] == "0" and len(bare) > 1):
         return digits(bare)
@@ -75,4 +75,5 @@ def _cardinal(value: int) -> str:
 
 
 def _plain(words: str) -> str:
-    return words.replace("-", " ").replace(",", "")
+    """American English: seven hundred ninety nine. With an "and" in it, $799 is heard as $700 and $99."""
+    return words.replace("-", " ").replace(",", "").replace(" and ", " ")
