@@ -15,7 +15,7 @@ import numpy as np
 MAX_CHUNKS = 256  # those of editors have a few dozen
 MAX_MISSING_S = 0.1  # of samples that the header states and a writer that was stopped has not written
 
-_PCM, _FLOAT, _ALAW, _MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
+_PCM, _FLOAT, ALAW, MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
 # Bytes 2–15 of the subformat GUID of WAVE_FORMAT_EXTENSIBLE; the first two are the plain format tag.
 _GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 # Writers that stream do not know the length and put the largest number there, one near half of it, or 0.
@@ -129,8 +129,8 @@ def decode(data: bytes, info: WavInfo) -> np.ndarray:
     """The samples as float32 [T, C]; integers and companded ones lie in [-1, 1]."""
     order, count = info.byte_order, info.size // info.width
     samples: np.ndarray
-    if info.tag in (_ALAW, _MULAW):
-        samples = _table(info.tag)[np.frombuffer(data, np.uint8, count, info.start)]
+    if info.tag in (ALAW, MULAW):
+        samples = g711_table(info.tag)[np.frombuffer(data, np.uint8, count, info.start)]
     elif info.tag == _FLOAT:
         with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused as that
             samples = np.frombuffer(data, f"{order}f{info.width}", count, info.start).astype(np.float32)
@@ -156,7 +156,7 @@ def _fmt_chunk(fmt: bytes, order: str) -> tuple[int, int, int, int]:
         (tag,) = struct.unpack_from(f"{order}H", fmt, 24)
     # A sample fills whole bytes: 12 bits are the upper ones of 16, 20 of 24.
     width = (bits + 7) // 8
-    allowed = {_PCM: (1, 2, 3, 4), _FLOAT: (4, 8), _ALAW: (1,), _MULAW: (1,)}
+    allowed = {_PCM: (1, 2, 3, 4), _FLOAT: (4, 8), ALAW: (1,), MULAW: (1,)}
     if width not in allowed.get(tag, ()):
         what = _NAMES.get(tag) or f"format {tag} with {bits} bit"
         raise WavError(f"must be PCM of 8, 16, 24 or 32 bit, float of 32 or 64, A-law or µ-law, not {what}")
@@ -166,10 +166,10 @@ def _fmt_chunk(fmt: bytes, order: str) -> tuple[int, int, int, int]:
 
 
 @cache
-def _table(tag: int) -> np.ndarray:
-    """float32 [256]: the value of each byte by ITU-T G.711 (16-bit scale, as every decoder has it)."""
+def g711_table(tag: int) -> np.ndarray:
+    """float32 [256]: the value of each byte of A-law or µ-law by ITU-T G.711 (16-bit scale, as every decoder has it)."""
     code = np.arange(256)
-    if tag == _MULAW:
+    if tag == MULAW:
         code = ~code & 0xFF
         exponent, mantissa = (code >> 4) & 7, code & 15
         magnitude = (((mantissa << 3) + 132) << exponent) - 132
