@@ -37,8 +37,12 @@ class GatewaySettings(ServerSettings):
     unit_chars: int = setting(
         "CSM_GATEWAY_UNIT_CHARS", 240, "longest part of a text that one generation speaks", min=20, max=4096
     )
-    first_clause_words: int = setting(
-        "CSM_GATEWAY_FIRST_CLAUSE_WORDS", 3, "words from which on a turn's first unit may end at a clause", min=1
+    first_unit_chars: int = setting(
+        "CSM_GATEWAY_FIRST_UNIT_CHARS",
+        12,
+        "characters that a turn's first unit, a sentence or a clause, should have; fewer are spoken when no more come",
+        min=1,
+        max=4096,
     )
     first_wait_ms: int = setting(
         "CSM_GATEWAY_FIRST_WAIT_MS", 400, "wait for more text before a turn's first words are spoken as they are", min=0

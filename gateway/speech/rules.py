@@ -42,7 +42,7 @@ class SpeechRules:
             silence_s=settings.silence_end_ms / 1000 if bundle.trained else 0.0,
         )
         return cls(
-            UnitLimits(settings.unit_chars, min(100, settings.unit_chars), settings.first_clause_words),
+            UnitLimits(settings.unit_chars, min(100, settings.unit_chars), settings.first_unit_chars),
             TextWaits(settings.sentence_wait_ms / 1000, settings.first_wait_ms / 1000),
             ending,
             tuple(ramp_frames),
@@ -73,7 +73,8 @@ class SpeechRules:
     def _limits(self, free_positions: int) -> UnitLimits:
         fitting = int((free_positions - _SPARE_POSITIONS) / _POSITIONS_PER_CHARACTER)
         chars = max(_MIN_UNIT_CHARS, min(self.limits.max_chars, fitting))
-        return replace(self.limits, max_chars=chars, join_chars=min(self.limits.join_chars, chars))
+        join, first = min(self.limits.join_chars, chars), min(self.limits.first_chars, chars)
+        return replace(self.limits, max_chars=chars, join_chars=join, first_chars=first)
 
     @property
     def frame_samples(self) -> int:

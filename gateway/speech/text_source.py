@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 
 from gateway.speech.units import UnitCutter, UnitLimits
@@ -17,15 +18,24 @@ class TextWaits:
     first_s: float = 0.4
 
 
+_BRIDGE_WORDS = 3  # that a unit has at least which only bridges a gap
+
+
 class TextSource:
     """`append` and `flush` from the caller's side; `next_unit` from the speaker's."""
 
     def __init__(self, limits: UnitLimits, language: str, waits: TextWaits):
-        self._cutter, self._waits, self._bridge_words = UnitCutter(limits, language), waits, limits.first_clause_words
+        self._cutter, self._waits, self._first_chars = UnitCutter(limits, language), waits, limits.first_chars
         self._changed = asyncio.Event()
+        self._appended_s: float | None = None  # when text came last
+        self._gap_s = 0.0  # between pieces of text, about
 
     def append(self, text: str) -> None:
         """More of the turn's text."""
+        now_s = time.monotonic()
+        if self._appended_s is not None:
+            self._gap_s = (self._gap_s + now_s - self._appended_s) / 2
+        self._appended_s = now_s
         self._cutter.append(text)
         self._changed.set()
 
@@ -53,31 +63,45 @@ class TextSource:
         """The listener waits: the next unit may be as short as a turn's first one."""
         self._cutter.first = True
 
-    async def next_unit(self, patience_s: float | None) -> str | None:
+    async def next_unit(self, patience_s: float | None, join_s: float = 0.0) -> str | None:
         """The next unit. None: the text is done, or nothing speakable has come for `patience_s`.
 
-        patience_s: None waits for ever. When it is over, a few whole words that are here make a unit.
+        patience_s: None waits for ever. When it is over, a few whole words that are here make a unit. join_s: how long
+        a sentence may wait for others to be joined with it; not a turn's first.
         """
         loop = asyncio.get_running_loop()
-        ends_s = None if patience_s is None else loop.time() + patience_s
+        began_s = loop.time()
+        ends_s = None if patience_s is None else began_s + patience_s
         while True:
             self._changed.clear()
-            unit = self._cutter.take()
+            now_s, first = loop.time(), self._cutter.first
+            joining_s = 0.0 if first else began_s + join_s - now_s
+            unit = self._cutter.take(join=first or joining_s > 0)
             if unit is not None or self._cutter.done:
                 return unit
-            waits = [] if ends_s is None else [ends_s - loop.time()]
-            if self._cutter.ends_sentence():
-                waits.append(self._waits.sentence_s)
-            elif self._cutter.first and self._cutter.pending:
+            waits = [] if ends_s is None else [ends_s - now_s]
+            if joining_s > 0:
+                waits.append(joining_s)
+            elif self._cutter.ends_sentence():
+                waits.append(self._sentence_wait_s())
+            elif first and self._cutter.pending:
                 waits.append(self._waits.first_s)
             try:
                 async with asyncio.timeout(max(0.0, min(waits)) if waits else None):
                     await self._changed.wait()
             except TimeoutError:
+                if joining_s > 0 and (ends_s is None or loop.time() < ends_s):
+                    continue
                 # One word is worth saying when nothing else is to be heard, not to bridge a gap.
-                unit = self._cutter.take(1 if self._cutter.first else self._bridge_words)
+                unit = self._cutter.take(force_words=1 if first else _BRIDGE_WORDS)
                 if unit is not None or (ends_s is not None and loop.time() >= ends_s):
                     return unit
                 if not waits or ends_s is None:
                     # Half a word, or signs alone: only more text helps.
                     await self._changed.wait()
+
+    def _sentence_wait_s(self) -> float:
+        """After a short first sentence, text that comes fast is waited for a little longer, to be joined with it."""
+        if not self._cutter.first or self.pending >= self._first_chars:
+            return self._waits.sentence_s
+        return max(self._waits.sentence_s, min(2 * self._gap_s, self._waits.first_s))

@@ -28,6 +28,7 @@ from services.runtime.errors import NOTHING_SPEAKABLE, CallError, InternalError,
 _MAX_HELD_BACK_FRAMES = 64  # of ChunkPolicy, by the contract
 _SEEDS = 2**64
 _LATE_MARGIN_S = 0.15  # before the listener has played all, silence must be on its way
+_JOIN_MARGIN_S = 1.0  # before that, a sentence is spoken as it is rather than wait for more to be joined with it
 _LENGTH_SPREAD = 1.6  # real over likely length, at most
 _KEEP_CHAIN_S = 5.0  # a turn whose text is late for longer gives its slots back until text comes
 _UNIT_PATIENCE_S = 10.0  # a turn that has begun waits for a slot rather than break off
@@ -182,7 +183,8 @@ class Turn:
             chain.end()
 
     async def _next_unit(self, chain: SpeechChain) -> str | None:
-        unit = await self._text.next_unit(max(0.0, self._audio_left_s(chain) - _LATE_MARGIN_S))
+        left_s = self._audio_left_s(chain)
+        unit = await self._text.next_unit(max(0.0, left_s - _LATE_MARGIN_S), max(0.0, left_s - _JOIN_MARGIN_S))
         if unit is None and not self._text.done:
             # The watermark keeps its look-ahead until more audio comes: silence pushes the last words out.
             frame = chain.samples_per_frame

@@ -16,6 +16,7 @@ _TERMINAL = re.compile(r"[.!?…。！？]['\"”’)\]»]*\s*$")
 _SURE = re.compile(r"(?:[!?…。！？]['\"”’)\]»]*|[.!?…。！？]['\"”’)\]»]*\s+)$")  # nothing that follows can continue it
 _CLAUSE = re.compile(r"(?:[,;:]['\"”’)\]»]*|\s[-–—]|—)(?=\s)")
 _WORD = re.compile(r"\w")
+_CLAUSE_WORDS = 2  # of a unit that ends at a clause, at least
 # A tag or a Markdown link that is not closed yet: cut in two, its signs and address would be read out.
 _OPEN_MARKUP = re.compile(r"(?:<[A-Za-z/!][^<>]{0,100}|\[[^\[\]]{0,200}(?:\](?:\([^()\s]{0,200})?)?)$")
 _PROBE = " and"  # goes on after an abbreviation ("Dr. and"), and begins a sentence after anything else
@@ -25,14 +26,14 @@ _PROBE = " and"  # goes on after an abbreviation ("Dr. and"), and begins a sente
 class UnitLimits:
     """Lengths in characters.
 
-    max_chars: the longest unit. join_chars: sentences are joined while the unit is shorter than this, since very
-    short ones are spoken better together. first_clause_words: the first unit of a turn may end at a clause that has
-    this many words.
+    max_chars: the longest unit. join_chars: sentences are joined while the unit is shorter than this, since short ones
+    are spoken better together. first_chars: the same for the first unit of a turn, which a listener waits for, and which
+    may end at a clause from here on.
     """
 
     max_chars: int = 200
     join_chars: int = 40
-    first_clause_words: int = 3
+    first_chars: int = 12
 
 
 class UnitCutter:
@@ -63,41 +64,62 @@ class UnitCutter:
         """The text is complete and every unit of it is taken."""
         return self.flushed and not self._text
 
-    def take(self, force_words: int | None = None) -> str | None:
+    def take(self, *, join: bool = True, force_words: int | None = None) -> str | None:
         """The next unit, or None while it is not certain where it ends. White space after a unit belongs to it.
 
-        force_words: do not wait for certainty; so many whole words that are here make a unit.
+        join: wait until short sentences can be joined. force_words: wait for nothing; a clause or so many whole words
+        make a unit.
         """
-        end = self._end(force_words)
+        forced = force_words is not None
+        end = self._sentences_end(join=join and not forced)
+        if end is None:
+            end = self._clause_end(force_words)
+        if end is None and force_words is not None:
+            end = self._whole_words(self._window(), force_words)
         if end is None:
             return None
-        end = self._outside_markup(self._fitting(end), forced=force_words is not None)
+        end = self._outside_markup(self._fitting(end), forced=forced)
         if end is None:
             return None
         unit, self._text = self._text[:end], self._text[end:]
         self.first = False
         return unit
 
-    def _end(self, force_words: int | None) -> int | None:
+    @property
+    def _least(self) -> int:
+        """Characters that the next unit should have."""
+        return self._limits.first_chars if self.first else self._limits.join_chars
+
+    def _sentences_end(self, *, join: bool) -> int | None:
+        """End of the sentences that make a unit, as far as they are certain."""
         window = self._window()
         if not _WORD.search(window):
             # Spaces and signs alone make a unit only where nothing else will come, or when there are very many.
             return len(self._text) if self.flushed and self._text else len(window) if self._text != window else None
-        end = 0
+        end, full = 0, False
         for sentence, certain in self._sentences(window):
-            if not certain:
-                break
-            if end and (end >= self._limits.join_chars or end + len(sentence) > self._limits.max_chars):
+            full = bool(end) and (end >= self._limits.join_chars or end + len(sentence) > self._limits.max_chars)
+            if full or not certain:
                 break
             end += len(sentence)
-        if end:
-            return end
-        if len(window) > self._limits.max_chars or (self.first and not self.ends_sentence()):
-            if clause := self._clause(window):
-                return clause
-        if len(window) > self._limits.max_chars:
-            return len(window)
-        return None if force_words is None else self._whole_words(window, force_words)
+        if full or end >= self._least or not join or (self.flushed and end == len(self._text)):
+            return end or None
+        return None
+
+    def _clause_end(self, force_words: int | None) -> int | None:
+        """End of a clause, where sentences are too long or the listener waits."""
+        window, waits = self._window(), self.first or force_words is not None
+        too_long = len(window) > self._limits.max_chars
+        if not (too_long or (waits and not self.ends_sentence())) or not _WORD.search(window):
+            return None
+        at_once = self.first and force_words is None
+        least = self._limits.first_chars if at_once else 0
+        words = _CLAUSE_WORDS if force_words is None else force_words
+        ends = [match.end() for match in _CLAUSE.finditer(window, 0, self._limits.max_chars)]
+        ends = [end for end in ends if end >= least and len(window[:end].split()) >= words]
+        if ends:
+            return _past_space(window, ends[0] if at_once else ends[-1])
+        return len(window) if too_long else None
 
     def _window(self) -> str:
         """The beginning of the text, long enough for any unit: segmenting costs time by the character."""
@@ -122,17 +144,6 @@ class UnitCutter:
     def ends_sentence(self) -> bool:
         """Whether the text that is here looks like whole sentences, so that a short wait decides it."""
         return _TERMINAL.search(self._text) is not None
-
-    def _clause(self, window: str) -> int | None:
-        """End of a clause: the first that is long enough in a turn's first unit, else the last that fits."""
-        best = None
-        for match in _CLAUSE.finditer(window, 0, self._limits.max_chars):
-            if len(window[: match.end()].split()) < self._limits.first_clause_words:
-                continue
-            best = match.end()
-            if self.first:
-                break
-        return None if best is None else _past_space(window, best)
 
     def _whole_words(self, window: str, count: int) -> int | None:
         if self.flushed or self.ends_sentence():

@@ -39,6 +39,43 @@ async def test_later_units_wait_until_the_listener_needs_them():
     assert await waiting == "Well I think that it "
 
 
+async def test_a_short_first_sentence_waits_for_text_that_comes_fast():
+    text = TextSource(UnitLimits(first_chars=30), "en", TextWaits(0.001, NEVER))
+    for piece in ("Yes, ", "I ", "do. "):
+        text.append(piece)
+        await asyncio.sleep(0.05)
+    taking = asyncio.create_task(text.next_unit(None))
+    await asyncio.sleep(0.02)
+    assert not taking.done()
+    text.append("So do we, I should think. And ")
+    assert await taking == "Yes, I do. So do we, I should think. "
+
+
+async def test_a_short_first_sentence_that_comes_alone_is_not_held_up():
+    text = TextSource(UnitLimits(first_chars=30), "en", TextWaits(0.001, NEVER))
+    text.append("Yes. ")
+    assert await text.next_unit(None) == "Yes. "
+
+
+async def test_a_later_sentence_waits_to_be_joined_while_there_is_time():
+    text = source()
+    text.append("Hello there, you. So it is. ")
+    assert await text.next_unit(None) == "Hello there, you. So it is. "
+    text.append("It rains. ")
+    taking = asyncio.create_task(text.next_unit(NEVER, NEVER))
+    await asyncio.sleep(0)
+    text.append("It will be wet tomorrow. ")
+    await asyncio.sleep(0)
+    assert not taking.done()
+    text.flush()
+    assert await taking == "It rains. It will be wet tomorrow. "
+    text = source()
+    text.append("Hello there. ")
+    assert await text.next_unit(None) == "Hello there. "
+    text.append("It rains. ")
+    assert await text.next_unit(NEVER, 0.01) == "It rains. "
+
+
 async def test_nothing_comes_in_time():
     text = source()
     assert await text.next_unit(0.01) is None
@@ -62,5 +99,5 @@ async def test_text_that_comes_while_it_waits_wakes_it():
     text = source()
     waiting = asyncio.create_task(text.next_unit(None))
     await asyncio.sleep(0)
-    text.append("Done! ")
-    assert await waiting == "Done! "
+    text.append("It is all done! ")
+    assert await waiting == "It is all done! "

@@ -40,8 +40,32 @@ def test_whole_text_is_cut_at_sentences_and_short_ones_are_joined():
 def test_word_by_word_the_first_unit_ends_at_a_clause_and_abbreviations_end_nothing():
     found = units(words(TEXT))
     assert found[0] == "Well, hello there, "
-    assert found[1] == "my friend. "
-    assert found[2].startswith("Dr. Smith paid $3.50 at 3 p.m. yesterday! ")
+    assert found[1] == "my friend. Dr. Smith paid $3.50 at 3 p.m. yesterday! "
+
+
+def test_a_first_unit_has_its_length_before_it_ends_at_a_clause():
+    limits = UnitLimits(first_chars=30)
+    assert units(words(TEXT), limits)[0] == "Well, hello there, my friend. "
+    assert units(words("Yes, I know. That is what I think, too, and so do you."), limits)[0] == (
+        "Yes, I know. That is what I think, "
+    )
+    assert units(["Yes!"], limits) == ["Yes!"]
+
+
+def test_sentences_wait_to_be_joined_only_as_long_as_they_may():
+    cutter = UnitCutter(UnitLimits())
+    cutter.first = False
+    cutter.append("So it is. And ")
+    assert cutter.take() is None
+    assert cutter.take(join=False) == "So it is. "
+
+
+def test_force_takes_a_clause_before_it_takes_half_of_one():
+    cutter = UnitCutter(UnitLimits())
+    cutter.first = False
+    cutter.append("When it rains, I sta")
+    assert cutter.take() is None
+    assert cutter.take(force_words=3) == "When it rains, "
 
 
 def test_a_sentence_is_taken_with_its_last_sign_and_not_before_what_could_go_on():
@@ -107,7 +131,7 @@ def test_a_bracket_that_is_never_closed_holds_nothing_up():
     cutter = UnitCutter(UnitLimits())
     cutter.append("He said [so, and went on. ")
     assert cutter.take() is None
-    assert cutter.take(1) == "He said "
+    assert cutter.take(force_words=1) == "He said "
     cutter.append("and on " * 40)
     assert cutter.take() is not None
 
