@@ -15,11 +15,9 @@ On a CPU device the same code runs without capture and with the reference operat
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +34,7 @@ from services.backbone.model import CsmModel
 from services.backbone.prompt import Prompt
 from services.backbone.request import Sampling
 from services.backbone.runner_api import Pending
+from services.engine.graphs import GraphRecorder, on_device
 
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 896, 1024)
 _MAX_SPLITS = 16
@@ -96,7 +95,7 @@ class GraphRunner:
         self._max_prefill_tokens = max_prefill_tokens
         self._kernel_plan = kernel_plan
         self._batch_buckets = sorted({size for size in batch_buckets if size < slots} | {slots})
-        with torch.no_grad(), self._on_device():
+        with torch.no_grad(), on_device(self.device):
             self._state = SlotState(model, slots, padding_block=self.blocks)
             self._frame = FrameStep(
                 model, self._state, blocks=self.blocks + 1, max_batch=slots, operations=operations_for(self.device)
@@ -115,8 +114,8 @@ class GraphRunner:
             torch.zeros(slots, part.codebooks, dtype=torch.int64, pin_memory=self._is_cuda) for _ in "ab"
         ]
         self._sent_batch: list[int] = []
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._prefill_graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[int, Callable[[], None]] = {}  # what replays each
+        self._prefill_graphs: dict[int, Callable[[], None]] = {}
         self._slots: dict[int, _Slot] = {}
         self._step_index = 0
 
@@ -148,7 +147,7 @@ class GraphRunner:
                 ready.append(slot)
             if not left:
                 break
-        with self._on_device():
+        with on_device(self.device):
             self._upload_tables(dict.fromkeys([*(slot for slot, _, _ in pieces), *ready]))
             if pieces:
                 self._prefill_pass(pieces)
@@ -163,7 +162,7 @@ class GraphRunner:
         self._prefill_at[:, :size] = self._upload([*at, *[(self.slots, 0)] * (size - count)]).T
         self._prefill_inputs[:count] = self._embed(pieces)
         if size in self._prefill_graphs:
-            self._prefill_graphs[size].replay()
+            self._prefill_graphs[size]()
         else:
             self._run_prefill(size)
 
@@ -185,13 +184,13 @@ class GraphRunner:
         batch = [*slots, *[self.slots] * (size - count)]
         readback = self._readback_buffers[self._step_index % 2]
         self._step_index += 1
-        with self._on_device():
+        with on_device(self.device):
             self._upload_tables(slots)
             if batch != self._sent_batch:
                 self._batch[:size] = self._upload(batch)
                 self._sent_batch = batch
             if size in self._graphs:
-                self._graphs[size].replay()
+                self._graphs[size]()
             else:
                 self._run_frame(size)
             readback[:count].copy_(self._codes[:count], non_blocking=True)
@@ -212,14 +211,14 @@ class GraphRunner:
 
         Prompts of several lengths, because libraries load kernels on first use, which would stall running streams.
         """
-        with self._on_device():
+        with on_device(self.device):
             if self._is_cuda:
-                stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-                self._prefill_at[0] = self.slots
+                recorder = GraphRecorder()
+                self._prefill_at[0] = self.slots  # all rows are padding meanwhile
                 for size in reversed(self._prefill_buckets):
-                    self._prefill_graphs[size] = self._capture(partial(self._run_prefill, size), stream, pool)
+                    self._prefill_graphs[size], _ = recorder(partial(self._run_prefill, size))
                 for size in reversed(self._batch_buckets):
-                    self._graphs[size] = self._capture(partial(self._run_frame, size), stream, pool)
+                    self._graphs[size], _ = recorder(partial(self._run_frame, size))
         longest = min(self._max_prefill_tokens + 1, self.max_seq_len, self.blocks * BLOCK_TOKENS)
         for length in sorted({1 << bit for bit in range(1, longest.bit_length())} | {longest}):
             tokens = np.zeros((length, self._model.part.codebooks + 1), dtype=np.int64)
@@ -231,20 +230,6 @@ class GraphRunner:
                 self.release(0)
         self.launch([0])()
         self.release(0)
-
-    def _capture(self, work: Callable[[], None], stream: torch.cuda.Stream, pool: Any) -> torch.cuda.CUDAGraph:
-        """Runs `work` once before capture, which forbids compilation. All rows are padding meanwhile.
-
-        One stream for all graphs: cuBLAS keeps a workspace of 32 MiB a stream.
-        """
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            work()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            work()
-        return graph
 
     def _run_frame(self, size: int) -> None:
         self._frame.run(self._batch[:size], self._codes[:size], self._splits(size), self._kernel_plan(size))
@@ -311,7 +296,3 @@ class GraphRunner:
         """To the device without a wait: from pinned memory, which lives until the copy is done."""
         tensor = torch.as_tensor(values)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self._is_cuda else tensor
-
-    def _on_device(self) -> contextlib.AbstractContextManager:
-        """Make the model's device current: kernels go to the current one."""
-        return torch.cuda.device(self.device) if self._is_cuda else contextlib.nullcontext()

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from moshi.models import MimiModel
 
-from services.codec.graphs import PassGraphs, on_device
+from services.codec.graphs import PassGraphs
 from services.codec.network import DecoderNetwork
+from services.engine.graphs import on_device
 
 _MAX_BATCH = 256  # streams of one pass; larger batches are no faster per stream
 

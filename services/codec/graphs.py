@@ -7,14 +7,16 @@ is captured, and the same code, padding included, runs eagerly: for tests.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from services.engine.graphs import GraphRecorder, on_device
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 
@@ -23,7 +25,7 @@ Array = TypeVar("Array", Tensor, np.ndarray)
 class _Pass:
     buffer: Tensor  # [n + n * T * K] int64: slots, then codes
     audio: Tensor  # [n, samples], written by the graph
-    graph: torch.cuda.CUDAGraph | None
+    replay: Callable[[], None] | None  # None: not captured
 
 
 def _split(buffer: Array, streams: int, frames: int) -> tuple[Array, Array]:
@@ -62,25 +64,17 @@ class PassGraphs:
     @torch.inference_mode()
     def capture(self) -> None:
         """Capture every size, the largest first, so that the others reuse its memory."""
-        is_cuda = self._device.type == "cuda"
         with on_device(self._device):
-            stream, pool = (torch.cuda.Stream(), torch.cuda.graph_pool_handle()) if is_cuda else (None, None)
+            recorder = GraphRecorder() if self._device.type == "cuda" else None
             for frames in reversed(self.frames):
                 for streams in reversed(self._streams):
                     host = torch.zeros(streams * (1 + frames * self._codebooks), dtype=torch.int64)
                     host[:streams] = self._padding_slot
                     captured = _Pass(host.to(self._device), torch.empty(0), None)
                     self._passes[streams, frames] = captured
-                    if stream is None:
-                        continue
-                    slots, codes = _split(captured.buffer, streams, frames)
-                    stream.wait_stream(torch.cuda.current_stream())
-                    with torch.cuda.stream(stream):  # first-use initialisation of libraries cannot be captured
-                        self._run(slots, codes)
-                    torch.cuda.synchronize()
-                    captured.graph = torch.cuda.CUDAGraph()
-                    with torch.cuda.graph(captured.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                        captured.audio = self._run(slots, codes)
+                    if recorder is not None:
+                        work = partial(self._run, *_split(captured.buffer, streams, frames))
+                        captured.replay, captured.audio = recorder(work)
 
     @torch.inference_mode()
     def begin(self, slots: Sequence[int], codes: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
@@ -100,10 +94,10 @@ class PassGraphs:
         np.concatenate(codes, out=host_codes[:count].reshape(count * frames, -1))
         with on_device(self._device):
             captured.buffer.copy_(host, non_blocking=True)
-            if captured.graph is None:
+            if captured.replay is None:
                 samples = self._run(*_split(captured.buffer, size, frames))[:count].numpy()
                 return lambda: samples
-            captured.graph.replay()
+            captured.replay()
             output = torch.empty(count, captured.audio.shape[1], pin_memory=True)
             output.copy_(captured.audio[:count], non_blocking=True)
             done = torch.cuda.Event(blocking=True)
@@ -114,8 +108,3 @@ class PassGraphs:
             return output.numpy()  # the samples keep the buffer alive
 
         return result
-
-
-def on_device(device: torch.device) -> contextlib.AbstractContextManager:
-    """Make `device` current: the worker's thread may have another one current, and kernels would launch there."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""One thread owns the decoder; streams on the event loop hand it frames and get audio back.
+"""Streams on the event loop hand frames to the decoder's loop and get audio back.
 
 Earliest deadline first: each pass is chosen from all queued frames. The stream with the earliest playback deadline
 sets the number of frames of the pass, a power of two. Other streams that can bring as many frames share the pass.
@@ -6,21 +6,18 @@ A first frame therefore waits for the running pass and for streams with an earli
 several passes is decoded whole before streams with a later deadline. A deadline does not move while its stream
 waits, so no stream starves.
 
-The threads share the streams' frame queues, under one lock; results return to the event loop by
-call_soon_threadsafe. While the device computes a pass, the thread delivers the audio of the previous one. Knows
-neither grpc nor torch.
+The frame queues are shared with the loop's thread (services/engine/loop.py), under its lock. Knows neither grpc nor
+torch.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from heapq import nsmallest
 from operator import attrgetter
 from typing import Protocol
@@ -28,8 +25,9 @@ from typing import Protocol
 import numpy as np
 
 from services.codec.frame_queue import Audio, FrameQueue
+from services.engine.loop import DeviceLoop, LoopClosed
 
-log = logging.getLogger(__name__)
+Batch = list[tuple[FrameQueue, int, np.ndarray]]  # queue, slot and codes [n, K] of each stream, n the same for all
 
 # A stream whose deadline is closer than this joins a pass of fewer frames than it has queued. Longer than the
 # look-ahead of the watermark (375 ms), before which the listener gets nothing.
@@ -53,18 +51,8 @@ class WorkerError(Exception):
     """The worker has ended; its streams fail and none can be opened."""
 
 
-@dataclass(frozen=True)
-class _FinishedPass:
-    """A pass whose audio is not delivered yet."""
-
-    queues: list[FrameQueue]
-    frames: int  # of each stream
-    audio: list[np.ndarray]  # of each stream
-    seconds: float
-
-
 class DecodeWorker:
-    """Runs `decoder` in its own thread from `start` to `close`. Call its methods on the event loop.
+    """Decodes the frames of streams, from `start` to `close`. Call its methods on the event loop.
 
     frame_s: duration of a frame.
     max_backlog_frames: of one stream, in all: queued, decoded and not yet read.
@@ -73,30 +61,22 @@ class DecodeWorker:
 
     def __init__(self, decoder: Decoder, *, frame_s: float, max_backlog_frames: int = 128, stall_s: float = 30.0):
         self._decoder, self._frame_s = decoder, frame_s
-        self._max_backlog_frames, self._stall_s = max_backlog_frames, stall_s
-        self._changed = threading.Condition()
+        self._max_backlog_frames = max_backlog_frames
+        self._loop: DeviceLoop[Batch, list[np.ndarray]] = DeviceLoop(
+            "codec", overlaps=decoder.overlaps, stall_s=stall_s
+        )
         self._streams: dict[FrameQueue, DecodeStream] = {}
         self._closed_queues: list[FrameQueue] = []
         self._free_slots = list(range(decoder.slots))
-        self._stopping = False
-        self._failure: Exception | None = None
-        self._busy_since: float | None = None
-        self._thread = threading.Thread(target=self._run, name="codec-worker", daemon=True)
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Start the thread; results go to the running event loop."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        self._loop.serve(self)
 
     async def close(self) -> None:
         """End all streams and the thread; waits for the running pass."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        await asyncio.to_thread(self._thread.join)
-        for stream in list(self._streams.values()):
-            stream.fail(WorkerError("the codec is shutting down"))
+        self._loop.close()
+        await self._loop.wait_closed()
 
     def open(self, *, discard_frames: int = 0, buffered_s: float = 0.0) -> DecodeStream:
         """A new stream; the caller must close() it.
@@ -106,13 +86,13 @@ class DecodeWorker:
 
         Raises: WorkerError, or RuntimeError beyond the slots.
         """
-        if self._failure is not None or self._stopping:
-            raise WorkerError(str(self._failure or "the codec is shutting down"))
+        if self._loop.failure is not None:
+            raise _as_worker_error(self._loop.failure)
         if len(self._streams) >= self._decoder.slots:
             raise RuntimeError(f"more than {self._decoder.slots} streams")
         queue = FrameQueue(self._frame_s, time.monotonic() + buffered_s, discard_frames=discard_frames)
         stream = DecodeStream(self, queue, self._max_backlog_frames)
-        with self._changed:
+        with self._loop.changed:
             self._streams[queue] = stream
         return stream
 
@@ -122,75 +102,61 @@ class DecodeWorker:
         return len(self._streams)
 
     def is_live(self) -> bool:
-        """False when the thread has ended or is stuck: the process must be restarted."""
-        if self._failure is not None or not self._thread.is_alive():
-            return False
-        since = self._busy_since
-        return since is None or time.monotonic() - since < self._stall_s
+        """False when the loop has ended or is stuck: the process must be restarted."""
+        return self._loop.is_live()
 
     # For DecodeStream, on the event loop.
 
     def _submit(self, queue: FrameQueue, codes: np.ndarray) -> None:
-        with self._changed:
+        with self._loop.changed:
             queue.enqueue(codes)
-            self._changed.notify()
+            self._loop.changed.notify()
 
     def _release(self, queue: FrameQueue) -> None:
-        with self._changed:
+        with self._loop.changed:
             if self._streams.pop(queue, None) is not None:
                 self._closed_queues.append(queue)
 
-    # In the thread.
+    # For the loop: see engine.loop.Source.
 
-    def _run(self) -> None:
-        finished: _FinishedPass | None = None
-        try:
-            while (batch := self._next_batch(finished is None)) is not None:
-                if batch:
-                    self._busy_since = time.monotonic()
-                    began_s = time.perf_counter()
-                    result = self._decoder.begin([(slot, codes) for _, slot, codes in batch])
-                    if finished is not None:
-                        self._publish(finished)
-                    audio = result()
-                    seconds = time.perf_counter() - began_s
-                    finished = _FinishedPass([queue for queue, _, _ in batch], len(batch[0][2]), audio, seconds)
-                if finished is not None and (not batch or not self._decoder.overlaps):
-                    self._publish(finished)
-                    finished = None
-                    self._busy_since = None
-        except Exception as error:  # of any kind: the state in the slots is lost
-            log.exception("the codec's worker died")
-            failure = WorkerError(f"the codec's worker died ({type(error).__name__}: {error})")
-            self._failure = failure
-            self._post(lambda: self._fail_all(failure))
+    def take(self) -> Batch | None:
+        """Side effect: assigns slots."""
+        queues = [queue for queue in self._streams if queue.queued_frames]
+        if not queues:
+            return None
+        self._free_slots += [queue.slot for queue in self._closed_queues if queue.slot is not None]
+        self._closed_queues.clear()
+        now_s = time.monotonic()
+        selected, frames = self._select(queues, now_s)
+        batch = []
+        for queue in selected:
+            if queue.slot is None:
+                queue.slot = self._free_slots.pop()
+                self._decoder.reset(queue.slot)
+            batch.append((queue, queue.slot, queue.dequeue(frames, now_s)))
+        return batch
 
-    def _next_batch(self, blocking: bool) -> list[tuple[FrameQueue, int, np.ndarray]] | None:
-        """Take the next pass's frames: (queue, slot, codes [n, K]) of each stream, n the same for all.
+    def begin(self, batch: Batch) -> Callable[[], list[np.ndarray]]:
+        return self._decoder.begin([(slot, codes) for _, slot, codes in batch])
 
-        Empty when nothing is queued and not `blocking`; None when the worker stops. Side effect: assigns slots.
-        """
-        with self._changed:
-            while True:
-                if self._stopping:
-                    return None
-                queues = [queue for queue in self._streams if queue.queued_frames]
-                if queues or not blocking:
-                    break
-                self._changed.wait()
-            self._free_slots += [queue.slot for queue in self._closed_queues if queue.slot is not None]
-            self._closed_queues.clear()
-            if not queues:
-                return []
-            now_s = time.monotonic()
-            selected, frames = self._select(queues, now_s)
-            batch = []
-            for queue in selected:
-                if queue.slot is None:
-                    queue.slot = self._free_slots.pop()
-                    self._decoder.reset(queue.slot)
-                batch.append((queue, queue.slot, queue.dequeue(frames, now_s)))
-            return batch
+    def complete(self, batch: Batch, output: list[np.ndarray], seconds: float) -> Callable[[], object] | None:
+        # Copies: otherwise a slow reader keeps the memory of all streams of its passes.
+        audio = [samples.copy() for samples in output]
+        with self._loop.changed:
+            answers = [
+                (queue, answer)
+                for (queue, _, codes), samples in zip(batch, audio, strict=True)
+                for answer in queue.complete(samples, len(codes), seconds)
+            ]
+        return partial(self._deliver, answers) if answers else None
+
+    def fail(self, batch: Batch, error: BaseException) -> None:
+        """Ends the loop: the state in the slots is lost."""
+        raise error
+
+    def end(self, error: Exception) -> None:
+        for stream in list(self._streams.values()):
+            stream.fail(_as_worker_error(error))
 
     def _select(self, queues: list[FrameQueue], now_s: float) -> tuple[list[FrameQueue], int]:
         """The streams of the next pass, earliest deadline first, and the frames that each brings."""
@@ -204,35 +170,16 @@ class DecodeWorker:
         ]
         return nsmallest(self._decoder.max_batch, fitting, key=_deadline), frames
 
-    def _publish(self, finished: _FinishedPass) -> None:
-        """Hand a pass's audio to its streams."""
-        # Copies: otherwise a slow reader keeps the memory of all streams of its passes.
-        audio = [samples.copy() for samples in finished.audio]
-        with self._changed:
-            answers = [
-                (queue, answer)
-                for queue, samples in zip(finished.queues, audio, strict=True)
-                for answer in queue.complete(samples, finished.frames, finished.seconds)
-            ]
-        if answers:
-            self._post(lambda: self._deliver(answers))
-
     def _deliver(self, answers: list[tuple[FrameQueue, Audio]]) -> None:
         for queue, answer in answers:
             if (stream := self._streams.get(queue)) is not None:
                 stream._receive(answer)
 
-    def _fail_all(self, failure: WorkerError) -> None:
-        for stream in list(self._streams.values()):
-            stream.fail(failure)
 
-    def _post(self, call: Callable[[], object]) -> None:
-        """Run `call` on the event loop; does nothing when the loop is closed."""
-        assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(call)
-        except RuntimeError:
-            log.debug("the event loop is closed")
+def _as_worker_error(error: Exception) -> WorkerError:
+    if isinstance(error, LoopClosed):
+        return WorkerError("the codec is shutting down")
+    return WorkerError(f"the codec's worker died ({type(error).__name__}: {error})")
 
 
 class DecodeStream:

@@ -42,7 +42,12 @@ stage_first_output = _histogram(
     "csm.stage.first_output.duration", "s", "a call's start to its first output, in the stage", _WORK_S
 )
 stage_chunk = _histogram("csm.stage.chunk.duration", "s", "work on one chunk in the stage", _WORK_S)
-stage_queue = _histogram("csm.stage.queue.duration", "s", "a chunk's wait for its turn in the stage", _WORK_S)
+stage_queue = _histogram(
+    "csm.stage.queue.duration",
+    "s",
+    "from the hand-over of a chunk to its result, less the time of its own passes",
+    _WORK_S,
+)
 
 # The gateway, of the whole request.
 request_first_output = _histogram(

@@ -18,8 +18,8 @@ from models.bundle import load_bundle
 from models.device import usable_device
 from models.files import ModelError
 from models.mimi import load_mimi
-from services.runtime.batcher import Batcher
-from services.runtime.pool import Pool
+from services.engine.batcher import Batcher
+from services.engine.loop import DeviceLoop
 from services.runtime.server import Stage, main
 from services.tokenizer.batch_policy import batch_policy
 from services.tokenizer.config import TokenizerSettings
@@ -37,19 +37,19 @@ async def open_stage(settings: TokenizerSettings) -> AsyncIterator[Stage]:
     text = await asyncio.to_thread(load_text_tokenizer, bundle, settings.max_text_chars)
     encoder = ClipEncoder(await asyncio.to_thread(load_mimi, bundle, device))
     await asyncio.to_thread(encoder.warm_up)
-    pool = Pool("tokenizer-encoder", settings.encoders, stall_s=settings.stall_s)
+    loop: DeviceLoop = DeviceLoop("tokenizer-encoder", threads=settings.encoders, stall_s=settings.stall_s)
     max_batch = settings.batch or (1 if device.type == "cpu" else 32)
     max_samples = int(settings.batch_audio_s * encoder.sample_rate_hz)
-    batcher = Batcher(encoder.encode_all, pool, max_batch, partial(batch_policy, max_samples=max_samples))
+    batcher = Batcher(encoder.encode_all, loop, max_batch, partial(batch_policy, max_samples=max_samples))
     servicer = TokenizerServicer(settings, bundle, text, batcher)
     try:
         yield Stage(
             service="csm.tokenizer.v1.TokenizerService",
             register=lambda server: tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(servicer, server),
-            is_live=pool.is_live,
+            is_live=loop.is_live,
         )
     finally:
-        pool.close()
+        loop.close()
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from csm.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from opentelemetry import trace
 
 from models.bundle import Bundle
+from services.engine.batcher import Batcher
 from services.runtime import instruments
 from services.runtime.admission import Admission
 from services.runtime.audio import AudioError, Clip, read_raw, read_wav, resample
-from services.runtime.batcher import Batcher
 from services.runtime.errors import NOTHING_SPEAKABLE, InvalidArgument
 from services.runtime.identity import identity
 from services.runtime.sample_encodings import ENCODINGS

@@ -17,7 +17,8 @@ from csm.watermark.v1 import watermark_pb2_grpc
 from models.bundle import load_bundle
 from models.device import usable_device
 from models.files import ModelError
-from services.runtime.batcher import Batcher
+from services.engine.batcher import Batcher
+from services.engine.loop import DeviceLoop
 from services.runtime.pool import Pool
 from services.runtime.server import Stage, main
 from services.watermark.batch_policy import select_batch
@@ -51,7 +52,9 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
     await asyncio.to_thread(embedder.warm_up)
     detector = Detector(nets, max_seconds=settings.max_detect_s, offsets=options.get("search_offsets", OFFSETS))
     is_cpu = device.type == "cpu"
-    marking = Pool("watermark-marking", settings.workers or (1 if is_cpu else 2), stall_s=settings.stall_s)
+    marking: DeviceLoop = DeviceLoop(
+        "watermark-marking", threads=settings.workers or (1 if is_cpu else 2), stall_s=settings.stall_s
+    )
     searching = Pool("watermark-searching", settings.detections)
     batcher = Batcher(
         embedder.advance,

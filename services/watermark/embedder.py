@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from services.engine.graphs import on_device
 from services.watermark.embed_pass import EmbedPass, PassInput
 from services.watermark.graphs import PassGraphs, Recorder
 from services.watermark.kernels import PRECISIONS
@@ -320,8 +321,3 @@ def _batch_buckets(columns: int, slots: int) -> list[int]:
     """Batch sizes that passes of `columns` columns are padded to, when `slots` streams are expected."""
     largest = min(max_streams(columns), slots)
     return [size for size in _BATCH_BUCKETS if size < largest] + [largest]
-
-
-def on_device(device: torch.device) -> contextlib.AbstractContextManager:
-    """Make `device` current: a pool thread may have another one current, and kernels would launch there."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from services.engine.graphs import GraphRecorder
 from services.watermark.embed_pass import PassInput
 
 log = logging.getLogger(__name__)
@@ -27,24 +28,6 @@ class _Pass:
     buffer: PassInput
     replay: Callable[[], None]
     marked: Tensor  # written by the replay
-
-
-class CudaRecorder:
-    """Captures a function: returns what replays it, and the tensor that holds the result after a replay."""
-
-    def __init__(self) -> None:
-        """On the current device. All captures share memory, so replays must not overlap."""
-        self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-
-    def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):  # first-use initialisation of libraries cannot be captured
-            run()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            result = run()
-        return graph.replay, result
 
 
 class PassGraphs:
@@ -71,7 +54,7 @@ class PassGraphs:
         padding_input: columns, streams → the input of a pass without streams, on the host.
         recorder: default: CUDA's.
         """
-        recorder = recorder or CudaRecorder()
+        recorder = recorder or GraphRecorder()
         pairs = [(columns, streams) for columns, sizes in self._sizes.items() for streams in sizes]
         for columns, streams in sorted(pairs, key=lambda pair: -pair[0] * pair[1]):
             buffer = padding_input(columns, streams).to(self._device)

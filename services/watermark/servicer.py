@@ -14,6 +14,7 @@ from csm.watermark.v1 import watermark_pb2, watermark_pb2_grpc
 from opentelemetry import trace
 
 from models.bundle import Bundle
+from services.engine.batcher import Batcher
 from services.runtime import instruments
 from services.runtime.admission import Admission, PendingStreams
 from services.runtime.audio import (
@@ -22,7 +23,6 @@ from services.runtime.audio import (
     from_bytes,
     to_bytes,
 )
-from services.runtime.batcher import Batcher
 from services.runtime.errors import InternalError, InvalidArgument
 from services.runtime.identity import identity
 from services.runtime.playback_deadline import PlaybackDeadline

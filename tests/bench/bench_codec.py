@@ -103,8 +103,8 @@ def ours(arguments: argparse.Namespace, device: torch.device, exact: bool) -> No
             batch = list(zip(slots, draw.integers(0, decoder.bins, (streams, frames, decoder.codebooks)), strict=True))
             chosen = decoder._graphs._passes[streams, frames]
             whole = times_ms(partial(decoder.decode, batch), device, arguments.count)
-            if chosen.graph is not None:
-                row("pass", streams, frames, precision, times_ms(chosen.graph.replay, device, arguments.count))
+            if chosen.replay is not None:
+                row("pass", streams, frames, precision, times_ms(chosen.replay, device, arguments.count))
             row("decode", streams, frames, precision, whole)
     words = f"warm-up {warm_s:.1f} s, {len(decoder._graphs._passes)} passes; samples off by {off_by(decoder, mimi):.1e}"
     held = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device.type == "cuda" else ""
@@ -139,7 +139,7 @@ def kernels(arguments: argparse.Namespace, device: torch.device) -> None:
         batch = list(enumerate(codes))
         decoder.decode(batch)
         chosen = decoder._graphs._passes[most, frames]
-        call = partial(decoder.decode, batch) if chosen.graph is None else chosen.graph.replay
+        call = partial(decoder.decode, batch) if chosen.replay is None else chosen.replay
         wall_ms = statistics.median(times_ms(call, device, 20))
         seen = KernelTimes(call, device, 5)
         print(

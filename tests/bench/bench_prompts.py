@@ -28,8 +28,8 @@ from moshi.models import MimiModel
 
 from models.bundle import load_bundle
 from models.mimi import load_mimi
-from services.runtime.batcher import Batcher
-from services.runtime.pool import Pool
+from services.engine.batcher import Batcher
+from services.engine.loop import DeviceLoop
 from services.tokenizer.batch_policy import batch_policy
 from services.tokenizer.config import TokenizerSettings
 from services.tokenizer.encoder import ClipEncoder
@@ -62,8 +62,12 @@ class Ours:
 
     def __init__(self, encoder: ClipEncoder, most: int, most_audio_s: float):
         chosen = partial(batch_policy, max_samples=int(most_audio_s * encoder.sample_rate_hz))
-        self._loop, self._pool = asyncio.new_event_loop(), Pool("bench", 1)
-        self._batches = Batcher(encoder.encode_all, self._pool, most, chosen)
+        self._loop, self._device = asyncio.new_event_loop(), DeviceLoop("bench")
+
+        async def batcher() -> Batcher:
+            return Batcher(encoder.encode_all, self._device, most, chosen)
+
+        self._batches = self._loop.run_until_complete(batcher())
 
     def __call__(self, clips: Clips) -> Clips:
         async def run() -> Clips:
@@ -73,7 +77,7 @@ class Ours:
         return self._loop.run_until_complete(run())
 
     def close(self) -> None:
-        self._pool.close()
+        self._device.close()
         self._loop.close()
 
 

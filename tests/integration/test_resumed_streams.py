@@ -5,7 +5,7 @@ import pytest
 from csm.codec.v1 import codec_pb2
 from google.protobuf.duration_pb2 import Duration
 
-from services.runtime.batcher import Batcher
+from services.engine.batcher import Batcher
 from support.codec_calls import SPF, frames_request, listen, one_shot, random_codes, serve
 from support.watermark_calls import audio, field_of, refusal, serving, start
 from support.watermark_pair import speech_like

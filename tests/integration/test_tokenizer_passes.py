@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 from google.rpc import error_details_pb2
 
-from services.runtime.batcher import Batcher
+from services.engine.batcher import Batcher
 from services.runtime.errors import rich_details
 from services.tokenizer.encoder import ClipEncoder
 from support.tokenizer_calls import FLOATS, codes_of, expected, raw, segments, serve, tone

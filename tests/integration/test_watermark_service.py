@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2
 from opentelemetry.trace import SpanKind
 
 from models.files import PartError
-from services.runtime.batcher import Batcher
+from services.engine.batcher import Batcher
 from services.runtime.errors import rich_details
 from services.runtime.settings import SettingError
 from services.watermark.embedder import Embedder

@@ -57,7 +57,7 @@ class _Recording(TorchDispatchMode):
 
 
 class Tape:
-    """In place of graphs.CudaRecorder."""
+    """In place of engine.graphs.GraphRecorder."""
 
     def __init__(self) -> None:
         self.replays = 0

@@ -5,13 +5,13 @@ import threading
 
 import pytest
 
-from services.runtime.batcher import Batcher
-from services.runtime.pool import Pool
+from services.engine.batcher import Batcher
+from services.engine.loop import DeviceLoop
 
 
 @pytest.fixture
 def pool():
-    pool = Pool("test", 1)
+    pool = DeviceLoop("test")
     yield pool
     pool.close()
 
@@ -152,46 +152,10 @@ async def test_a_pass_that_breaks_off_fails_its_own_and_the_next_turn_serves_who
         assert (await batcher.run(5, 1)).result == 50
 
 
-@pytest.mark.parametrize("begun", [False, True])
-async def test_a_cancelled_worker_leaves_no_item_pending(pool, begun):
-    """Also before its first step, when nothing of it has run that could clean up."""
-    gate = Gate()
-    batcher = Batcher(gate, pool, 1)
-    tasks = [asyncio.create_task(batcher.run(item, 1)) for item in (1, 2, 3)]
-    while not batcher._workers:
-        await asyncio.sleep(0)
-    if begun:
-        assert await asyncio.to_thread(gate.began.wait, 10)
-    (worker,) = batcher._workers
-    worker.cancel()
-    gate.release.set()
-    async with asyncio.timeout(10):
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-    served = [each.result for each in results if not isinstance(each, Exception)]
-    assert served == ([20, 30] if begun else [10, 20, 30])
-    assert all("cancelled" in str(each) for each in results if isinstance(each, Exception))
-
-
 async def test_a_closed_pool_fails_who_waits():
-    pool, gate = Pool("test", 1), Gate()
+    pool, gate = DeviceLoop("test"), Gate()
     batcher = Batcher(gate, pool, 1)
     tasks = await gathered(batcher, gate, [1, 2, 3])
-    pool.close()
-    gate.release.set()
-    async with asyncio.timeout(10):
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert results[0].result == 10
-    assert [type(each) for each in results[1:]] == [RuntimeError, RuntimeError]
-
-
-async def test_a_closed_pool_fails_what_waits_in_it():
-    """Two turns' jobs in a pool with one thread, as when another part of the service uses the same threads."""
-    pool, gate = Pool("test", 1), Gate()
-    first, second = Batcher(gate, pool, 1), Batcher(gate, pool, 1)
-    tasks = await gathered(first, gate, [1])
-    tasks += [asyncio.create_task(second.run(item, 1)) for item in (2, 3)]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)  # the second's turn has handed its job to the pool
     pool.close()
     gate.release.set()
     async with asyncio.timeout(10):
@@ -210,10 +174,3 @@ async def test_who_leaves_takes_the_piece_along(pool):
     assert [pending.item for pending in batcher._pending] == [3]
     gate.release.set()
     await asyncio.gather(tasks[0], tasks[2])
-
-
-def test_threads_have_the_names_of_their_pool(pool):
-    async def name():
-        return (await pool.run(lambda: threading.current_thread().name))[0]
-
-    assert asyncio.run(name()).startswith("test")

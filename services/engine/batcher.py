@@ -1,0 +1,142 @@
+"""A dynamic batcher: work of several callers in one pass, earliest deadline first. Knows no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
+from typing import Generic, TypeVar
+
+from services.engine.loop import DeviceLoop, LoopClosed
+
+_deadline = attrgetter("deadline_s")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class BatchResult(Generic[Result]):
+    """One item's result. seconds: duration of the pass. share_s: the item's share of it, by cost.
+    batch_size: items in the pass."""
+
+    result: Result
+    seconds: float
+    share_s: float
+    batch_size: int
+
+
+@dataclass(eq=False)
+class _Pending(Generic[Item, Result]):
+    item: Item
+    cost: int
+    deadline_s: float
+    done: asyncio.Future[BatchResult[Result]]
+
+
+class Batcher(Generic[Item, Result]):
+    """Never delays an item to fill a batch: a free thread takes the most urgent item and others that fit beside it.
+
+    Call `run` on the event loop that it was made on. That runs once a pass, not once an item: with a thousand streams it counts.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Sequence[Item]], Sequence[Result | Exception]],
+        loop: DeviceLoop[list[_Pending[Item, Result]], Sequence[Result | Exception]],
+        max_batch: int,
+        batch_policy: Callable[[int, Sequence[int]], Iterable[int]] | None = None,
+    ):
+        """
+        work: items → a result or an exception for each, in one of the threads of `loop`.
+        loop: starts now, and is this batcher's alone.
+        max_batch: items of one pass.
+        batch_policy: (cost of the most urgent item, costs of the other pending items, most urgent first) → indices of
+            the others that may join the pass, in order of preference. None: all of them, most urgent first.
+        """
+        self._work, self._loop, self._max_batch, self._batch_policy = work, loop, max_batch, batch_policy
+        self._pending: dict[_Pending[Item, Result], None] = {}  # oldest first
+        loop.serve(self)
+
+    async def run(self, item: Item, cost: int, deadline_s: float = -math.inf) -> BatchResult[Result]:
+        """The item's result, when its pass is over.
+
+        cost: relative amount of work. deadline_s: the earliest goes first; of equal ones, the oldest.
+
+        Raises: what `work` returned or raised for the item; RuntimeError when the loop is closed.
+        """
+        pending = _Pending(item, cost, deadline_s, asyncio.get_running_loop().create_future())
+        with self._loop.changed:
+            if self._loop.failure is not None:
+                raise RuntimeError(str(self._loop.failure))
+            self._pending[pending] = None
+            self._loop.changed.notify()
+        try:
+            return await pending.done
+        finally:
+            with self._loop.changed:
+                self._pending.pop(pending, None)  # a cancelled caller's item leaves the queue
+
+    # For the loop: see Source.
+
+    def take(self) -> list[_Pending[Item, Result]] | None:
+        while self._pending:
+            first = min(self._pending, key=_deadline)  # of equal ones, the oldest
+            del self._pending[first]
+            try:
+                return [first, *self._fill(first)]
+            except Exception as error:  # the policy's
+                self._loop.post(partial(_settle, [first], [error]))
+        return None
+
+    def begin(self, batch: list[_Pending[Item, Result]]) -> Callable[[], Sequence[Result | Exception]]:
+        return partial(self._work, [each.item for each in batch])
+
+    def complete(
+        self, batch: list[_Pending[Item, Result]], output: Sequence[Result | Exception], seconds: float
+    ) -> Callable[[], object]:
+        total = sum(each.cost for each in batch) or 1
+        results: list[BatchResult[Result] | Exception] = [
+            result
+            if isinstance(result, Exception)
+            else BatchResult(result, seconds, seconds * each.cost / total, len(batch))
+            for each, result in zip(batch, output, strict=False)
+        ]
+        missing = RuntimeError(f"a pass of {len(batch)} items gave {len(output)} results")
+        return partial(_settle, batch, results + [missing] * (len(batch) - len(results)))
+
+    def fail(self, batch: list[_Pending[Item, Result]], error: BaseException) -> Callable[[], object]:
+        failure = error if isinstance(error, Exception) else RuntimeError(f"the pass was cancelled ({error!r})")
+        return partial(_settle, batch, [failure] * len(batch))
+
+    def end(self, error: Exception) -> None:
+        failure = RuntimeError(str(error)) if isinstance(error, LoopClosed) else error
+        with self._loop.changed:
+            batch = list(self._pending)
+            self._pending.clear()
+        _settle(batch, [failure] * len(batch))
+
+    def _fill(self, first: _Pending[Item, Result]) -> list[_Pending[Item, Result]]:
+        """Remove and return the other items of its pass."""
+        if self._max_batch == 1:
+            return []
+        others = sorted(self._pending, key=_deadline)
+        if self._batch_policy is not None:
+            others = [others[index] for index in self._batch_policy(first.cost, [each.cost for each in others])]
+        others = others[: self._max_batch - 1]
+        for each in others:
+            del self._pending[each]
+        return others
+
+
+def _settle(batch: Sequence[_Pending[Item, Result]], results: Sequence[BatchResult[Result] | Exception]) -> None:
+    for each, result in zip(batch, results, strict=True):
+        if each.done.done():
+            continue
+        if isinstance(result, Exception):
+            each.done.set_exception(result)
+        else:
+            each.done.set_result(result)
