@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ class Bank:
     `filled` is a tensor on the device, so that a captured step sees new speech as it arrives.
     """
 
-    def __init__(self, folder: Path, hours: float, device: str):
+    def __init__(self, folder: Path, hours: float, device: str, change: Callable[[Tensor], Tensor] | None = None):
+        """change: what becomes of a shard's audio, int16 [S], before it is used."""
         labels = int(hours * 3600 * 25)
-        self.folder, self.device = folder, device
+        self.folder, self.device, self.change = folder, device, change
         self.audio = torch.zeros(labels * SAMPLES_PER_LABEL, dtype=torch.int16, device=device)
         self.phones = torch.zeros(labels, dtype=torch.uint8, device=device)
         self.filled = torch.zeros((), dtype=torch.int64, device=device)  # in labels
@@ -40,6 +42,8 @@ class Bank:
                 audio = torch.from_numpy(shard["audio"])
             if self.labels + len(phones) > len(self.phones):
                 return False
+            if self.change is not None:
+                audio = self.change(audio)
             self.phones[self.labels : self.labels + len(phones)].copy_(phones)
             at = self.labels * SAMPLES_PER_LABEL
             self.audio[at : at + len(audio)].copy_(audio)

@@ -1,12 +1,17 @@
-"""Mark clips with the trained pair, attack them, look for the key: with our detector and the stock one.
+"""Mark speech with a trained pair as the service does, cut crops of 2 s at random places, attack them, and look for the key:
+with the stock silentcipher package as it is, and with our detector. Many processes, on a GPU if there is one.
 
-python watermark_score.py --model FOLDER --wavs FOLDER [--clips 30]        (from the repository's root)
+    python watermark_score.py --model FOLDER --wavs FOLDER [--crops 300]        (from the repository's root)
+    python watermark_score.py --model FOLDER --shards shard-00001.npz --bundle models/embedded --target-sdr 30.6
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
+import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,26 +22,42 @@ import soxr
 
 KEY = bytes([212, 211, 146, 56, 201])
 RATE_HZ = 24000
+CROP = 2 * RATE_HZ
+MODEL_FILES = {"hparams": "hparams.yaml", "enc_c": "enc_c.ckpt", "dec_c": "dec_c.ckpt", "dec_m": "dec_m_0.ckpt"}
 
 
-def opus(x: np.ndarray) -> np.ndarray:
-    """64 kb/s and back. Needs PyAV."""
+def coded(x: np.ndarray, codec: str, form: str, rate_hz: int) -> np.ndarray:
+    """64 kb/s and back, the coder's delay cut off. Needs PyAV."""
     import av
 
     buffer = io.BytesIO()
-    loud = soxr.resample(x, RATE_HZ, 48000)
-    with av.open(buffer, "w", format="ogg") as container:
-        stream = container.add_stream("libopus", rate=48000)
+    pcm = (np.clip(soxr.resample(x, RATE_HZ, rate_hz), -1, 1) * 32767).astype(np.int16)
+    with av.open(buffer, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=rate_hz)
         stream.layout, stream.bit_rate = "mono", 64000
-        pcm = (np.clip(loud, -1, 1) * 32767).astype(np.int16)
-        frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
-        frame.sample_rate = 48000
-        for packet in [*stream.encode(frame), *stream.encode(None)]:
+        resampler = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=rate_hz)
+        step = 1 << 15
+        for at in range(0, len(pcm), step):
+            frame = av.AudioFrame.from_ndarray(pcm[None, at : at + step], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = rate_hz, at
+            for each in resampler.resample(frame):
+                for packet in stream.encode(each):
+                    container.mux(packet)
+        for packet in stream.encode(None):
             container.mux(packet)
     buffer.seek(0)
     with av.open(buffer) as container:
-        parts = [f.to_ndarray().reshape(-1) for f in container.decode(audio=0)]
-    return soxr.resample(np.concatenate(parts).astype(np.float32), 48000, RATE_HZ)
+        out = av.AudioResampler(format="flt", layout="mono", rate=rate_hz)
+        parts = [p.to_ndarray().reshape(-1) for f in container.decode(audio=0) for p in out.resample(f)]
+    return soxr.resample(np.concatenate(parts).astype(np.float32), rate_hz, RATE_HZ)
+
+
+def opus(x: np.ndarray) -> np.ndarray:
+    return coded(x, "libopus", "ogg", 48000)
+
+
+def mp3(x: np.ndarray) -> np.ndarray:
+    return coded(x, "libmp3lame", "mp3", 24000)
 
 
 def attacks(draw: np.random.Generator) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
@@ -46,57 +67,170 @@ def attacks(draw: np.random.Generator) -> dict[str, Callable[[np.ndarray], np.nd
     return {
         "clean": lambda x: x,
         "16 kHz": lambda x: soxr.resample(soxr.resample(x, RATE_HZ, 16000), 16000, RATE_HZ),
-        "opus 64 kb/s": opus,
+        "MP3 64 kb/s": mp3,
+        "Opus 64 kb/s": opus,
+        "noise 20 dB": noisy,
         "+12 dB": lambda x: np.clip(x * 4, -1, 1),
         "-12 dB": lambda x: x / 4,
-        "crop": lambda x: x[draw.integers(0, len(x) // 4) :],
-        "noise 20 dB": noisy,
     }
+
+
+STOCK = ["clean", "16 kHz", "MP3 64 kb/s", "Opus 64 kb/s", "noise 20 dB"]
+
+
+def utterances(args: argparse.Namespace) -> list[np.ndarray]:
+    """Unmarked speech, float32, 2 s and more each."""
+    if args.wavs:
+        found = [soundfile.read(path, dtype="float32")[0] for path in sorted(args.wavs.glob("*.wav"))]
+        return [clip for clip in found if len(clip) >= CROP]
+    import torch
+
+    change = None
+    if args.bundle:
+        from watermark_train import Revoiced
+
+        change = Revoiced(args.bundle, args.device, every=1)
+    clips = []
+    for path in args.shards:
+        with np.load(path) as shard:
+            audio, frames = torch.from_numpy(shard["audio"]), shard["frames"]
+        audio = (audio if change is None else change(audio)).numpy().astype(np.float32) / 32768
+        ends = np.cumsum(frames) * 1920
+        clips += [audio[end - n * 1920 : end] for end, n in zip(ends, frames, strict=True) if n * 1920 >= CROP]
+    return clips
+
+
+def embedder(folder: Path, sdr_db: float | None = None):
+    from services.watermark.embedder import Embedder
+    from services.watermark.level import RunningLevel
+    from services.watermark.weights import load_nets
+
+    nets = load_nets({role: folder / name for role, name in MODEL_FILES.items()})
+    return Embedder(nets, KEY, message_sdr_db=sdr_db, level=RunningLevel())
+
+
+def sdr_of(clean: np.ndarray, marked: np.ndarray) -> float:
+    return float(10 * np.log10(np.mean(clean**2) / np.mean((clean - marked) ** 2)))
+
+
+def calibrate(folder: Path, clips: list[np.ndarray], target_db: float) -> None:
+    """Write the message_sdr to hparams.yaml that gives speech the target on average."""
+    path = folder / "hparams.yaml"
+    lines = path.read_text().splitlines()
+    asked = next(float(line.split(":")[1]) for line in lines if line.startswith("message_sdr:"))
+    for _ in range(2):
+        marker = embedder(folder, asked)
+        asked = round(asked + target_db - float(np.mean([sdr_of(c, marker.embed(c)) for c in clips])), 2)
+    text = [f"message_sdr: {asked}" if line.startswith("message_sdr:") else line for line in lines]
+    path.write_text("\n".join(text) + "\n")
+    print(f"message_sdr {asked} gives {target_db} dB", flush=True)
+
+
+class Worker:
+    """One process: the stock package, or our detector."""
+
+    stock = detector = marker = None
+
+    @classmethod
+    def begin(cls, folder: Path, device: str) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        cls.folder, cls.device = folder, device
+
+    @classmethod
+    def mark(cls, clip: np.ndarray) -> np.ndarray:
+        cls.marker = cls.marker or embedder(cls.folder)
+        return cls.marker.embed(clip)
+
+    @classmethod
+    def read(cls, job: tuple[str, int, bool, np.ndarray]) -> tuple[str, int, bool, bool]:
+        """The silentcipher package as it is: its own loading, its own decoding, in training mode."""
+        name, number, search, audio = job
+        if cls.stock is None:
+            import silentcipher
+
+            cls.stock = silentcipher.get_model(
+                "44.1k", ckpt_path=str(cls.folder), config_path=str(cls.folder / "hparams.yaml"), device=cls.device
+            )
+        result = cls.stock.decode_wav(audio.astype(np.float32), RATE_HZ, phase_shift_decoding=search)
+        return name, number, search, bool(result["status"]) and list(result["messages"][0]) == list(KEY)
+
+    @classmethod
+    def find(cls, job: tuple[str, int, bool, np.ndarray]) -> tuple[str, int, bool, bool]:
+        name, number, search, audio = job
+        if cls.detector is None:
+            from services.watermark.detector import Detector
+            from services.watermark.weights import load_nets
+
+            nets = load_nets({role: cls.folder / name for role, name in MODEL_FILES.items()})
+            cls.detector = Detector(nets, offsets=2)
+        return name, number, search, cls.detector.detect(audio.astype(np.float32), RATE_HZ, KEY).found
+
+
+def attacked(job: tuple[str, int, bool, np.ndarray]) -> tuple[str, int, bool, np.ndarray]:
+    name, number, search, audio = job
+    return name, number, search, attacks(np.random.default_rng(number))[name](audio)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--wavs", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=30)
-    parser.add_argument("--sdr", type=float, help="instead of the model's own")
+    parser.add_argument("--wavs", type=Path)
+    parser.add_argument("--shards", type=Path, nargs="*", default=[], help="of speech as the recorder writes it")
+    parser.add_argument("--bundle", type=Path, help="send the shards' speech through its codec first")
+    parser.add_argument("--crops", type=int, default=300)
+    parser.add_argument("--target-sdr", type=float, help="first set the pair's message_sdr so that this comes out, dB")
+    parser.add_argument("--search", type=int, nargs="+", default=[1, 0], help="with the stock's search for the phase")
+    parser.add_argument("--ours", type=int, default=100, help="crops for our detector, and for false alarms")
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
+    parser.add_argument("--device", default="")
+    parser.add_argument("--out", type=Path, help="a JSON file of the results")
     args = parser.parse_args()
-    from services.watermark.detector import Detector
-    from services.watermark.embedder import Embedder
-    from services.watermark.weights import load_nets
+    import torch
 
-    names = {"hparams": "hparams.yaml", "enc_c": "enc_c.ckpt", "dec_c": "dec_c.ckpt", "dec_m": "dec_m_0.ckpt"}
-    nets = load_nets({role: args.model / name for role, name in names.items()})
-    embedder, detector = Embedder(nets, KEY, message_sdr_db=args.sdr), Detector(nets)
-    clips = [soundfile.read(path, dtype="float32")[0] for path in sorted(args.wavs.glob("*.wav"))]
-    clips = [clip for clip in clips if len(clip) >= 2 * RATE_HZ][:: max(1, len(clips) // args.clips)][: args.clips]
-    began = time.monotonic()
-    marked = [embedder.embed(clip) for clip in clips]
-    seconds = sum(map(len, clips)) / RATE_HZ
-    sdr = [10 * np.log10(np.mean(c**2) / np.mean((c - m) ** 2)) for c, m in zip(clips, marked, strict=True)]
-    print(f"{len(clips)} clips, {seconds:.0f} s; marking takes {(time.monotonic() - began) / seconds:.3f} of real time; "
-          f"SDR mean {np.mean(sdr):.1f} least {min(sdr):.1f} dB", flush=True)  # fmt: skip
-    for name, attack in attacks(np.random.default_rng(0)).items():
-        found = [detector.detect(attack(clip).astype(np.float32), RATE_HZ, KEY) for clip in marked]
-        exact = sum(d.decoded_key == KEY for d in found)
-        share = np.mean([d.confidence for d in found])
-        print(
-            f"{name}: found {sum(d.found for d in found)} of {len(found)}, agreement {share:.3f}, key spelt {exact}",
-            flush=True,
-        )
-    alarms = [detector.detect(clip, RATE_HZ, KEY) for clip in clips]
-    print(f"unmarked: found {sum(d.found for d in alarms)} of {len(alarms)}", flush=True)
-    stock(args.model, marked)
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    draw = np.random.default_rng(0)
+    clips = utterances(args)
+    draw.shuffle(clips)
+    clips = clips[: args.crops]
+    if args.target_sdr:
+        calibrate(args.model, clips[:30], args.target_sdr)
+    results: dict[str, object] = {}
 
+    def say(what: str, value: object, note: str = "") -> None:
+        results[what] = value
+        print(f"{time.strftime('%T')} {what}: {value} {note}", flush=True)
+        if args.out:
+            args.out.write_text(json.dumps(results, indent=1))
 
-def stock(folder: Path, marked: list[np.ndarray]) -> None:
-    """The silentcipher package as it is: its own loading, its own decoding, in training mode."""
-    import silentcipher
-
-    model = silentcipher.get_model("44.1k", ckpt_path=str(folder), config_path=str(folder / "hparams.yaml"))
-    read = [model.decode_wav(clip, RATE_HZ, phase_shift_decoding=False) for clip in marked]
-    hits = sum(r["status"] and bytes(r["messages"][0]) == KEY for r in read)
-    print(f"stock decoder: reads the key in {hits} of {len(read)} marked clips, without a search for the phase")
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(args.workers, Worker.begin, (args.model, args.device)) as pool:
+        marked = pool.map(Worker.mark, clips, chunksize=4)
+        sdrs = [sdr_of(c, m) for c, m in zip(clips, marked, strict=True)]
+        say("clips", len(clips))
+        say("sdr_db", round(float(np.mean(sdrs)), 2), f"least {min(sdrs):.1f}")
+        crops, plain = [], []
+        for number in range(args.crops):
+            which = number % len(clips)
+            at = int(draw.integers(0, len(clips[which]) - CROP + 1))
+            crops.append(marked[which][at : at + CROP])
+            plain.append(clips[which][at : at + CROP])
+        names = list(attacks(draw))
+        jobs = pool.map(attacked, [(n, i, False, c) for n in names for i, c in enumerate(crops)], chunksize=8)
+        for search in map(bool, args.search):
+            wanted = [(n, i, search, c) for n, i, _, c in jobs if n in STOCK]
+            read = pool.map(Worker.read, wanted, chunksize=4)
+            for name in STOCK:
+                hits = [hit for n, _, _, hit in read if n == name]
+                say(f"stock {'with' if search else 'without'} search, {name}", sum(hits), f"of {len(hits)}")
+        if args.ours:
+            found = pool.map(Worker.find, [job for job in jobs if job[1] < args.ours], chunksize=4)
+            for name in names:
+                hits = [hit for n, _, _, hit in found if n == name]
+                say(f"ours, {name}", sum(hits), f"of {len(hits)}")
+            alarms = pool.map(Worker.find, [("", i, False, c) for i, c in enumerate(plain[: args.ours])], chunksize=4)
+            say("ours, unmarked", sum(hit for *_, hit in alarms), f"of {len(alarms)}")
 
 
 if __name__ == "__main__":
