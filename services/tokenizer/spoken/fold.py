@@ -93,7 +93,8 @@ def _raised(match: re.Match[str]) -> str:
 def _compatible(char: str) -> str:
     """Letters and digits in another dress: wide, bold, circled, ligatures, other scripts' digits, squared units."""
     if (digit := unicodedata.digit(char, None)) is not None:
-        return str(digit) if unicodedata.category(char) == "Nd" else f" {digit} "  # a circled one stands alone
+        joins = unicodedata.category(char) == "Nd" or "\u2080" <= char <= "\u2089"  # a circled one stands alone
+        return str(digit) if joins else f" {digit} "
     if (number := unicodedata.numeric(char, None)) is not None and unicodedata.category(char) in ("No", "Nd"):
         return f" {number:g} " if number == int(number) else char
     kind = unicodedata.decomposition(char).split(" ")[0]

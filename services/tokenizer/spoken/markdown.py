@@ -45,12 +45,17 @@ _LATEX = (
     (re.compile(r"\\pm\b"), "±"),
     (re.compile(r"\\pi\b"), "π"),
 )
+_DOLLARS = re.compile(
+    r"\$\$([^$\n]{1,400})\$\$|(?<![\w$])\$(?=[A-Za-z\\])([^$\n]{1,80}?)(?<!\s)\$(?![\w$])"
+)  # a formula
 _LATEX_SIGN = re.compile(r"\\(?:[()\[\]]|[a-z]{2,})")
-_SENTENCE_END = re.compile(r"[.!?:;,…][\"')\]]*\s*$")
+_SENTENCE_END = re.compile(r"[.!?:;,…][\"')\]*_]*\s*$")
 
 
 def strip_markdown(text: str) -> str:
     """Prose on one line; what stood on lines of its own ends as a sentence."""
+    if "$" in text:
+        text = _DOLLARS.sub(lambda m: m[1] or m[2], text)
     if "\\" in text and _LATEX_SIGN.search(text):
         for pattern, replacement in _LATEX:
             text = pattern.sub(replacement, text)

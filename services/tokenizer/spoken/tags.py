@@ -35,11 +35,23 @@ _STRENGTHS_MS = {"none": 0.0, "x-weak": 100.0, "weak": 200.0}
 _DEFAULT_BREAK_MS = 500.0
 _SHORTEST_STOP_MS = 250.0  # a shorter break is a comma, a longer one a full stop
 _ALT = re.compile(r"""\balt\s*=\s*["']([^"']*)["']""")
+_NESTED = 3
 _PUNCTUATED = frozenset(".,;:!?")
 
 
 def strip_tags(text: str) -> str:
-    """The text between tags. Elements that are paragraphs or lines stand on lines of their own."""
+    """The text between tags. Elements that are paragraphs or lines stand on lines of their own.
+
+    What an entity spells may be a tag or an entity again: &lt;b&gt; in text that was escaped once too often.
+    """
+    for _ in range(_NESTED):
+        before, text = text, _strip_once(text)
+        if text == before:
+            break
+    return text
+
+
+def _strip_once(text: str) -> str:
     if "<" in text or "[" in text:
         text = _CONTROL_TOKEN.sub(" ", text)
     if "<" in text:

@@ -16,6 +16,7 @@ from services.tokenizer.spoken.english.phones import read_phones
 from services.tokenizer.spoken.english.plain import read_ordinals, read_plain
 from services.tokenizer.spoken.english.ranges import read_ranges, read_ratios
 from services.tokenizer.spoken.english.roman import read_roman
+from services.tokenizer.spoken.english.shorthand import read_shorthand
 from services.tokenizer.spoken.english.signs import read_signs
 from services.tokenizer.spoken.english.times import read_times
 from services.tokenizer.spoken.english.units import read_named_units, read_units
@@ -28,7 +29,7 @@ def read_english(text: str) -> str:
     """Words and sentence punctuation for one text, which is clean, folded and without markup."""
     text = read_names(text)
     text = read_addresses(text)
-    text = read_abbreviations(text)
+    text = read_shorthand(read_abbreviations(text))
     if _DIGIT.search(text):
         text = read_approximately(text)
         text = read_phones(text)

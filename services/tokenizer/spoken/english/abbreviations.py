@@ -31,11 +31,11 @@ _DOTTED = {
     "Mt": "Mount", "Mts": "Mountains", "Ft": "Fort", "Pt": "Point", "Intl": "International", "Natl": "National", "Acad": "Academy", "Inst": "Institute",
     "Hosp": "Hospital", "Rte": "Route", "Esq": "Esquire", "Mfg": "Manufacturing", "pp": "pages", "p": "page", "pg": "page", "pgs": "pages", "chs": "chapters",
     "para": "paragraph", "Nos": "Numbers", "nos": "numbers", "Op": "Opus", "op": "opus", "Ill": "Illinois", "Calif": "California", "Mass": "Massachusetts",
-    "Conn": "Connecticut", "Fla": "Florida", "Penn": "Pennsylvania", "Wash": "Washington", "Ariz": "Arizona", "Tex": "Texas",
+    "Conn": "Connecticut", "pop": "population", "Fla": "Florida", "Penn": "Pennsylvania", "Wash": "Washington", "Ariz": "Arizona", "Tex": "Texas",
 }  # fmt: skip
 # Words of their own too, so that their full stop alone says nothing: only before a number or a capital, or as told.
 _ONLY_BEFORE_NUMBER = frozenset(
-    "min max temp ed sec ch p pp pg pgs fig figs eq Fig Figs Ch Sec Eq vol Vol op Op para chs Nos nos Apt apt Ste ext Ext Rte Pt est Est ca".split()
+    "min max temp pop ed sec ch p pp pg pgs fig figs eq Fig Figs Ch Sec Eq vol Vol op Op para chs Nos nos Apt apt Ste ext Ext Rte Pt est Est ca".split()
 )
 _ONLY_AFTER_NUMBER = frozenset("oz lb lbs ft hr hrs mins secs yr yrs mo wk wks tbsp tsp".split())
 _ONLY_BEFORE_NAME = frozenset("Mt Mts Ft".split())
@@ -46,12 +46,12 @@ _TITLE = re.compile(rf"\b({'|'.join(_TITLES)})\b\.?(?=\s+(?:[A-Z]|(?:and|or|&)\s
 _DOTLESS_TITLES = frozenset("Dr Mr Mrs Ms Prof Sgt Capt Lt".split())
 _DOT = re.compile(rf"(?<![\w.@/-])({'|'.join(sorted(_DOTTED, key=len, reverse=True))})\.(?![\w]|\.\w)")
 _LATIN = re.compile(
-    r"(?<![\w.])(e\.\s?g\.|i\.\s?e\.|a\.k\.a\.|et al\.|P\.S\.|p\.s\.|n\.b\.|N\.B\.|q\.v\.|c\.\s(?=\d{4})|R\.I\.P\.|Ph\.?\s?D\.?|M\.D\.|w/o(?=\s|$)|w/out\b|w/\s?(?=[a-zA-Z]{2,}|\d)|TL;DR\b|YoY\b|QoQ\b|MoM\b|MSc\b|BSc\b|p\.a\.|pcm\b|s/he\b|gov't\b|int'l\b|nat'l\b|dep't\b|feat\.(?=\s)|[fF]t\.(?=\s[A-Z][a-z]+\s*(?:[.,;:!?)&]|$|\sand\s[A-Z]))|[nN]o\.(?=\sof\b)|v\.(?=\s[A-Z][a-z])|b/c\b|c/o\b|n/a\b|N/A\b|R&D\b|R&B\b|Q&A\b|B&B\b|AT&T\b|aka\b|No\.\s?(?=\d)|no\.\s?(?=\d)|Nr\.\s?(?=\d)|eg\b|ie\b|&c\.)(,)?"
+    r"(?<![\w.])(e\.\s?g\.|i\.\s?e\.|a\.k\.a\.|a/c\b|et al\.|P\.S\.|p\.s\.|n\.b\.|N\.B\.|q\.v\.|c\.\s(?=\d{4})|R\.I\.P\.|Ph\.?\s?D\.?|M\.D\.|w/o(?=\s|$)|w/out\b|w/(?:\s?(?=[a-zA-Z]{2,}|\d)|\s(?=[aAI]\s))|TL;DR\b|YoY\b|QoQ\b|MoM\b|MSc\b|BSc\b|p\.a\.|pcm\b|s/he\b|gov't\b|int'l\b|nat'l\b|dep't\b|feat\.(?=\s)|[fF]t\.(?=\s[A-Z][a-z]+\s*(?:[.,;:!?)&]|$|\sand\s[A-Z]))|[nN]o\.(?=\sof\b)|v\.(?=\s[A-Z][a-z])|b/c\b|c/o\b|n/a\b|N/A\b|R&D\b|R&B\b|Q&A\b|B&B\b|AT&T\b|aka\b|No\.\s?(?=\d)|no\.\s?(?=\d)|Nr\.\s?(?=\d)|eg\b|ie\b|&c\.)(,)?"
 )
 _LATIN_WORDS = {
     "e.g.": "for example", "i.e.": "that is", "a.k.a.": "also known as", "aka": "also known as", "etal.": "and others", "p.s.": "P S", "n.b.": "N B",
     "q.v.": "which see", "c.": "circa ", "r.i.p.": "R I P", "phd": "P H D", "m.d.": "M D", "w/o": "without", "w/": "with ", "b/c": "because",
-    "c/o": "care of", "n/a": "not applicable", "r&d": "R and D", "r&b": "R and B", "q&a": "Q and A", "b&b": "B and B", "at&t": "A T and T",
+    "c/o": "care of", "a/c": "A C", "n/a": "not applicable", "r&d": "R and D", "r&b": "R and B", "q&a": "Q and A", "b&b": "B and B", "at&t": "A T and T",
     "no.": "number ", "nr.": "number ", "w/out": "without", "tl;dr": "T L D R", "yoy": "year over year", "qoq": "quarter over quarter",
     "mom": "month over month", "msc": "M S C", "bsc": "B S C", "p.a.": "per annum", "pcm": "per calendar month", "s/he": "he or she",
     "gov't": "government", "int'l": "international", "nat'l": "national", "dep't": "department", "feat.": "featuring", "ft.": "featuring",
@@ -65,6 +65,18 @@ _DRIVE = re.compile(r"(?<=[a-z] )Dr\b\.?(?=\s*(?:[,;:!?)]|$|\s(?:and|in|at|is|wa
 _STREET_DOTLESS = re.compile(
     r"(?<=[a-z] )(Ave|Blvd|Rd|Hwy|Pkwy)\b(?=\s*(?:[,;:!?)]|$|\s(?:and|in|at|is|was|near|to|by|or|on|NW|NE|SW|SE)\b))"
 )
+_DIRECTION = re.compile(
+    r"(?<=\d )([NSEW])\b\.?(?=\s(?:\d{1,3}(?:st|nd|rd|th)\b|[A-Z][a-z]+\s(?:St|Ave|Avenue|Blvd|Rd|Dr|Ln|Street|Road|Drive|Lane|Boulevard)\b))"
+)
+_DIRECTIONS = {"N": "North", "S": "South", "E": "East", "W": "West"}
+_STATES = {
+    "Ala": "Alabama", "Ark": "Arkansas", "Colo": "Colorado", "Del": "Delaware", "Ga": "Georgia", "Ind": "Indiana", "Kan": "Kansas",
+    "Ky": "Kentucky", "La": "Louisiana", "Md": "Maryland", "Mich": "Michigan", "Minn": "Minnesota", "Miss": "Mississippi", "Mo": "Missouri",
+    "Mont": "Montana", "Neb": "Nebraska", "Nev": "Nevada", "Okla": "Oklahoma", "Ore": "Oregon", "Pa": "Pennsylvania", "Tenn": "Tennessee",
+    "Va": "Virginia", "Vt": "Vermont", "Wis": "Wisconsin", "Wyo": "Wyoming",
+}  # fmt: skip
+_STATE = re.compile(rf"(?<=[a-z], )({'|'.join(_STATES)})\.(?!\w)")
+_OFFICE = re.compile(r"\b(Sen|Gov|Prof|Gen)\.(?=\s(?:from|of)\s)")
 _HIGHWAY = re.compile(r"\bHwy\b\.?(?=\s\d)")
 _SENTENCE = re.compile(r"\s+[\"'(]?[A-Z]")
 _SLASH_WORDS = re.compile(r"(?<![\w/.:])([A-Za-z]+)/([A-Za-z]+)(?:/([A-Za-z]+))?(?![\w/])")
@@ -89,18 +101,9 @@ _SLASH_OR = frozenset(
         "wife",
     )
 )
-_SHORT_NAMES = (
-    "vs|approx|dept|govt|pls|thx|btw|idk|tbh|imo|imho|fyi|asap|tbd|diy|faq|atm|rsvp|etc|lol|omg|brb|smh|ikr|afaik|iirc|"
-    "pov|ngl|nvm|wfh|eta|ceo|cfo|cto|usa|fbi|html|url|pdf|gpu|cpu|llm|llms|api|apis|sql|http|https|usb|gps|wi-fi|wifi"
-)
-_SHORT_WORDS = re.compile(rf"(?<![\w'’.@-])({_SHORT_NAMES})(?![\w'’@-]|\.\w)")
-_SHORT = {"vs": "versus", "approx": "approximately", "dept": "department", "govt": "government", "pls": "please", "thx": "thanks", "etc": "et cetera",
-          "wi-fi": "wifi", "wifi": "wifi", "lol": "lol", "llms": "L L M's", "apis": "A P I's"}  # fmt: skip
-
-
 # What none of which is in a text, it has no abbreviation.
 TRIGGER = re.compile(
-    rf"\b(?:{'|'.join(sorted(_DOTLESS_TITLES))}|St|Dr|Ave|Blvd|Rd|Hwy|Pkwy|aka|eg|ie|{_SHORT_NAMES})\b"
+    rf"\b(?:{'|'.join(sorted(_DOTLESS_TITLES))}|St|Dr|Ave|Blvd|Rd|Hwy|Pkwy|aka|eg|ie)\b"
     rf"|\b(?:{'|'.join(sorted({*_TITLES, *_DOTTED}))}|No|no|Nr)\.|\.[ ][a-z]|\b[Hh]wy\b|\b(?:gov|int|nat|dep)'[tl]\b"
 )
 
@@ -108,14 +111,16 @@ TRIGGER = re.compile(
 def read_abbreviations(text: str) -> str:
     """`Dr. Smith` → Doctor Smith; `e.g.` → for example."""
     text = _LATIN.sub(_latin, text)
+    text = _DIRECTION.sub(lambda m: _DIRECTIONS[m[1]], text)
     text = _STREET.sub(lambda m: "Street" + _stop(m), text)
     text = _SAINT.sub("Saint", text)
     text = _DRIVE.sub(lambda m: "Drive" + _stop(m), text)
     text = _TITLE.sub(lambda m: _TITLES[m[1]] if m[0].endswith(".") or m[1] in _DOTLESS_TITLES else m[0], text)
+    text = _OFFICE.sub(lambda m: _TITLES[m[1]], text)
+    text = _STATE.sub(lambda m: _STATES[m[1]] + _stop(m), text)
     text = _DOT.sub(_dotted, text)
     text = _HIGHWAY.sub("Highway", text)
-    text = _STREET_DOTLESS.sub(lambda m: _DOTTED[m[1]], text)
-    return _SHORT_WORDS.sub(lambda m: _SHORT.get(m[1]) or " ".join(m[1].upper()), text)
+    return _STREET_DOTLESS.sub(lambda m: _DOTTED[m[1]], text)
 
 
 def read_slashes(text: str) -> str:
@@ -150,8 +155,14 @@ def _dotted(match: re.Match[str]) -> str:
         return match[0]
     if word in ("Jr", "Sr") and re.match(r"\s+[a-z]", after):
         return _DOTTED[word]
-    if word in _AFTER_NAME and not re.search(r"(?:[A-Z\d][\w'’&]*|[a-z]{3,}),?\s$", before):
+    if (
+        word in _AFTER_NAME
+        and not after.startswith(" of ")
+        and not re.search(r"(?:[A-Z\d][\w'’&]*|[a-z]{3,}),?\s$", before)
+    ):
         return match[0]
+    if word in ("incl", "excl") and not re.match(r"\s+\w", after):
+        return f"{word}uded" + ("." if is_end else "")
     if word == "al":
         return match[0]
     return _DOTTED[word] + (

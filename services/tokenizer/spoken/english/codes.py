@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from services.tokenizer.spoken.english.initials import spell_mixed
-from services.tokenizer.spoken.english.numbers import MAGNITUDES, NUMBER, cardinal, digits, number, year
+from services.tokenizer.spoken.english.numbers import MAGNITUDES, NUMBER, cardinal, digits, number, pairs, year
 
 _PLANE = re.compile(r"\b(Boeing|Airbus)\s(\d)([1-9]\d)(?![\w]|\.\d)")
+_MODEL = re.compile(r"\b(RTX|GTX|RX|RFC)[\s-](\d\d)(\d\d)(?![\w]|[.,]\d)")
 _TIMES = re.compile(rf"(?<![\w.,])({NUMBER})[x×](?![\w]|\s?[-+=*/^−÷<>])")
 _BY = re.compile(
     r"(?<![\w.,/])(\d+(?:\.\d+)?)\s?[x×]\s?(\d+(?:\.\d+)?)(?:\s?[x×]\s?(\d+(?:\.\d+)?))?(?![\w]*\d)(?!\s?[=^]|\.\d)"
@@ -47,6 +48,7 @@ def read_codes(text: str) -> str:
     text = _SCIENTIFIC.sub(_scientific, text)
     text = _DECIMAL_NAME.sub(lambda m: f"{_mixed(m[1])} {number(m[2])}", text)
     text = _PLANE.sub(lambda m: f"{m[1]} {cardinal(m[2])} {cardinal(m[3])}", text)
+    text = _MODEL.sub(lambda m: f"{m[1]} {pairs(m[2], m[3])}", text)
     text = _TIMES.sub(lambda m: f"{number(m[1])} times", text)
     text = _KARAT.sub(lambda m: f"{cardinal(m[1])} karat", text)
     text = _RUN.sub(lambda m: f"{number(m[1])} K", text)

@@ -49,6 +49,7 @@ _SHORT_MONTH = re.compile(r"\b(Jan|Feb|Apr|Aug|Sept|Sep|Oct|Nov|Dec)\b\.?(?=\s+(
 _DAY_NAMES = "|".join(sorted(_DAYS, key=len, reverse=True))
 _DAY_SPAN = re.compile(rf"\b({_DAY_NAMES})\b\.?({_DASH}|\s(?:to|through|thru|and|&)\s)({_DAY_NAMES})\b\.?(?!\w)")
 _SHORT_DAY = re.compile(rf"\b({_DAY_NAMES})\b(?:\.,?|,)(?=\s+(?:\d|at\b|the\b|{'|'.join(MONTHS)}|{'|'.join(_SHORT)}))")
+_DAY_AND_HOUR = re.compile(rf"(?<![Tt]he )\b({_DAY_NAMES})\b(?:(?=\s\d)|\.(?=\sat\b))")
 _DECADE = re.compile(
     r"(?<![\w.,$€£#-])(?:(mid|early|late)[- ])?((?:1[1-9]|20)\d0|10[1-9]0)['’]?s\b(?!/)|(?<![\w.])['’]([1-9]0)['’]?s\b|(?:(?<![\w.,$€£/-])|(?<=mid-)|(?<=early-)|(?<=late-))([2-9]0)['’]?s\b(?!/)"
 )
@@ -61,12 +62,16 @@ _QUARTER = re.compile(r"\b([QH])([1-4])(?:(?:\s?[/'’-]\s?|\s+)((?:19|20)\d\d|(
 _ERA = re.compile(
     r"(?<![\w.,])(\d{1,3}(?:,\d{3})+|\d{1,4})\s?(BCE|BC|CE|AD|B\.C\.E\.|B\.C\.|A\.D\.|C\.E\.)(?![A-Za-z])"
 )
-_ERA_FIRST = re.compile(r"\b(AD|A\.D\.)\s(\d{1,4})\b")
+_ERA_FIRST = re.compile(r"\b(AD|A\.D\.)\s(\d{1,4})(?:\s?[–-]\s?(\d{1,4}))?\b")
+_ISO_WEEK = re.compile(r"(?<![\w.-])((?:19|20)\d\d)-W([0-5]\d)\b")
+_CENTURY = re.compile(r"(?<=\d(?:st|nd|rd|th) )c\.(?=\s|$)")
 
 
 def read_dates(text: str) -> str:
     """`2025-03-14` → March fourteenth, twenty twenty five."""
     text = _ISO.sub(lambda m: _date(m[3], m[4], m[1]) + (" at " if m[0][-1] in "T " else ""), text)
+    text = _ISO_WEEK.sub(lambda m: f"{year(m[1])}, week {cardinal(str(int(m[2])))}", text)
+    text = _CENTURY.sub("century", text)
     text = _ISO_MONTH.sub(lambda m: f"{MONTHS[int(m[2]) - 1]} {year(m[1])}", text)
     text = _MONTH_OF_YEAR.sub(lambda m: f"{MONTHS[int(m[1]) - 1]} {year(m[2])}", text)
     text = _SLASHED.sub(_slashed, text)
@@ -81,7 +86,7 @@ def read_dates(text: str) -> str:
     text = _FISCAL.sub(lambda m: f"{m[1]} {_short_year(m[2])}", text)
     text = _QUARTER.sub(lambda m: f"{m[1]} {cardinal(m[2])}" + (f" {_short_year(m[3])}" if m[3] else ""), text)
     text = _ERA.sub(lambda m: f"{_era_year(m[1])} {' '.join(m[2].replace('.', ''))}", text)
-    text = _ERA_FIRST.sub(lambda m: f"A D {_era_year(m[2])}", text)
+    text = _ERA_FIRST.sub(lambda m: f"A D {_era_year(m[2])}" + (f" to {_era_year(m[3])}" if m[3] else ""), text)
     return _APOSTROPHE_YEAR.sub(lambda m: f"{m[1]}{_short_year(m[2])}", text)
 
 
@@ -90,6 +95,7 @@ def read_days(text: str) -> str:
     text = _DAY_SPAN.sub(
         lambda m: f"{_DAYS[m[1]]} {'and' if m[2].strip() in ('and', '&') else 'to'} {_DAYS[m[3]]}", text
     )
+    text = _DAY_AND_HOUR.sub(lambda m: _DAYS[m[1]], text)
     return _SHORT_DAY.sub(lambda m: f"{_DAYS[m[1]]},", text)
 
 

@@ -36,7 +36,7 @@ _SPELT = frozenset(
     SAS SOC SDK SQL SMS SUV TNT TSA UAV UPC URN USB UV VAT VA VIN VOA YMCA YWCA AED AGI ALU ANC AOL APR AUX CAA DEA DHL EOF
     EA ED EP EPS EST PST CST MST EDT PDT GMT UTC CET BST IST JST HDMI HTML HTTP HTTPS IEEE IETF IO IR IV LAPD NYPD
     OECD OEM OP OT PA PI PO POC PHD QR QE RGB RTX GTX SOB SSD HDD TA TGIF TOS UAT US USAF USMC USPS VC VOIP WNBA WTO WWE
-    WWI WWII XML XL XXL ICBM NGO NGOS NICU PTSD ROTC AMD IBM HP LG BMW KFC MTV NPC EOS GPT UCLA IMEI USPS AGM ALA AMC AOC EPL""".split()
+    WWI WWII XML XL XXL ICBM NGO NGOS NICU PTSD ROTC AMD IBM HP LG BMW KFC MTV NPC EOS GPT UCLA IMEI USPS AGM ALA AMC AOC EPL MAU DAU WAU ARR CAC AES SAT""".split()
 )
 _SAID_AS = {"JSON": "jason", "YAML": "yammel", "JPEG": "J peg", "NOAA": "noah", "NAACP": "N double A C P", "AAA": "triple A",
             "IEEE": "I triple E", "SCSI": "scuzzy", "OK": "okay", "CD-ROM": "C D rom", "COVID": "covid", "IKEA": "ikea",
@@ -50,10 +50,23 @@ _US_AFTER = re.compile(r"(?:\b(?:the|in|across|of|outside|throughout|from|to|ent
 _CAPITALS = re.compile(r"(?<![A-Za-z0-9'’])([A-Z]{2,}(?:&[A-Z]+)*)('?s)?(?![A-Za-z0-9])")
 _DOTTED = re.compile(r"(?<![A-Za-z.])((?:[A-Za-z]\.){2,}[A-Za-z]?(?![A-Za-z]))('s)?")
 _PERSONAL = re.compile(r"(?<![A-Za-z.])([A-Z])\.(?=\s?[A-Z][a-z.])")
-_MIXED = re.compile(
-    r"(?<![A-Za-z])(?:PhDs?|[a-z][A-Z]{2,}|[A-Z]{2,}[a-z]?[A-Z]+|[A-Z]{2,}(?=\d)|(?<=\d)[A-Z]{2,})(?![a-z])"
+_FORMULAS = frozenset(
+    "IoT AIoT SpO NaCl NaOH HCl KCl KOH HBr NaHCO CaCO CaCl MgCl MgO AgNO AgCl CuSO FeSO FeO CaO ZnO TiO SiO LiFePO".split()
 )
-_AMPERSAND = re.compile(r"(?<![A-Za-z])([A-Z])&([A-Z])(?![A-Za-z])")
+_MIXED = re.compile(
+    r"(?<![A-Za-z])(?:PhDs?|(?:"
+    + "|".join(_FORMULAS)
+    + r")|[a-z]{1,5}[A-Z]{2,}|[A-Z][a-z]+[A-Z]{2,}|[A-Z]{2,}[a-z]?[A-Z]+|[A-Z]{2,}(?=\d)|(?<=\d)[A-Z]{2,})(?![a-z])"
+)
+_HALF_CAPITALS = re.compile(r"([a-z]{1,5}|[A-Z][a-z]+)([A-Z]{2,})")  # iOS, macOS, ChatGPT
+_AMPERSAND = re.compile(r"(?<![A-Za-z])([A-Z])&([A-Z])('?s)?(?![A-Za-z])")
+_SPELT_TAIL = re.compile(r"(?<=\b[A-Z])-(?=[A-Z]\b)")  # U S B-C
+# Small letters without a vowel are no word, but for these sounds: npm, ssh, tv.
+CONSONANTS = r"(?<![\w'’.-])[b-df-hj-np-tv-xz]{2,5}(?![\w'’-])"
+_CONSONANTS = re.compile(CONSONANTS)
+_SOUNDS = frozenset(
+    "hm hmm hmmm mm mmm mmmm sh shh shhh psst pst pfft brr brrr grr grrr tsk tch nth zz zzz zzzz mhm xth kth th st nd rd".split()
+)
 _WORD = re.compile(r"[A-Za-z]+")
 _VOWELS = frozenset("AEIOUY")
 # What an English word may begin and end with, to tell a word from initials.
@@ -71,18 +84,19 @@ _CODAS = frozenset(
 def read_initials(text: str) -> str:
     """Initials letter by letter; a text that shouts throughout in small letters."""
     if "&" in text:
-        text = _AMPERSAND.sub(r"\1 and \2", text)
+        text = _AMPERSAND.sub(lambda m: f"{m[1]} and {m[2]}" + ("'s" if m[3] else ""), text)
     if "." in text:
         text = _DOTTED.sub(_dotted, text)
         text = _PERSONAL.sub(r"\1", text)
     words = _WORD.findall(text)
     capitals = [word for word in words if len(word) > 1 and word.isupper()]
-    if not capitals and not _CAPITALS.search(text):
-        return _MIXED.sub(lambda m: spell_mixed(m[0]), text)
-    long = [word for word in words if len(word) > 1]
-    shouted = len(capitals) >= 3 and len(capitals) >= 0.7 * len(long)
-    text = _CAPITALS.sub(lambda m: _capitals(m, shouted), text)
-    return _MIXED.sub(lambda m: spell_mixed(m[0]), text)
+    if capitals or _CAPITALS.search(text):
+        long = [word for word in words if len(word) > 1]
+        shouted = len(capitals) >= 3 and len(capitals) >= 0.7 * len(long)
+        text = _CAPITALS.sub(lambda m: _capitals(m, shouted), text)
+    text = _MIXED.sub(lambda m: spell_mixed(m[0]), text)
+    text = _CONSONANTS.sub(lambda m: m[0] if m[0] in _SOUNDS else spell(m[0].upper()), text)
+    return _SPELT_TAIL.sub(" ", text)
 
 
 def is_spelt(word: str) -> bool:
@@ -105,10 +119,12 @@ def spell_mixed(word: str) -> str:
         return "P H D"
     if word == "PhDs":
         return "P H D's"
+    if word in _FORMULAS:
+        return spell(word.upper())
     if len(word) > 1 and word.isupper():
         return _SAID_AS.get(word) or (spell(word) if is_spelt(word) else word)
-    if word[0].islower() and word[1:].isupper() and len(word) > 2:
-        return f"{word[0]} {spell(word[1:])}"
+    if match := _HALF_CAPITALS.fullmatch(word):
+        return f"{match[1]} {spell_mixed(match[2])}"
     return word
 
 
@@ -122,7 +138,7 @@ def _capitals(match: re.Match[str], shouted: bool) -> str:
         return "it" + suffix
     if word == "US" and shouted and not _US_AFTER.search(match.string[: match.start()]):
         return "us" + suffix
-    if shouted and word in ("WHO", "AM", "LA", "OR", "ED", "PA", "OP", "RIP"):
+    if shouted and word in ("WHO", "AM", "LA", "OR", "ED", "PA", "OP", "RIP", "SAT"):
         return word.lower() + suffix
     if not is_spelt(word):
         return (word.lower() if shouted else word) + suffix

@@ -25,6 +25,7 @@ _SUPERSCRIPT_ORDER = {"2": "squared", "3": "cubed"}
 _POWER = re.compile(
     r"(?<=[\w)])\s?(?:\^|(?<![A-Za-z]{2})\*\*(?=\(?[\d-]|[a-z]\b))\s?(?:\{([^{}]{1,12})\}|\(([^()]{1,12})\)|([-−+]?\w+(?:\.\d+)?))"
 )
+_CHARGE = re.compile(r"(?<=[A-Za-z\d)])\^(\d{0,2})([+-])(?![\w(])")  # of an ion
 _PLUS = re.compile(r"(?<=[\w)°%])\s?\+\s?(?=[\w(.√-])|(?<![\w+])\+(?=\d)")
 _MINUS = re.compile(
     r"(?<=\d)-(?=\d+(?:\.\d+)?\s?=)|(?<=[\d)])\s[-−–]\s(?=[\d(a-z])(?=\(?[\da-z]{1,4}\b)|(?<=\b[a-z])\s[-−]\s(?=\d)|(?<=[\w)])\s?−\s?(?=[\w(])"
@@ -38,7 +39,9 @@ _APPROXIMATE = re.compile(r"(?<!\d)[~≈∼]\s?(?=[$€£¥]?\d)")
 _BOUND = re.compile(r"(?<![^\s(])(<=|>=|[<>≤≥])(?=[$€£¥]?\d)")
 _BOUNDS = {"<": "less than", ">": "more than", "≤": "at most", "<=": "at most", "≥": "at least", ">=": "at least"}
 _FACTORIAL = re.compile(r"(?<![\w.])(\d{1,2})!(?=\s?[=+*/×÷-])")
-_FUNCTION = re.compile(r"\b([fgh])\(([a-z])\)")
+_FUNCTION = re.compile(r"\b([fghOP]|sin|cos|tan|log|ln|exp)_?(\d{0,2})\(([^()]{1,20})\)")
+_OVER = re.compile(r"(?<![\w.,/])(\d{1,3})/([xyznkabc])(?![\w/])")
+_ISH = re.compile(r"(?<=[\d.%])-?ish\b")
 _LONE_NUMERIC = re.compile(
     r"(?<![\w])C\+\+|(?<![\w])([CFJ])#(?!\w)|(?<![\w.])(?:ASP)?\.NET\b|\bNode\.js\b|\bNotepad\+\+|\bA\+(?!\w)|\b([BCDF])\+(?!\w)|\b([ABCDF])[-−](?=[\s.,;!?]|$)"
 )
@@ -53,7 +56,14 @@ _LANGUAGES = {
 
 
 def read_names(text: str) -> str:
-    """Names that have signs in them: C++, C#, .NET, A+."""
+    """Names that have signs in them: C++, C#, .NET, A+, Fe³⁺."""
+    text = _ISH.sub(" ish", text)
+    if "(" in text:
+        text = _FUNCTION.sub(lambda m: f"{m[1]} {m[2]}".rstrip() + f" of {m[3]}", text)
+    if "/" in text:
+        text = _OVER.sub(r"\1 over \2", text)
+    if "^" in text:
+        text = _CHARGE.sub(lambda m: f" {m[1]} {'plus' if m[2] == '+' else 'minus'}", text)
     return _LONE_NUMERIC.sub(
         lambda m: _LANGUAGES.get(m[0]) or (f"{m[1]} sharp" if m[1] else f"{m[2]} plus" if m[2] else f"{m[3]} minus"),
         text,
@@ -70,7 +80,6 @@ def read_maths(text: str) -> str:
     for sign, words in _PROGRAMMING:
         if sign in text:
             text = text.replace(sign, words)
-    text = _FUNCTION.sub(r"\1 of \2", text)
     text = _FACTORIAL.sub(r"\1 factorial", text)
     text = _MINUS.sub(" minus ", text)
     if "^" in text or "**" in text:

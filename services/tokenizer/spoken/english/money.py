@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from services.tokenizer.spoken.english.numbers import MAGNITUDE_WORDS, MAGNITUDES, NUMBER, cardinal, is_one, number
+from services.tokenizer.spoken.english.sentences import begins_sentence
 
 # sign or code: (one, several, one hundredth, several hundredths)
 _DOLLAR = ("dollar", "dollars", "cent", "cents")
@@ -64,13 +65,17 @@ _PER = re.compile(
     r"(?<=[a-z])\s?/\s?(mo|month|months|yr|year|hr|hour|h|day|d|week|wk|night|person|kg|lb|oz|unit|user|seat|item|head|sq ?ft|gallon|gal|liter|litre|l|"
     r"mile|km|min|minute|share|ton|dozen|box|pack|piece|pc|page|word|token|call|GB|MB|kWh|MWh|barrel|bbl)\b\.?"
 )
+_CENTS_OF = re.compile(r"\.\d\d$")
 _PER_SEVERAL = re.compile(r"(?<=dollars|..euros|.pounds|..cents)\s?/\s?(?=\d)")
 _EACH = re.compile(r"(?<=\d)\s?/\s?(day|week|month|year|hour|minute|night|person|user|item|seat|head|share|page)\b")
 _PER_WORDS = {"mo": "month", "yr": "year", "hr": "hour", "h": "hour", "d": "day", "wk": "week", "lb": "pound", "oz": "ounce",
               "kg": "kilogram", "sq ft": "square foot", "sqft": "square foot", "gal": "gallon", "l": "liter", "km": "kilometer",
               "min": "minute", "pc": "piece", "GB": "gigabyte", "MB": "megabyte", "kWh": "kilowatt hour", "MWh": "megawatt hour",
               "bbl": "barrel"}  # fmt: skip
-_DETERMINER = re.compile(r"(?:\b(?:a|an|another|this|that|each|every|one|the|our|my|his|her|their|your|its)\s+)$", re.I)
+_DETERMINER = re.compile(
+    r"(?:\b(?:a|an|another|this|that|each|every|one|the|our|my|his|her|their|your|its)\s+(?:[\d.,]+\s(?:\w+\s)?to\s)?)$",
+    re.I,
+)
 _AS_ADJECTIVE = re.compile(
     r"(?:[ -](?:bill|bills|coin|note|gift|fee|fine|budget|deal|ticket|discount|prize|reward|grant|loan|investment|house|home|contract|"
     r"lawsuit|settlement|bonus|donation|fund|project|company|market|industry|voucher|coupon|deposit|payment|check|cheque|purchase|"
@@ -96,13 +101,19 @@ def read_money(text: str) -> str:
     if "/" in text:
         text = _PER_SEVERAL.sub(" per ", text)
         text = _EACH.sub(r" per \1", text)
-        text = _PER.sub(lambda m: f" per {_PER_WORDS.get(m[1], m[1])}", text)
+        text = _PER.sub(lambda m: f" per {_PER_WORDS.get(m[1], m[1])}" + _stop(m), text)
     return text
+
+
+def _stop(match: re.Match[str]) -> str:
+    return "." if match[0].endswith(".") and begins_sentence(match.string[match.end() :]) else ""
 
 
 def _range(match: re.Match[str]) -> str:
     sign, low, low_scale, high = match[1], match[2], match[4] or match[5], match[6]
     high_scale = match[8] or match[9]
+    if _CENTS_OF.search(low) and not low_scale:
+        return f"{_amount(sign, low, None, match)} to {_amount(sign, high, high_scale, match)}"
     words = number(_english(low))
     if low_scale and low_scale != high_scale:
         words += " " + _scale(low_scale)
@@ -122,14 +133,10 @@ def _amount(sign: str, text: str, scale: str | None, match: re.Match[str]) -> st
         whole, cents = whole or "0", str(int(rest))
         parts = []
         if int(whole.replace(",", "")):
-            parts.append(f"{cardinal(whole)} {one if is_one(whole) else several}")
+            parts.append(f"{cardinal(whole)} {one if is_one(whole) or adjective else several}")
         if cents != "0":
-            parts.append(f"{cardinal(cents)} {hundredth if cents == '1' else hundredths}")
-        if parts and not adjective:
-            return " and ".join(parts)
-        if not parts:
-            return f"zero {several}"
-        return f"{cardinal(whole)} {one}" if cents == "0" else " and ".join(parts)
+            parts.append(f"{cardinal(cents)} {hundredth if cents == '1' or adjective else hundredths}")
+        return " and ".join(parts) or f"zero {several}"
     return f"{number(amount)} {one if is_one(amount) or adjective else several}"
 
 

@@ -52,6 +52,13 @@ def year(text: str) -> str:
     return f"{_cardinal(high)} {'oh ' if low < 10 else ''}{_cardinal(low)}"
 
 
+def pairs(high: str, low: str) -> str:
+    """Two digits and two as models are named: 40, 90 → forty ninety; 79, 00 → seventy nine hundred."""
+    return (
+        f"{cardinal(high)} {'hundred' if low == '00' else cardinal(low) if low[0] != '0' else 'oh ' + cardinal(low[1])}"
+    )
+
+
 def decade(text: str) -> str:
     """`1990` → nineteen nineties, `80` → eighties."""
     words = year(text) if len(text) == 4 else cardinal(text)

@@ -15,16 +15,16 @@ _INTERNATIONAL = re.compile(rf"(?<![\w.])\+(\d{{1,3}})((?:{_SEP}?\(?\d{{1,5}}\)?
 _LOCAL = re.compile(rf"(?<![\w.,/$€£-])(\d{{3}})-(\d{{4}})(?![\w/]|[.,-]\d){_EXTENSION}")
 _VANITY = re.compile(r"(?<![\w+])(1-)?([89]\d\d)-((?=[A-Z0-9-]*[A-Z])[A-Z0-9]+(?:-[A-Z0-9]+)*)\b")
 _FREE = re.compile(r"(?<![\w+])(\+?1-)?(8\d\d)-(\d{3})-(\d{4})(?![\w-])")
-_GROUPS = re.compile(r"(?<![\w.,/-])\d{2,5}(?:[ -]\d{2,5}){2,5}(?![\w/]|[.,-]\d)")
-_HYPHENED = re.compile(r"(?<![\w.,/-])\d{1,7}(?:-\d{1,7}){3,}(?:-?X)?(?![\w-])")
+_GROUPS = re.compile(r"(?<![\w.,/-])(?!\d{4}-\d\d-\d\d\b)\d{2,5}(?:[ -]\d{2,5}){2,5}(?![\w/]|[.,:-]\d)")
+_HYPHENED = re.compile(r"(?<![\w.,/-])(?!\d{4}-\d\d-\d\d\b)\d{1,7}(?:-\d{1,7}){3,}(?:-?X)?(?![\w-])")
 _TRUNK = re.compile(r"(?<![\w.,/+-])\(?(0\d{2,5})\)?((?:[ -]\d{2,8}){1,4})(?![\w/]|[.,-]\d)")
 _EMERGENCY = re.compile(
-    r"\b((?:[Cc]all|[Dd]ial|[Dd]ialed|[Rr]ing|[Pp]hone|[Tt]ext)\s+)(\d{3}|\d{5,6})(?![\w.,:/%-]*\d|\s?[$€£%])"
+    r"\b((?:[Cc]all|[Dd]ial|[Dd]ialed|[Rr]ing|[Pp]hone|[Tt]ext(?:\s\w+\sto)?)\s+)(\d{3}|\d{5,6})(?![\w.,:/%-]*\d|\s?[$€£%])"
 )
 _CODE = re.compile(
     r"\b((?:PIN|pin|[Cc]ode|passcode|password|OTP|[Zz]ip|ZIP|postcode|account|[Oo]rder|ticket|tracking|[Cc]onfirmation|reference|"
     r"invoice|case|serial|ID|id|card|ending|member(?:ship)?|policy|license|registration|routing|extension|ext\.?|x)"
-    r"(?:\s+(?:code|number|no\.?|ID|num))?(?:\s+(?:is|was|in|of|ends in))?[:#]?\s*(?:number\s)?)(\d{3,14})(?![\w%]|[.,:/]\d|\s?[$€£%°])",
+    r"(?:\s+(?:code|number|no\.?|ID|num))?(?:\s+(?:is|was|in|of|ends in))?[:#]?\s*(?:number\s)?)(\d{3}[ -]\d{3}|\d{3,14})(?![\w%]|[.,:/]\d|\s?[$€£%°])",
 )
 _EXTENSION_WORD = re.compile(r"^(?:ext\.?|x)\s*$")
 _STATE_ZIP = re.compile(r"\b([A-Z]{2})\s+(\d{5})(?:-(\d{4}))?(?![\w.,]\d|\w)")
@@ -65,7 +65,7 @@ def _free(match: re.Match[str]) -> str:
 def _north_american(match: re.Match[str]) -> str:
     country, area = match[1], match[2] or match[3]
     lead = "" if not country else "plus one, " if country.startswith("+") else "one, "
-    return f"{lead}{digits(f'{area} {match[4]} {match[5]}')}{_extension(match[6])}"
+    return f"{lead}{_hundred(area)}, {digits(f'{match[4]} {match[5]}')}{_extension(match[6])}"
 
 
 def _extension(number: str | None) -> str:

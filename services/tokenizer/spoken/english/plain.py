@@ -7,6 +7,7 @@ import re
 from services.tokenizer.spoken.english.numbers import NUMBER, cardinal, digits, number, ordinal, year
 
 _ORDINAL = re.compile(r"(?<![\w.])(\d{1,3}(?:,\d{3})+|\d+)(?:st|nd|rd|th|ST|ND|RD|TH)\b")
+_DECIMAL_ORDINAL = re.compile(r"(?<![\w.])(\d+\.\d*)(\d)(?:st|nd|rd|th)\b")
 _FOUR = re.compile(r"(?<![\w.,])(10[1-9]\d|1[1-9]\d\d|20\d\d)(?![\w]|[.,]\d)")
 _COUNTED = re.compile(
     r"\s+(?:more\s|other\s|new\s|different\s|additional\s|total\s|active\s|free\s)?(?!was\b|is\b|has\b|his\b|this\b|as\b|its\b|us\b|yes\b|plus\b|"
@@ -22,7 +23,13 @@ _OTHER_DIGITS = re.compile(r"\d+")
 
 def read_ordinals(text: str) -> str:
     """`21st` → twenty first."""
+    text = _DECIMAL_ORDINAL.sub(lambda m: f"{_point(m[1])} {ordinal(m[2])}", text)
     return _ORDINAL.sub(lambda m: ordinal(m[1]), text)
+
+
+def _point(text: str) -> str:
+    """`99.` → ninety nine point."""
+    return number(text) if text[-1] != "." else f"{number(text[:-1])} point"
 
 
 def read_plain(text: str) -> str:

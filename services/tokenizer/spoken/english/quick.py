@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 
+from services.tokenizer.spoken.english import shorthand
 from services.tokenizer.spoken.english.abbreviations import TRIGGER
+from services.tokenizer.spoken.english.initials import CONSONANTS
 
 # Words of small letters, the first perhaps a capital, with single blanks and common punctuation between them.
 _WORD = r"(?:(?:[A-Z][a-z]+|[a-z]{2,})(?:'[a-z]{1,2})?|I(?:'[a-z]{1,2})?|a|A)"
 _WORDS = re.compile(rf"{_WORD}(?:[,;:.!?]? {_WORD})*[.!?]?")
-# A Roman one, short names of months and days, units without a number.
+# Shorthand, a Roman one, short names of months and days, units without a number.
 _OTHER = re.compile(
-    r"[A-Z][a-z]+ I\b|\b(?:Jan|Feb|Apr|Aug|Sept|Sep|Oct|Nov|Dec)\b|\b(?:Mon|Tues?|Wed|Thu|Thurs?|Fri|Sat|Sun)[,.]?\b"
+    rf"{shorthand.TRIGGER}|{CONSONANTS}"
+    r"|[A-Z][a-z]+ I\b|\b(?:Jan|Feb|Apr|Aug|Sept|Sep|Oct|Nov|Dec)\b|\b(?:Mon|Tues?|Wed|Thu|Thurs?|Fri|Sat|Sun)[,.]?\b"
     r"|\b(?:per|in) (?:kg|km|mL|ml|mph)\b"
 )
 

@@ -16,8 +16,10 @@ _SPACED = re.compile(
 )
 _NEGATIVE_SPAN = re.compile(rf"(?<![\w.,/:])([-−]{_NUMBER})({_SUFFIX})?\s?[–—]\s?([-−]?{_NUMBER})")
 _RATIO = re.compile(r"(?<![\w.,:/])(\d{1,4}):(\d{1,4})(?::(\d{1,4}))?(?![\w:]|\.\d)")
+_STANDARD = re.compile(r"(?<![\w.,:/])(\d{4,6}(?:-\d{1,2})?):((?:19|20)\d\d)(?![\w:])")
 _LETTERS = re.compile(r"(?<![\w-])([A-Z])\s?[–—-]\s?([A-Z])(?![\w-])")
 _ORDINALS = re.compile(r"\b(\d{1,3}(?:st|nd|rd|th))\s?[–—-]\s?(\d{1,3}(?:st|nd|rd|th))\b")
+_FRACTIONS = re.compile(r"(?<![\w.,/])(\d{1,2}/\d{1,2})\s?[–—-]\s?(\d{1,2}/\d{1,2})(?![\w/])")
 _TILDE = re.compile(r"(?<=\d)[~〜～∼](?=\d)")
 _MODEL = re.compile(r"\b(?:boeing|airbus|embraer|model|type|flight|form|part)\s$")
 _GRADES = re.compile(r"\b(K|pre-K)\s?[-–]\s?(\d{1,2})\b")
@@ -27,6 +29,7 @@ def read_ranges(text: str) -> str:
     """Digits stay digits, for what follows (%, kg) to be read with them: 10–20% → 10 to 20%."""
     text = _GRADES.sub(r"\1 through \2", text)
     text = _ORDINALS.sub(r"\1 to \2", text)
+    text = _FRACTIONS.sub(r"\1 to \2", text)
     text = _TILDE.sub(" to ", text)
     text = _CHAIN.sub(lambda m: m[0].replace("-", ", "), text)
     text = _NEGATIVE_SPAN.sub(r"\1\2 to \3", text)
@@ -40,7 +43,8 @@ def read_ranges(text: str) -> str:
 
 
 def read_ratios(text: str) -> str:
-    """After times of day have been read: 16:9, 3:1."""
+    """After times of day have been read: 16:9, 3:1. A standard has its year behind a colon: ISO 9001:2015."""
+    text = _STANDARD.sub(r"\1, \2", text)
     return _RATIO.sub(lambda m: f"{m[1]} to {m[2]}" + (f" to {m[3]}" if m[3] else ""), text)
 
 

@@ -13,7 +13,7 @@ _NOUNS = (
     "World War|War|Super Bowl|Bowl|WrestleMania|Olympiad|Final Fantasy|Rocky|Rambo|Star Wars|Episode|Symphony|Sonata|No\\.|Opus|Vatican|"
     "Saturn|Titan|Pillar|Point|Step|Round|Game|Day|Exhibit|Amendment|Clause|Paragraph|Theorem|Lemma|Case|Factor|Element|Plate|Panel|Zone|"
     "Sector|Block|Corps|Legion|Dynasty|Model|Series|Edition|Version|Form|Room|Civilization|Diablo|Warcraft|Street Fighter|Dragon Quest|"
-    "Grand Theft Auto|Age of Empires|Call of Duty|SALT|START|Title|Formula|Quadrant|Quarter|Term|Semester|Calculus|Physics|Algebra|Biology|"
+    "Grand Theft Auto|GTA|Age of Empires|Call of Duty|SALT|START|Title|Formula|Quadrant|Quarter|Term|Semester|Calculus|Physics|Algebra|Biology|"
     "Chemistry|Economics|History|English|Spanish|Latin|Trimester|Meditation|Psalm|Question|Problem|Exercise|Test|Trial|Study|Experiment"
 )
 _AFTER_NOUN = re.compile(

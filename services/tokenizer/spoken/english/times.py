@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from services.tokenizer.spoken.english.numbers import cardinal
+from services.tokenizer.spoken.english.numbers import cardinal, digits
 from services.tokenizer.spoken.english.sentences import begins_sentence
 
 _HALF = r"(?:\s?(?:([AaPp])\.?\s?[Mm]\b(\.?)))"
@@ -17,6 +17,7 @@ _HOUR_H = re.compile(r"(?<![\w.:/])([01]?\d|2[0-3])h([0-5]\d)?\b(?=\s?(?:[-–.,
 _MILITARY = re.compile(r"(?<![\w.:/,$])(0\d|1\d|2[0-3])([0-5]\d)\s?(hours|hrs|h)\b")
 _OFFSET = re.compile(r"\b(UTC|GMT)\s?([+\-−–])\s?(\d{1,2})(?::?([0-5]\d))?\b")
 _MINUTES = re.compile(r"(?<![\w.:/$-])(\d{1,3}):([0-5]\d)(?=\s?(?:min\b|mins\b|minutes?\b|mile\b|per\b|/))")
+_LAP = re.compile(r"(?<![\w.:/$-])(\d{1,2}):([0-5]\d)\.(\d{1,3})(?![\w:]|\.\d)")
 _RANGED = r"\d{1,2}(?:[:.]\d\d)?"
 _NAMED = re.compile(r"\b(noon|midnight|now|today|dawn|dusk)\s?[–—-]\s?(?=\d)", re.I)
 _UNTIL = re.compile(r"(?<=[\dmM.])\s?[–—-]\s?(noon|midnight|now|today|present|dawn|dusk|late|close)\b")
@@ -32,6 +33,7 @@ def read_times(text: str) -> str:
     text = _NAMED.sub(r"\1 to ", _UNTIL.sub(r" to \1", text))
     text = _SPAN.sub(_span, text)
     text = _OFFSET.sub(_offset, text)
+    text = _LAP.sub(lambda m: f"{cardinal(m[1])} {_minute(m[2]) or 'zero'} point {digits(m[3])}", text)
     text = _MINUTES.sub(lambda m: f"{cardinal(m[1])} {_minute(m[2]) or 'zero'}", text)
     text = _MILITARY.sub(lambda m: f"{_hour(m[1])} {_minute(m[2]) or 'hundred'} hours", text)
     text = _HOUR_H.sub(lambda m: f"{_hour(m[1])} {_minute(m[2]) if m[2] else ''}".strip() if m[2] else m[0], text)

@@ -33,13 +33,13 @@ _UNITS: dict[str, tuple[str, str]] = {
         ("μl|ul|μL", "microliter", "microliters"), ("ml|mL", "milliliter", "milliliters"), ("cl|cL", "centiliter", "centiliters"),
         ("dl|dL", "deciliter", "deciliters"), ("l|L", "liter", "liters"), ("gal|gal.", "gallon", "gallons"), ("qt", "quart", "quarts"),
         ("pt", "pint", "pints"), ("fl oz|fl. oz.|fl. oz", "fluid ounce", "fluid ounces"), ("tsp|tsp.", "teaspoon", "teaspoons"),
-        ("tbsp|tbsp.|Tbsp", "tablespoon", "tablespoons"), ("bbl", "barrel", "barrels"),
+        ("tbsp|tbsp.|Tbsp|Tbsp.", "tablespoon", "tablespoons"), ("bbl", "barrel", "barrels"), ("c.", "cup", "cups"),
         ("ns", "nanosecond", "nanoseconds"), ("μs|us", "microsecond", "microseconds"), ("ms", "millisecond", "milliseconds"),
         ("s|sec|secs|sec.", "second", "seconds"), ("min|mins|min.", "minute", "minutes"), ("h|hr|hrs|hr.|hrs.", "hour", "hours"),
         ("d", "day", "days"), ("wk|wks", "week", "weeks"), ("mo|mos", "month", "months"), ("yr|yrs|yr.|yrs.", "year", "years"),
         ("yo|y/o|y.o.", "year old", "years old"),
         ("mph|mi/h", "mile per hour", "miles per hour"), ("km/h|kmh|kph|kmph", "kilometer per hour", "kilometers per hour"),
-        ("m/s", "meter per second", "meters per second"), ("m/s^2", "meter per second squared", "meters per second squared"),
+        ("m/s|m·s^-1|m s^-1", "meter per second", "meters per second"), ("m/s^2|m·s^-2|m s^-2", "meter per second squared", "meters per second squared"),
         ("km/s", "kilometer per second", "kilometers per second"), ("ft/s|fps ", "foot per second", "feet per second"),
         ("km/l|km/L", "kilometer per liter", "kilometers per liter"),
         ("mpg", "mile per gallon", "miles per gallon"), ("kn|kt|kts", "knot", "knots"), ("rpm|RPM", "R P M", "R P M"),
@@ -47,7 +47,7 @@ _UNITS: dict[str, tuple[str, str]] = {
         ("wpm", "word per minute", "words per minute"), ("mg/dL|mg/dl", "milligram per deciliter", "milligrams per deciliter"),
         ("mg/L|mg/l", "milligram per liter", "milligrams per liter"), ("g/L|g/l", "gram per liter", "grams per liter"),
         ("mg/kg", "milligram per kilogram", "milligrams per kilogram"), ("g/cm^3", "gram per cubic centimeter", "grams per cubic centimeter"),
-        ("kg/m^3", "kilogram per cubic meter", "kilograms per cubic meter"),
+        ("kg/m^3|kg·m^-3", "kilogram per cubic meter", "kilograms per cubic meter"),
         ("mol", "mole", "moles"), ("mmol/L|mmol/l", "millimole per liter", "millimoles per liter"),
         ("Hz", "hertz", "hertz"), ("kHz|KHz", "kilohertz", "kilohertz"), ("MHz", "megahertz", "megahertz"), ("GHz", "gigahertz", "gigahertz"),
         ("THz", "terahertz", "terahertz"), ("dB|db", "decibel", "decibels"), ("dBm", "D B M", "D B M"),
@@ -59,7 +59,7 @@ _UNITS: dict[str, tuple[str, str]] = {
         ("TWh", "terawatt hour", "terawatt hours"), ("hp|HP", "horsepower", "horsepower"), ("Ω|ohm", "ohm", "ohms"), ("kΩ", "kilohm", "kilohms"),
         ("F ", "farad", "farads"), ("J", "joule", "joules"), ("kJ", "kilojoule", "kilojoules"), ("MJ", "megajoule", "megajoules"),
         ("cal", "calorie", "calories"), ("kcal", "kilocalorie", "kilocalories"), ("BTU", "B T U", "B T Us"), ("N", "newton", "newtons"),
-        ("Nm", "newton meter", "newton meters"), ("Pa", "pascal", "pascals"), ("hPa", "hectopascal", "hectopascals"),
+        ("Nm|N·m", "newton meter", "newton meters"), ("Pa", "pascal", "pascals"), ("hPa", "hectopascal", "hectopascals"),
         ("kPa", "kilopascal", "kilopascals"), ("MPa", "megapascal", "megapascals"), ("psi|PSI", "P S I", "P S I"), ("bar", "bar", "bars"),
         ("mmHg", "millimeter of mercury", "millimeters of mercury"), ("lm", "lumen", "lumens"), ("lx", "lux", "lux"),
         ("B ", "byte", "bytes"), ("KB|kB", "kilobyte", "kilobytes"), ("MB", "megabyte", "megabytes"), ("GB", "gigabyte", "gigabytes"),
@@ -82,9 +82,11 @@ _QUANTITY = re.compile(
 )
 _FEET_INCHES = re.compile(r"(?<![\w.])(\d{1,2})['’′]\s?(\d{1,2}(?:\.\d)?)(?:[\"”″]|''|(?=[\s.,!?;)]|$))")
 _FEET = re.compile(r"(?<![\w.])(\d{1,3})['′](?=\s?(?:tall|long|wide|high|deep|x|by)\b)")
+_FEET_BY = re.compile(r"(?<![\w.])(\d{1,3})['′]\s?[x×]\s?(\d{1,3})['′](?!\s?\d)")
 _INCHES = re.compile(r"(?<![\w.'])(\d{1,3}(?:\.\d{1,2})?)[\"″](?!\w)")
 _PERCENT_FIRST = re.compile(r"(?<![\w%])%\s?(\d+(?:\.\d+)?)(?![\w%]|\.\d)")
 _FRACTION_INCHES = re.compile(r"(?<![\w.,/])(\d{1,2}/(?:2|4|8|16|32|64))\"")
+_COMPOUND = re.compile(rf"(?<![\w.,/])({NUMBER})\s?([A-Za-zμΩ]{{1,3}})/([A-Za-zμΩ]{{1,4}}(?:\^[23])?)(?![\w/^])")
 _DURATION = re.compile(r"(?<![\w.,:/])(?:\d{1,3}\s?[dhm]\s?)(?:\d{1,2}\s?[hms]\b\s?)*\d{1,2}\s?[hms]\b")
 _BY = re.compile(r"(?<=meters|inches|pixels|.yards|..feet) [x×] (?=\w)")
 _DEGREES = re.compile(r"\bdegrees ([CF])\b(?!\w)")
@@ -96,6 +98,11 @@ _DIRECTIONS = {"N": "north", "S": "south", "E": "east", "W": "west"}
 _SIGN_WORDS = {"-": "minus", "−": "minus", "+": "plus", "~": "about", "≈": "about", "±": "plus or minus", "<": "less than",
                ">": "more than", "≤": "at most", "≥": "at least"}  # fmt: skip
 _PROPER = re.compile(r"\d+/(?:[2-9]|1\d|32|64|100)")
+_MEASURED = re.compile(
+    r"\s(?:ceilings?|screens?|displays?|monitors?|cables?|drives?|bulbs?|pipes?|bags?|bottles?|cans?|lens|lenses|pools?|steaks?|engines?|"
+    r"motors?|batter(?:y|ies)|chargers?|adapters?|sprints?|dash|commute|drive|walk|hike|radius|limit|"
+    r"nails?|drills?|bolts?|screws?|wheels?|hoses?|pizzas?|boards?|planks?)\b"
+)  # nouns that a measure says the size of: two point six meter ceilings
 _RATE = {"yr": "year", "hr": "hour"}
 _BARE_DEGREE = re.compile(r"°\s?([CF])\b")
 _NAMED_UNIT = re.compile(
@@ -120,12 +127,17 @@ def read_units(text: str) -> str:
     if "°" in text:
         text = _COORDINATE.sub(_coordinate, text)
     if "'" in text or "′" in text:
+        text = _FEET_BY.sub(lambda m: f"{number(m[1])} feet by {number(m[2])} feet", text)
         text = _FEET_INCHES.sub(_feet_inches, text)
         text = _FEET.sub(lambda m: f"{number(m[1])} feet", text)
     if '"' in text:
-        text = _FRACTION_INCHES.sub(lambda m: f"{fraction_words(m[1])} of an inch", text)
+        text = _FRACTION_INCHES.sub(
+            lambda m: fraction_words(m[1]) + (" inch" if _is_adjective(m) else " of an inch"), text
+        )
         text = _INCHES.sub(_inches, text)
     text = _DURATION.sub(_duration, text)
+    if "/" in text:
+        text = _COMPOUND.sub(_compound, text)
     text = _QUANTITY.sub(_quantity, text)
     text = _BY.sub(" by ", text)
     text = _DEGREES.sub(lambda m: f"degrees {'Celsius' if m[1] == 'C' else 'Fahrenheit'}", text)
@@ -148,6 +160,14 @@ def read_named_units(text: str) -> str:
         if "°" in text
         else text
     )
+
+
+def _compound(match: re.Match[str]) -> str:
+    """100 W/m^2 → one hundred watts per square meter; what has a name of its own is left."""
+    amount, over, under = match.groups()
+    if f"{over}/{under}" in _UNITS or over not in _UNITS or under not in _UNITS:
+        return match[0]
+    return f"{number(amount)} {_UNITS[over][0 if is_one(amount) else 1]} per {_UNITS[under][0]}"
 
 
 def _quantity(match: re.Match[str]) -> str:
@@ -176,6 +196,8 @@ def _quantity(match: re.Match[str]) -> str:
 
 def _is_adjective(match: re.Match[str]) -> bool:
     """a 60W bulb: sixty watt."""
+    if _MEASURED.match(match.string, match.end()):
+        return True
     return bool(_DETERMINER.search(match.string[: match.start()]) and _NOUN_FOLLOWS.match(match.string, match.end()))
 
 
@@ -243,6 +265,8 @@ def _feet_inches(match: re.Match[str]) -> str:
     feet, inches = match[1], match[2]
     if float(inches) >= 12:
         return f"{number(feet)} minutes {number(inches)} seconds" if float(inches) < 60 else match[0]
+    if _DETERMINER.search(match.string[: match.start()]) and re.match(r",|\s[a-z]", match.string[match.end() :]):
+        return f"{number(feet)} foot" + (f" {number(inches)}" if float(inches) else "")  # a six foot one man
     words = f"{number(feet)} {'foot' if feet == '1' else 'feet'}"
     return words + (f" {number(inches)} {'inch' if inches == '1' else 'inches'}" if float(inches) else "")
 

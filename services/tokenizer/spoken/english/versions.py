@@ -13,7 +13,8 @@ _NAMED = re.compile(
     r"\b((?:[Vv]ersion|[Rr]elease|Python|Ubuntu|Debian|Java|Node|PHP|Ruby|Go|iOS|macOS|Android|Firefox|Safari|CUDA|Django|Kubernetes|Rust|"
     r"PyTorch|TensorFlow|Bluetooth|Linux|kernel)\s)(\d{1,3}\.\d{1,3})(?![\w]|\.\d)"
 )
-_PREFIXED = re.compile(r"(?<![\w.,])[vV](\d{1,4}(?:\.\d{1,4})?)(?![\w]|\.\d)")
+_LABEL = r"(?:-?((?:alpha|beta|rc|dev|pre|post|preview)\.?\d*))?"
+_PREFIXED = re.compile(rf"(?<![\w.,])[vV](\d{{1,4}}(?:\.\d{{1,4}})?){_LABEL}(?![\w]|\.\d)")
 _LABELS = {"rc": "release candidate", "dev": "dev", "pre": "pre", "post": "post", "alpha": "alpha", "beta": "beta", "preview": "preview",
            "a": "alpha", "b": "beta"}  # fmt: skip
 
@@ -22,7 +23,7 @@ def read_versions(text: str) -> str:
     """`v2.0.1` → version two point zero point one."""
     text = _DOTTED.sub(_dotted, text)
     text = _NAMED.sub(lambda m: m[1] + _points(m[2]), text)
-    text = _PREFIXED.sub(lambda m: f"version {_points(m[1])}", text)
+    text = _PREFIXED.sub(lambda m: f"version {_points(m[1])}" + (f" {_label(m[2])}" if m[2] else ""), text)
     return text.replace("§§", " sections ").replace("§", " section ") if "§" in text else text
 
 

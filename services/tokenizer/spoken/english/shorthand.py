@@ -1,0 +1,56 @@
+"""Words that are written short without a full stop: thx, idk, u, 2nite, dept, api."""
+
+from __future__ import annotations
+
+import re
+
+_WORDS = {
+    "vs": "versus", "approx": "approximately", "dept": "department", "govt": "government", "etc": "et cetera", "thru": "through", "ok": "okay",
+    "pls": "please", "plz": "please", "thx": "thanks", "thnx": "thanks", "tnx": "thanks", "sry": "sorry", "ppl": "people", "tmrw": "tomorrow",
+    "msg": "message", "txt": "text", "abt": "about", "rly": "really", "ur": "your", "llms": "L L M's", "apis": "A P I's",
+    "ctrl": "control",
+}  # fmt: skip
+_WITH_DIGITS = {
+    "2nite": "tonight", "2night": "tonight", "2day": "today", "2moro": "tomorrow", "2morrow": "tomorrow", "b4": "before", "gr8": "great",
+    "l8r": "later", "l8": "late", "m8": "mate", "w8": "wait", "h8": "hate", "str8": "straight", "g2g": "G two G",
+}  # fmt: skip
+_SPELT = (
+    "btw idk tbh imo imho fyi asap tbd diy faq atm rsvp omg brb smh ikr afaik iirc pov ngl nvm wfh eta ttyl gtg lmk hmu ily irl idc "
+    "ceo cfo cto usa fbi html url pdf gpu cpu llm api sql http https usb gps"
+).split()
+_ANY = "|".join(sorted({*_WORDS, *_SPELT}, key=len, reverse=True))
+_SHORT = re.compile(rf"(?<![\w'’.@-])({_ANY})(?![\w'’@-]|\.\w)", re.I)
+_NAMES = frozenset(("Abt", "Eta", "Imo", "Ur"))
+_SHORT_WITH_DIGITS = re.compile(rf"(?<![\w'’.@-])({'|'.join(_WITH_DIGITS)})(?![\w'’@-]|\.\w)", re.I)
+# "u" is a letter after a letter, or after a word that speaks of one.
+_SEE_YOU = re.compile(
+    r"(?<![\w'’.&/-])(?<![a-z] )(?:c u\b(?=\s|[.!?,]|$)|cu\b(?=\s(?:later|soon|then|there|at|around|on|in|tonight|tomorrow)\b|[.!?]*$))"
+)
+_YOU = re.compile(
+    r"(?<![\w'’.&/^*+=(-])(?<!\b[a-z] )(?<!\b[a-z], )(?<!letter )(?<!letters )(?<!vowel )(?<!variable )(?<!\bthe )(?<!\ban )(?<!\band )(?<!\bof )"
+    r"(?<!\bset )u(?=\s[a-z]{2,}\b|\sr\b|[.!?,]|$)"
+)
+_ARE = re.compile(r"(?<=\byou )r\b(?=\s)|(?<=\b[Ww]e )r\b(?=\s)|(?<=\b[Tt]hey )r\b(?=\s)|\br(?=\s(?:u|you|we|they)\b)")
+_OKAY = re.compile(r"(?:(?<=[,.!?] )|^)k(?=[?.!]*$)")
+
+# What none of which is in a text, it has no shorthand.
+TRIGGER = rf"\b(?i:{_ANY})\b"
+
+
+def read_shorthand(text: str) -> str:
+    """`thx, c u 2nite` → thanks, see you tonight; `idk` → I D K."""
+    text = _SHORT.sub(_short, text)
+    text = _SHORT_WITH_DIGITS.sub(lambda m: _WITH_DIGITS[m[1].lower()], text)
+    text = _YOU.sub("you", _SEE_YOU.sub("see you", text))
+    return _OKAY.sub("okay", _ARE.sub("are", text))
+
+
+def _short(match: re.Match[str]) -> str:
+    """Capitals are another module's; Thx at a sentence's beginning is Thanks."""
+    word = match[1]
+    if word.isupper() or word in _NAMES:
+        return word
+    words = _WORDS.get(word.lower())
+    if words is None:
+        return " ".join(word.upper())
+    return words[0].upper() + words[1:] if word[0].isupper() else words
