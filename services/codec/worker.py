@@ -56,11 +56,19 @@ class DecodeWorker:
 
     frame_s: duration of a frame.
     max_backlog_frames: of one stream, in all: queued, decoded and not yet read.
-    stall_s: a pass that lasts longer counts as stuck.
+    stall_s: a pass that lasts longer counts as stuck. clock: gives the seconds that deadlines are in.
     """
 
-    def __init__(self, decoder: Decoder, *, frame_s: float, max_backlog_frames: int = 128, stall_s: float = 30.0):
-        self._decoder, self._frame_s = decoder, frame_s
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        frame_s: float,
+        max_backlog_frames: int = 128,
+        stall_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._decoder, self._frame_s, self._clock = decoder, frame_s, clock
         self._max_backlog_frames = max_backlog_frames
         self._loop: DeviceLoop[Batch, list[np.ndarray]] = DeviceLoop(
             "codec", overlaps=decoder.overlaps, stall_s=stall_s
@@ -90,7 +98,7 @@ class DecodeWorker:
             raise _as_worker_error(self._loop.failure)
         if len(self._streams) >= self._decoder.slots:
             raise RuntimeError(f"more than {self._decoder.slots} streams")
-        queue = FrameQueue(self._frame_s, time.monotonic() + buffered_s, discard_frames=discard_frames)
+        queue = FrameQueue(self._frame_s, self._clock() + buffered_s, discard_frames=discard_frames)
         stream = DecodeStream(self, queue, self._max_backlog_frames)
         with self._loop.changed:
             self._streams[queue] = stream
@@ -126,7 +134,7 @@ class DecodeWorker:
             return None
         self._free_slots += [queue.slot for queue in self._closed_queues if queue.slot is not None]
         self._closed_queues.clear()
-        now_s = time.monotonic()
+        now_s = self._clock()
         selected, frames = self._select(queues, now_s)
         batch = []
         for queue in selected:

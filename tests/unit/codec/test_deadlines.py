@@ -1,5 +1,6 @@
 """Of streams that wait for the worker: whose frames are decoded first, and how many at once."""
 
+import itertools
 from contextlib import asynccontextmanager
 
 import pytest
@@ -10,9 +11,9 @@ from support.fake_decoder import FakeDecoder, frames, hear, held
 
 @asynccontextmanager
 async def working(frame_s, *, max_batch, slots=4, overlaps=False):
-    """(decoder, worker)"""
+    """(decoder, worker). A microsecond passes each time that the clock is read, however busy the machine is."""
     decoder = FakeDecoder(overlaps, slots=slots, max_batch=max_batch)
-    worker = DecodeWorker(decoder, frame_s=frame_s)
+    worker = DecodeWorker(decoder, frame_s=frame_s, clock=itertools.count(step=1e-6).__next__)
     worker.start()
     yield decoder, worker
     await worker.close()
