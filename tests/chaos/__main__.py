@@ -2,13 +2,15 @@
 
 Two replicas of each stage and a gateway run on this machine with the bundled model. Each round hits one replica that is
 at work, waits until it is back, and looks at every utterance that ran meanwhile. Ends with 1 when an utterance failed or
-differs from its undisturbed twin, or when a slot is in use after the last caller has gone.
+differs from its undisturbed twin, when a replica that does not answer was noticed late or made callers wait, or when a
+slot is in use after the last caller has gone.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import signal
 import sys
 import tempfile
@@ -21,18 +23,23 @@ from chaos.callers import Callers, Stream
 from chaos.fleet import Fleet, Replica
 
 STAGES = ("tokenizer", "backbone", "codec", "watermark")
-_NOTICED_S = 1.5  # a replica that is back is called again after its next health check
+_RETURN_S = 1.5  # a replica that is back is called again after its next health check
+# Of faults that no closed connection announces.
+SILENT = ("freeze", "cut")
+NOTICED_WITHIN_S = 3.0
+FIRST_AUDIO_WITHIN_S = 4.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of the table. noticed_s: of each round whose fault is silent, the seconds until the replica was ejected."""
 
     fault: str
     stage: str
     rounds: int
     streams: Sequence[Stream]
     resumed: int
+    noticed_s: Sequence[float] = ()
 
     @property
     def failed(self) -> int:
@@ -47,6 +54,13 @@ class Row:
         return sum(stream.off for stream in self.streams)
 
     @property
+    def faulty(self) -> bool:
+        """Whether callers noticed more of it than they may."""
+        late = max(self.noticed_s, default=0.0) > NOTICED_WITHIN_S
+        slow = self.fault in SILENT and self.slowest_first_audio_s > FIRST_AUDIO_WITHIN_S
+        return bool(self.failed or self.off or late or slow)
+
+    @property
     def longest_silence_s(self) -> float:
         return max((stream.longest_silence_s for stream in self.streams), default=0.0)
 
@@ -56,7 +70,10 @@ class Row:
 
 
 class Faults:
-    """What can be done to a replica. Each returns once it is over and the replica is ready again."""
+    """What can be done to a replica. Each returns once it is over and the replica is ready again.
+
+    Silent ones give the seconds until the gateway had noticed: infinity when it did not as long as they lasted.
+    """
 
     def __init__(self, fleet: Fleet, freeze_s: float):
         self._fleet, self._freeze_s = fleet, freeze_s
@@ -69,24 +86,30 @@ class Faults:
         """SIGTERM: it drains, and a fresh process follows."""
         await self._replace(replica, signal.SIGTERM)
 
-    async def freeze(self, replica: Replica) -> None:
+    async def freeze(self, replica: Replica) -> float:
         """SIGSTOP, and SIGCONT later."""
         assert replica.process is not None
-        replica.process.send_signal(signal.SIGSTOP)
-        try:
-            await asyncio.sleep(self._freeze_s)
-        finally:
-            replica.process.send_signal(signal.SIGCONT)
-        await self._fleet.ready(replica)
+        process = replica.process
+        return await self._silence(
+            replica, lambda: process.send_signal(signal.SIGSTOP), lambda: process.send_signal(signal.SIGCONT)
+        )
 
-    async def cut(self, replica: Replica) -> None:
+    async def cut(self, replica: Replica) -> float:
         """Its path swallows all bytes, and lets them through later."""
-        replica.path.cut()
+        return await self._silence(replica, replica.path.cut, replica.path.mend)
+
+    async def _silence(self, replica: Replica, begin: Callable[[], None], end: Callable[[], None]) -> float:
+        ejected, began_s, noticed_s = await self._fleet.ejected(replica.stage), time.monotonic(), math.inf
+        begin()
         try:
-            await asyncio.sleep(self._freeze_s)
+            while (passed_s := time.monotonic() - began_s) < self._freeze_s:
+                if noticed_s == math.inf and await self._fleet.ejected(replica.stage) > ejected:
+                    noticed_s = time.monotonic() - began_s
+                await asyncio.sleep(0.1 if noticed_s == math.inf else self._freeze_s - passed_s)
         finally:
-            replica.path.mend()
+            end()
         await self._fleet.ready(replica)
+        return noticed_s
 
     async def _replace(self, replica: Replica, number: int) -> None:
         assert replica.process is not None
@@ -126,34 +149,39 @@ async def run(
 
 
 def _round(
-    fleet: Fleet, fault: Callable[[Replica], Awaitable[None]], replica: Replica
-) -> Callable[[], Awaitable[None]]:
-    async def work() -> None:
+    fleet: Fleet, fault: Callable[[Replica], Awaitable[float | None]], replica: Replica
+) -> Callable[[], Awaitable[float | None]]:
+    async def work() -> float | None:
         if replica.stage != "tokenizer":  # which works for a millisecond
             await fleet.busy(replica)
-        await fault(replica)
-        await asyncio.sleep(_NOTICED_S)
+        noticed_s = await fault(replica)
+        await asyncio.sleep(_RETURN_S)
+        return noticed_s
 
     return work
 
 
 async def _row(
-    fleet: Fleet, callers: Callers, fault: str, stage: str, work: Sequence[Callable[[], Awaitable[None]]]
+    fleet: Fleet, callers: Callers, fault: str, stage: str, work: Sequence[Callable[[], Awaitable[float | None]]]
 ) -> Row:
     before_s, before = time.monotonic(), await fleet.resumed()
-    for one in work:
-        await one()
+    noticed_s = [await one() for one in work]
     streams = [stream for stream in callers.streams if stream.ended_s >= before_s]
-    return Row(fault, stage, len(work), streams, await fleet.resumed() - before)
+    resumed = await fleet.resumed() - before
+    return Row(fault, stage, len(work), streams, resumed, [seconds for seconds in noticed_s if seconds is not None])
 
 
-_HEAD = f"{'fault':8} {'stage':10} {'rounds':>6} {'whole':>7} {'resumed':>7} {'failed':>6} {'samples off':>11} {'longest silence':>15} {'first audio':>11}"
+_HEAD = (
+    f"{'fault':8} {'stage':10} {'rounds':>6} {'whole':>7} {'resumed':>7} {'failed':>6} {'samples off':>11} "
+    f"{'noticed':>10} {'longest silence':>15} {'first audio':>11}"
+)
 
 
 def _line(row: Row) -> str:
+    noticed = f"{max(row.noticed_s):8.2f} s" if row.noticed_s else f"{'-':>10}"
     return (
         f"{row.fault:8} {row.stage:10} {row.rounds:6} {row.whole:7} {row.resumed:7} {row.failed:6} {row.off:11} "
-        f"{row.longest_silence_s:13.2f} s {row.slowest_first_audio_s:9.2f} s"
+        f"{noticed} {row.longest_silence_s:13.2f} s {row.slowest_first_audio_s:9.2f} s"
     )
 
 
@@ -186,7 +214,7 @@ def main() -> None:
     print(f"leaked slots: {leaked}")
     for failure in sorted(failures):
         print(f"failed: {failure}")
-    sys.exit(1 if leaked or any(row.failed or row.off for row in rows) else 0)
+    sys.exit(1 if leaked or any(row.faulty for row in rows) else 0)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,11 @@ class Fleet:
         found = await self._scrape(self._gateway)
         return int(sum(value for name, value in found if "resumes_total" in name and f'outcome="{outcome}"' in name))
 
+    async def ejected(self, stage: str) -> int:
+        """How often the gateway has found since its start that a replica of `stage` does not answer."""
+        found = await self._scrape(self._gateway)
+        return int(sum(value for name, value in found if "ejections_total" in name and f'stage="{stage}"' in name))
+
     async def leaked(self, within_s: float = 15) -> int:
         """Slots that are in use although no caller calls, after they had `within_s` to be freed."""
         ends, count = time.monotonic() + within_s, 1
