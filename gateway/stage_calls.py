@@ -11,13 +11,14 @@ from typing import Any
 import grpc
 
 from services.runtime.detached import Detached
-from services.runtime.errors import CallError, InternalError, UnavailableError, from_upstream
+from services.runtime.errors import CallError, InternalError, UnavailableError, from_upstream, is_status_lost
 
 Rename = Callable[[str], str]
 
 # A stream is stalled when the stage owes a message, and gives none for so many times the longest step so far.
 STALL_STEPS = 10
 STALL_FLOOR_S = 10.0
+_OUT_OF_TIME_S = 0.01  # a call that ended with less time left was ended by its deadline
 _STALL_AMONG_OTHERS = 3  # times as long while other streams of the same replica get something: then it is slow at worst
 
 
@@ -147,4 +148,7 @@ class StageCall:
     def _error(self, error: grpc.aio.AioRpcError) -> CallError:
         if self._abandoned is not None:
             return UnavailableError(f"{self.stage}: {self._abandoned}")
+        if is_status_lost(error) and (left_s := self._call.time_remaining()) is not None and left_s < _OUT_OF_TIME_S:
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
+            return CallError(code, f"{self.stage}: Deadline Exceeded", reason=code.name, retryable=False)
         return from_upstream(self.stage, error, self._rename)

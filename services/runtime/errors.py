@@ -146,6 +146,11 @@ def rich_details(error: grpc.RpcError) -> list[message.Message]:
     return found
 
 
+def is_status_lost(error: grpc.aio.AioRpcError) -> bool:
+    """Whether these are gRPC's own words for a write that met the end of the call: the peer's status is lost then."""
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
+
+
 def from_upstream(stage: str, error: grpc.aio.AioRpcError, rename: Callable[[str], str] | None = None) -> CallError:
     """The caller's error when `stage` ended our call with `error`.
 
@@ -176,8 +181,7 @@ def _from_upstream(stage: str, error: grpc.aio.AioRpcError, rename: Callable[[st
             grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.RESOURCE_EXHAUSTED | grpc.StatusCode.DEADLINE_EXCEEDED
         ) as code:
             return CallError(code, text, reason=code.name)
-        # gRPC's own words when a write meets the end of the call: the stage's real status is lost then.
-        case grpc.StatusCode.INTERNAL if error.details() == "Internal error from Core":
+        case _ if is_status_lost(error):
             return UnavailableError(f"the {stage} stage's stream was broken off")
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
             return UnavailableError(
