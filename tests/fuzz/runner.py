@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -20,67 +21,83 @@ from support.processes import Processes
 from support.raw_http2 import RawCaller, frame, raw_caller
 
 MIB = 1024 * 1024
-# A connection's age met a call that had just begun; a deadline met a write, and gRPC lost the stage's status.
-_RACES = ("max_age", "stream was broken off")
+_RACE = "max_age"  # a connection's age met a call that had just begun: the call was not served
 BROKEN = {"NO STATUS", "INTERNAL", "UNKNOWN", "UNAVAILABLE", "DATA_LOSS"}
 SETTINGS = {"OTEL_METRICS_EXPORTER": "none", "CSM_REQUEST_TIMEOUT_S": "2", "CSM_MAX_MESSAGE_MIB": "4"}
-_CALLERS = 24
+_CALLERS = 48
 _MAX_ANSWERS = 50
-_WARM_UP = 0.25  # of the calls: caches fill, threads start
+_TENTHS = 10
+_WARM_UP_TENTHS = 3  # caches fill, threads start
 
 
 @dataclass
 class Report:
-    """statuses: service → status → calls. rss_mib: service → (after the warm-up, at the end)."""
+    """statuses: service → status → calls. rss_mib: service → at the start and after each tenth of the calls."""
 
-    calls: int
+    calls: int = 0
     seconds: float = 0.0
-    statuses: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    statuses: dict[str, Counter[str]] = field(default_factory=partial(defaultdict, Counter))
     broken: list[str] = field(default_factory=list)
-    rss_mib: dict[str, tuple[float, float]] = field(default_factory=dict)
+    rss_mib: dict[str, list[float]] = field(default_factory=partial(defaultdict, list))
     died: list[str] = field(default_factory=list)
     logged: list[str] = field(default_factory=list)
+
+    @property
+    def grown(self) -> list[str]:
+        """Services whose memory at the end is beyond that after the warm-up, and beyond what noise explains."""
+        return [name for name, rss in self.rss_mib.items() if rss[-1] > 1.1 * rss[_WARM_UP_TENTHS] + 40]
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether no process died, had a fault of its own, logged one or grew."""
+        return not (self.died or self.broken or self.logged or self.grown)
 
     def lines(self) -> list[str]:
         found = [f"{self.calls} calls in {self.seconds:.0f} s"]
         for service, statuses in sorted(self.statuses.items()):
-            before, after = self.rss_mib[service]
             told = ", ".join(f"{status} {count}" for status, count in statuses.most_common())
-            found.append(f"{service}: {told}; RSS {before:.0f} → {after:.0f} MiB")
-        return [*found, *(f"died: {name}" for name in self.died), *self.broken[:20], *self.logged[:20]]
+            rss = " ".join(f"{mib:.0f}" for mib in self.rss_mib[service])
+            found.append(f"{service}: {told}; RSS at each tenth {rss} MiB")
+        found += [f"{word}: {name}" for word, names in (("died", self.died), ("grew", self.grown)) for name in names]
+        return [*found, *self.broken[:20], *self.logged[:20]]
 
 
-async def fuzz(calls: int, seed: int, folder: Path) -> Report:
-    """Send `calls` calls. folder: for logs."""
-    report, generator = Report(calls), Generator(seed)
+async def fuzz(calls: int, seed: int, folder: Path, *, limit_s: float = math.inf) -> Report:
+    """Send `calls` calls, or as many as `limit_s` lets begin. folder: for logs."""
+    report, generator = Report(), Generator(seed)
     async with Processes(folder, SETTINGS) as processes, AsyncExitStack() as stack:
         channels = {
             name: await stack.enter_async_context(grpc.aio.insecure_channel(processes.addresses[name]))
             for name in SERVICES
         }
         raw = {name: _Connections(processes.addresses[name], stack) for name in SERVICES}
-        before: Mapping[str, float] = {}
         began, left = time.monotonic(), iter(range(calls))
 
+        def note_memory() -> None:
+            for name, mib in _rss_mib(processes).items():
+                report.rss_mib[name].append(mib)
+
         async def caller() -> None:
-            nonlocal before
             for number in left:
+                if time.monotonic() - began > limit_s:
+                    return
+                if number * _TENTHS // calls >= len(report.rss_mib["gateway"]):
+                    note_memory()
                 call = generator.call()
-                if not before and number >= calls * _WARM_UP:
-                    before = _rss_mib(processes)
                 if call.is_stream or number % 20 == 19:
                     status, details = await raw[call.service].run(call)
                 else:
                     status, details = await _call(channels[call.service], call)
+                report.calls += 1
                 report.statuses[call.service][status] += 1
-                if status in BROKEN and not any(words in details for words in _RACES):
+                if status in BROKEN and _RACE not in details:
                     report.broken.append(f"{call.method}: {status} {details[:200]} ({call.end}, {call.timeout_s} s)")
 
+        note_memory()
         await asyncio.gather(*(caller() for _ in range(_CALLERS)))
         report.seconds = time.monotonic() - began
         await asyncio.gather(*(processes.ready(name, 30) for name in SERVICES))
-        after = _rss_mib(processes)
-        report.rss_mib = {name: (before.get(name, 0.0), after[name]) for name in SERVICES}
+        note_memory()
         report.died = [name for name, process in processes.running.items() if process.returncode is not None]
     for name in SERVICES:
         report.logged += [
