@@ -127,22 +127,27 @@ async def run(
     callers: int = 8,
     freeze_s: float = 10.0,
     quiet_s: float = 10.0,
+    limit_s: float = math.inf,
     model: str = "embedded",
     logs: Path,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Row], int]:
-    """The rows, the first of them without any fault, and the slots that are in use after all."""
+    """The rows, the first of them without any fault, and the slots that are in use after all.
+
+    limit_s: no round begins later.
+    """
+    ends_s = time.monotonic() + limit_s
     async with Fleet(logs, replicas=2, model=model, resumes=3) as fleet:
         speaking = Callers(fleet.gateway, callers)
         await speaking.learn()
         speaking.start()
-        rows = [await _row(fleet, speaking, "none", "-", [lambda: asyncio.sleep(quiet_s)])]
+        rows = [await _row(fleet, speaking, "none", "-", [lambda: asyncio.sleep(quiet_s)], ends_s)]
         say(_line(rows[0]))
         doing = Faults(fleet, freeze_s)
         for fault in faults:
             for stage in stages:
                 work = [_round(fleet, getattr(doing, fault), fleet.replicas[stage][n % 2]) for n in range(rounds)]
-                rows.append(await _row(fleet, speaking, fault, stage, work))
+                rows.append(await _row(fleet, speaking, fault, stage, work, ends_s))
                 say(_line(rows[-1]))
         await speaking.stop()
         return rows, await fleet.leaked()
@@ -162,13 +167,18 @@ def _round(
 
 
 async def _row(
-    fleet: Fleet, callers: Callers, fault: str, stage: str, work: Sequence[Callable[[], Awaitable[float | None]]]
+    fleet: Fleet,
+    callers: Callers,
+    fault: str,
+    stage: str,
+    work: Sequence[Callable[[], Awaitable[float | None]]],
+    ends_s: float,
 ) -> Row:
     before_s, before = time.monotonic(), await fleet.resumed()
-    noticed_s = [await one() for one in work]
+    noticed_s = [await one() for one in work if time.monotonic() < ends_s]
     streams = [stream for stream in callers.streams if stream.ended_s >= before_s]
-    resumed = await fleet.resumed() - before
-    return Row(fault, stage, len(work), streams, resumed, [seconds for seconds in noticed_s if seconds is not None])
+    resumed, silent_s = await fleet.resumed() - before, [seconds for seconds in noticed_s if seconds is not None]
+    return Row(fault, stage, len(noticed_s), streams, resumed, silent_s)
 
 
 _HEAD = (
@@ -193,6 +203,7 @@ def main() -> None:
     parser.add_argument("--stages", default=",".join(STAGES), help="which, with commas between")
     parser.add_argument("--callers", type=int, default=8, help="who speak at once (default 8)")
     parser.add_argument("--freeze-s", type=float, default=10.0, help="how long a freeze or a cut lasts (default 10)")
+    parser.add_argument("--limit-s", type=float, default=math.inf, help="begin no round later (default: no limit)")
     parser.add_argument("--model", default="embedded", help="bundle (default the bundled one)")
     parser.add_argument("--logs", type=Path, help="folder for the processes' logs (default: a temporary one)")
     options = parser.parse_args()
@@ -205,6 +216,7 @@ def main() -> None:
                 faults=options.faults.split(","),
                 callers=options.callers,
                 freeze_s=options.freeze_s,
+                limit_s=options.limit_s,
                 model=options.model,
                 logs=options.logs or Path(folder),
                 say=lambda line: print(line, flush=True),
