@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import math
 import multiprocessing
 import sys
@@ -11,12 +10,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from fuzz.runner import Report, fuzz
-
-
-def _fuzz(calls: int, seed: int, folder: Path, limit_s: float) -> Report:
-    folder.mkdir(parents=True, exist_ok=True)
-    return asyncio.run(fuzz(calls, seed, folder, limit_s=limit_s))
+from fuzz.runner import fuzz_one_fleet
 
 
 def main() -> None:
@@ -34,7 +28,9 @@ def main() -> None:
     with ProcessPoolExecutor(options.fleets, spawn) as pool:
         seeds = range(options.seed, options.seed + options.fleets)
         running = {
-            seed: pool.submit(_fuzz, options.calls // options.fleets, seed, folder / str(seed), options.limit_s)
+            seed: pool.submit(
+                fuzz_one_fleet, options.calls // options.fleets, seed, folder / str(seed), options.limit_s
+            )
             for seed in seeds
         }
         reports = {seed: future.result() for seed, future in running.items()}

@@ -106,6 +106,12 @@ async def fuzz(calls: int, seed: int, folder: Path, *, limit_s: float = math.inf
     return report
 
 
+def fuzz_one_fleet(calls: int, seed: int, folder: Path, limit_s: float) -> Report:
+    """As `fuzz`, for a process of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return asyncio.run(fuzz(calls, seed, folder, limit_s=limit_s))
+
+
 class _Connections:
     """Connections of our own HTTP/2 to one server, one after another: their age ends them."""
 
