@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from gateway.config import GatewaySettings
+from gateway.http.config import HttpSettings
 from services.backbone.config import BackboneSettings
 from services.codec.config import CodecSettings
 from services.runtime.settings import ServerSettings
@@ -14,12 +16,13 @@ from services.tokenizer.config import TokenizerSettings
 from services.watermark.config import WatermarkSettings
 
 PAGE = Path(__file__).with_name("settings.md")
-SERVERS: dict[str, type[ServerSettings]] = {
+SERVERS: dict[str, type[Any]] = {
     "Gateway": GatewaySettings,
     "Tokenizer": TokenizerSettings,
     "Backbone": BackboneSettings,
     "Codec": CodecSettings,
     "Watermark": WatermarkSettings,
+    "HTTP": HttpSettings,
 }
 INTRO = """\
 # Settings
@@ -36,14 +39,16 @@ Telemetry has OpenTelemetry's own variables: see [telemetry](telemetry.md).
 def page() -> str:
     """The page as Markdown."""
     common = {field.name: field.default for field in dataclasses.fields(ServerSettings)}
-    parts = [INTRO, _table("Every server", ServerSettings, set(common) - {"listen"})]
+    parts = [INTRO, _table("Every gRPC server", ServerSettings, set(common) - {"listen"})]
     for title, settings in SERVERS.items():
-        own = {f.name for f in dataclasses.fields(settings) if f.name not in common or f.default != common[f.name]}
+        own = {f.name for f in dataclasses.fields(settings)}
+        if issubclass(settings, ServerSettings):
+            own = {f.name for f in dataclasses.fields(settings) if f.name not in common or f.default != common[f.name]}
         parts.append(_table(title, settings, own))
     return "\n".join(parts)
 
 
-def _table(title: str, settings: type[ServerSettings], names: set[str]) -> str:
+def _table(title: str, settings: type[Any], names: set[str]) -> str:
     rows = [f"## {title}\n", "| Variable | Default | Limits | What |", "|---|---|---|---|"]
     for field in dataclasses.fields(settings):
         if field.name in names:

@@ -21,7 +21,7 @@ _COMMANDS = {
     "voices": ("gateway.cli.commands.voices", "List the voices."),
     "bench": ("gateway.cli.bench.command", "Put load on a gateway and report what its callers heard."),
     "trace": ("gateway.cli.trace.command", "Draw where a request's time went, as one HTML file."),
-    "up": ("gateway.cli.commands.up", "Run the five services here until Ctrl-C."),
+    "up": ("gateway.cli.commands.up", "Run the five services and their page here until Ctrl-C."),
     "demo": ("gateway.cli.commands.demo", "Start all, say a sentence, verify it, stop all."),
     "completion": ("gateway.cli.commands.completion", "Print a script that completes csm's commands in a shell."),
 }

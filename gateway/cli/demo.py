@@ -42,4 +42,5 @@ async def demo(model: str, out: Path, console: Console, progress: Console) -> in
         console.print(verdict(answer))
         await show_waterfall(console, trace_id, stream.summary, running.traces)
     console.print(f"\nAll five have stopped. Their logs are in {plan.folder / 'logs'}.")
+    console.print("`csm up` runs them with a page in the browser and OpenAI's speech API.")
     return 0

@@ -11,9 +11,12 @@ DEFAULT_PORT = 50050
 HOST = "127.0.0.1"
 
 
+_NAMES = ("gateway", *STAGES, "http")
+
+
 def consecutive_ports(first: int) -> dict[str, int]:
-    """The gateway's port and the stages' behind it. Raises: StartError when one is taken."""
-    ports = {name: first + index for index, name in enumerate(("gateway", *STAGES))}
+    """The gateway's port, and those of the stages and of the HTTP process behind it. Raises: StartError when one is taken."""
+    ports = {name: first + index for index, name in enumerate(_NAMES)}
     for name, port in ports.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -27,9 +30,9 @@ def consecutive_ports(first: int) -> dict[str, int]:
     return ports
 
 
-def free_ports() -> dict[str, int]:
-    """Five ports on which nothing listens."""
-    probes = {name: socket.socket() for name in ("gateway", *STAGES)}
+def free_ports(*, http: bool = False) -> dict[str, int]:
+    """Ports on which nothing listens, for the gateway, the stages and, if asked for, the HTTP process."""
+    probes = {name: socket.socket() for name in _NAMES if http or name != "http"}
     try:
         for probe in probes.values():
             probe.bind((HOST, 0))

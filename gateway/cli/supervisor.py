@@ -16,17 +16,20 @@ from typing import Any, NoReturn
 
 from csm_client.readiness import wait_ready
 
+from gateway.cli.http_readiness import wait_ready_http
+
 _TAIL_LINES, _TAIL_COLUMNS = 12, 1000
 
 
 @dataclass(frozen=True)
 class Child:
-    """One process to run. address: where its health check answers. env: on top of our own environment."""
+    """One process to run. address: where its health check answers, over gRPC or HTTP. env: on top of our own environment."""
 
     name: str
     argv: Sequence[str]
     address: str
     env: Mapping[str, str] = field(default_factory=dict)
+    speaks_http: bool = False
 
 
 class ChildDied(Exception):
@@ -94,7 +97,8 @@ class Supervisor:
         waiting = [child.name for child in self._children]
 
         async def one(child: Child) -> None:
-            await wait_ready(child.address, timeout_s, name=f"{child.name} ({child.address})")
+            wait = wait_ready_http if child.speaks_http else wait_ready
+            await wait(child.address, timeout_s, name=f"{child.name} ({child.address})")
             waiting.remove(child.name)
             on_ready(child, time.monotonic() - started)
 

@@ -1,4 +1,4 @@
-"""The whole chain on this machine: five services in five processes, and a collector for their traces."""
+"""The whole chain on this machine: a process for each service, and a collector for their traces."""
 
 from __future__ import annotations
 
@@ -32,12 +32,20 @@ _ELSEWHERE = (
     "CSM_UPSTREAM_CA_FILE",
     "CSM_UPSTREAM_CERT_FILE",
     "CSM_UPSTREAM_KEY_FILE",
+    "CSM_HTTP_TLS_CERT_FILE",
+    "CSM_HTTP_TLS_KEY_FILE",
+    "CSM_HTTP_GATEWAY_CA_FILE",
+    "CSM_HTTP_GATEWAY_CERT_FILE",
+    "CSM_HTTP_GATEWAY_KEY_FILE",
 )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run. ports: for the gateway and each stage. folder: for logs, traces and the note to other terminals."""
+    """What to run. ports: for the gateway, each stage and, where there is to be one, the HTTP process (`http`).
+
+    folder: for logs, traces and the note to other terminals.
+    """
 
     model: str
     ports: Mapping[str, int]
@@ -70,7 +78,7 @@ async def deployment(plan: Plan, console: Console) -> AsyncIterator[Deployment]:
             # Entered before the services, so that it still listens to their last words.
             collector = await stack.enter_async_context(Collector(store))
             env["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.endpoint
-        children = [_child(plan, name, env) for name in (*STAGES, "gateway")]
+        children = [_child(plan, name, env) for name in (*STAGES, "gateway", "http") if name in plan.ports]
         supervisor = await stack.enter_async_context(Supervisor(children, plan.folder / "logs"))
         await supervisor.wait_ready(
             plan.ready_s,
@@ -85,7 +93,7 @@ async def deployment(plan: Plan, console: Console) -> AsyncIterator[Deployment]:
 async def up(plan: Plan, console: Console) -> int:
     """Run until Ctrl-C or SIGTERM (0). Raises: as `deployment`, and ChildDied when a service ends."""
     bundle = load(plan.model)
-    console.print(f"Starting five services. {introduction(bundle)}")
+    console.print(f"Starting five services and their page. {introduction(bundle)}")
     try:
         async with deployment(plan, console) as running:
             traces = str(running.traces.folder.resolve()) if running.traces else None
@@ -98,7 +106,7 @@ async def up(plan: Plan, console: Console) -> int:
                 state.unregister(note, plan.folder)
                 console.print("Stopping.")
     except asyncio.CancelledError:
-        console.print("All five have stopped.")
+        console.print("All have stopped.")
     return 0
 
 
@@ -119,6 +127,7 @@ def _invitation(plan: Plan, bundle: Bundle) -> str:
     # Commands find the first `csm up` by themselves; this one is another.
     where = "" if plan.folder == state.state_dir() else f" --address {plan.address('gateway')}"
     return (
+        f"page and OpenAI's speech API: http://{plan.address('http')}\n"
         f'ready: csm say "Hello there." -o hello.wav --trace{where}{noise}\n'
         f"Logs are in {plan.folder / 'logs'}. Ctrl-C stops all."
     )
@@ -143,15 +152,17 @@ def _no_proxy() -> str:
 
 
 def _child(plan: Plan, name: str, env: Mapping[str, str]) -> Child:
-    module = "gateway" if name == "gateway" else f"services.{name}"
+    module = {"gateway": "gateway", "http": "gateway.http"}.get(name, f"services.{name}")
     argv = (sys.executable, "-m", module)
     own = {"CSM_LISTEN": plan.address(name)}
+    if name == "http":
+        own = {"CSM_HTTP_LISTEN": plan.address(name), "CSM_HTTP_GATEWAY_ADDRESS": plan.address("gateway")}
     if metrics := os.environ.get("CSM_METRICS_LISTEN"):
-        own["CSM_METRICS_LISTEN"] = _next_port(metrics, ("gateway", *STAGES).index(name))
-    return Child(name, argv, plan.address(name), {**env, **own})
+        own["CSM_METRICS_LISTEN"] = _next_port(metrics, ("gateway", *STAGES, "http").index(name))
+    return Child(name, argv, plan.address(name), {**env, **own}, speaks_http=name == "http")
 
 
 def _next_port(listen: str, index: int) -> str:
-    """One setting for five processes on one machine: consecutive ports, as with CSM_LISTEN; 0 is any."""
+    """One setting for several processes on one machine: consecutive ports, as with CSM_LISTEN; 0 is any."""
     host, _, port = listen.rpartition(":")
     return f"{host}:{int(port) + index}" if port.isdigit() and int(port) else listen

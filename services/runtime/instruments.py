@@ -75,6 +75,12 @@ ejections = _meter.create_counter(
     "csm.gateway.ejections", "{ejection}", "replicas taken out of use because they did not answer"
 )
 
+# The HTTP process.
+http_duration = _histogram("http.server.request.duration", "s", "an HTTP request, to the end of its answer", _CALL_S)
+http_first_audio = _histogram(
+    "csm.http.time_to_first_audio", "s", "a request for speech, from its body to its first audio", _WORK_S
+)
+
 # The generator.
 backbone_queue = _histogram("csm.backbone.queue.duration", "s", "a request's wait for a slot", _ENGINE_S)
 backbone_prefill = _histogram("csm.backbone.prefill.duration", "s", "from a slot to the prompt being read", _ENGINE_S)
@@ -96,6 +102,8 @@ _GAUGES = {
     "csm.gateway.verifications.active": ("{call}", "clips being verified"),
     "csm.gateway.verifications.capacity": ("{call}", "clips that may be verified at once"),
     "csm.gateway.tokens.stale": ("{file}", "1 while the file of tokens cannot be used and what it said before holds"),
+    "csm.http.requests.active": ("{request}", "HTTP requests being served, health checks aside"),
+    "csm.http.requests.capacity": ("{request}", "HTTP requests that may be served at once"),
     "csm.tokenizer.encodings.active": ("{call}", "EncodeAudio calls inside, the waiting ones included"),
     "csm.tokenizer.encodings.capacity": ("{call}", "EncodeAudio calls that may be inside"),
     "csm.tokenizer.cache.size": ("By", "memory of the clips kept"),

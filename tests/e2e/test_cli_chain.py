@@ -9,6 +9,7 @@ import uuid
 import wave
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -115,8 +116,13 @@ async def test_up_serves_other_terminals_until_a_service_dies(csm, tmp_path):
         line = await asyncio.wait_for(up.stdout.readline(), 120)
         assert line, (await up.stderr.read()).decode()
         told.append(line.decode())
-    for name in ("tokenizer", "backbone", "codec", "watermark", "gateway"):
+    for name in ("tokenizer", "backbone", "codec", "watermark", "gateway", "http"):
         assert any(line.split()[0] == name and "ready after" in line for line in told)
+
+    url = next(word for line in told for word in line.split() if word.startswith("http://"))
+    async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        assert "<html" in (await client.get("/")).text
+        assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["embedded"]
 
     code, out, err = await csm("say", "Hello there.", "-o", "a.wav", "--seed", "1", "--max-seconds", "0.8", "--trace")
     assert code == (9 if "CUT at its cap" in out else 0), err
@@ -173,10 +179,10 @@ async def test_up_stops_all_when_asked_even_before_it_is_ready(csm, number):
     up = await csm.start("up", "--ephemeral")
     assert b"Starting five services" in await up.stdout.readline()
     async with asyncio.timeout(60):
-        while len(csm.processes()) < 6:
+        while len(csm.processes()) < 7:
             await asyncio.sleep(0.01)
         up.send_signal(number)
         out, err = await up.communicate()
     assert (up.returncode, err) == (0, b""), err
-    assert out.decode().endswith("All five have stopped.\n")
+    assert out.decode().endswith("All have stopped.\n")
     assert not csm.processes()

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **{f"services.{stage}": (*SHARED, "models") for stage in STAGES},
     "csm_client": (),
     "gateway": ("services.runtime", "models"),
+    "gateway.http": ("csm_client", "services.runtime"),
     "gateway.cli": ("gateway", "csm_client", "services.runtime", "models"),
 }
 # A package → what it may not import, however deep it lies.

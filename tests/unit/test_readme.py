@@ -27,12 +27,14 @@ def test_command_page_is_what_the_command_says():
 
 
 def test_ports_are_the_defaults():
-    ports = dict(re.findall(r"^\| `(?:services\.)?(\w+)` \| (\d+) \|", README, re.MULTILINE))
+    ports = dict(re.findall(r"^\| `(?:\w+\.)?(\w+)` \| (\d+) \|", README, re.MULTILINE))
     for title, settings in GENERATOR["SERVERS"].items():
         name = title.lower()
         (listen,) = (f.default for f in dataclasses.fields(settings) if f.name == "listen")
         assert listen == f"127.0.0.1:{ports[name]}"
-        if name != "gateway":
+        if name == "http":
+            assert settings().gateway == GatewaySettings().listen
+        elif name != "gateway":
             assert getattr(GatewaySettings(), name) == listen
 
 

@@ -184,6 +184,7 @@ def _status(pid):
 
 def test_ports():
     assert len(set(free_ports().values())) == 5
+    assert len(set(free_ports(http=True).values())) == 6
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
