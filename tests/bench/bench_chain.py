@@ -4,7 +4,8 @@
 chain_setup.py has the limits:
 
     POINTS      streams:seconds[:ramp] of each point (see DEFAULT_POINTS in chain_setup.py): callers at once, how long
-                new utterances begin, over what time the callers come (half of it, four seconds at most; never longer than it)
+                new utterances begin, over what time the callers come (half of it, four seconds at most; never longer than it).
+                Or rate/s:seconds: an open loop of utterances of 4.3 s, as 20/s:15
     LISTEN      1: a caller hears an utterance out before the next, as people do; 0: the next when the last is received
     AUDIO_S     length of every utterance (20)
     REPLICAS    backbones, each on a GPU of its own, in turn (1); CODECS (1), WATERMARKS (1) and GATEWAYS (2 a backbone) likewise.
@@ -161,9 +162,9 @@ async def measure(chain: Chain, backbones: int, address: str, wishes: Sequence[W
         before = next((done for done in reversed(chain.done) if done.phase == phase), None)
         expected_s, free_s = wish.expected_s(audio_s, before), min(left_s(), ends_s - elapsed_s())
         if expected_s > free_s:
-            say(f"{phase}, {wish.streams} streams: not run, may take {expected_s:.0f} s, {max(0, free_s):.0f} are left")
+            say(f"{phase}, {wish}: not run, may take {expected_s:.0f} s, {max(0, free_s):.0f} are left")
             return False
-        say(f"{phase}, {wish.streams} streams: begins, should take {expected_s:.0f} s")
+        say(f"{phase}, {wish}: begins, should take {expected_s:.0f} s")
         done = await chain.point(phase, address, wish)
         await asyncio.to_thread(write, chain.done, facts(chain.layout), chain.gpu.csv(_BEGAN), out)
         say(brief(done))
@@ -171,7 +172,7 @@ async def measure(chain: Chain, backbones: int, address: str, wishes: Sequence[W
 
     for wish in wishes:
         if chain.done and chain.done[-1].phase == phase and not chain.done[-1].point.is_complete:
-            say(f"{phase}, {wish.streams} streams: not run, fewer were cut off")
+            say(f"{phase}, {wish}: not run, fewer were cut off")
         else:
             await one(wish)
     most = int(os.environ["CSM_BACKBONE_SLOTS"]) * backbones  # more would wait for a slot
@@ -187,7 +188,7 @@ async def measure_all(chain: Chain, out: Path) -> None:
     every = counts.of["backbone"]
     if counts.one:
         await measure(chain, 1, gateways(one=True), wishes, elapsed_s() + left_s() / 2, out)
-        wishes = setting("POINTS_ALL") or [wish.of(wish.streams * every) for wish in wishes]
+        wishes = setting("POINTS_ALL") or [wish.times(every) for wish in wishes]
     await measure(chain, every, gateways(), wishes, elapsed_s() + left_s(), out)
 
 

@@ -37,10 +37,12 @@ def write(done: Sequence[Done], facts: Mapping[str, str], gpu_csv: str, out: Pat
 
 
 def write_plot(done: Sequence[Done], out: Path) -> None:
-    """Latency and listeners with underruns, of the last phase."""
-    own = sorted((one for one in done if one.phase == done[-1].phase), key=lambda one: one.wish.streams)
+    """Latency and listeners with underruns, of the last phase, over streams or over rates, as its last point has them."""
+    is_rate = done[-1].wish.rate_hz is not None
+    alike = (one for one in done if one.phase == done[-1].phase and (one.wish.rate_hz is not None) == is_rate)
+    own = sorted(alike, key=lambda one: one.wish.streams)
     try:
-        plot([one.point for one in own], out / "chain.png", is_rate=False, buffer_s=own[0].plan.buffer_s)
+        plot([one.point for one in own], out / "chain.png", is_rate=is_rate, buffer_s=own[0].plan.buffer_s)
     except NoPlot as why:
         print(why)
 

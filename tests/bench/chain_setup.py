@@ -75,7 +75,7 @@ def _folder(text: str) -> Path:
 _POINTS = (
     _points,
     (
-        f"streams:seconds[:ramp], once or more: 1 to {MOST_STREAMS} streams, over 0 to {MOST_S} seconds, a ramp no longer than they"
+        f"streams:seconds[:ramp] or rate/s:seconds, once or more: 1 to {MOST_STREAMS} streams, over 0 to {MOST_S} seconds, a ramp no longer than they"
     ),
 )
 _COUNT, _GPU = _number(int, 1, 64), _number(int, 0, 63)
@@ -243,7 +243,7 @@ def facts(layout: Layout) -> dict[str, str]:
         "processes": ", ".join(p.name + (f" (GPU {p.gpu})" if p.gpu else "") for p in layout.processes),
         "services": ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
         + (", MPS" if setting("MPS") == "1" else ", no MPS"),
-        "points": f"{os.environ.get('POINTS') or DEFAULT_POINTS} (streams:seconds:ramp)",
+        "points": f"{os.environ.get('POINTS') or DEFAULT_POINTS} (streams:seconds:ramp or rate/s:seconds)",
     }
 
 

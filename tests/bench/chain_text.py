@@ -34,7 +34,7 @@ def table(done: Sequence[Done]) -> list[str]:
 def _row(one: Done) -> list[str]:
     point, first = one.point, one.point.first_audio_s
     return [
-        one.phase, str(one.wish.streams), str(point.ok), str(sum(point.errors.values())), str(point.unfinished),
+        one.phase, one.wish.label, str(point.ok), str(sum(point.errors.values())), str(point.unfinished),
         f"{first.p50 * 1000:.0f}" if first else "–", f"{first.p95 * 1000:.0f}" if first else "–",
         f"{point.gap_s.p95 * 1000:.0f}" if point.gap_s else "–", f"{one.underrun} of {point.ok + point.unfinished}",
         f"{point.real_time_factor.p95:.2f}" if point.real_time_factor else "–", f"{point.real_time_streams:.0f}",
@@ -102,7 +102,7 @@ def ratio_text(done: Sequence[Done]) -> str:
 def use_text(done: Done) -> str:
     """What one point took, as Markdown."""
     use = done.use
-    lines = ["", f"## What {done.wish.streams} streams took ({done.phase}), over {use['wall_s']:.1f} s", ""]
+    lines = ["", f"## What {done.wish} took ({done.phase}), over {use['wall_s']:.1f} s", ""]
     lines += [f"- at its limit: {told}" for told in limits(done)]
     lines += [
         f"- GPU {index}: " + ", ".join(f"{name} {value:.0f}" for name, value in told.items())
@@ -141,7 +141,7 @@ def brief(done: Done) -> str:
     """A point in a few lines, for who watches."""
     point, use, first = done.point, done.use, done.point.first_audio_s
     lines = [
-        f"{done.phase}, {done.wish.streams} streams: {'carried' if done.is_carried else 'NOT carried'}: {point.ok} well, "
+        f"{done.phase}, {done.wish}: {'carried' if done.is_carried else 'NOT carried'}: {point.ok} well, "
         f"{point.errors or 'no errors'}, {point.unfinished} cut off, "
         + (f"first audio p50 {first.p50 * 1000:.0f} p95 {first.p95 * 1000:.0f} ms, " if first else "")
         + (f"gap p95 {point.gap_s.p95 * 1000:.0f} ms, " if point.gap_s else "")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from chain_points import Wish, carried, next_streams
@@ -20,6 +21,19 @@ def test_a_point_is_streams_seconds_and_ramp():
     assert Wish.read("1000:20:20") == Wish(1000, 20.0, 20.0)
     plan = Wish.read("1000:20:20").plan(20.0, True)
     assert (plan.streams, plan.duration_s, plan.ramp_up_s, plan.audio_s, plan.listens) == (1000, 20.0, 20.0, 20.0, True)
+
+
+def test_a_point_may_be_a_rate_of_short_utterances():
+    wish = Wish.read("20/s:10")
+    plan = wish.plan(20.0, False)
+    assert (plan.streams, plan.rate_hz, plan.duration_s, plan.audio_s) == (None, 20.0, 10.0, 4.3)
+    assert wish.longest_s(20.0) == Wish.read("86:10").longest_s(4.3)
+    assert wish.times(2).plan(20.0, False).rate_hz == 40.0
+    assert (str(wish), wish.label, str(Wish.read("64:6"))) == ("20/s", "20/s", "64 streams")
+    assert carried([replace(sample_point(86), wish=wish), sample_point(4)], "1 backbone") == 4
+    for text in ("0/s:5", "nan/s:5", "20/s:5:2", "20/s:0", "99999/s:5"):
+        with pytest.raises(ValueError):
+            Wish.read(text)
 
 
 @pytest.mark.parametrize(
