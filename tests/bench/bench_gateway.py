@@ -158,6 +158,8 @@ async def measure(args: argparse.Namespace) -> None:
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("CSM_", "OTEL_"))}
     env = clean | {f"CSM_{name.upper()}_ADDRESS": addresses[name] for name in STAGES}
     env |= {"CSM_MODEL": BUNDLE, "CSM_LISTEN": addresses["gateway"], "CSM_LOG_LEVEL": "WARNING"}
+    # The stages say nothing that could end: an utterance is as long as asked.
+    env |= {"CSM_GATEWAY_CEILING_FACTOR": "0", "CSM_GATEWAY_SILENCE_END_MS": "0"}
     env |= dict(pair.split("=", 1) for pair in args.env)
     async with AsyncExitStack() as stack:
 
