@@ -22,6 +22,7 @@ import grpc
 from opentelemetry import trace
 
 from gateway.config import GatewaySettings
+from gateway.token_metrics import TokenMetrics
 from gateway.tokens import Token, read_tokens
 from services.runtime import instruments, tls
 from services.runtime.errors import CALLER, CallError, InvalidArgument, ResourceExhausted
@@ -86,6 +87,7 @@ class Access(grpc.aio.ServerInterceptor):
     def __init__(self, settings: GatewaySettings, clock: Callable[[], float] = time.monotonic):
         """Raises: SettingError."""
         self._clock = clock
+        self._metrics = TokenMetrics(settings.token_metrics)
         self._usage: dict[str, _Usage] = {}
         self._caller: ContextVar[Token] = ContextVar("caller")
         self._file: ReloadableFile[list[Token]] | None = None
@@ -134,7 +136,7 @@ class Access(grpc.aio.ServerInterceptor):
         """Count a request that arrives: with its calls, no more than the token may have. Raises: CallError."""
         usage = self._usage.setdefault(token.name, _Usage())
         if token.max_streams is not None and usage.calls + usage.arriving >= token.max_streams:
-            raise _too_many_calls(token)
+            raise self._too_many_calls(token)
         usage.arriving += 1
         try:
             yield
@@ -156,14 +158,16 @@ class Access(grpc.aio.ServerInterceptor):
             raise _unauthenticated("NO_TOKEN", "this call's token was not checked")
         usage = self._usage.setdefault(token.name, _Usage())
         if token.max_streams is not None and usage.calls >= token.max_streams:
-            raise _too_many_calls(token)
+            raise self._too_many_calls(token)
         self._spend(token, usage, grant, characters)
         usage.calls += 1
         try:
             yield grant
         finally:
             usage.calls -= 1
-            if not grant.kept:
+            if grant.kept:
+                self._metrics.characters(token.name, characters)
+            else:
                 usage.give_back(grant)
 
     def owner(self) -> str:
@@ -171,17 +175,23 @@ class Access(grpc.aio.ServerInterceptor):
         token = self._caller.get(None)
         return "local" if token is None else token.name
 
+    def count_audio(self, seconds: float) -> None:
+        """Audio of that length was given to the caller."""
+        if (token := self._caller.get(None)) is not None:
+            self._metrics.audio(token.name, seconds)
+
     def charge(self, characters: int, field: str) -> None:
         """Take `characters` from the caller's minute, for good. Raises: CallError when its token allows no more."""
         if self._file is not None and (token := self._caller.get(None)) is not None:
             self._spend(token, self._usage.setdefault(token.name, _Usage()), Grant(), characters, field)
+            self._metrics.characters(token.name, characters)
 
     def _spend(self, token: Token, usage: _Usage, grant: Grant, characters: int, field: str = "utterance.text") -> None:
         limit = token.characters_per_minute
         if limit is None or not characters:
             return
         if characters > limit:
-            instruments.refusals.add(1, {"reason": "TOKEN_CHARACTERS"})
+            self._count_refusal(token, "TOKEN_CHARACTERS")
             raise InvalidArgument(
                 field, f"has {characters} characters, token {token.name} may have {limit} spoken a minute"
             )
@@ -193,8 +203,20 @@ class Access(grpc.aio.ServerInterceptor):
                 over -= spent
                 if over <= 0:  # there is room once this one is a minute old
                     text = f"token {token.name}: {characters} characters are more than is left of {limit} a minute"
-                    raise _limited("TOKEN_CHARACTERS", text, at_s + _WINDOW_S - now_s)
+                    raise self._limited(token, "TOKEN_CHARACTERS", text, at_s + _WINDOW_S - now_s)
         usage.take(grant, now_s, characters)
+
+    def _too_many_calls(self, token: Token) -> ResourceExhausted:
+        text = f"token {token.name}: all {token.max_streams} permits are in use"
+        return self._limited(token, "TOKEN_STREAMS", text, _STREAM_RETRY_S)
+
+    def _limited(self, token: Token, reason: str, text: str, retry_after_s: float) -> ResourceExhausted:
+        self._count_refusal(token, reason)
+        return ResourceExhausted(text, retry_after_s, reason=reason, retryable=False, origin=CALLER)
+
+    def _count_refusal(self, token: Token, reason: str) -> None:
+        instruments.refusals.add(1, {"reason": reason})
+        self._metrics.refused(token.name, reason)
 
 
 def _identify(tokens: list[Token], metadata: Any) -> Token:
@@ -251,13 +273,3 @@ def _refusal(error: CallError) -> grpc.RpcMethodHandler:
 def _unauthenticated(reason: str, text: str) -> CallError:
     instruments.refusals.add(1, {"reason": reason})
     return CallError(grpc.StatusCode.UNAUTHENTICATED, text, reason=reason)
-
-
-def _too_many_calls(token: Token) -> ResourceExhausted:
-    text = f"token {token.name}: all {token.max_streams} permits are in use"
-    return _limited("TOKEN_STREAMS", text, _STREAM_RETRY_S)
-
-
-def _limited(reason: str, text: str, retry_after_s: float) -> ResourceExhausted:
-    instruments.refusals.add(1, {"reason": reason})
-    return ResourceExhausted(text, retry_after_s, reason=reason, retryable=False, origin=CALLER)

@@ -25,6 +25,18 @@ class GatewaySettings(ServerSettings):
     upstream_cert_file: str | None = setting("CSM_UPSTREAM_CERT_FILE", None, "certificate to show to the stages, PEM")
     upstream_key_file: str | None = setting("CSM_UPSTREAM_KEY_FILE", None, "its key, PEM")
     tokens_file: str | None = setting("CSM_TOKENS_FILE", None, "bearer tokens of callers, and their limits, TOML")
+    token_metrics: int = setting(
+        "CSM_GATEWAY_TOKEN_METRICS",
+        100,
+        "token names that metrics tell apart; those of more are counted together, and 0 counts by none",
+        min=0,
+        max=10_000,
+    )
+    trust_trace: bool = setting(
+        "CSM_GATEWAY_TRUST_TRACE",
+        True,
+        "continue callers' traces; off, each call starts a trace of its own, with a link to the caller's",
+    )
     max_streams: int = setting("CSM_GATEWAY_MAX_STREAMS", 1024, "utterances spoken at once", min=1)
     max_verifications: int = setting("CSM_GATEWAY_MAX_VERIFICATIONS", 16, "clips verified at once", min=1)
     max_context_turns: int = setting("CSM_GATEWAY_MAX_CONTEXT_TURNS", 32, "context turns of one request", min=0)

@@ -58,6 +58,8 @@ async def open_public(settings: GatewaySettings, bundle: Bundle, stages: Stages)
             is_ready=is_ready,
             interceptors=[speech.access],
             on_stop=speech.stop,
+            build={"bundle": bundle.id},
+            trusts_trace=settings.trust_trace,
         )
 
 

@@ -67,13 +67,19 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         """No new turns from now on: conversations end with the turn that runs."""
         self._deployment.draining.set()
 
-    async def StreamSynthesize(
+    def StreamSynthesize(
         self, request: speech_pb2.StreamSynthesizeRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[speech_pb2.StreamSynthesizeResponse, None]:
+        return self.speak(request, context)
+
+    async def speak(
+        self, request: speech_pb2.StreamSynthesizeRequest, context: grpc.aio.ServicerContext, *, streamed: bool = True
+    ) -> AsyncGenerator[speech_pb2.StreamSynthesizeResponse, None]:
+        """StreamSynthesize's answers. streamed: whether the caller hears them as they come. Raises: CallError."""
         utterance = request.utterance
         with self.access.enter(len(utterance.text)) as grant, self._streams.enter():
             output = self._begin(utterance, request.output)
-            turn = await self._turn(utterance, context)
+            turn = await self._turn(utterance, context, streamed=streamed)
             async with aclosing(turn.events()) as events:
                 async for event in events:
                     if isinstance(event, Started):
@@ -229,6 +235,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         options = TurnOptions(
             speaker=choice.speaker,
             streamed=streamed,
+            on_audio=self.access.count_audio,
             sampling=utterance.sampling,
             max_frames=self._rules.max_frames(utterance.max_audio_ms if utterance.HasField("max_audio_ms") else None),
             # Requests with the same voice prompt share what a replica has read of it.

@@ -47,6 +47,8 @@ class Timeline:
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
         self._play_start = 0.0  # when a listener who never pauses would have begun
+        self._first_audio = 0.0  # the same without a buffer
+        self._buffer_needed_s = 0.0  # the largest lateness of a piece for one who plays from the first on
         self._sent_s = 0.0
         self._last_audio = 0.0
         self.underruns = 0
@@ -71,8 +73,10 @@ class Timeline:
         if self._streamed:
             if not self._chunks:
                 self._play_start = now + self._buffer_s
+                self._first_audio = now
                 instruments.time_to_first_audio.record(now)
                 self._span.set_attribute("csm.time_to_first_audio_ms", _ms(now))
+            self._buffer_needed_s = max(self._buffer_needed_s, now - self._first_audio - self._sent_s)
             lead_s = self._play_start + self._sent_s - now
             if lead_s < 0:
                 self.underruns += 1
@@ -87,8 +91,11 @@ class Timeline:
         self._waited_s += seconds
 
     def close(self) -> None:
-        """Put the audio's chunks onto the request's span, however the request ended."""
+        """Put the audio's chunks onto the request's span, however the request ended, and count its stream."""
         self._span.set_attribute("csm.audio_ms", _ms(self._sent_s))
+        if self._chunks:
+            instruments.buffer_needed.record(self._buffer_needed_s)
+            self._span.set_attribute("csm.buffer_needed_ms", _ms(self._buffer_needed_s))
         if self._streamed:
             self._span.set_attributes({"csm.chunks": len(self._chunks), "csm.underruns": self.underruns})
         for chunk in _chosen(self._chunks):

@@ -12,7 +12,10 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 _COLUMNS = 24
-_SPEECH = 'rpc_method=~"csm.speech.v1.SpeechService/StreamSynthesize|csm.speech.v1.SpeechService/Synthesize"'
+_SPEECH = (
+    'rpc_method=~"csm.speech.v1.SpeechService/(StreamSynthesize|Synthesize|Converse)'
+    '|nvidia.riva.tts.RivaSpeechSynthesis/(Synthesize|SynthesizeOnline)"'
+)
 _NAMESPACE = 'namespace=~"$namespace"'
 
 
@@ -32,7 +35,7 @@ def quantiles(metric: str, labels: str = "", by: str = "", *, of: tuple[float, .
 def here(expr: str) -> str:
     """A query of the chosen namespaces. Series that carry none, where no operator scrapes, are among all of them."""
     return re.sub(
-        r"\b((?:csm|rpc_server)_\w+)(?:\{([^}]*)\})?",
+        r"\b(?!csm_token\b)((?:csm|rpc_server)_\w+)(?:\{([^}]*)\})?",
         lambda found: f"{found[1]}{{{', '.join(filter(None, [found[2], _NAMESPACE]))}}}",
         expr,
     )
@@ -119,7 +122,7 @@ def request() -> dict:
         [
             panel("Time to first audio", "s", "A request's start to its first marked audio.", quantiles(first_audio), limit=1),
             panel(
-                "Real-time factor", "none", "Time taken over length of the audio: above 1, speech is made slower than heard.",
+                "Real-time factor", "none", "Time that the stages took over length of the audio: above 1, speech is made slower than heard.",
                 quantiles("csm_request_real_time_factor"), limit=1,
             ),
             panel(
@@ -139,15 +142,30 @@ def request() -> dict:
                 limit=0.02,
             ),
             panel(
-                "Underruns per utterance", "none", "Buffer underruns of a listener who buffers as CSM_LISTENER_BUFFER_MS says.",
+                "Buffer needed", "s", "What a player must buffer so that a stream has no underrun.",
+                quantiles("csm_stream_buffer_needed_seconds"), limit=0.2,
+            ),
+            panel(
+                "Streams with an underrun", "percentunit", "By how long their listener buffers before playing.",
+                [
+                    (
+                        f'1 - sum(rate(csm_stream_buffer_needed_seconds_bucket{{le="{le}"}}[$__rate_interval]))'
+                        " / sum(rate(csm_stream_buffer_needed_seconds_count[$__rate_interval]))",
+                        f"{float(le) * 1000:g} ms",
+                    )
+                    for le in ("0.05", "0.1", "0.2", "0.5")
+                ],
+                limit=0.05,
+            ),
+            panel(
+                "Underruns per stream", "none", "Gaps that a listener hears who buffers as CSM_LISTENER_BUFFER_MS says.",
                 [
                     (
                         "sum(rate(csm_stream_underruns_total[$__rate_interval]))"
                         f" / sum(rate({first_audio}_count[$__rate_interval]))",
-                        "underruns per utterance",
+                        "underruns per stream",
                     )
                 ],
-                limit=0.05,
             ),
             panel(
                 "Ends", "reqps", "Utterances made to their end: the model ended them, or the longest length did.",
@@ -168,6 +186,18 @@ def request() -> dict:
             panel(
                 "Event loop lag", "s", "What every chunk waits for in a server whose loop is busy; p99 of each process.",
                 quantiles("csm_event_loop_lag_seconds", by="job, instance", of=(0.99,)), limit=0.15,
+            ),
+            panel(
+                "Audio by token", "none", "Seconds of audio a second, of the ten tokens with the most: listeners that each keeps supplied.",
+                [("topk(10, sum by (csm_token) (rate(csm_token_audio_seconds_total[$__rate_interval])))", "{{csm_token}}")],
+            ),
+            panel(
+                "Characters by token", "none", "Text a minute, of the ten tokens with the most.",
+                [("topk(10, sum by (csm_token) (60 * rate(csm_token_characters_total[$__rate_interval])))", "{{csm_token}}")],
+            ),
+            panel(
+                "Refusals by token", "reqps", "Calls beyond a token's limits.",
+                [("sum by (csm_token, reason) (rate(csm_token_refusals_total[$__rate_interval])) > 0", "{{csm_token}} {{reason}}")],
             ),
         ],
     )  # fmt: skip
@@ -227,6 +257,16 @@ def stages() -> dict:
                     ("sum by (rpc_service) (csm_ready)", "{{rpc_service}} ready"),
                     ("count by (rpc_service) (csm_ready)", "{{rpc_service}} running"),
                 ],
+            ),
+            panel(
+                "Builds", "none", "Replicas by version, bundle, precision and device: a rollout is two of a kind.",
+                [
+                    (
+                        "count by (rpc_service, version, bundle, precision, device) (csm_build_info)",
+                        "{{rpc_service}} {{version}} {{bundle}} {{precision}} {{device}}",
+                    )
+                ],
+                width=24,
             ),
             panel(
                 "Clips known to the tokenizer", "percentunit", "Voice prompts that were encoded before; and how full their cache is.",

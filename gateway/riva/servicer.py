@@ -61,7 +61,7 @@ class RivaServicer(riva_tts_pb2_grpc.RivaSpeechSynthesisServicer):
         self, request: riva_tts_pb2.SynthesizeSpeechRequest, context: grpc.aio.ServicerContext
     ) -> riva_tts_pb2.SynthesizeSpeechResponse:
         meta = riva_tts_pb2.SynthesizeSpeechResponseMetadata(text=request.text)
-        async with aclosing(self._speak(request, context)) as pieces:
+        async with aclosing(self._speak(request, context, streamed=False)) as pieces:
             audio = [piece async for piece in pieces]
         return riva_tts_pb2.SynthesizeSpeechResponse(audio=b"".join(audio), meta=meta, id=_id(request))
 
@@ -74,12 +74,16 @@ class RivaServicer(riva_tts_pb2_grpc.RivaSpeechSynthesisServicer):
                     yield riva_tts_pb2.SynthesizeSpeechResponse(audio=piece, id=_id(request))
 
     async def _speak(
-        self, request: riva_tts_pb2.SynthesizeSpeechRequest, context: grpc.aio.ServicerContext
+        self,
+        request: riva_tts_pb2.SynthesizeSpeechRequest,
+        context: grpc.aio.ServicerContext,
+        *,
+        streamed: bool = True,
     ) -> AsyncGenerator[bytes, None]:
         """Audio, whole samples and never none. Raises: CallError, whose fields are Riva's."""
         spoken = speech_pb2.StreamSynthesizeRequest(utterance=self._utterance(request), output=_output(request))
         try:
-            async with aclosing(self._speech.StreamSynthesize(spoken, context)) as responses:
+            async with aclosing(self._speech.speak(spoken, context, streamed=streamed)) as responses:
                 async for response in responses:
                     if response.WhichOneof("event") == "audio":
                         yield response.audio.data

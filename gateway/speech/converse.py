@@ -510,7 +510,14 @@ class Conversation:
             sampling.seed = (sampling.seed + own.number) % _SEEDS
         max_frames = rules.max_frames(configure.max_audio_ms if configure.HasField("max_audio_ms") else None)
         return TurnOptions(
-            own.speaker, sampling, max_frames, own.number, self._key, path="configure", text_path="append_text"
+            own.speaker,
+            sampling,
+            max_frames,
+            own.number,
+            self._key,
+            on_audio=self._deployment.access.count_audio,
+            path="configure",
+            text_path="append_text",
         )
 
     def _encoder(self, configure: speech_pb2.ConverseConfigure) -> Encoder:

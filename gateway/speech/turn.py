@@ -84,7 +84,7 @@ TurnEvent = Started | UnitStarted | AudioChunk | TextLate | ContextDropped | Not
 class TurnOptions:
     """What the caller asks of a turn. seed: None is drawn. max_frames: a cap on all units together.
 
-    streamed: whether the caller hears it while it is spoken. path, text_path: of what holds the options and the text
+    streamed: whether the caller hears it while it is spoken. on_audio: is given the seconds of each piece of audio. path, text_path: of what holds the options and the text
     in the caller's request, for errors.
     """
 
@@ -94,6 +94,7 @@ class TurnOptions:
     turn: int = 0
     key: str | None = None
     streamed: bool = True
+    on_audio: Callable[[float], None] = lambda seconds: None
     path: str = "utterance"
     text_path: str = "utterance"
 
@@ -145,7 +146,7 @@ class Turn:
                     resumes=self._budget,
                     timeout=self._timeout,
                     on_output=self.timeline.output,
-                    on_marked=lambda samples: self.timeline.audio(samples / self._rules.sample_rate_hz),
+                    on_marked=self._count_audio,
                     on_waited=self.timeline.waited,
                     tap=self._listen,
                     pauses=not self._text.flushed,
@@ -171,6 +172,11 @@ class Turn:
                 )
         finally:
             self.timeline.close()
+
+    def _count_audio(self, samples: int) -> None:
+        seconds = samples / self._rules.sample_rate_hz
+        self.timeline.audio(seconds)
+        self._options.on_audio(seconds)
 
     async def _speak_units(self, chain: SpeechChain, unit: str | None) -> None:
         """Until the text ends, the turn is cut, or no text has come for long."""

@@ -31,6 +31,7 @@ from services.runtime.server import Stage, main
 from services.runtime.settings import StartError
 
 log = logging.getLogger(__name__)
+_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 @asynccontextmanager
@@ -63,6 +64,7 @@ async def open_stage(settings: BackboneSettings) -> AsyncIterator[Stage]:
             service="csm.backbone.v1.BackboneService",
             register=lambda server: backbone_pb2_grpc.add_BackboneServiceServicer_to_server(servicer, server),
             is_live=lambda: engine.is_live(settings.stall_s),
+            build={"bundle": bundle.id, "precision": _PRECISIONS[runner.dtype], "device": runner.device.type},
         )
     finally:
         await engine.stop(0)

@@ -51,6 +51,7 @@ async def open_stage(settings: CodecSettings) -> AsyncIterator[Stage]:
             service="csm.codec.v1.CodecService",
             register=lambda server: codec_pb2_grpc.add_CodecServiceServicer_to_server(servicer, server),
             is_live=worker.is_live,
+            build={"bundle": bundle.id, "precision": settings.precision, "device": device.type},
         )
     finally:
         await worker.close()

@@ -47,12 +47,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     To gRPC all methods are streaming handlers: those read their requests themselves.
     """
 
-    def __init__(self, limits: RequestLimits, *, reader_stall_s: float, patient_s: float):
+    def __init__(self, limits: RequestLimits, *, reader_stall_s: float, patient_s: float, trusts_trace: bool = True):
         """
         reader_stall_s: how long one message may wait for its reader.
         patient_s: a deadline that is shorter and passes is the caller's fault.
+        trusts_trace: whether a call's span continues its caller's trace; otherwise it starts one and links to it.
         """
         self._limits, self._reader_stall_s, self._patient_s = limits, reader_stall_s, patient_s
+        self._trusts_trace = trusts_trace
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -78,7 +80,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def call(_: object, context: Context) -> None:
             with self._counted():
-                async with _Call(method, context, self._patient_s):
+                async with _Call(method, context, self._patient_s, self._trusts_trace):
                     await serve(handler, context)
 
         return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
@@ -128,8 +130,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class _Call:
     """One call, from its first to its last moment on this server."""
 
-    def __init__(self, method: str, context: Context, patient_s: float):
+    def __init__(self, method: str, context: Context, patient_s: float, trusts_trace: bool):
         self._method, self._context, self._patient_s = method, context, patient_s
+        self._trusts_trace = trusts_trace
 
     async def __aenter__(self) -> None:
         carrier = {key: value for key, value in self._context.invocation_metadata() or () if isinstance(value, str)}
@@ -137,9 +140,14 @@ class _Call:
         self._timeout_s = self._context.time_remaining()
         self._span: trace.Span = trace.INVALID_SPAN
         if is_traced(self._method):
+            theirs = propagate.extract(carrier, otel_context.Context())
+            caller = trace.get_current_span(theirs).get_span_context()
+            is_linked = not self._trusts_trace and caller.is_valid
             self._span = _tracer.start_span(
                 self._method.lstrip("/"),
-                context=propagate.extract(carrier),
+                # An empty context begins a trace: neither the caller's sampling nor its baggage counts.
+                context=theirs if self._trusts_trace else otel_context.Context(),
+                links=[trace.Link(caller)] if is_linked else [],
                 kind=SpanKind.SERVER,
                 attributes=call_attributes(self._method),
             )

@@ -4,8 +4,9 @@ Instruments that servers record into are module attributes. Values that an objec
 as slots in use, are read when they are asked for: `observe(pool, "csm.codec.slots.active", read)`.
 
 Units in braces are annotations: Prometheus names carry none, so `csm.codec.slots.active` is
-`csm_codec_slots_active` there, by whichever road it came. Nothing here is by caller, text or trace:
-labels have a few values each.
+`csm_codec_slots_active` there, by whichever road it came. Labels have a few values each; those of tokens are bounded
+by `gateway.token_metrics`. Histograms that are recorded inside a call's span carry exemplars, its trace, where metrics
+leave by OTLP.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _WORK_S = [0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 
 _CALL_S = [*_WORK_S, 90, 180, 360, 600]
 # Fine around what a frame may cost: at 80 ms speech is made as fast as it is heard.
 _ENGINE_S = [0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.065, 0.08, 0.1, 0.2, 0.5, 1, 2, 5, 10]
+_BUFFERS_S = [0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2]  # of what players buffer
 _FACTORS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.5, 2, 4]
 _BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 384, 512, 768, 1024]
 
@@ -56,9 +58,14 @@ request_first_output = _histogram(
 time_to_first_audio = _histogram(
     "csm.request.time_to_first_audio", "s", "the request's start to the first marked audio", _WORK_S
 )
-real_time_factor = _histogram("csm.request.real_time_factor", "1", "time taken over length of the audio", _FACTORS)
+real_time_factor = _histogram(
+    "csm.request.real_time_factor", "1", "time that the stages took over length of the audio", _FACTORS
+)
 finished = _meter.create_counter("csm.request.finished", "{request}", "utterances made to their end")
 audio = _meter.create_counter("csm.request.audio", "s", "length of the audio given to callers")
+buffer_needed = _histogram(
+    "csm.stream.buffer_needed", "s", "a player's buffer with which this stream has no underrun", _BUFFERS_S
+)
 underruns = _meter.create_counter(
     "csm.stream.underruns",
     "{underrun}",
@@ -67,6 +74,11 @@ underruns = _meter.create_counter(
 refusals = _meter.create_counter(
     "csm.gateway.refusals", "{call}", "calls refused for want of a token, or beyond a token's limits"
 )
+token_characters = _meter.create_counter(
+    "csm.token.characters", "{character}", "text that was spoken or is being spoken for a token"
+)
+token_audio = _meter.create_counter("csm.token.audio", "s", "length of the audio given to a token's callers")
+token_refusals = _meter.create_counter("csm.token.refusals", "{call}", "calls refused beyond a token's limits")
 
 resumes = _meter.create_counter(
     "csm.gateway.resumes", "{resume}", "streams opened again on another replica after their stage failed"
@@ -94,6 +106,7 @@ cache_lookups = _meter.create_counter(
 
 # Name → (unit, description) of what `observe` takes.
 _GAUGES = {
+    "csm.build.info": ("{server}", "always 1; what is served by what software, with what precision and on what device"),
     "csm.ready": ("{server}", "1 while the health service says that calls can be served, else 0"),
     "csm.gateway.streams.active": ("{stream}", "utterances being made"),
     "csm.gateway.streams.capacity": ("{stream}", "utterances that may be made at once"),

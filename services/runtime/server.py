@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -35,6 +35,7 @@ from services.runtime.health import NOT_SERVING, SERVICE_NAME, SERVING, Health
 from services.runtime.public_methods import MAX_REQUEST_BYTES, PublicMethodGuard
 from services.runtime.request_reader import RequestLimits
 from services.runtime.settings import ServerSettings, SettingError, StartError, as_dict, help_text, read
+from services.runtime.version import version
 
 log = logging.getLogger(__name__)
 _HEALTH_INTERVAL_S = 0.1
@@ -56,6 +57,8 @@ class Stage:
     is_live: False when only a restart helps. is_ready: False when calls would fail now.
     interceptors: run for each call, inside its span. on_stop: called when new calls are refused from now on.
     more_services: full names of what else `register` adds.
+    build: what `csm.build.info` says beside the version: bundle, and of a stage with a device also precision and device.
+    trusts_trace: whether calls continue their callers' traces. Otherwise each starts one, with a link to the caller's.
     """
 
     service: str
@@ -65,6 +68,8 @@ class Stage:
     interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
     on_stop: Callable[[], None] = field(default=lambda: None)
     more_services: tuple[str, ...] = ()
+    build: Mapping[str, str] = field(default_factory=dict)
+    trusts_trace: bool = True
 
 
 class StageServer:
@@ -75,6 +80,8 @@ class StageServer:
         self._draining = False
         self._ready = False  # what health said last
         instruments.observe(self, "csm.ready", lambda server: int(server._ready), {"rpc.service": stage.service})
+        build = {"rpc.service": stage.service, "version": version(), **stage.build}
+        instruments.observe(self, "csm.build.info", lambda server: 1, build)
         self._missed_checks = 0  # in a row that found the stage not live
         self.dead = asyncio.Event()  # set once the stage is no longer live
         self._monitor: asyncio.Task[None] | None = None
@@ -88,7 +95,10 @@ class StageServer:
             max_message_bytes=settings.max_message_mib * MIB,
         )
         self._calls = CallInterceptor(
-            limits, reader_stall_s=settings.reader_stall_s, patient_s=settings.patient_deadline_s
+            limits,
+            reader_stall_s=settings.reader_stall_s,
+            patient_s=settings.patient_deadline_s,
+            trusts_trace=stage.trusts_trace,
         )
         self._server = grpc.aio.server(
             interceptors=[PublicMethodGuard(), self._calls, *stage.interceptors],

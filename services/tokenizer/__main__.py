@@ -47,6 +47,7 @@ async def open_stage(settings: TokenizerSettings) -> AsyncIterator[Stage]:
             service="csm.tokenizer.v1.TokenizerService",
             register=lambda server: tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(servicer, server),
             is_live=loop.is_live,
+            build={"bundle": bundle.id, "precision": "fp32", "device": device.type},
         )
     finally:
         loop.close()

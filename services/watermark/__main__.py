@@ -68,6 +68,7 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
             service="csm.watermark.v1.WatermarkService",
             register=lambda server: watermark_pb2_grpc.add_WatermarkServiceServicer_to_server(servicer, server),
             is_live=marking.is_live,
+            build={"bundle": bundle.id, "precision": embedder.precision, "device": device.type},
         )
     finally:
         marking.close()

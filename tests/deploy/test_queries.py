@@ -57,9 +57,19 @@ def check(expr: str) -> None:
         for label, operator, value in matchers:
             assert label in labels_of(series) | OF_PLACE, f"{series} has no label {label}"
             if label in VALUES:
-                asked = set(value.split("|")) if operator in ("=~", "!~") else {value}
+                asked = alternatives(value) if operator in ("=~", "!~") else {value}
                 assert asked <= VALUES[label], f"{label} is never {asked - VALUES[label]}"
     assert query.grouping <= known, f"no series has {query.grouping - known}"
+
+
+def alternatives(value: str) -> set[str]:
+    """What a pattern of names and one level of groups matches: `a|b/(c|d)`."""
+    parts = re.findall(r"((?:[^|()]|\([^)]*\))+)", value)
+    found = set()
+    for part in parts:
+        head, _, group = part.partition("(")
+        found |= {head + each for each in group.rstrip(")").split("|")}
+    return found
 
 
 def plain(expr: str) -> str:

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.runtime.version import version
 from support.telemetry import tables
-from support.telemetry.chain_under_observation import MARK, records
+from support.telemetry.chain_under_observation import LONG, MARK, SENTENCE, records
 
 KINDS = {"sum": "counter", "gauge": "gauge", "histogram": "histogram"}
 # What the observed chain, without TLS, does not have; test_certificate_metric.py looks at it.
@@ -116,11 +116,14 @@ def test_numbers_are_those_of_the_talk(observed):
     )
     assert broken_off == observed.broken_off
     told = {
-        key: count for key, count in calls.items() if key[0] in ("StreamSynthesize", "Synthesize", "VerifyWatermark")
+        key: count
+        for key, count in calls.items()
+        if key[0] in ("StreamSynthesize", "Synthesize", "SynthesizeOnline", "VerifyWatermark")
     }
     assert told == {
         ("StreamSynthesize", "OK"): 1,
-        ("Synthesize", "OK"): 2,
+        ("Synthesize", "OK"): 3,  # one of them Riva's
+        ("SynthesizeOnline", "OK"): 1,
         ("Synthesize", "INVALID_ARGUMENT"): 3,
         ("Synthesize", "UNAUTHENTICATED"): 1,
         ("VerifyWatermark", "OK"): 1,
@@ -128,10 +131,47 @@ def test_numbers_are_those_of_the_talk(observed):
     waits = sum(sample.value for family in text_string_to_metric_families(observed.pages["backbone"])
                 for sample in family.samples if sample.name == "csm_backbone_queue_duration_seconds_count")  # fmt: skip
     generations = sum(service == "backbone" and span.name.endswith("/Generate") for service, span in observed.spans)
-    assert 4 <= waits <= generations  # of units that ended well, and of some that did not
-    assert sum(finished.values()) == 4
+    assert 6 <= waits <= generations  # of units that ended well, and of some that did not
+    assert sum(finished.values()) == 6
     assert lookups == {"hit": 1, "miss": 1}
     assert refusals == {"NO_TOKEN": 1, "WRONG_TOKEN": 0, "TOKEN_STREAMS": 0, "TOKEN_CHARACTERS": 0}
+
+
+def test_streams_alone_need_a_buffer_and_tokens_are_counted(observed):
+    spoken = {sample.name: sample for family in text_string_to_metric_families(observed.pages["gateway"])
+              for sample in family.samples if sample.name.startswith(("csm_stream_buffer", "csm_token", "csm_request_audio"))}  # fmt: skip
+    streams = spoken["csm_stream_buffer_needed_seconds_count"].value
+    # A stream, a turn, Riva's stream; and of those that their callers left, the ones that had audio. No unary call.
+    assert 4 <= streams <= 3 + observed.broken_off
+    assert {sample.labels["csm_token"] for name, sample in spoken.items() if name.startswith("csm_token")} == {
+        "observer"
+    }
+    assert spoken["csm_token_audio_seconds_total"].value == spoken["csm_request_audio_seconds_total"].value > 0
+    least = 6 * len(SENTENCE)  # utterances and the turn that ended well
+    assert least <= spoken["csm_token_characters_total"].value <= least + observed.broken_off * len(LONG)
+
+
+def test_what_is_built_is_said(observed):
+    for service, page in observed.pages.items():
+        (info,) = [sample for family in text_string_to_metric_families(page) if family.name == "csm_build_info"
+                   for sample in family.samples]  # fmt: skip
+        assert info.value == 1 and info.labels["version"] == version() and info.labels["bundle"]
+        has_device = service != "gateway"
+        assert (info.labels.get("device"), info.labels.get("precision")) == (
+            ("cpu", "fp32") if has_device else (None,) * 2
+        )
+
+
+def test_latency_histograms_lead_to_traces(observed):
+    traces = {span.trace_id for _, span in observed.spans}
+    shown = {}
+    for _, metric in observed.metrics:
+        if metric.HasField("histogram"):
+            found = shown.setdefault(metric.name, set())
+            found.update(e.trace_id for point in metric.histogram.data_points for e in point.exemplars)
+    for name in ("csm.request.time_to_first_audio", "csm.stream.buffer_needed", "rpc.server.call.duration"):
+        assert shown[name] and shown[name] <= traces, name
+    assert bytes.fromhex(observed.trace_id) in set().union(*shown.values())
 
 
 def test_steps_are_roots_linked_to_the_requests_in_them(observed):

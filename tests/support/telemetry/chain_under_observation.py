@@ -22,6 +22,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 from gateway.cli.ports import free_ports
 from gateway.cli.supervisor import Child, Supervisor
+from gateway.riva import riva_common_pb2, riva_tts_pb2, riva_tts_pb2_grpc
 
 # Words that occur nowhere else, in what every caller here says.
 MARK = "zyxomma quillbright"
@@ -94,6 +95,7 @@ async def observe(folder: Path, settings: dict[str, str]) -> Observed:
             await running.wait_ready(240, lambda child, took_s: None)
             async with SpeechClient(addresses["gateway"], token=TOKEN) as client:
                 await _talk(client, observed)
+            await _talk_riva(addresses["gateway"])
             async with SpeechClient(addresses["gateway"]) as stranger:
                 with pytest.raises(SpeechError):
                     await stranger.synthesize(SENTENCE)
@@ -142,6 +144,18 @@ async def _talk(client: SpeechClient, observed: Observed) -> None:
         if late.started is not None:
             observed.late_trace_id = late.started.trace_id
             break
+
+
+async def _talk_riva(address: str) -> None:
+    """The two methods of Riva's API that speak."""
+    shown = (("authorization", f"Bearer {TOKEN}"),)
+    request = riva_tts_pb2.SynthesizeSpeechRequest(
+        text=SENTENCE, encoding=riva_common_pb2.LINEAR_PCM, custom_configuration={"max_audio_ms": "800"}
+    )
+    async with grpc.aio.insecure_channel(address) as channel:
+        riva = riva_tts_pb2_grpc.RivaSpeechSynthesisStub(channel)
+        assert (await riva.Synthesize(request, metadata=shown)).audio
+        assert [piece async for piece in riva.SynthesizeOnline(iter([request]), metadata=shown)]
 
 
 def _tone() -> bytes:

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.access import Access
 from gateway.config import GatewaySettings
+from gateway.token_metrics import TokenMetrics
 from services.runtime import instruments
 from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted
 from services.runtime.settings import SettingError, read
@@ -250,3 +251,41 @@ def test_without_tokens_only_this_machine_unless_asked_for(caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     with pytest.raises(SettingError, match=r"CSM_TOKENS_FILE: none.toml: No such file"):
         Access(read(GatewaySettings, {}, tokens_file="none.toml"))
+
+
+def counted(measured, name):
+    return {point.attributes["csm.token"]: point.value for point in measured.get(name, ()) if point.value}
+
+
+async def test_what_tokens_use_is_counted_by_their_names(guarded, metrics):
+    async def audible(guard):
+        with guard.enter(40) as grant:
+            grant.keep()
+            guard.count_audio(1.5)
+
+    metrics()
+    await guarded(RADIO, audible)
+    await guarded(TV, speak(7))
+    await guarded(TV, speak(9, kept=False))  # gave nothing, so it costs nothing
+    with pytest.raises(ResourceExhausted):
+        await guarded(RADIO, speak(40))
+    measured = metrics()
+    assert counted(measured, "csm.token.characters") == {"radio": 40, "tv": 7}
+    assert counted(measured, "csm.token.audio") == {"radio": 1.5}
+    refused = {(p.attributes["csm.token"], p.attributes["reason"]): p.value for p in measured["csm.token.refusals"]}
+    assert refused.pop(("radio", "TOKEN_CHARACTERS")) == 1
+    assert not any(refused.values()) and ("tv", "TOKEN_STREAMS") in refused  # there, at 0
+
+
+def test_token_names_in_metrics_are_bounded(metrics):
+    metrics()
+    counts = TokenMetrics(3)
+    for number in range(100):
+        counts.characters(f"token-{number}", 1)
+        counts.refused(f"token-{number}", "TOKEN_STREAMS")
+    counts.audio("token-1", 2.0)
+    TokenMetrics(0).characters("silent", 1)
+    measured = metrics()
+    assert counted(measured, "csm.token.characters") == {"token-0": 1, "token-1": 1, "token-2": 1, "(other)": 97}
+    assert counted(measured, "csm.token.audio") == {"token-1": 2.0}
+    assert counted(measured, "csm.token.refusals")["(other)"] == 97

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import pytest
+from csm.speech.v1 import speech_pb2
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -40,7 +41,8 @@ def test_each_chunk_is_told_with_what_its_listener_had_left(monkeypatch):
     span = span_of(monkeypatch, [(1.0, 0.5), (1.2, 0.25), (2.0, 0.5), (2.1, 0.5)])
     # 0.75 s of audio from 1.0 s on: it ends at 1.75 s, so the third chunk is 0.25 s late and play goes on at 2.0 s.
     assert numbers(span) == [(0, 500, 0), (500, 250, 300), (750, 500, -250), (1250, 500, 400)]
-    wanted = {"csm.audio_ms": 1750, "csm.chunks": 4, "csm.underruns": 1, "csm.time_to_first_audio_ms": 1000}
+    wanted = {"csm.audio_ms": 1750, "csm.chunks": 4, "csm.underruns": 1, "csm.time_to_first_audio_ms": 1000,
+              "csm.buffer_needed_ms": 250}  # fmt: skip
     assert dict(span.attributes) == wanted
     assert [event.name for event in span.events] == ["first_output", *["audio"] * 4]
 
@@ -57,8 +59,50 @@ def test_time_for_which_the_server_waited_is_no_underrun(monkeypatch):
     assert numbers(span) == [(0, 500, 0), (500, 500, 300)]
 
 
-def test_a_unary_call_has_no_listener(monkeypatch):
+@pytest.mark.parametrize(
+    ("chunks", "waits", "needed_s"),
+    [
+        ([(1.0, 0.5), (1.2, 0.5)], {}, 0.0),
+        ([(1.0, 0.5), (1.6, 0.5), (2.4, 0.5), (2.5, 0.5)], {}, 0.4),  # the worst, measured from the first piece on
+        ([(1.0, 0.5), (26.7, 0.5)], {1.0: 25.0}, 0.2),  # 25 s of it the caller's
+        ([(1.0, 0.5), (26.0, 0.5)], {1.0: 25.0}, 0.0),
+    ],
+)
+def test_a_player_with_the_buffer_needed_has_no_underrun(monkeypatch, metrics, chunks, waits, needed_s):
+    metrics()
+    span = span_of(monkeypatch, chunks, waits=waits)
+    assert span.attributes["csm.buffer_needed_ms"] == pytest.approx(needed_s * 1e3)
+    measured = metrics()
+    (point,) = measured["csm.stream.buffer_needed"]
+    assert (point.count, point.sum) == (1, pytest.approx(needed_s))
+    with_it = span_of(monkeypatch, chunks, needed_s + 1e-9, waits=waits)
+    assert with_it.attributes["csm.underruns"] == 0
+    if needed_s:
+        assert span_of(monkeypatch, chunks, needed_s - 0.01, waits=waits).attributes["csm.underruns"] == 1
+
+
+def test_a_reader_at_its_own_pace_does_not_make_speech_slow(monkeypatch, metrics):
+    """The factor is of the stages' time: 0.5 s for each 1 s of audio, though its reader takes 1 s for each."""
+    made, now_s = Timeline(), 0.0
+    monkeypatch.setattr(made, "now", lambda: now_s)
+    metrics()
+    for _ in range(10):
+        now_s += 0.5
+        made.output("watermark")
+        made.audio(1.0)
+        now_s += 0.5
+        made.waited(0.5)
+    summary = speech_pb2.SpeechSummary()
+    made.fill(summary, 10.0)
+    assert summary.real_time_factor == pytest.approx(0.5)
+    (point,) = metrics()["csm.request.real_time_factor"]
+    assert point.sum == pytest.approx(0.5)
+
+
+def test_a_unary_call_has_no_listener(monkeypatch, metrics):
+    metrics()
     span = span_of(monkeypatch, [(1.0, 0.5), (9.0, 0.5)], streamed=False)
+    assert not {"csm.stream.buffer_needed", "csm.stream.underruns"} & metrics().keys()
     assert dict(span.attributes) == {"csm.audio_ms": 1000}
     assert numbers(span) == []
 
