@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import grpc
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -20,8 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings
 from support.manifest_mutations.mutation import Mutation, settings_name
-from support.manifests import checks
-from support.manifests.overlays import DEPLOYED, FULL
+from support.manifests import checks, custom_resources
+from support.manifests.overlays import DEPLOYED, FULL, KEDA
 from support.manifests.rendered import (
     DEPLOY,
     SERVICES,
@@ -38,17 +39,6 @@ from support.manifests.rendered import (
 )
 
 OLDEST, NEWEST = "1.30", "1.37"  # 1.30 is the first whose preStop can sleep by itself
-# Kinds that are no part of Kubernetes, and have no schema here.
-FOREIGN = {
-    "Issuer": "cert-manager.io/v1",
-    "Certificate": "cert-manager.io/v1",
-    "ScaledObject": "keda.sh/v1alpha1",
-    "GRPCRoute": "gateway.networking.k8s.io/v1",
-    "BackendTLSPolicy": "gateway.networking.k8s.io/v1",
-    "BackendTrafficPolicy": "gateway.envoyproxy.io/v1alpha1",
-    "PodMonitor": "monitoring.coreos.com/v1",
-    "PrometheusRule": "monitoring.coreos.com/v1",
-}
 
 
 @functools.cache
@@ -58,7 +48,9 @@ def valid(text: str, version: str) -> bool:
 
 def check_schemas(manifests: Manifests, version: str) -> None:
     for manifest in manifests:
-        if FOREIGN.get(manifest["kind"]) != manifest["apiVersion"]:
+        if (manifest["apiVersion"], manifest["kind"]) in custom_resources.schemas():
+            custom_resources.check(manifest)
+        else:  # every kind has a schema, there or here
             assert valid(json.dumps(manifest), version)  # most are the same in all overlays
 
 
@@ -166,15 +158,38 @@ def test_the_schemas_find_what_kubernetes_would_refuse(mutate):
         check_schemas(manifests, NEWEST)
 
 
-def test_kinds_without_a_schema_are_the_ones_known():
-    without = set()
-    for deployed in DEPLOYED:
-        for manifest in render(*deployed):
-            try:
-                valid(json.dumps(manifest), NEWEST)
-            except kubernetes_validate.SchemaNotFoundError:
-                without.add((manifest["kind"], manifest["apiVersion"]))
-    assert without == set(FOREIGN.items())
+CUSTOM_MUTATIONS: dict[str, Mutation] = {
+    "KEDA: a field that is none": lambda m: one(m, "ScaledObject", "csm-backbone")["spec"].update(maxReplicas=4),
+    "KEDA: a trigger without a type": lambda m: one(m, "ScaledObject", "csm-backbone")["spec"]["triggers"][0].pop(
+        "type"
+    ),
+    "KEDA: a number as text": lambda m: one(m, "ScaledObject", "csm-backbone")["spec"].update(pollingInterval="15"),
+    "Gateway API: a port too large": lambda m: of_kind(m, "GRPCRoute")[0]["spec"]["rules"][0]["backendRefs"][0].update(
+        port=70_000
+    ),
+    "Gateway API: a match of HTTP's": lambda m: of_kind(m, "GRPCRoute")[0]["spec"]["rules"][0]["matches"][0].update(
+        path={"value": "/"}
+    ),
+    "Envoy Gateway: a duration that is none": lambda m: of_kind(m, "BackendTrafficPolicy")[0]["spec"]["timeout"][
+        "http"
+    ].update(requestTimeout="never"),
+    "cert-manager: no secret": lambda m: of_kind(m, "Certificate")[0]["spec"].pop("secretName"),
+    "cert-manager: a usage that is none": lambda m: of_kind(m, "Certificate")[0]["spec"].update(usages=["serving"]),
+    "operator: a severity of its own": lambda m: of_kind(m, "PrometheusRule")[0]["spec"]["groups"][0]["rules"][
+        0
+    ].update(severity="critical"),
+    "operator: a port that is no name": lambda m: of_kind(m, "PodMonitor")[0]["spec"]["podMetricsEndpoints"][0].update(
+        port=9464
+    ),
+}
+
+
+@pytest.mark.parametrize("mutate", CUSTOM_MUTATIONS.values(), ids=CUSTOM_MUTATIONS)
+def test_the_projects_own_schemas_find_what_they_would_refuse(mutate):
+    manifests = render(*FULL) + render(*KEDA)
+    mutate(manifests)
+    with pytest.raises(jsonschema.ValidationError):
+        check_schemas(manifests, NEWEST)
 
 
 def test_names_with_a_prefix_and_a_suffix_are_used_wherever_they_are_meant(tmp_path):
