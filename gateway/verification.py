@@ -102,4 +102,5 @@ def _response(found: watermark_pb2.DetectResponse, trained: bool) -> speech_pb2.
         verdict=found.verdict,
         searched=found.searched,
         limited=found.limited,
+        key_id=found.key_id,
     )

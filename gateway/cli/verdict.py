@@ -44,7 +44,7 @@ def _place(mark: common_pb2.WatermarkMark) -> str:
     if abs(mark.speed - 1) > 1e-6:
         kept = "pitch kept" if mark.keeps_pitch else "pitch changed"
         place += f", at {100 * mark.speed:.1f} % of the speed ({kept})"
-    return place
+    return f"{place}, key {mark.key_id}" if mark.key_id else place
 
 
 def _seconds(duration: Duration) -> float:

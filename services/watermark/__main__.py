@@ -22,7 +22,7 @@ from services.engine.loop import DeviceLoop
 from services.runtime.pool import Pool
 from services.runtime.server import Stage, main
 from services.watermark.batch_policy import select_batch
-from services.watermark.config import WatermarkSettings, deployment_key
+from services.watermark.config import WatermarkSettings, deployment_keys
 from services.watermark.detector import OFFSETS, Detector
 from services.watermark.embedder import Embedder
 from services.watermark.level import FixedLevel, RunningLevel
@@ -37,12 +37,12 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
     bundle = load_bundle(settings.model)
     device = usable_device("CSM_WATERMARK_DEVICE", settings.device)
     nets = await asyncio.to_thread(load_nets, bundle.watermark.resolve(), device)
-    key = deployment_key(settings, bundle, nets.hparams.key_bytes)
+    keys = deployment_keys(settings, bundle, nets.hparams.key_bytes)
     options = bundle.watermark.options
     sdr_db = settings.sdr_db if settings.sdr_db is not None else options.get("message_sdr_db")
     embedder = Embedder(
         nets,
-        key,
+        keys[0].secret,
         sample_rate_hz=bundle.sample_rate_hz,
         message_sdr_db=sdr_db,
         level=FixedLevel() if settings.level == "fixed" else RunningLevel(),
@@ -62,7 +62,7 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
         settings.batch or (1 if is_cpu else 256),
         partial(select_batch, max_samples=embedder.pass_samples),
     )
-    servicer = WatermarkServicer(settings, bundle, key, embedder, detector, batcher, searching)
+    servicer = WatermarkServicer(settings, bundle, keys, embedder, detector, batcher, searching)
     try:
         yield Stage(
             service="csm.watermark.v1.WatermarkService",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from models.bundle import Bundle
 from services.runtime.settings import ServerSettings, SettingError, setting
-from services.watermark.key import PUBLIC_KEY, parse_key
+from services.watermark.key import PUBLIC_KEY
+from services.watermark.key_ring import Key, parse_ring
 
 log = logging.getLogger(__name__)
 
@@ -19,9 +20,13 @@ class WatermarkSettings(ServerSettings):
 
     listen: str = setting("CSM_LISTEN", "127.0.0.1:50054", "address and port to listen on")
     key: str | None = setting(
-        "CSM_WATERMARK_KEY", None, "the key: five bytes, as hex or as numbers with commas between", secret=True
+        "CSM_WATERMARK_KEY",
+        None,
+        "the key: five bytes, as hex or as numbers with commas between. Several with ; between, newest first: the first "
+        "marks, all are found; NAME=KEY names one",
+        secret=True,
     )
-    key_file: str | None = setting("CSM_WATERMARK_KEY_FILE", None, "a file with the key, instead")
+    key_file: str | None = setting("CSM_WATERMARK_KEY_FILE", None, "a file with the key, or one a line, instead")
     device: str = setting("CSM_WATERMARK_DEVICE", "cpu", "where the nets run: cpu, cuda or cuda:N")
     precision: str | None = setting(
         "CSM_WATERMARK_PRECISION",
@@ -69,11 +74,11 @@ class WatermarkSettings(ServerSettings):
     stall_s: float = setting("CSM_WATERMARK_STALL_S", 30.0, "a pass that takes longer counts as a stuck device", min=1)
 
 
-def deployment_key(settings: WatermarkSettings, bundle: Bundle, length: int) -> bytes:
-    """The key of this deployment, `length` bytes.
+def deployment_keys(settings: WatermarkSettings, bundle: Bundle, length: int) -> tuple[Key, ...]:
+    """The keys of this deployment, `length` bytes each, newest first.
 
-    Raises: SettingError when there is none, it cannot be used, or it is the public key and the bundle is not the
-    bundled model. No message quotes a key.
+    Raises: SettingError when there is none, one cannot be used, or the newest is the public key and the bundle is not
+    the bundled model. No message quotes a key.
     """
     name, text = "CSM_WATERMARK_KEY", settings.key
     if settings.key_file is not None:
@@ -92,11 +97,11 @@ def deployment_key(settings: WatermarkSettings, bundle: Bundle, length: int) -> 
             )
         text = ",".join(str(byte) for byte in bundle.watermark.options.get("public_key", PUBLIC_KEY))
     try:
-        key = parse_key(text, length, name)
+        keys = parse_ring(text, length, name)
     except ValueError as error:
         raise SettingError(str(error)) from None
-    if key == PUBLIC_KEY:
+    if keys[0].secret == PUBLIC_KEY:
         if not bundle.is_embedded:
             raise SettingError(f"{name} is the key that Sesame published: choose secret bytes for bundle {bundle.id}")
         log.warning("marking with the public CSM key, which everyone can read and forge: for tests only")
-    return key
+    return keys

@@ -33,6 +33,7 @@ from services.runtime.request_reader import limit_idle
 from services.runtime.sample_encodings import ENCODINGS
 from services.runtime.wav import WavDecoder, WavError
 from services.watermark.key import check_key
+from services.watermark.key_ring import Key
 
 if TYPE_CHECKING:
     from services.watermark.detector import Detection, DetectionSession, Detector
@@ -49,19 +50,19 @@ class DetectServicer:
         detector: Detector,
         searching: Pool,
         admission: Admission,
-        key: bytes,
+        keys: Sequence[Key],
         *,
         max_clip_s: float,
         time_limit_s: float,
     ):
-        """key: looked for unless a call brings one. max_clip_s: of Detect. time_limit_s: of one search."""
-        self._detector, self._searching, self._admission, self._key = detector, searching, admission, key
+        """keys: looked for unless a call brings one, newest first. max_clip_s: of Detect. time_limit_s: of one search."""
+        self._detector, self._searching, self._admission, self._keys = detector, searching, admission, keys
         self._max_clip_s, self._time_limit_s = max_clip_s, time_limit_s
 
     async def detect(self, request: watermark_pb2.DetectRequest) -> watermark_pb2.DetectResponse:
         """Raises: CallError."""
         began, labels = time.perf_counter(), _labels("Detect")
-        key = self._checked_key(request.key if request.HasField("key") else None, "key")
+        keys = self._checked_keys(request.key if request.HasField("key") else None, "key")
         limit_s = self._limit_s(request.search, "search")
         with self._admission.enter():
             try:
@@ -75,7 +76,7 @@ class DetectServicer:
                     lambda: self._detector.detect(
                         samples,
                         clip.sample_rate_hz,
-                        key,
+                        [key.secret for key in keys],
                         left.is_set,
                         speeds=request.search.speeds,
                         time_limit_s=limit_s,
@@ -85,7 +86,7 @@ class DetectServicer:
             finally:
                 left.set()
         instruments.stage_first_output.record(time.perf_counter() - began, labels)
-        return _response(detection, seconds)
+        return _response(detection, seconds, keys)
 
     async def detect_stream(
         self, pending: PendingStreams, requests: AsyncIterator[watermark_pb2.DetectStreamRequest]
@@ -97,7 +98,7 @@ class DetectServicer:
             raise InvalidArgument("event", "the first message must be start")
         start = first.start
         audio = _PcmAudio(start.format) if start.HasField("format") else _WavAudio()
-        key = self._checked_key(start.key if start.HasField("key") else None, "start.key")
+        keys = self._checked_keys(start.key if start.HasField("key") else None, "start.key")
         limit_s = self._limit_s(start.search, "start.search")
         with self._admission.enter():
             left, seconds = threading.Event(), 0.0
@@ -114,7 +115,7 @@ class DetectServicer:
                         session = self._detector.open(
                             audio.sample_rate_hz,
                             samples.shape[1],
-                            key,
+                            [key.secret for key in keys],
                             left.is_set,
                             speeds=start.search.speeds,
                             time_limit_s=limit_s,
@@ -124,20 +125,21 @@ class DetectServicer:
                         _, passed = await self._run(session.search, labels)
                         limit_idle(requests, time.monotonic())
                         seconds += passed
-                        yield watermark_pb2.DetectStreamResponse(progress=_progress(session))
+                        yield watermark_pb2.DetectStreamResponse(progress=_progress(session, keys))
                 audio.finish()
                 if session is None:
                     raise InvalidArgument("audio.data", "holds no samples")
                 detection, passed = await self._run(session.finish, labels)
             finally:
                 left.set()
-            yield watermark_pb2.DetectStreamResponse(finished=_response(detection, seconds + passed))
+            yield watermark_pb2.DetectStreamResponse(finished=_response(detection, seconds + passed, keys))
 
-    def _checked_key(self, key: bytes | None, field: str) -> bytes:
+    def _checked_keys(self, key: bytes | None, field: str) -> Sequence[Key]:
+        """Those to look for. The caller's own has no id."""
         if key is None:
-            return self._key
+            return self._keys
         try:
-            return check_key(key, len(self._key))
+            return [Key("", check_key(key, len(self._keys[0].secret)))]
         except ValueError as error:
             raise InvalidArgument(field, str(error).removeprefix("key ")) from None
 
@@ -254,7 +256,7 @@ def _duration(seconds: float) -> Duration:
     return duration
 
 
-def _marks(marks: Sequence[Mark]) -> list[common_pb2.WatermarkMark]:
+def _marks(marks: Sequence[Mark], keys: Sequence[Key]) -> list[common_pb2.WatermarkMark]:
     return [
         common_pb2.WatermarkMark(
             start=_duration(mark.start_s),
@@ -264,16 +266,17 @@ def _marks(marks: Sequence[Mark]) -> list[common_pb2.WatermarkMark]:
             threshold=mark.threshold,
             speed=mark.speed,
             keeps_pitch=mark.keeps_pitch,
+            key_id=keys[mark.key].id,
         )
         for mark in marks
     ]
 
 
-def _progress(session: DetectionSession) -> watermark_pb2.DetectProgress:
-    return watermark_pb2.DetectProgress(searched=_duration(session.searched_s), marks=_marks(session.marks))
+def _progress(session: DetectionSession, keys: Sequence[Key]) -> watermark_pb2.DetectProgress:
+    return watermark_pb2.DetectProgress(searched=_duration(session.searched_s), marks=_marks(session.marks, keys))
 
 
-def _response(detection: Detection, seconds: float) -> watermark_pb2.DetectResponse:
+def _response(detection: Detection, seconds: float, keys: Sequence[Key]) -> watermark_pb2.DetectResponse:
     trace.get_current_span().set_attributes({"csm.found": detection.found, "csm.audio_s": detection.duration_s})
     return watermark_pb2.DetectResponse(
         found=detection.found,
@@ -282,7 +285,8 @@ def _response(detection: Detection, seconds: float) -> watermark_pb2.DetectRespo
         decoded_key=detection.decoded_key,
         position=None if detection.position_s is None else _duration(detection.position_s),
         compute_duration=_duration(seconds),
-        marks=_marks(detection.marks),
+        marks=_marks(detection.marks, keys),
+        key_id=keys[detection.marks[0].key].id if detection.marks else "",
         verdict=common_pb2.WatermarkVerdict.Value(f"WATERMARK_VERDICT_{detection.verdict.name}"),
         searched=_duration(detection.searched_s),
         limited=detection.limited,

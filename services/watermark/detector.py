@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
@@ -84,13 +84,13 @@ class Detector:
         self,
         samples: NDArray[np.float32],
         sample_rate_hz: int,
-        key: bytes,
+        key: bytes | Sequence[bytes],
         stopped: Callable[[], bool] = lambda: False,
         *,
         speeds: bool = False,
         time_limit_s: float | None = None,
     ) -> Detection:
-        """Look for `key` in audio [n], or [n, channels].
+        """Look for `key` in audio [n], or [n, channels]. Several keys are looked for one after another, until one is found.
 
         stopped: asked between passes of the decoder; when it says True the search is given up.
         speeds: search other speeds where the plain search finds no mark. time_limit_s: of the search.
@@ -113,17 +113,18 @@ class Detector:
         self,
         sample_rate_hz: int,
         channels: int,
-        key: bytes,
+        key: bytes | Sequence[bytes],
         stopped: Callable[[], bool] = lambda: False,
         *,
         speeds: bool = False,
         time_limit_s: float | None = None,
     ) -> DetectionSession:
         """A search through audio that comes in pieces, of any length. Raises: ValueError, as `detect` does."""
-        message = key_symbols(check_key(key, self.hparams.key_bytes))
+        keys = [key] if isinstance(key, bytes) else key
+        messages = [key_symbols(check_key(each, self.hparams.key_bytes)) for each in keys]
         if not 1 <= sample_rate_hz <= _MAX_RATE_HZ:
             raise ValueError(f"sample_rate_hz is {sample_rate_hz}, must be 1 to {_MAX_RATE_HZ}")
-        return DetectionSession(self, sample_rate_hz, channels, message, stopped, speeds, time_limit_s)
+        return DetectionSession(self, sample_rate_hz, channels, messages, stopped, speeds, time_limit_s)
 
 
 class DetectionSession:
@@ -134,12 +135,12 @@ class DetectionSession:
         detector: Detector,
         rate_hz: int,
         channels: int,
-        message: list[int],
+        messages: Sequence[list[int]],
         stopped: Callable[[], bool],
         speeds: bool,
         time_limit_s: float | None,
     ):
-        self._detector, self._rate_hz, self._message, self._stopped = detector, rate_hz, message, stopped
+        self._detector, self._rate_hz, self._messages, self._stopped = detector, rate_hz, messages, stopped
         self._speeds, self._time_limit_s = speeds, time_limit_s
         piece_s = max(_MIN_PIECE_S, min(PIECE_S, PIECE_S * _PIECE_VALUES_S / (rate_hz * channels)))
         self._piece = round(piece_s * rate_hz)
@@ -206,7 +207,7 @@ class DetectionSession:
         if marks:
             first = marks[0]
             return Detection(
-                True, first.confidence, first.threshold, self._key(), first.message_s, Verdict.FOUND, marks
+                True, first.confidence, first.threshold, self._key(first.key), first.message_s, Verdict.FOUND, marks
             )
         audible = max(self._audible, default=0)
         if self.limited:
@@ -222,8 +223,8 @@ class DetectionSession:
         threshold = findings.threshold if audible else UNREACHABLE
         return Detection(False, findings.confidence, threshold, findings.decoded_key, None, verdict)
 
-    def _key(self) -> bytes:
-        symbols = [symbol - 1 for symbol in self._message[:-1]]
+    def _key(self, number: int) -> bytes:
+        symbols = [symbol - 1 for symbol in self._messages[number][:-1]]
         quads = [symbols[at : at + 4] for at in range(0, len(symbols), 4)]
         return bytes(a << 6 | b << 4 | c << 2 | d for a, b, c, d in quads)
 
@@ -259,34 +260,43 @@ class DetectionSession:
             return False
 
         view = view_at(detector.reader, samples, self._rate_hz, Speed(1.0, False))
-        search = Search(
-            detector.reader,
-            view,
-            self._message,
-            channel=channel,
-            offsets=detector.offsets,
-            views=VIEWS if self._speeds else 1,
-            stopped=stopped,
-        )
-        self._audible[channel] += search.findings.audible_messages
-        try:
-            search.run()
-        finally:
-            self._take(search.findings, start_s)
-        if self._speeds and not search.findings.marks and search.findings.audible_messages:
+        for number, message in enumerate(self._messages):
+            search = Search(
+                detector.reader,
+                view,
+                message,
+                channel=channel,
+                offsets=detector.offsets,
+                views=(VIEWS if self._speeds else 1) * len(self._messages),  # each may err
+                stopped=stopped,
+            )
+            if number == 0:
+                self._audible[channel] += search.findings.audible_messages
+            try:
+                search.run()
+            finally:
+                self._take(search.findings, start_s, number)
+            if search.findings.marks:
+                return
+        if not self._speeds or not search.findings.audible_messages:
+            return
+        for number, message in enumerate(self._messages):
             found = search_speeds(
                 detector.reader,
                 samples,
                 self._rate_hz,
-                self._message,
+                message,
                 channel=channel,
                 offsets=detector.offsets,
                 stopped=stopped,
+                keys=len(self._messages),
             )
-            self._take(found, start_s)
+            self._take(found, start_s, number)
+            if found.marks:
+                return
 
-    def _take(self, found: Findings, start_s: float) -> None:
-        """Add what a piece holds."""
+    def _take(self, found: Findings, start_s: float, number: int) -> None:
+        """Add what a piece holds of key `number`. What is said where none is found is of the first, the newest."""
         all_found = self._findings
         all_found.marks += [
             replace(
@@ -294,9 +304,12 @@ class DetectionSession:
                 start_s=mark.start_s + start_s,
                 end_s=mark.end_s + start_s,
                 message_s=mark.message_s + start_s,
+                key=number,
             )
             for mark in found.marks
         ]
+        if number:
+            return
         if (found.other_key and not all_found.other_key) or found.clearness > all_found.clearness:
             if found.other_key or not all_found.other_key:
                 all_found.confidence, all_found.threshold = found.confidence, found.threshold
@@ -316,7 +329,7 @@ def _merged(marks: list[Mark], message_s: float) -> list[Mark]:
         last = merged[-1] if merged else None
         if (
             last is not None
-            and last.channel == mark.channel
+            and (last.channel, last.key) == (mark.channel, mark.key)
             and abs(last.speed - mark.speed) < 0.01
             and mark.start_s <= last.end_s + message_s
             and _same_phase(last, mark, message_s)

@@ -38,6 +38,7 @@ class Mark:
 
     start_s, end_s: to about a message's length. message_s: where its first whole message begins.
     confidence: mean probability of the key's symbols there. threshold: from where that is proof.
+    key: which of the keys that were looked for.
     """
 
     channel: int
@@ -48,6 +49,7 @@ class Mark:
     threshold: float
     speed: float = 1.0
     keeps_pitch: bool = False
+    key: int = 0
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ from services.runtime.sample_encodings import ENCODINGS
 from services.runtime.version import version
 from services.watermark.config import WatermarkSettings
 from services.watermark.detect_servicer import DetectServicer
+from services.watermark.key_ring import Key
 
 if TYPE_CHECKING:
     from services.watermark.detector import Detector
@@ -47,19 +48,20 @@ _PIECE_S = 2
 
 
 class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
-    """marking, searching: where the nets' work runs; a search takes long and must not delay a stream."""
+    """keys: newest first; the embedder marks with the first. marking, searching: where the nets' work runs; a search takes
+    long and must not delay a stream."""
 
     def __init__(
         self,
         settings: WatermarkSettings,
         bundle: Bundle,
-        key: bytes,
+        keys: Sequence[Key],
         embedder: Embedder,
         detector: Detector,
         marking: Batcher[tuple[EmbedStream, np.ndarray | None], np.ndarray],
         searching: Pool,
     ):
-        self._settings, self._bundle = settings, bundle
+        self._settings, self._bundle, self._key_id = settings, bundle, keys[0].id
         self._embedder, self._marking = embedder, marking
         self._first_samples = embedder.first_samples
         self._streams = Admission("watermark streams", settings.streams)
@@ -69,7 +71,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
             detector,
             searching,
             detections,
-            key,
+            keys,
             max_clip_s=settings.max_detect_s,
             time_limit_s=settings.search_time_s,
         )
@@ -164,7 +166,9 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
 
     def _started(self, encoding: common_pb2.AudioEncoding.ValueType) -> watermark_pb2.EmbedResponse:
         form = common_pb2.AudioFormat(encoding=encoding, sample_rate_hz=self._bundle.sample_rate_hz, channels=1)
-        started = watermark_pb2.EmbedStarted(format=form, lookahead_samples=self._embedder.lookahead_samples)
+        started = watermark_pb2.EmbedStarted(
+            format=form, lookahead_samples=self._embedder.lookahead_samples, key_id=self._key_id
+        )
         return watermark_pb2.EmbedResponse(started=started)
 
     async def _pieces(

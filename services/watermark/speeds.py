@@ -56,12 +56,13 @@ def search_speeds(
     channel: int,
     offsets: int,
     stopped: Callable[[], bool],
+    keys: int = 1,
 ) -> Findings:
-    """Look for the key in one channel [n] at other speeds. Raises: InterruptedError when stopped."""
+    """Look for the key in one channel [n] at other speeds. keys: that are looked for in all. Raises: InterruptedError when stopped."""
 
     def search(part: NDArray[np.float32], speed: Speed) -> Search:
         view = view_at(reader, part, rate_hz, speed)
-        return Search(reader, view, message, channel=channel, offsets=offsets, views=VIEWS, stopped=stopped)
+        return Search(reader, view, message, channel=channel, offsets=offsets, views=VIEWS * keys, stopped=stopped)
 
     coarse = sorted((*search(samples, speed).glance(), speed) for speed in COARSE)
     for p_value, _, at_s, speed in coarse[:_MAX_REFINED]:

@@ -190,7 +190,7 @@ async def test_verify_and_voices(open_chain):
     chain = await open_chain()
     answer = await chain.speech.VerifyWatermark(speech_pb2.VerifyWatermarkRequest(), timeout=5)
     assert answer.found and answer.detectable and answer.position.ToMilliseconds() == 250
-    assert answer.confidence == pytest.approx(0.9)
+    assert answer.confidence == pytest.approx(0.9) and answer.key_id == "old"
     voices = await chain.speech.ListVoices(speech_pb2.ListVoicesRequest(), timeout=5)
     assert voices.bundle.bundle_id == "embedded" and voices.voices[0].speaker == 0
     assert voices.max_seq_len == 777  # as the backbone says

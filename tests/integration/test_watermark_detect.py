@@ -152,3 +152,29 @@ async def test_untrained_nets_say_not_found_with_their_confidence(tmp_path):
         _, data, _ = await embed(stub, [start(), audio(speech_like(1.5))])
         answer = await stub.Detect(watermark_pb2.DetectRequest(audio=raw(np.frombuffer(data, "<f4"))), timeout=60)
         assert not answer.found and 0 < answer.confidence < answer.threshold
+
+
+async def test_after_a_rotation_the_service_finds_what_it_marked_before(pair_folder):
+    """The same speech, marked before and after: both are found, and each answer names its key."""
+    samples = speech_like(2.0, seed=5)
+    new = "7d10c4ae95"
+    async with serving(pair_folder, key=f"2025-03={KEY.hex()}") as stub:
+        started, before, _ = await embed(stub, [start(), audio(samples)])
+        assert started.key_id == "2025-03"
+    async with serving(pair_folder, key=f"2026-11={new}\n2025-03={KEY.hex()}") as stub:
+        started, after, _ = await embed(stub, [start(), audio(samples)])
+        assert started.key_id == "2026-11"
+        for data, key_id, key in ((before, "2025-03", KEY), (after, "2026-11", bytes.fromhex(new))):
+            clip = raw(np.frombuffer(data, "<f4"))
+            answer = await stub.Detect(watermark_pb2.DetectRequest(audio=clip), timeout=60)
+            assert (answer.found, answer.key_id, answer.decoded_key) == (True, key_id, key)
+            assert {mark.key_id for mark in answer.marks} == {key_id}
+            _, streamed = await searched(stub, np.frombuffer(data, "<f4")[:, None], 24000)
+            assert (streamed.found, streamed.key_id) == (True, key_id)
+            alone = await stub.Detect(watermark_pb2.DetectRequest(audio=clip, key=key), timeout=60)
+            assert alone.found and alone.key_id == ""  # the caller brought the key
+        clean = await stub.Detect(watermark_pb2.DetectRequest(audio=raw(samples)), timeout=60)
+        assert not clean.found and clean.key_id == ""
+    async with serving(pair_folder, key=new) as stub:  # the old key was taken out
+        answer = await stub.Detect(watermark_pb2.DetectRequest(audio=raw(np.frombuffer(before, "<f4"))), timeout=60)
+        assert not answer.found

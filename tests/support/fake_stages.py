@@ -210,7 +210,9 @@ class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
                     self.probe.admit("watermark")
                     discard = request.start.discard_samples
                     yield watermark_pb2.EmbedResponse(
-                        started=watermark_pb2.EmbedStarted(format=request.start.format, lookahead_samples=LOOKAHEAD)
+                        started=watermark_pb2.EmbedStarted(
+                            format=request.start.format, lookahead_samples=LOOKAHEAD, key_id="new"
+                        )
                     )
                     continue
                 held = np.concatenate([held, np.frombuffer(request.audio.data, "<f4")])
@@ -238,7 +240,9 @@ class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
 
     async def Detect(self, request, context):
         with self.probe.call("detector", context):
-            response = watermark_pb2.DetectResponse(found=True, confidence=0.9, threshold=0.6, decoded_key=b"12345")
+            response = watermark_pb2.DetectResponse(
+                found=True, confidence=0.9, threshold=0.6, decoded_key=b"12345", key_id="old"
+            )
             response.position.FromMilliseconds(250)
             return response
 

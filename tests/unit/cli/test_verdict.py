@@ -60,5 +60,7 @@ def test_marks_are_listed_with_place_channel_and_speed():
     mark.start.FromMilliseconds(12340)
     mark.end.FromMilliseconds(15000)
     text = verdict(answer(found=True, confidence=0.9, threshold=0.6, marks=[mark], limited=True))
-    assert "12.3 to 15.0 s, channel 2, at 95.5 % of the speed (pitch changed)" in text
+    assert "12.3 to 15.0 s, channel 2, at 95.5 % of the speed (pitch changed)\n" in text
+    mark.key_id = "2025-03"
+    assert "(pitch changed), key 2025-03" in verdict(answer(found=True, threshold=0.6, marks=[mark]))
     assert "A limit ended the search: 0 s were searched." in text

@@ -2,7 +2,7 @@ import pytest
 
 from models.bundle import load_bundle
 from services.runtime.settings import SettingError, as_dict, read
-from services.watermark.config import WatermarkSettings, deployment_key
+from services.watermark.config import WatermarkSettings, deployment_keys
 from services.watermark.key import PUBLIC_KEY
 
 KEY = bytes.fromhex("0b6ed1952c")
@@ -10,7 +10,7 @@ KEY = bytes.fromhex("0b6ed1952c")
 
 def key_of(bundle="csm-1b", **environ):
     settings = read(WatermarkSettings, {f"CSM_WATERMARK_{name}": value for name, value in environ.items()})
-    return deployment_key(settings, load_bundle(bundle), 5)
+    return deployment_keys(settings, load_bundle(bundle), 5)[0].secret
 
 
 def test_the_key_comes_from_the_environment_or_a_file(tmp_path):

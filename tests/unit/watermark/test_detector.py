@@ -178,3 +178,24 @@ def test_a_device_marks_and_reads_as_the_cpu_does(pair_files, marked):
     ours = np.concatenate([*pieces, opened.finish()])
     assert np.abs(ours - marked).max() < 1e-3  # convolutions there may run in TF32
     assert Detector(nets).detect(ours, 24000, PUBLIC_KEY).found
+
+
+def test_after_a_rotation_marks_of_both_keys_are_found_and_told_apart(detector, pair, marked):
+    """Newest first: each mark says which key it repeats."""
+    newest = Embedder(pair, OTHER_KEY).embed(speech_like(2.0, seed=1))
+    silence = np.zeros((len(marked) // 2), np.float32)
+    assert [mark.key for mark in detector.detect(newest, 24000, [OTHER_KEY, PUBLIC_KEY]).marks] == [0]
+    old = detector.detect(marked, 24000, [OTHER_KEY, PUBLIC_KEY])
+    assert old.found and [mark.key for mark in old.marks] == [1] and old.decoded_key == PUBLIC_KEY
+    assert old.verdict is Verdict.FOUND and old.confidence >= old.threshold
+    both = np.stack([np.concatenate([silence, newest])[: len(marked)], marked[: len(silence) + len(newest)]], axis=1)
+    assert {(mark.channel, mark.key) for mark in detector.detect(both, 24000, [OTHER_KEY, PUBLIC_KEY]).marks} == {
+        (0, 0),
+        (1, 1),
+    }
+
+
+def test_a_key_of_neither_is_not_found_by_looking_for_more_keys(detector, marked):
+    strangers = [OTHER_KEY, bytes([9, 8, 7, 66, 55]), bytes([77, 2, 31, 4, 250])]
+    result = detector.detect(marked, 24000, strangers)
+    assert not result.found and not result.marks and result.decoded_key == PUBLIC_KEY

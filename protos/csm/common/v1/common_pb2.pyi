@@ -367,6 +367,7 @@ class WatermarkMark(_message.Message):
     THRESHOLD_FIELD_NUMBER: _builtins.int
     SPEED_FIELD_NUMBER: _builtins.int
     KEEPS_PITCH_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     channel: _builtins.int
     """The channel, from 0 on. Equal channels are searched once, the first of them."""
     confidence: _builtins.float
@@ -377,6 +378,8 @@ class WatermarkMark(_message.Message):
     """By which factor the audio is faster than it was when it was marked."""
     keeps_pitch: _builtins.bool
     """Whether that change kept the pitch."""
+    key_id: _builtins.str
+    """Which of the deployment's keys it repeats: its name, or an id derived from it. Empty for a key that the call brought."""
     @_builtins.property
     def start(self) -> _duration_pb2.Duration:
         """Where it begins, to about the length of a message."""
@@ -395,10 +398,11 @@ class WatermarkMark(_message.Message):
         threshold: _builtins.float = ...,
         speed: _builtins.float = ...,
         keeps_pitch: _builtins.bool = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "confidence", b"confidence", "end", b"end", "keeps_pitch", b"keeps_pitch", "speed", b"speed", "start", b"start", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "confidence", b"confidence", "end", b"end", "keeps_pitch", b"keeps_pitch", "key_id", b"key_id", "speed", b"speed", "start", b"start", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

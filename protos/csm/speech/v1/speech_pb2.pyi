@@ -577,6 +577,7 @@ class VerifyWatermarkResponse(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     SEARCHED_FIELD_NUMBER: _builtins.int
     LIMITED_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     found: _builtins.bool
     """Whether the deployment's watermark is there, beyond chance."""
     confidence: _builtins.float
@@ -593,6 +594,8 @@ class VerifyWatermarkResponse(_message.Message):
     """The answer in a word."""
     limited: _builtins.bool
     """Whether a limit ended the search before the clip's end."""
+    key_id: _builtins.str
+    """The key of the first mark, as WatermarkMark.key_id: the present one or, of older speech, one from before a rotation."""
     @_builtins.property
     def position(self) -> _duration_pb2.Duration:
         """Where in the clip the first whole message begins, when found."""
@@ -617,10 +620,11 @@ class VerifyWatermarkResponse(_message.Message):
         verdict: _common_pb2.WatermarkVerdict.ValueType = ...,
         searched: _duration_pb2.Duration | None = ...,
         limited: _builtins.bool = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "searched", b"searched"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "detectable", b"detectable", "found", b"found", "limited", b"limited", "marks", b"marks", "position", b"position", "searched", b"searched", "threshold", b"threshold", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "detectable", b"detectable", "found", b"found", "key_id", b"key_id", "limited", b"limited", "marks", b"marks", "position", b"position", "searched", b"searched", "threshold", b"threshold", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

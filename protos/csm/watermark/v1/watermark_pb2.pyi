@@ -127,8 +127,11 @@ class EmbedStarted(_message.Message):
 
     FORMAT_FIELD_NUMBER: _builtins.int
     LOOKAHEAD_SAMPLES_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     lookahead_samples: _builtins.int
     """Look-ahead: samples that must follow a sample before it can be marked."""
+    key_id: _builtins.str
+    """The key that marks the stream: its name, or an id derived from it."""
     @_builtins.property
     def format(self) -> _common_pb2.AudioFormat:
         """Format of the audio that follows."""
@@ -138,10 +141,11 @@ class EmbedStarted(_message.Message):
         *,
         format: _common_pb2.AudioFormat | None = ...,
         lookahead_samples: _builtins.int = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "lookahead_samples", b"lookahead_samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "key_id", b"key_id", "lookahead_samples", b"lookahead_samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,7 +249,7 @@ class DetectRequest(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     SEARCH_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
-    """The key to look for: five bytes. Default: the deployment's."""
+    """The key to look for: five bytes. Default: the deployment's keys, the newest first, until one is found."""
     @_builtins.property
     def audio(self) -> _common_pb2.AudioClip:
         """The clip. Each channel is searched by itself."""
@@ -287,6 +291,7 @@ class DetectResponse(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     SEARCHED_FIELD_NUMBER: _builtins.int
     LIMITED_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     found: _builtins.bool
     """Whether the key looked for is there, beyond what chance explains, and no similar key."""
     confidence: _builtins.float
@@ -303,6 +308,8 @@ class DetectResponse(_message.Message):
     """The answer in a word."""
     limited: _builtins.bool
     """Whether a limit ended the search before the clip's end."""
+    key_id: _builtins.str
+    """The key of the first mark, as WatermarkMark.key_id. Empty when none is found."""
     @_builtins.property
     def position(self) -> _duration_pb2.Duration:
         """Where in the clip the first whole message begins, when found."""
@@ -332,10 +339,11 @@ class DetectResponse(_message.Message):
         verdict: _common_pb2.WatermarkVerdict.ValueType = ...,
         searched: _duration_pb2.Duration | None = ...,
         limited: _builtins.bool = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_decoded_key", b"_decoded_key", "compute_duration", b"compute_duration", "decoded_key", b"decoded_key", "position", b"position", "searched", b"searched"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoded_key", b"_decoded_key", "compute_duration", b"compute_duration", "confidence", b"confidence", "decoded_key", b"decoded_key", "found", b"found", "limited", b"limited", "marks", b"marks", "position", b"position", "searched", b"searched", "threshold", b"threshold", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoded_key", b"_decoded_key", "compute_duration", b"compute_duration", "confidence", b"confidence", "decoded_key", b"decoded_key", "found", b"found", "key_id", b"key_id", "limited", b"limited", "marks", b"marks", "position", b"position", "searched", b"searched", "threshold", b"threshold", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decoded_key: _TypeAlias = _typing.Literal["decoded_key"]  # noqa: Y015
     _WhichOneofArgType__decoded_key: _TypeAlias = _typing.Literal["_decoded_key", b"_decoded_key"]  # noqa: Y015
@@ -353,7 +361,7 @@ class DetectStart(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     SEARCH_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
-    """The key to look for: five bytes. Default: the deployment's."""
+    """The key to look for: five bytes. Default: the deployment's keys, the newest first, until one is found."""
     @_builtins.property
     def format(self) -> _common_pb2.AudioFormat:
         """Format of the audio that follows: 8 to 192 kHz, 1 to 8 channels. Absent: a WAV file follows."""
