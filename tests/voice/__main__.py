@@ -27,6 +27,7 @@ class Size:
 
     each: sentences a speaker. talks: conversations begun by each speaker. clips: in which the mark is looked for.
     windows: unmarked ones. timed: utterances timed on one core. texts: with numbers, signs and markup in them.
+    answers: of one or two words. passages: of 200 to 300 characters.
     """
 
     each: int
@@ -35,11 +36,13 @@ class Size:
     windows: int
     timed: int
     texts: int
+    answers: int
+    passages: int
 
 
-FULL = Size(each=100, talks=8, clips=300, windows=2000, timed=20, texts=120)
-QUICK = Size(each=12, talks=2, clips=10, windows=40, timed=8, texts=24)
-PARTS = ("speech", "spoken", "marks", "pace")
+FULL = Size(each=100, talks=8, clips=300, windows=2000, timed=20, texts=120, answers=60, passages=20)
+QUICK = Size(each=12, talks=2, clips=10, windows=40, timed=8, texts=24, answers=20, passages=4)
+PARTS = ("speech", "lengths", "spoken", "marks", "pace")
 
 
 async def speak(args: argparse.Namespace, size: Size, notes: dict) -> None:
@@ -52,7 +55,7 @@ async def speak(args: argparse.Namespace, size: Size, notes: dict) -> None:
 
     console, lines = Console(), work.lines(size.each)
     teacher = speaking.teacher_of(args.out / "scratch", args.kokoro) if "speech" in args.parts else None
-    if {"speech", "spoken", "marks"} & set(args.parts):
+    if set(args.parts) - {"pace"}:
         async with Chain.start(args.model, args.out / "chain", console) as chain:
             if "speech" in args.parts:
                 speaking.clear(args.out)
@@ -61,6 +64,9 @@ async def speak(args: argparse.Namespace, size: Size, notes: dict) -> None:
                 notes["talks"] = await speaking.talks(chain, work.conversations(size.talks), args.out)
                 some = work.lines(max(2, size.each // 4))
                 notes["codec"] = await speaking.codec_alone(chain, some, args.out, teacher)
+            if "lengths" in args.parts:
+                notes["answers"] = await speaking.lengths(chain, work.answers(size.answers), args.out / "answers")
+                notes["passages"] = await speaking.lengths(chain, work.passages(size.passages), args.out / "passages")
             if "spoken" in args.parts:
                 judge = judging.WordJudge(args.out / "scratch")
                 notes["texts"] = await speaking.texts(chain, work.texts(size.texts), args.out, judge)
@@ -109,6 +115,8 @@ def main() -> int:
     asyncio.run(speak(args, size, notes))
     if "speech" in args.parts:
         judging.judge(notes, args.out)
+    if "lengths" in args.parts:
+        judging.judge_lengths(notes, args.out)
     kept.write_text(json.dumps(notes, indent=0))
     table = judging.table(notes)
     text = table.markdown()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
+import sibilants
 from attacks import ATTACKS
 from judges import Ear, Quality, Recogniser
 from speaking import CLIP_S, TAKES, read
@@ -34,6 +36,9 @@ def judge(notes: dict, out: Path) -> None:
             if what == "codec":  # what no codec can beat
                 spoken = read(out / "teacher" / Path(note["wav"]).name)
                 note["teacher"] = {"got": plain(recogniser.hear(spoken)), "dnsmos": quality.overall(spoken)}
+                where = sibilants.cuts(spoken, np.array(note.pop("phones")))
+                note["teacher"]["sibilants"] = [dataclasses.astuple(s) for s in sibilants.measure(spoken, where)]
+                note["sibilants"] = [dataclasses.astuple(s) for s in sibilants.measure(audio, where)]
             else:
                 clean = read(out / "unmarked" / Path(note["wav"]).name)
                 note["dnsmos_unmarked"] = quality.overall(clean)
@@ -44,6 +49,25 @@ def judge(notes: dict, out: Path) -> None:
         if note["frames"] * 0.08 >= LEAST_FOR_A_PRINT_S
     }
     compare(notes, prints)
+
+
+def judge_lengths(notes: dict, out: Path) -> None:
+    """Write into the notes of short answers and of passages what was heard."""
+    recogniser = Recogniser(out / "scratch")
+    silence = np.zeros(RATE_HZ // 2, np.float32)  # a recogniser hears little in half a second cut at both ends
+    for note in [*notes["answers"], *notes["passages"]]:
+        note["heard"] = recogniser.hear(np.concatenate([silence, read(out / note["wav"]), silence]))
+        note["want"], note["got"] = plain(note["text"]), plain(note["heard"])
+
+
+# How a recogniser that knows no context writes a letter that was said by its name.
+LETTERS = {"b": "be bee", "i": "eye", "o": "oh", "r": "are", "x": "ex"}
+
+
+def is_answer(note: dict) -> bool:
+    """Whether a short answer was heard word for word."""
+    want, heard = spoken_words(note["text"]), spoken_words(note["heard"])
+    return heard == want or heard in LETTERS.get(want, "").split()
 
 
 class WordJudge:
@@ -83,6 +107,8 @@ def table(notes: dict) -> Table:
     result = Table(f"Embedded voice, {len(notes.get('said', ()))} utterances through the gateway")
     if "said" in notes:
         _speech(notes, result)
+    if "answers" in notes:
+        _lengths(notes, result)
     if "texts" in notes:
         _texts(notes["texts"], result)
     if "marks" in notes:
@@ -103,19 +129,47 @@ def _speech(notes: dict, result: Table) -> None:
     result.at_least("durations 0.7 to 1.4 of the teacher's", share, 100, " %", note)
     for speaker in _speakers(said):
         mean = float(np.mean([n["dnsmos"] for n in said if n["speaker"] == speaker and "dnsmos" in n]))
-        result.at_least(f"DNSMOS OVRL, {_name(notes, speaker)}", mean, 3.0, digits=2)
+        result.at_least(f"DNSMOS OVRL, {_name(notes, speaker)}", mean, 3.2, digits=2)
     for what, key in (("codec alone", lambda n: n["dnsmos"]), ("teacher", lambda n: n["teacher"]["dnsmos"])):
         means = [np.mean([key(n) for n in notes["codec"] if n["speaker"] == s]) for s in _speakers(notes["codec"])]
         result.tell(f"DNSMOS OVRL, {what}, speaker by speaker", " / ".join(f"{mean:.2f}" for mean in means))
+    _sibilants(notes["codec"], result)
     _likeness(said, "", result)
     _talks(notes, result)
     _loss(notes, result)
 
 
+def _lengths(notes: dict, result: Table) -> None:
+    right = [is_answer(note) for note in notes["answers"]]
+    missed = [f"{n['text']} ({n['heard']})" for n, hit in zip(notes["answers"], right, strict=True) if not hit]
+    note = f"{sum(right)} of {len(right)}; not: {', '.join(missed) or 'none'}"
+    result.at_least("texts of one or two words heard word for word", 100 * np.mean(right), 95, " %", note)
+    errors = tally(notes["passages"])
+    note = f"{len(notes['passages'])} texts, {errors.words} words"
+    result.at_most("WER, texts of 200 to 300 characters", errors.wer, 4, " %", note)
+    stopped = [n for n in [*notes["answers"], *notes["passages"]] if not n["ended"]]
+    result.at_most("of these stopped by the cap", len(stopped), 0, digits=0)
+
+
+def _sibilants(notes: list[dict], result: Table) -> None:
+    own, taught = (
+        np.array([s for note in notes for s in kept(note)["sibilants"]])
+        for kept in (lambda note: note, lambda note: note["teacher"])
+    )
+    if not len(own):
+        return
+    note = f"the teacher's {taught[:, 0].mean():.1f}, {len(own)} of them, codec alone"
+    result.at_most("kurtosis of loud s and sh above 4 kHz", float(own[:, 0].mean()), 10, note=note)
+    note = f"{100 * own[:, 1].mean():.0f} % of the energy above 5 kHz in 10 of each 120 samples, {100 * taught[:, 1].mean():.0f} %"
+    ratio = float(own[:, 1].mean() / taught[:, 1].mean())
+    result.at_most("energy in pulses, over the teacher's", ratio, 1.3, note=note, digits=2)
+    result.tell("the same where each 5 ms choose their own pulse", f"{own[:, 2].mean() / taught[:, 2].mean():.2f}")
+
+
 def _pace(timed: list[dict], result: Table) -> None:
     factors, firsts = ([note[key] for note in timed] for key in ("real_time_factor", "first_s"))
     note = f"most {max(factors):.2f}, {len(timed)} utterances"
-    result.at_most("real-time factor on one core, median", float(np.median(factors)), 0.7, note=note, digits=2)
+    result.at_most("real-time factor on one core, median", float(np.median(factors)), 0.3, note=note, digits=2)
     first_ms = 1000 * float(np.median(firsts))
     result.at_most(
         "first audio on one core, median", first_ms, 400, " ms", f"most {1000 * max(firsts):.0f} ms", digits=0
@@ -139,10 +193,9 @@ def tally(notes: list[dict]) -> Tally:
 
 def _words(notes: dict, result: Table) -> None:
     tallies = {s: tally([n for n in notes["said"] if n["speaker"] == s]) for s in _speakers(notes["said"])}
-    best = min(tallies, key=lambda s: tallies[s].wer)
     for speaker, errors in tallies.items():
         note = f"CER {errors.cer:.1f} %, {len(errors.want)} sentences, {errors.words} words"
-        result.at_most(f"WER, {_name(notes, speaker)}", errors.wer, 8 if speaker == best else 12, " %", note)
+        result.at_most(f"WER, {_name(notes, speaker)}", errors.wer, 2.5, " %", note)
     kinds = dict.fromkeys(note["kind"] for note in sorted(notes["said"], key=lambda n: n["number"]))
     shares = [f"{k} {tally([n for n in notes['said'] if n['kind'] == k]).wer:.1f}" for k in kinds]
     result.tell("WER by kind of sentence, %", ", ".join(shares))
@@ -150,7 +203,7 @@ def _words(notes: dict, result: Table) -> None:
     per_speaker = " / ".join(
         f"{tally([n for n in notes['codec'] if n['speaker'] == s]).wer:.1f}" for s in _speakers(notes["codec"])
     )
-    result.at_most("WER, codec alone (teacher's speech)", errors.wer, 5, " %", f"speakers {per_speaker}")
+    result.at_most("WER, codec alone (teacher's speech)", errors.wer, 1.5, " %", f"speakers {per_speaker}")
     floor = Tally()
     for note in notes["codec"]:
         floor.add(note["want"], note["teacher"]["got"])

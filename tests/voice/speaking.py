@@ -100,6 +100,20 @@ async def texts(
     return await all_of("texts", [one(i, case) for i, case in enumerate(cases)])
 
 
+async def lengths(chain: Chain, texts: list[str], out: Path) -> list[dict]:
+    """Very short and long texts, by the voices in turn. One note a text."""
+
+    async def one(number: int, text: str) -> dict:
+        speaker = number % len(work.SPEAKERS)
+        spoken = await chain.say(text, speaker, 300 + number)
+        keep(out / f"{number}.wav", spoken.audio)
+        return {
+            "wav": f"{out.name}/{number}.wav", "number": number, "speaker": speaker, "text": text, "ended": spoken.ended
+        }  # fmt: skip
+
+    return await all_of(out.name, [one(i, text) for i, text in enumerate(texts)])
+
+
 async def talks(chain: Chain, conversations: list[list[Line]], out: Path) -> list[dict]:
     """Conversations, each turn with all before it as context: as the caller heard them, the mark included."""
 
@@ -144,7 +158,10 @@ async def codec_alone(chain: Chain, lines: list[Line], out: Path, teacher) -> li
         name = f"{line.speaker}_{line.number}.wav"
         keep(out / "teacher" / name, said.audio.astype(np.float32) / 32768)
         keep(out / "codec" / name, await chain.recode(said.audio.astype(np.float32) / 32768))
-        return {"wav": f"codec/{name}", "speaker": line.speaker, "number": line.number, "text": line.text}
+        return {
+            "wav": f"codec/{name}", "speaker": line.speaker, "number": line.number, "text": line.text,
+            "phones": said.phones.tolist(),
+        }  # fmt: skip
 
     return await all_of("codec alone", [one(line) for line in lines])
 

@@ -55,6 +55,21 @@ def texts(count: int) -> list[Case]:
     return [case for case in turns if case is not None][:count]
 
 
+def answers(count: int) -> list[str]:
+    """`count` texts of one or two words, or of single letters, spread evenly over the file."""
+    return _some("answers.json", count)
+
+
+def passages(count: int) -> list[str]:
+    """`count` texts of 200 to 300 characters."""
+    return _some("passages.json", count)
+
+
+def _some(name: str, count: int) -> list[str]:
+    rows: list[str] = json.loads((HERE / name).read_text())
+    return rows[:: max(1, len(rows) // count)][:count]
+
+
 def conversations(each: int) -> list[list[Line]]:
     """`each` conversations for each pair of speakers next to one another, who take turns."""
     rows = [(i, row) for i, row in enumerate(sentences()) if row["kind"] in ("ordinary", "question", "service", "name")]

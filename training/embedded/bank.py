@@ -20,18 +20,47 @@ class Bank:
     `filled` is a tensor on the device, so that a captured step sees new speech as it arrives.
     """
 
-    def __init__(self, folder: Path, hours: float, device: str, change: Callable[[Tensor], Tensor] | None = None):
-        """change: what becomes of a shard's audio, int16 [S], before it is used."""
+    def __init__(
+        self,
+        folder: Path,
+        hours: float,
+        device: str,
+        change: Callable[[Tensor], Tensor] | None = None,
+        held_out: int = 0,
+    ):
+        """change: what becomes of a shard's audio, int16 [S], before it is used. held_out: this many of the first shards
+        are left out of the strip."""
         labels = int(hours * 3600 * 25)
         self.folder, self.device, self.change = folder, device, change
         self.audio = torch.zeros(labels * SAMPLES_PER_LABEL, dtype=torch.int16, device=device)
         self.phones = torch.zeros(labels, dtype=torch.uint8, device=device)
         self.filled = torch.zeros((), dtype=torch.int64, device=device)  # in labels
         self.labels, self.seen = 0, set()
+        self.held_out = held_out
+
+    def _shards(self) -> list[Path]:
+        return sorted(self.folder.glob("shard-*.npz"))
+
+    def examples(self, count: int, labels: int = 128) -> tuple[Tensor, Tensor, Tensor]:
+        """Utterances of the shards that were held out, in full: audio [count, 1, labels * 960] with silence behind,
+        phones [count, labels], and how many labels each has. Fewer where there are not as many of that length."""
+        audio = torch.zeros(count, labels * SAMPLES_PER_LABEL)
+        phones, ends = torch.zeros(count, labels, dtype=torch.int64), []
+        for path in self._shards()[: self.held_out]:
+            with np.load(path) as shard:
+                sound, spoken, lengths = shard["audio"], shard["phones"], shard["frames"] * 2
+            for start, length in zip(np.cumsum(lengths) - lengths, lengths, strict=True):
+                if len(ends) < count and 32 <= length <= labels:
+                    cut = sound[start * SAMPLES_PER_LABEL : (start + length) * SAMPLES_PER_LABEL]
+                    audio[len(ends), : len(cut)] = torch.from_numpy(cut).float() / 32768
+                    phones[len(ends), :length] = torch.from_numpy(spoken[start : start + length])
+                    ends.append(int(length))
+        n = len(ends)
+        return audio[:n, None].to(self.device), phones[:n].to(self.device), torch.tensor(ends, dtype=torch.int64)
 
     def look(self, enough: float = float("inf")) -> bool:
         """Take in the shards that have appeared, `enough` labels at most; False once full."""
-        for path in sorted(self.folder.glob("shard-*.npz")):
+        for path in self._shards()[self.held_out :]:
             if path.name in self.seen or not path.stat().st_size:
                 continue
             if self.labels >= enough:

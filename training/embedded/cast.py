@@ -6,6 +6,7 @@ and brought to one loudness on the device, as `voices.py` does it; its durations
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,14 @@ from torch import Tensor
 from voices import FRAME_SAMPLES, LEAD_S, RMS, TAIL_S, Utterance
 
 CAST = ("af_heart", "am_michael", "bf_emma", "bm_george")  # speakers 0 to 3
-LONGEST_UNITS = 640  # 16 s
+LONGEST_UNITS = 960  # 24 s
+MOST_PHONEMES = 420
 WIDTH_UNITS = 32  # batches are padded to multiples of this, so that few shapes occur
 BLOCK = 240  # samples of the envelope that finds the edges
+
+
+# Letters that are said one by one: hibari takes the A of "seven A M" for the article, that of "A.M." for the letter.
+_LETTERS = re.compile(r"\b[A-Z](?: [A-Z])+\b")
 
 
 class Reader:
@@ -32,8 +38,9 @@ class Reader:
 
     def ids(self, text: str) -> list[int] | None:
         """With a 0 at both ends; None when there is nothing to say or too much."""
+        text = _LETTERS.sub(lambda letters: letters[0].replace(" ", ".") + ".", text)
         ids = self.tts.ids(" ".join(self.tts.phonemize(text)))
-        return ids if 3 < len(ids) <= 250 else None
+        return ids if 3 < len(ids) <= MOST_PHONEMES else None
 
 
 def finish(audio: Tensor, batch: list[Spoken]) -> list[tuple[np.ndarray, np.ndarray] | None]:

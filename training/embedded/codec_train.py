@@ -1,11 +1,13 @@
 """Train the codec in two stages.
 
-full     encoder, codebooks and decoder on distances of log-mel spectra and of phases; a linear classifier
+full     encoder, codebooks and decoder on distances of log-mel spectra, of phases (of voiced sounds, below
+         3 kHz) and of the texture of noise (above it); a linear classifier
          reads phonemes off codebook 0, which makes it the semantic one. The first steps run
          without quantisation, then k-means seeds the codebooks. After --judged seconds, against a
          discriminator too.
 decoder  encoder and codebooks frozen (tokens can be made meanwhile); the decoder alone goes on, with an
          exponential average of its weights kept as the result. With --judged 0, against a discriminator.
+both     full, then in the same process decoder, for --decoder-seconds, into --decoder-out.
 
     python codec_train.py full --speech /tmp/voice/speech --out /tmp/voice/codec --seconds 280
 """
@@ -17,13 +19,16 @@ import math
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from bank import Bank
+from bank import SAMPLES_PER_LABEL, Bank
 from codebooks import Codebooks
 from codec import build, initialise, latent, restored, save, tune, waveform
 from discriminator import Discriminator, fool_loss, judge_loss
-from distances import MelDistance, PhaseDistance
+from distances import MelDistance, PhaseDistance, TextureDistance
+from listener import Listener
+from sibilants import UNVOICED, cuts, measure
 from stepper import Clock, Log, Replayed, replace
 from torch import Tensor, nn
 
@@ -47,10 +52,15 @@ class Trainer:
         self.bf16 = tune(self.mimi, args.batch, LABELS // 2)
         self.heads = nn.Linear(self.mimi.config["seanet"]["dimension"], 2 * PHONES).to(self.device)
         self.distance, self.phases = MelDistance().to(self.device), PhaseDistance().to(self.device)
+        self.texture, self.listener = TextureDistance().to(self.device), Listener(PHONES).to(self.device)
+        self.voiced = torch.ones(PHONES, device=self.device)
+        self.voiced[list(UNVOICED)] = 0
         self.books = Codebooks(self.mimi)
-        self.bank = Bank(args.speech, args.hours, self.device)
+        self.bank = Bank(args.speech, args.hours, self.device, held_out=args.held_out)
+        self.examples: tuple[Tensor, Tensor, Tensor] | None = None
         self.path = args.out / "codec.pt"
         self.step, self.rate = 0, torch.zeros((), device=self.device)
+        self.listener_optimizer = self.optimizer_of(self.listener.parameters())
 
     def autocast(self):
         return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bf16)
@@ -67,10 +77,16 @@ class Trainer:
         self.judge_optimizer = self.optimizer_of(self.judge.parameters())
         self.weight = torch.zeros((), device=self.device)  # of what it says
 
-    def learn(self, audio: Tensor, made: Tensor, besides: Tensor | float, judged: bool) -> list[Tensor]:
-        """One step on the distances of what was made, and on the loss `besides` them: mel, phase, and what `against` says."""
-        mel, phase = self.distance(audio, made), self.phases(audio, made)
-        loss, said = self.args.phase * phase + besides, [mel.new_zeros(())] * 3
+    def learn(self, audio: Tensor, phones: Tensor, made: Tensor, besides: Tensor | float, judged: bool) -> list[Tensor]:
+        """One step on the distances of what was made, and on the loss `besides` them: mel, phase, texture, what the listener
+        hears, and what `against` says."""
+        mel, phase = self.distance(audio, made), self.phases(audio, made, self.voiced[phones])
+        texture, said = self.texture(audio, made), [mel.new_zeros(())] * 3
+        loss = self.args.phase * phase + self.args.texture * texture + besides
+        understood = [mel.new_zeros(())] * 2
+        if self.args.listen:
+            heard, *understood = self.listen(audio, phones, made)
+            loss = loss + self.args.listen * heard
         if not judged:
             loss = loss + self.args.mel * mel
         else:
@@ -80,7 +96,52 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.parameters, 20.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return [mel, phase, *said]
+        return [mel, phase, texture, *understood, *said]
+
+    def listen(self, audio: Tensor, phones: Tensor, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of the listener on the teacher's speech; then what it makes of `made`: its loss and how far its
+        features are apart, together; its loss on the teacher's; its loss on `made`."""
+        real, _ = self.listener(audio, noisy=True)
+        loss = F.cross_entropy(real.flatten(0, 1), phones.flatten())
+        loss.backward()
+        self.listener_optimizer.step()
+        self.listener_optimizer.zero_grad(set_to_none=True)
+        self.listener.requires_grad_(False)
+        with torch.no_grad():
+            _, features = self.listener(audio)
+        guess, made_features = self.listener(made)
+        self.listener.requires_grad_(True)
+        missed = F.cross_entropy(guess.flatten(0, 1), phones.flatten())
+        apart = torch.stack(
+            [(f - m).abs().mean() / (f.abs().mean() + 1e-5) for f, m in zip(features, made_features, strict=True)]
+        ).mean()
+        return missed + 2 * apart, loss.detach(), missed.detach()
+
+    @torch.no_grad()
+    def examine(self) -> str:
+        """Held-out speech through the codec: mel distance, and its sibilants beside the teacher's."""
+        if self.examples is None:
+            self.examples = self.bank.examples(24)
+        audio, phones, ends = self.examples
+        if not len(audio):
+            return ""
+        made = waveform(self.mimi, self.books(latent(self.mimi, audio).float(), None, update=False)[0])
+        mel = self.distance(audio, made).item()
+        found: tuple[list, list] = ([], [])
+        for real, fake, labels, end in zip(
+            *(x.cpu().numpy() for x in (audio[:, 0], made[:, 0], phones, ends)), strict=True
+        ):
+            where = cuts(real[: end * SAMPLES_PER_LABEL], labels[:end])
+            for x, each in zip((real, fake), found, strict=True):
+                each += [
+                    [s.kurtosis, s.pulse_share, s.peak_share] for s in measure(x[: end * SAMPLES_PER_LABEL], where)
+                ]
+        if not found[0]:
+            return f"held out: mel {mel:.4f}"
+        taught, own = (np.mean(each, 0).round(3).tolist() for each in found)
+        return (
+            f"held out: mel {mel:.4f}, {len(found[0])} sibilants (kurtosis, pulse, peak): {own}, the teacher's {taught}"
+        )
 
     # full -------------------------------------------------------------------------------------
 
@@ -90,7 +151,7 @@ class Trainer:
             x = latent(self.mimi, audio)
         x = x.float()
         if quantise:
-            keep = torch.randint(1, 33, (len(x),), device=x.device)  # three quarters of the batch use all
+            keep = torch.randint(1, 65, (len(x),), device=x.device)  # nine tenths of the batch use all
             x, semantic, commitment, _ = self.books(x, keep, update=True)
         else:
             semantic = self.mimi.quantizer.rvq_first.output_proj(self.mimi.quantizer.rvq_first.input_proj(x))
@@ -102,7 +163,7 @@ class Trainer:
         made = made.float()
         logits = self.heads(semantic.transpose(1, 2)).unflatten(-1, (2, PHONES))  # [B, T, 2, PHONES]
         phone_loss = F.cross_entropy(logits.flatten(0, 2), phones.flatten())
-        mel, phase, *said = self.learn(audio, made, 0.25 * commitment + 0.5 * phone_loss, judged)
+        mel, phase, *said = self.learn(audio, phones, made, 0.25 * commitment + 0.5 * phone_loss, judged)
         hit = (logits.flatten(0, 2).argmax(-1) == phones.flatten()).float().mean()
         return torch.stack([mel, phase, commitment, phone_loss, hit, *said]).detach()
 
@@ -114,12 +175,16 @@ class Trainer:
         self.bank.wait_for(args.least_hours)
         self.bank.watch()
         log = Log(
-            args.out / "codec_full.jsonl", ["mel", "phase", "commit", "phone", "phone_hit", "judge", "fool", "match"]
+            args.out / "codec_full.jsonl",
+            [
+                *("mel", "phase", "commit", "phone", "phone_hit", "texture", "heard", "missed"),
+                *("judge", "fool", "match"),
+            ],
         )
         clock = Clock(args.seconds, self.resume_full())
         stage, since = "", 0
         while clock.done < 1:
-            self.rate.fill_(clock.rate(self.step, args.peak, 100))
+            self.rate.fill_(clock.rate(self.step, args.peak, args.warm_up))
             now = "plain" if self.step < args.plain_steps else "quantised" if clock.spent_s < args.judged else "judged"
             if now != stage:
                 stage, since = now, self.step
@@ -137,7 +202,9 @@ class Trainer:
                 log(self.step, figures, spent_s=round(clock.spent_s, 1), hours=round(self.bank.labels / 90000, 2))
             if self.step % args.keep == 0:
                 self.store_full(clock)
+                print(self.examine(), flush=True)
         self.store_full(clock)
+        print(self.examine(), flush=True)
         if self.step <= args.plain_steps:
             raise SystemExit(
                 f"--seconds {args.seconds:g} were over before step {args.plain_steps}: there are no codebooks yet"
@@ -182,7 +249,7 @@ class Trainer:
     # decoder ----------------------------------------------------------------------------------
 
     def decoder_step(self, judged: bool) -> Tensor:
-        audio, _ = self.bank.crops(self.args.batch, LABELS)
+        audio, phones = self.bank.crops(self.args.batch, LABELS)
         with torch.no_grad():
             with self.autocast():
                 x = latent(self.mimi, audio)
@@ -190,7 +257,7 @@ class Trainer:
         with self.autocast():
             made = waveform(self.mimi, x)
         made = made.float()
-        figures = self.learn(audio, made, 0.0, judged)
+        figures = self.learn(audio, phones, made, 0.0, judged)
         torch._foreach_lerp_(self.average, self.parameters, 0.002)
         return torch.stack(figures).detach()
 
@@ -249,10 +316,12 @@ class Trainer:
         self.bank.wait_for(args.least_hours)
         self.bank.watch()
         clock = Clock(args.seconds, spent_s)
-        log = Log(args.out / "codec_decoder.jsonl", ["mel", "phase", "judge", "fool", "match"])
+        log = Log(
+            args.out / "codec_decoder.jsonl", ["mel", "phase", "texture", "heard", "missed", "judge", "fool", "match"]
+        )
         stage, since = "", 0
         while clock.done < 1:
-            self.rate.fill_(clock.rate(self.step, args.peak, 200))
+            self.rate.fill_(clock.rate(self.step, args.peak, 2 * args.warm_up))
             now = "plain" if clock.spent_s < args.judged else "judged"
             if now != stage:
                 stage, since = now, self.step
@@ -276,13 +345,14 @@ class Trainer:
             for p, average in zip(self.parameters, self.average, strict=True):
                 p.copy_(average)
             save(self.mimi, self.args.out / "mimi")
+            print(self.examine(), flush=True)
             for p, value in zip(self.parameters, live, strict=True):
                 p.copy_(value)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["full", "decoder"])
+    parser.add_argument("stage", choices=["full", "decoder", "both"])
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
@@ -309,6 +379,13 @@ def main() -> None:
     parser.add_argument("--mel", type=float, default=15, help="weight of the mel distance")
     parser.add_argument("--judged-mel", type=float, default=5, help="the same beside a discriminator")
     parser.add_argument("--phase", type=float, default=8, help="weight of the distance of phases")
+    parser.add_argument("--texture", type=float, default=3, help="weight of the distance of textures")
+    parser.add_argument("--listen", type=float, default=0.5, help="weight of what a phoneme recogniser hears; 0: none")
+    parser.add_argument("--warm-up", type=int, default=100)
+    parser.add_argument("--held-out", type=int, default=1, help="first shards that only `examine` hears")
+    parser.add_argument("--decoder-seconds", type=float, default=0, help="both: of its second half")
+    parser.add_argument("--decoder-peak", type=float, default=3e-4)
+    parser.add_argument("--decoder-out", type=Path)
     parser.add_argument("--report", type=int, default=100)
     parser.add_argument("--keep", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
@@ -316,7 +393,14 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(args)
-    trainer.full() if args.stage == "full" else trainer.decoder()
+    if args.stage != "decoder" and not (args.out / "done").exists():
+        trainer.full()
+    if args.stage == "both":
+        args.seconds, args.peak, args.out = args.decoder_seconds, args.decoder_peak, args.decoder_out
+        args.out.mkdir(parents=True, exist_ok=True)
+        trainer.path, trainer.step = args.out / "codec.pt", 0
+    if args.stage != "full":
+        trainer.decoder()
 
 
 if __name__ == "__main__":

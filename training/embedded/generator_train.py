@@ -1,6 +1,6 @@
 """Train the generator on packed token rows.
 
-A sequence of 512 rows holds several documents that do not see each other; a document is one
+A sequence of 768 rows holds several documents that do not see each other; a document is one
 utterance, or up to three in a row, which is how CSM gets its context. The loss is on codebook 0 of
 every frame, on the other codebooks of a share of the frames, and, as a help to alignment, on the
 phonemes that sound in the next frame (two linear heads, dropped afterwards).
@@ -44,7 +44,9 @@ class Trainer:
             print("from scratch:", sorted(own.keys() - kept.keys()) or "nothing", flush=True)
             self.model.load_state_dict(own | kept)
         self.heads = nn.Linear(self.settings.backbone.dim, 2 * KINDS).to(self.device)
-        self.library = Library(args.tokens, self.device, args.batch, args.seed, args.capacity)
+        unheard, heard = slice(None, args.held_out), slice(args.held_out, None)
+        self.library = Library(args.tokens, self.device, args.batch, args.seed, args.capacity, heard)
+        self.held_out = Library(args.tokens, self.device, args.batch, args.seed, args.batch * LENGTH * 4, unheard)
         self.index = torch.zeros(args.batch, LENGTH, dtype=torch.int64, device=self.device)
         self.marks = torch.zeros(args.batch, LENGTH, dtype=torch.int16, device=self.device)
         ends = torch.arange(args.batch * DOCUMENTS + 1, dtype=torch.int32, device=self.device) * LENGTH
@@ -117,6 +119,23 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return torch.stack([first, others, phoneme, hit, norm]).detach()
 
+    @torch.no_grad()
+    def examine(self) -> None:
+        """Print the averaged weights' losses on the shards that training does not see."""
+        self.held_out.look()
+        if not self.args.held_out or not len(self.held_out.starts):
+            return
+        live, dropout = [p.detach().clone() for p in self.model.parameters()], self.args.dropout
+        torch._foreach_copy_(list(self.model.parameters()), self.average)
+        self.args.dropout = 0.0
+        index, marks, ends = (torch.from_numpy(a).to(self.device) for a in next(self.held_out.batches()))
+        rows = self.held_out.rows[index.clamp(min=0)].long()
+        rows = torch.where((index >= 0)[..., None], rows, -1)
+        figures = self.losses(rows, marks, ends, torch.rand(rows.shape[:2], device=self.device))
+        print("held out, averaged:", [round(figure.item(), 4) for figure in figures], flush=True)
+        self.args.dropout = dropout
+        torch._foreach_copy_(list(self.model.parameters()), live)
+
     def run(self) -> None:
         args = self.args
         spent_s = 0.0
@@ -180,7 +199,9 @@ class Trainer:
                 )
             if self.step % args.keep == 0:
                 self.store(clock)
+                self.examine()
         self.store(clock)
+        self.examine()
         (args.out / "done").touch()
 
     def store(self, clock: Clock) -> None:
@@ -211,7 +232,8 @@ def main() -> None:
         "--new-codes", action="store_true", help="the codec is another: weights that know its codes start from scratch"
     )
     parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--batch", type=int, default=48, help="sequences of 512 rows")
+    parser.add_argument("--batch", type=int, default=32, help="sequences of 768 rows")
+    parser.add_argument("--held-out", type=int, default=1, help="first shards that are not trained on")
     parser.add_argument("--peak", type=float, default=1.5e-3)
     parser.add_argument("--warm-up", type=int, default=300)
     parser.add_argument("--dropout", type=float, default=0.1)

@@ -9,16 +9,17 @@ import numpy as np
 import torch
 from tokens import ROW
 
-LENGTH = 512
-DOCUMENTS = 20  # of a sequence, its empty rest included
+LENGTH = 768  # 300 characters and their speech, or several turns
+DOCUMENTS = 30  # of a sequence, its empty rest included
 TURNS = (0.82, 0.12, 0.06)  # shares of documents of one, two and three segments
 
 
 class Library:
     """All token rows, on the device; `batches` packs documents of utterances in fresh random order."""
 
-    def __init__(self, folder: Path, device: str, batch: int, seed: int, capacity: int):
-        self.folder, self.device, self.batch = folder, device, batch
+    def __init__(self, folder: Path, device: str, batch: int, seed: int, capacity: int, shards: slice = slice(None)):
+        """shards: which ones, by their names' order."""
+        self.folder, self.device, self.batch, self.shards = folder, device, batch, shards
         self.rows = torch.full((capacity, ROW), -1, dtype=torch.int16, device=device)
         self.draw = np.random.default_rng(seed)
         self.used, self.seen = 0, set()
@@ -26,7 +27,7 @@ class Library:
         self.epochs = 0
 
     def look(self) -> None:
-        for path in sorted(self.folder.glob("shard-*.npz")):
+        for path in sorted(self.folder.glob("shard-*.npz"))[self.shards]:
             if path.name in self.seen:
                 continue
             self.seen.add(path.name)

@@ -1,6 +1,7 @@
 """Synthesise the training speech with Kokoro: a few processes write and read the text, one speaks on the GPU.
 
-Shards are those of `speech.py`. The GPU is shared with the trainings; synthesis stops at --hours, or when the file
+Shards are those of `speech.py`. Numbers, dates and money are written in words, as the tokenizer service does it, but for
+one line in twelve, which stays as it was written: a caller may turn that off. The GPU is shared with the trainings; synthesis stops at --hours, or when the file
 `stop` appears. A restarted run goes on with other seeds.
 
     python recorder.py --text TEXT --kokoro kokoro.safetensors --out WORK/speech --seed 9000000 --hours 100
@@ -12,6 +13,7 @@ import argparse
 import multiprocessing
 import os
 import queue
+import sys
 import threading
 import time
 from itertools import islice
@@ -22,14 +24,19 @@ import numpy as np
 SHARD_SECONDS = 900
 LINES = 400  # of one seed
 SHARES = (0.22, 0.26, 0.26, 0.26)
+AS_WRITTEN = 1 / 12
+ROOT = Path(__file__).parents[2]  # of the repository, for the spoken form
 
 
 def read(worker: int, text: Path, lines: multiprocessing.Queue, first_seed: int, shares: list[float]) -> None:
     """Endless: lists of (text, speaker, phoneme ids). The seed of every LINES lines is first_seed + 100,000 worker + serial."""
+    sys.path.append(str(ROOT))
     from cast import Reader
     from text import Writer
 
-    reader, serial = Reader(), 0
+    from services.tokenizer.spoken.form import NotSpeakable, SpokenForm
+
+    reader, spoken, serial = Reader(), SpokenForm(("en",)), 0
     writer = Writer(text, 0)
     while True:
         seed = first_seed + worker * 100_000 + serial
@@ -38,6 +45,11 @@ def read(worker: int, text: Path, lines: multiprocessing.Queue, first_seed: int,
         found = []
         for line in islice(iter(writer), LINES):
             speaker = int(draw.choice(len(shares), p=shares))
+            if draw.random() >= AS_WRITTEN:
+                try:
+                    line = spoken.of(line)
+                except NotSpeakable:
+                    continue
             if (ids := reader.ids(line)) is not None:
                 found.append((line, speaker, ids))
         for at in range(0, len(found), 32):
@@ -71,11 +83,14 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=128, help="lines through the front half together")
     parser.add_argument("--area-s", type=float, default=240, help="seconds of speech in one batch")
     parser.add_argument("--shard-s", type=float, default=SHARD_SECONDS)
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first shard: a second recorder beside the first"
+    )
     parser.add_argument("--device", default="")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    starts = len(list(args.out.glob("start-*")))
-    (args.out / f"start-{starts}").touch()
+    starts = len(list(args.out.glob(f"start-{args.first}-*")))
+    (args.out / f"start-{args.first}-{starts}").touch()
     shares = [share / sum(args.shares) for share in args.shares]
     context = multiprocessing.get_context("spawn")
     lines: multiprocessing.Queue = context.Queue(40)
@@ -106,7 +121,8 @@ def main() -> None:
     shards: queue.Queue = queue.Queue(4)
     writer = threading.Thread(target=store, args=(shards, args.out), daemon=True)
     writer.start()
-    serial, began, made_s, said, held_s = len(list(args.out.glob("shard-*.npz"))), time.monotonic(), 0.0, [], 0.0
+    own = [p for p in args.out.glob("shard-*.npz") if args.first <= int(p.stem.split("-")[1]) < args.first + 50_000]
+    serial, began, made_s, said, held_s = len(own), time.monotonic(), 0.0, [], 0.0
     while not (args.out / "stop").exists() and made_s < args.hours * 3600:
         batch: list = []
         while len(batch) < args.at_once:
@@ -121,14 +137,14 @@ def main() -> None:
             # The first ones are small, so that training can start.
             if held_s >= min(args.shard_s, args.shard_s / 6 * (1 + serial)):
                 made_s += held_s
-                shards.put((serial, said))
+                shards.put((args.first + serial, said))
                 spent = time.monotonic() - began
                 print(
                     f"{serial}: {made_s / 3600:.2f} h after {spent:.0f} s, {made_s / spent:.0f} × real time", flush=True
                 )
                 said, held_s, serial = [], 0.0, serial + 1
     if said:
-        shards.put((serial, said))
+        shards.put((args.first + serial, said))
     shards.put(None)
     writer.join()
 

@@ -3,8 +3,8 @@
 Alignment (which letters sound now) is learnt fastest when the text covers the words and nothing
 repeats, so most lines are made, not quoted: chains over a bigram table (modern vocabulary, local
 word order), bare word lists, templates with numbers, dates, times, prices and names, and a share
-of book and chat sentences. Digits stay digits: the teacher reads them out, and the model learns
-to do the same from the pairs. `HELD_OUT` and `ACCEPTANCE` sentences, used for scoring, are never yielded.
+of book and chat sentences. Numbers are written in digits here; `recorder.py` writes most of them as the
+tokenizer service does before it hands them on, in words. `HELD_OUT` and `ACCEPTANCE` sentences, used for scoring, are never yielded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 HELD_OUT = json.loads((Path(__file__).parent / "held_out.json").read_text())
 _SENTENCES = Path(__file__).parents[2] / "tests/voice/sentences.json"
 ACCEPTANCE = [row["text"] for row in json.loads(_SENTENCES.read_text())]  # what `make voice-test` says
-MAX_CHARACTERS = 200
+PASSAGES = json.loads(_SENTENCES.with_name("passages.json").read_text())
+MAX_CHARACTERS, LONGEST_CHARACTERS = 200, 300  # of one line; of several that are said as one text
 MONTHS = "January February March April May June July August September October November December".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 NAMES = """James Mary Robert Patricia John Jennifer Michael Linda David Elizabeth William Barbara Richard Susan Joseph
@@ -56,12 +57,22 @@ SHORT = """Yes.|No.|Sure.|Okay.|Thanks.|Thank you.|Maybe.|Hello.|Hi there.|Goodb
 All right.|Exactly.|Absolutely.|Never.|Always.|Tomorrow.|Today.|Yesterday.|Really?|Why?|When?|Where?|Who?|How?|
 What?|Good morning.|Good evening.|Good night.|See you soon.|No problem.|I don't know.|You're welcome.|Excuse me.|
 One moment, please.|Just a second.|That's right.|Sounds good.|I agree.|Me too.|Go ahead.|Well done.|Good luck.|
-Take care.|Come in.|Hold on.|Never mind.|Not at all.""".replace("\n", "").split("|")
+Take care.|Come in.|Hold on.|Never mind.|Not at all.|OK!|OK.|Okay!|OK, thanks.|Yeah.|Yep.|Nope.|Yes!|No!|Yes?|No?|Hey!|
+Hi!|Bye.|Bye!|Right.|Great!|Good.|Fine.|Cool.|Nice.|Wow!|Oh.|Oh no!|Ah.|Well.|So?|And?|But why?|Stop!|Wait!|Help!|Go!|Done.|
+Ready?|Correct.|Wrong.|True.|False.|Perfect.|Indeed.|Certainly.|Yes, please.|No, thanks.|No, thank you.|Not now.|Not really.|
+I see.|I do.|I am.|Am I?|Is it?|It is.|Got it.|Let's go.|Who knows?|Why not?|How come?|What now?|So what?|Which one?|
+One.|Two.|Three.|Ten.|Zero.|First.|Last.|Next.|Left.|Right?|Up.|Down.|On.|Off.|In.|Out.|Here.|There.|Now.|Then.|Soon.|Later.|
+Again.|More.|Less.|Both.|Neither.|None.|All of it.|Open it.|Call me.|Follow me.|Thanks a lot.|Many thanks.|Cheers.|Welcome!|
+Hello!|Hello?|Good day.|Good job!|Well said.|Very good.|Too late.|Too bad.|As if.|By now.|Of course!|At last!""".replace(
+    "\n", ""
+).split("|")
 
 
 # Shares of the kinds of line. The first sittings wrote 34, 16, 24, 12, 5, 6, 3 and no names: numbers and names were
 # then what the model said worst.
-MIX = {"chain": 26, "word_list": 15, "template": 24, "book": 9, "chat": 4, "numbers": 12, "names": 7, "short": 3}
+MIX = {"chain": 24, "word_list": 14, "template": 22, "book": 8, "chat": 4, "numbers": 12, "names": 6}
+MIX |= {"short": 3, "brief": 4, "letters": 3, "passage": 4}
+ENDS = (".", ".", ".", "!", "?", "", ",", "...")
 
 
 class Writer:
@@ -74,15 +85,15 @@ class Writer:
         self.books: list[str] = (folder / "books.txt").read_text().splitlines()
         self.chats: list[str] = (folder / "chats.txt").read_text().splitlines()
         self.starts = [w for w in self.chains if len(self.chains[w][0]) >= 3]
-        self.held_out = {_key(s) for s in [*HELD_OUT, *ACCEPTANCE]}
+        self.held_out = {_key(s) for s in [*HELD_OUT, *ACCEPTANCE, *PASSAGES]}
 
     def __iter__(self) -> Iterator[str]:
         kinds, weights = [getattr(self, name) for name in MIX], list(MIX.values())
         while True:
             line = self.draw.choices(kinds, weights)[0]()
-            if self.draw.random() < 0.12:
+            if len(line) <= MAX_CHARACTERS and self.draw.random() < 0.12:
                 line = f"{line} {self.draw.choices(kinds, weights)[0]()}"
-            if 1 < len(line) <= MAX_CHARACTERS and _key(line) not in self.held_out:
+            if 1 <= len(line) <= LONGEST_CHARACTERS and _key(line) not in self.held_out:
                 yield line
 
     def chain(self) -> str:
@@ -119,6 +130,45 @@ class Writer:
 
     def short(self) -> str:
         return self.draw.choice(SHORT)
+
+    def brief(self) -> str:
+        """One or two words, as an answer has them."""
+        words = [self.draw.choice(self.words[:3000] if self.draw.random() < 0.7 else self.words[:20000])]
+        if self.draw.random() < 0.5:
+            words.append(self.draw.choice(self.words[:3000]))
+        if self.draw.random() < 0.15:
+            words = [self.draw.choice([self.draw.choice(NAMES), self.draw.choice(PLACES), self.draw.choice(DAYS)])]
+        text = " ".join(words) + self.draw.choice(ENDS)
+        return text[0].upper() + text[1:] if self.draw.random() < 0.8 else text
+
+    def letters(self) -> str:
+        """Letters that are said by their names: alone, in a row, after a word, in the midst of a sentence."""
+        one = self.draw.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        row = " ".join(
+            self.draw.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(self.draw.choice([2, 2, 3, 3, 3, 4, 5]))
+        )
+        kind = self.draw.random()
+        if kind < 0.25:
+            return one + self.draw.choice([".", ".", "!", "?"])
+        if kind < 0.5:
+            return row + self.draw.choice(ENDS)
+        if kind < 0.65:
+            noun = self.draw.choice(
+                "option plan section vitamin gate grade team type row letter platform block".split()
+            )
+            return f"{noun[0].upper()}{noun[1:]} {one}."
+        before, after = (" ".join(self.chain_words(self.draw.randint(1, 5))) for _ in range(2))
+        return self.close(f"{before} {row} {after if self.draw.random() < 0.7 else ''}".split())
+
+    def passage(self) -> str:
+        """Sentences said as one text, 160 characters and more."""
+        pick, text = [self.book, self.template, self.chain, self.names, self.chat], ""
+        wanted = self.draw.randint(160, LONGEST_CHARACTERS - 40)
+        while len(text) < wanted:
+            line = self.draw.choice(pick)()
+            if len(text) + len(line) < LONGEST_CHARACTERS:
+                text += f" {line}" if line[-1] in ".?!" else f" {line}."
+        return text.strip()
 
     def number(self) -> str:
         """A number the way people write it, small ones more often."""
