@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -66,8 +67,8 @@ LETTERS = {"b": "be bee", "i": "eye", "o": "oh", "r": "are", "x": "ex"}
 
 def is_answer(note: dict) -> bool:
     """Whether a short answer was heard word for word."""
-    want, heard = spoken_words(note["text"]), spoken_words(note["heard"])
-    return heard == want or heard in LETTERS.get(want, "").split()
+    heard = re.sub(r"[^a-z]+", " ", note["heard"].lower()).strip()
+    return is_wanted(note["heard"], note["text"]) or heard in LETTERS.get(note["text"].strip(".").lower(), "").split()
 
 
 class WordJudge:
