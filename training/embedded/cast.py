@@ -6,6 +6,7 @@ and brought to one loudness on the device, as `voices.py` does it; its durations
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -29,17 +30,20 @@ _LETTERS = re.compile(r"\b[A-Z](?: [A-Z])+\b")
 
 
 class Reader:
-    """Text to phoneme ids."""
+    """Text to phoneme ids, by hibari's reading of American English; its model is not loaded."""
 
     def __init__(self) -> None:
-        from hibari import Hibari
+        from hibari.g2p import G2P
+        from hibari.tts import ASSETS, Hibari
 
-        self.tts = Hibari()
+        self.phonemes, self.sentences = G2P(british=False), Hibari.split_sentences
+        self.vocabulary: dict[str, int] = json.loads(Path(ASSETS, "vocab.json").read_text())
 
     def ids(self, text: str) -> list[int] | None:
         """With a 0 at both ends; None when there is nothing to say or too much."""
         text = _LETTERS.sub(lambda letters: letters[0].replace(" ", ".") + ".", text)
-        ids = self.tts.ids(" ".join(self.tts.phonemize(text)))
+        phonemes = " ".join(filter(None, map(self.phonemes, self.sentences(text))))
+        ids = [0, *(self.vocabulary[p] for p in phonemes if p in self.vocabulary), 0]
         return ids if 3 < len(ids) <= MOST_PHONEMES else None
 
 

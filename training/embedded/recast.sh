@@ -7,6 +7,7 @@
 # Seconds: FULL, DECODER, GENERATOR. FULL=0 keeps the bundle's encoder and codebooks, and the codes their meaning; DECODER=0
 # leaves that stage out. FRESH=1: a codec from nothing, when its shape is another; the generator's weights that know codes
 # begin from nothing too. HOURS of speech, SEED: another one each sitting. RECORDERS share the making of it.
+# On two GPUs the speech ends with the encoder, whatever HOURS says.
 # CODEC, LEARN: more options of the codec and the generator. BESIDE: a command for the first GPU, once the encoder is finished.
 # TINY=1: seconds of everything on a CPU.
 set -u
@@ -74,6 +75,7 @@ if ! [ -e "$work/full/done" ] || { [ $stage = both ] && ! [ -e "$work/decoder/do
     while ! [ -e "$work/full/done" ] && ! [ -e "$work/failed" ]; do sleep 0.5; done
     [ -n "$second" ] || wait $training
 fi
+[ -n "$second" ] && touch "$work/speech/stop" # what there is must do: the second GPU is the generator's now
 if [ -n "${BESIDE:-}" ]; then
     say beside
     on "$first" sh -c "$BESIDE" >"$work/logs/beside.log" 2>&1 &

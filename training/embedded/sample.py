@@ -1,12 +1,14 @@
-"""Speak sentences with trained weights, one at a time on a CPU, and write WAVs.
+"""Speak sentences with trained weights, one at a time on a CPU core, and write WAVs: the held-out sentences, or the texts of
+a file (a JSON list).
 
-python sample.py --generator FOLDER --mimi FOLDER --out FOLDER [--speakers 0 1 2 3] [--every 7]
+python sample.py --generator FOLDER --mimi FOLDER --out FOLDER [--texts FILE] [--speakers 0 1 2 3] [--every 7] [--workers 12]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -88,40 +90,63 @@ def load(folder: Path) -> Generator:
     return model
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--generator", type=Path, required=True)
-    parser.add_argument("--mimi", type=Path, required=True, help="the codec: config.json, model.safetensors")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--speakers", type=int, nargs="+", default=[0, 1, 2, 3])
-    parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--temperature", type=float, nargs=2, default=[0.9, 0.9], help="of codebook 0, of the others")
-    parser.add_argument("--top-k", type=int, default=50)
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+def say(args: argparse.Namespace, worker: int) -> None:
+    """This worker's share of the texts. Writes WAVs and report-N.json."""
+    torch.set_num_threads(1)
     model, tokenizer, mimi = load(args.generator), make(), restored(args.mimi)
     books = Codebooks(mimi)
     tables = [[layer._codebook.embedding for layer in rvq.vq.layers] for rvq in (books.first, books.rest)]
-    ended = spoken = 0.0
-    began, report = time.monotonic(), []
-    for speaker in args.speakers:
-        for i in range(0, len(HELD_OUT), args.every):
-            ids = segment(tokenizer, speaker, HELD_OUT[i])
-            codes, by_itself = speak(model, ids, args.temperature, args.top_k, i)
-            ended += by_itself
-            report.append({"speaker": speaker, "sentence": i, "frames": len(codes), "ended": by_itself})
-            if not len(codes):
-                continue
-            with torch.no_grad():
-                c = torch.from_numpy(codes)
-                x = books.first.output_proj(tables[0][0][c[:, 0]].T[None])
-                x = x + books.rest.output_proj(sum(t[c[:, j + 1]] for j, t in enumerate(tables[1])).T[None])
-                audio = waveform(mimi, x)[0, 0].clamp(-1, 1).numpy()
-            spoken += len(audio) / 24000
-            soundfile.write(args.out / f"{speaker}_{i}.wav", audio, 24000)
-    (args.out / "report.json").write_text(json.dumps(report))
+    texts = json.loads(args.texts.read_text()) if args.texts else HELD_OUT
+    report = []
+    jobs = [(speaker, i) for i in range(0, len(texts), args.every) for speaker in args.speakers]
+    if args.turns:  # each text by one speaker
+        jobs = [(args.speakers[i % len(args.speakers)], i) for i in range(0, len(texts), args.every)]
+    for speaker, i in jobs[worker :: args.workers]:
+        codes, by_itself = speak(
+            model, segment(tokenizer, speaker, texts[i]), args.temperature, args.top_k, i, args.limit
+        )
+        report.append({"speaker": speaker, "sentence": i, "frames": len(codes), "ended": by_itself})
+        if not len(codes):
+            continue
+        with torch.no_grad():
+            c = torch.from_numpy(codes)
+            x = books.first.output_proj(tables[0][0][c[:, 0]].T[None])
+            x = x + books.rest.output_proj(sum(t[c[:, j + 1]] for j, t in enumerate(tables[1])).T[None])
+            audio = waveform(mimi, x)[0, 0].clamp(-1, 1).numpy()
+        np.save(args.out / f"{speaker}_{i}.npy", codes.astype(np.int16))
+        soundfile.write(args.out / f"{speaker}_{i}.wav", audio, 24000)
+    (args.out / f"report-{worker}.json").write_text(json.dumps(report))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generator", type=Path, required=True)
+    parser.add_argument("--mimi", type=Path, required=True, help="the codec: config.json, model.safetensors")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--texts", type=Path, help="a JSON list of texts")
+    parser.add_argument("--turns", action="store_true", help="the speakers take turns: each text once")
+    parser.add_argument("--speakers", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--limit", type=int, default=320, help="frames")
+    parser.add_argument("--temperature", type=float, nargs=2, default=[0.7, 0.7], help="of codebook 0, of the others")
+    parser.add_argument("--top-k", type=int, default=50)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    if args.workers == 1:
+        say(args, 0)
+    else:
+        context = multiprocessing.get_context("spawn")
+        workers = [context.Process(target=say, args=(args, i)) for i in range(args.workers)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    report = [row for path in sorted(args.out.glob("report-*.json")) for row in json.loads(path.read_text())]
+    ended, frames = (sum(row[key] for row in report) for key in ("ended", "frames"))
     print(
-        f"{len(report)} utterances, {ended:.0f} ended by themselves, {spoken:.0f} s in {time.monotonic() - began:.0f} s"
+        f"{len(report)} utterances, {ended} ended by themselves, {frames * 0.08:.0f} s in {time.monotonic() - began:.0f} s"
     )
 
 

@@ -59,7 +59,7 @@ What?|Good morning.|Good evening.|Good night.|See you soon.|No problem.|I don't 
 One moment, please.|Just a second.|That's right.|Sounds good.|I agree.|Me too.|Go ahead.|Well done.|Good luck.|
 Take care.|Come in.|Hold on.|Never mind.|Not at all.|OK!|OK.|Okay!|OK, thanks.|Yeah.|Yep.|Nope.|Yes!|No!|Yes?|No?|Hey!|
 Hi!|Bye.|Bye!|Right.|Great!|Good.|Fine.|Cool.|Nice.|Wow!|Oh.|Oh no!|Ah.|Well.|So?|And?|But why?|Stop!|Wait!|Help!|Go!|Done.|
-Ready?|Correct.|Wrong.|True.|False.|Perfect.|Indeed.|Certainly.|Yes, please.|No, thanks.|No, thank you.|Not now.|Not really.|
+Ready?|Correct.|Wrong.|True.|False.|Perfect.|Indeed.|Certainly.|Yes, please.|No, thanks.|No, thank you.|Not now.|
 I see.|I do.|I am.|Am I?|Is it?|It is.|Got it.|Let's go.|Who knows?|Why not?|How come?|What now?|So what?|Which one?|
 One.|Two.|Three.|Ten.|Zero.|First.|Last.|Next.|Left.|Right?|Up.|Down.|On.|Off.|In.|Out.|Here.|There.|Now.|Then.|Soon.|Later.|
 Again.|More.|Less.|Both.|Neither.|None.|All of it.|Open it.|Call me.|Follow me.|Thanks a lot.|Many thanks.|Cheers.|Welcome!|
