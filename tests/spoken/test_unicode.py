@@ -1,13 +1,13 @@
 """Properties that hold for any text at all."""
 
-import sys
 import unicodedata
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.tokenizer.spoken.form import NotSpeakable, SpokenForm
+from services.tokenizer.spoken.clean import clean
+from services.tokenizer.spoken.form import NothingSpeakable, NotSpeakable, SpokenForm
 from support.spoken_cases import read_cases
 
 ENGLISH = SpokenForm(("en",))
@@ -15,12 +15,14 @@ ENGLISH = SpokenForm(("en",))
 MOST_WORDS_FOR_A_CHARACTER, MOST_BESIDE = 32, 80
 
 
-def check(text):
-    """The spoken form, which is bounded and its own; None when the text is refused."""
+def check(text, refuses=False):
+    """The spoken form, which is bounded and its own; None when the text is refused, unless `refuses` lets that through."""
     try:
         spoken = ENGLISH._of(text)
     except NotSpeakable as refusal:
         assert str(refusal)
+        if refuses:
+            raise
         return None
     assert any(char.isalpha() for char in spoken)
     assert len(spoken) <= MOST_WORDS_FOR_A_CHARACTER * len(text) + MOST_BESIDE
@@ -29,22 +31,43 @@ def check(text):
     return spoken
 
 
+def is_foreign(char):
+    """Whether it is refused as a letter of another script."""
+    try:
+        check(char, refuses=True)
+    except NotSpeakable as refusal:
+        return not isinstance(refusal, NothingSpeakable)
+    return False
+
+
+def is_dropped(char):
+    """Whether the first stage takes the character out, so that all others see the text without it."""
+    return clean(f"wo{char}rd") == "word"
+
+
+AROUND = ["wo{0}rd", "I have {0} here.", "It is 5{0} and {0}5 x."]
+
+
+def together(around, chars, count):
+    for start in range(0, len(chars), count):
+        yield " ".join(map(around.format, chars[start : start + count]))
+
+
 @pytest.mark.parametrize("plane", range(0, 0x110000, 0x10000), ids=hex)
-@pytest.mark.parametrize("around", ["{}", "wo{}rd", "I have {} here.", "5{}", "{}5 x"])
-def test_every_character(plane, around):
-    """Planes 3 to 13 and the private ones have hardly any characters: a sample of them."""
-    step = 1 if plane <= 0x20000 else 97
-    for code in range(plane, min(plane + 0x10000, sys.maxunicode + 1), step):
-        char = chr(code)
-        if around != "{}" and plane == 0 and 0x3400 <= code < 0xD800 and code % 31:
-            continue  # Han and Hangul all go the same way
-        if plane in (0x10000, 0x20000) and around != "{}" and code % 17:
-            continue
-        text = around.format(char)
-        spoken = check(text)
-        if spoken is None and around not in ("{}", "{}5 x", "5{}"):
-            letters = char + unicodedata.normalize("NFKC", char)
-            assert any(each.isalpha() for each in letters), f"{text!a}: only another script's letters may be refused"
+def test_every_character(plane):
+    """All of them alone. Between words: Latin ones each in a text of its own, other signs and letters that may be
+    spoken ten in one, letters of other scripts, which are refused, 500 in one; what the first stage drops, by it alone.
+    """
+    own, shared, foreign, dropped = [], [], [], []
+    for char in map(chr, range(plane, plane + 0x10000)):
+        kind = foreign if is_foreign(char) else own if char < "\u0250" else dropped if is_dropped(char) else shared
+        kind.append(char)
+    for text in [*(around.format(char) for char in own for around in AROUND), *together(" ".join(AROUND), shared, 10)]:
+        assert check(text), f"{text!a} has no letter of another script"
+    for text in together("wo{0}rd", foreign, 500):
+        assert check(text) is None
+    for around in AROUND:
+        assert clean("\n".join(map(around.format, dropped))) == "\n".join([around.format("")] * len(dropped))
 
 
 @settings(max_examples=400, deadline=None)

@@ -71,6 +71,8 @@ class SpokenForm:
 
     def _round(self, text: str) -> str:
         text = clean(text)
+        if not text.strip():
+            return ""
         if "<" in text or "[" in text or "&" in text:
             text = clean(strip_tags(text))  # an entity may be any character
         text = strip_markdown(strip_emoji(fold(text)))
