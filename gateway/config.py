@@ -77,7 +77,7 @@ class GatewaySettings(ServerSettings):
         max=60_000,
     )
     empty_retries: int = setting(
-        "CSM_GATEWAY_EMPTY_RETRIES", 2, "tries with the next seed when the model ends a unit at frame 0", min=0, max=8
+        "CSM_GATEWAY_EMPTY_RETRIES", 2, "tries with other seeds when the model ends a unit at frame 0", min=0, max=8
     )
     max_conversations: int = setting("CSM_GATEWAY_MAX_CONVERSATIONS", 4096, "conversations open at once", min=1)
     conversation_idle_s: float = setting(

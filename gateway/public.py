@@ -40,7 +40,7 @@ async def open_public(settings: GatewaySettings, bundle: Bundle, stages: Stages)
     async with library:
         names = VoiceNames(bundle, library, settings.voice_aliases)
         speech = SpeechServicer(settings, bundle, stages, _ramp(settings.ramp_frames), names)
-        voices = VoiceServicer(bundle, library, names, speech.access, speech.encoder)
+        voices = VoiceServicer(bundle, library, names, speech.access, speech.prompt_tokenizer)
 
         def register(server: grpc.aio.Server) -> None:
             speech_pb2_grpc.add_SpeechServiceServicer_to_server(speech, server)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 import grpc
@@ -16,12 +15,17 @@ from gateway.access import Access, Grant
 from gateway.config import GatewaySettings
 from gateway.output import Output
 from gateway.speech.context import Context
-from gateway.speech.converse import Conversation, Deployment
-from gateway.speech.encoding import Encoder, Heard
+from gateway.speech.converse import Conversation
+from gateway.speech.deadline import Deadline
+from gateway.speech.deployment import Deployment
 from gateway.speech.ending import likely_s
+from gateway.speech.prompt_tokenizer import Heard, PromptTokenizer
 from gateway.speech.rules import SpeechRules
 from gateway.speech.summary import fill_summary
-from gateway.speech.turn import AudioChunk, Started, Turn, TurnEvent, TurnOptions
+from gateway.speech.trace_id import trace_id
+from gateway.speech.turn import Turn
+from gateway.speech.turn_events import AudioChunk, Started, TurnEvent
+from gateway.speech.unit_speaker import TurnOptions
 from gateway.stages import StageInfo, Stages
 from gateway.verification import verify, verify_stream
 from gateway.voices.names import VoiceNames
@@ -32,7 +36,6 @@ from services.runtime.errors import InvalidArgument, UnavailableError
 from services.runtime.version import version
 
 log = logging.getLogger(__name__)
-_SLOWEST = 3.0  # a long text may take this many times the length of its speech
 
 
 class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
@@ -58,10 +61,10 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         instruments.observe_admission(self._verifications, "csm.gateway.verifications")
         instruments.observe_admission(self._conversations, "csm.gateway.conversations")
 
-    def encoder(self, context: grpc.aio.ServicerContext) -> Encoder:
+    def prompt_tokenizer(self, context: grpc.aio.ServicerContext) -> PromptTokenizer:
         """For one call."""
         self._ready()
-        return Encoder(self._stages, self._timeout(context))
+        return PromptTokenizer(self._stages, Deadline(context.time_remaining, self._settings.max_request_s))
 
     def stop(self) -> None:
         """No new turns from now on: conversations end with the turn that runs."""
@@ -90,7 +93,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
                                 container=output.container,
                                 seed=event.seed,
                                 prompt_tokens=event.prompt_tokens,
-                                trace_id=_trace_id(),
+                                trace_id=trace_id(),
                             )
                         )
                         if header := output.header():
@@ -126,7 +129,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
                 format=output.format,
                 container=output.container,
                 summary=summary,
-                trace_id=_trace_id(),
+                trace_id=trace_id(),
             )
 
     async def Converse(
@@ -144,7 +147,10 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         with self.access.enter(), self._verifications.enter():
             info = self._ready()
             return await verify(
-                self._stages.watermark, request, timeout=self._timeout(context), trained=info.watermark_trained
+                self._stages.watermark,
+                request,
+                timeout=Deadline(context.time_remaining, self._settings.max_request_s),
+                trained=info.watermark_trained,
             )
 
     async def VerifyWatermarkStream(
@@ -157,7 +163,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             responses = verify_stream(
                 self._stages.watermark,
                 request_iterator,
-                timeout=self._timeout(context, own_s=self._settings.max_search_s),
+                timeout=Deadline(context.time_remaining, self._settings.max_search_s),
                 trained=info.watermark_trained,
             )
             async with aclosing(responses) as stream:
@@ -213,23 +219,25 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         self, utterance: speech_pb2.Utterance, context: grpc.aio.ServicerContext, *, streamed: bool = True
     ) -> Turn:
         """The utterance as one turn, whose text is complete. Raises: CallError."""
-        timeout = self._timeout(context, utterance.text)
-        encoder = Encoder(self._stages, timeout, _flag(utterance, "text_normalization", True))
+        speech_s = likely_s(utterance.text)
+        deadline = Deadline(context.time_remaining, self._settings.max_request_s, lambda: speech_s)
+        tokenizer = PromptTokenizer(self._stages, deadline, _flag(utterance, "text_normalization", True))
         choice = await self._voices.choose(
             utterance.voice,
             utterance.speaker if utterance.HasField("speaker") else None,
             self.access.owner(),
-            lambda: Encoder(self._stages, timeout),
+            lambda: PromptTokenizer(self._stages, deadline),
             "utterance",
         )
-        heard = await encoder.heard(
+        heard = await tokenizer.heard(
             [
                 Heard(turn.speaker, turn.text, turn.audio, f"utterance.context[{index}]")
                 for index, turn in enumerate(utterance.context)
             ]
         )
         voice = [*choice.prompt, *heard]
-        text = self._rules.text_source(self._ready().max_seq_len - sum(segment.tokens for segment in voice))
+        text = self._rules.text_source()
+        text.fit(self._rules.unit_limits(self._ready().max_seq_len - sum(segment.tokens for segment in voice)))
         text.append(utterance.text)
         text.flush()
         options = TurnOptions(
@@ -241,20 +249,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             # Requests with the same voice prompt share what a replica has read of it.
             key=choice.key or _prompt_key(utterance),
         )
-        return Turn(self._stages, self._rules, Context(voice), text, encoder, options, timeout)
-
-    def _timeout(
-        self, context: grpc.aio.ServicerContext, text: str = "", own_s: float | None = None
-    ) -> Callable[[], float]:
-        """Seconds left of the caller's deadline or of our own, whichever is nearer. own_s: default by the text."""
-        own = time.monotonic() + (own_s or max(self._settings.max_request_s, _SLOWEST * likely_s(text)))
-
-        def left() -> float:
-            theirs = context.time_remaining()
-            ours = own - time.monotonic()
-            return max(0.0, ours if theirs is None else min(ours, theirs))
-
-        return left
+        return Turn(self._stages, self._rules, Context(voice), text, tokenizer, options, deadline)
 
     def _ready(self) -> StageInfo:
         if self._stages.info is None:
@@ -285,7 +280,3 @@ def _encoded(output: Output, event: TurnEvent) -> bytes:
 
 def _audio(data: bytes) -> speech_pb2.StreamSynthesizeResponse:
     return speech_pb2.StreamSynthesizeResponse(audio=speech_pb2.SpeechAudio(data=data))
-
-
-def _trace_id() -> str:
-    return f"{trace.get_current_span().get_span_context().trace_id:032x}"

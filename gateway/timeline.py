@@ -53,6 +53,10 @@ class Timeline:
         self._last_audio = 0.0
         self.underruns = 0
 
+    def restart(self, start_s: float) -> None:
+        """What is timed begins only now: at `start_s`, on time.perf_counter. Nothing has come of it yet."""
+        self._start, self._waited_s = start_s, 0.0
+
     def now(self) -> float:
         """Seconds since the request's start."""
         return time.perf_counter() - self._start
@@ -113,7 +117,7 @@ class Timeline:
         """Write the times into `summary` and the request's metrics."""
         took = self._last_audio
         summary.audio_duration.FromNanoseconds(round(audio_s * 1e9))
-        if audio_s > 0:
+        if audio_s > 0 and "watermark" in self._first:
             summary.time_to_first_audio.FromNanoseconds(round(self._first["watermark"] * 1e9))
             summary.real_time_factor = took / audio_s
             instruments.real_time_factor.record(took / audio_s)

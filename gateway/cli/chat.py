@@ -113,11 +113,13 @@ class Chat:
         return 0.0 if self._audio_since is None else min(self._sent_s, time.monotonic() - self._audio_since)
 
     async def _interrupt(self) -> None:
-        heard_s = self._heard_s() if isinstance(self._sink, Player) else None
-        self._stopped_turn = self._turn
-        if isinstance(self._sink, Player):
+        """Stop the turn that is heard; lines that were typed after it are spoken."""
+        heard_s, turn = None, self._conversation.turn
+        if isinstance(self._sink, Player) and self._still_playing():
+            heard_s, turn = self._heard_s(), self._turn
             await self._sink.stop()
-        await self._conversation.interrupt(heard_s)
+        self._stopped_turn = max(self._stopped_turn, -1 if turn is None else turn)
+        await self._conversation.interrupt(heard_s, turn=turn)
 
     async def _talk(self) -> None:
         try:

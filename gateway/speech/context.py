@@ -90,16 +90,19 @@ class Context:
             self.said = kept
         return dropped
 
-    def cut_turn(self, turn: int, samples: int, frame_samples: int, frame_rate_hz: float) -> str:
-        """Keep of `turn` what was heard, `samples` of its audio. Returns the words that were heard."""
-        kept, heard = [], []
-        for segment in self.said:
-            part: Segment | None = segment
-            if segment.turn == turn:
-                part = heard_part(segment, samples, frame_samples, frame_rate_hz)
-                if part is not None:
-                    heard.append(part.text)
-            if part is not None:
-                kept.append(part)
-        self.said = kept
-        return "".join(heard)
+    def replace(self, segment: Segment, by: Segment | None) -> None:
+        """Put another in a segment's place, or take it out."""
+        for index, said in enumerate(self.said):
+            if said is segment:
+                self.said[index : index + 1] = [] if by is None else [by]
+                return
+
+    def heard_of(
+        self, turn: int, samples: int, frame_samples: int, frame_rate_hz: float
+    ) -> list[tuple[Segment, Segment | None]]:
+        """Each segment of `turn`, and what was heard of it by a listener who heard `samples` of the turn's audio."""
+        return [
+            (segment, heard_part(segment, samples, frame_samples, frame_rate_hz))
+            for segment in self.said
+            if segment.turn == turn
+        ]

@@ -20,17 +20,21 @@ _CLAUSE = re.compile(r"[,;:—]")
 _SENTENCE = re.compile(r"[.!?…]+")
 
 
-def likely_s(text: str) -> float:
-    """Seconds that `text` takes to speak, as a guess."""
+def words_s(text: str) -> float:
+    """Seconds that a part of a text takes, as a guess; parts add up to their whole."""
     letters = sum(character.isalpha() for character in text)
     digits = sum(character.isdigit() for character in text)
     return (
-        _START_S
-        + _LETTER_S * letters
+        _LETTER_S * letters
         + _DIGIT_S * digits
         + _CLAUSE_S * len(_CLAUSE.findall(text))
-        + _SENTENCE_S * max(1, len(_SENTENCE.findall(text)))
+        + _SENTENCE_S * len(_SENTENCE.findall(text))
     )
+
+
+def likely_s(text: str) -> float:
+    """Seconds that `text` takes to speak, as a guess. A text without an end has one all the same."""
+    return _START_S + words_s(text) + (0.0 if _SENTENCE.search(text) else _SENTENCE_S)
 
 
 @dataclass(frozen=True)

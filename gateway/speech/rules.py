@@ -55,13 +55,13 @@ class SpeechRules:
             settings.listener_buffer_ms / 1000,
         )
 
-    def text_source(self, free_positions: int) -> TextSource:
-        """For a turn's text, whose units must fit `free_positions` of the model with their speech."""
-        return TextSource(self._limits(free_positions), self.language, self.waits)
+    def text_source(self) -> TextSource:
+        """For a turn's text. `TextSource.fit` its units to the model before it is spoken."""
+        return TextSource(self.limits, self.language, self.waits)
 
     def parts(self, words: str, free_positions: int) -> list[str]:
         """`words` in parts that fit `free_positions` with their speech. Joined they are the words."""
-        cutter = UnitCutter(self._limits(free_positions), self.language)
+        cutter = UnitCutter(self.unit_limits(free_positions), self.language)
         cutter.append(words)
         cutter.flush()
         cutter.first = False
@@ -70,7 +70,8 @@ class SpeechRules:
             parts.append(part)
         return parts
 
-    def _limits(self, free_positions: int) -> UnitLimits:
+    def unit_limits(self, free_positions: int) -> UnitLimits:
+        """Of units that must fit `free_positions` of the model with their speech."""
         fitting = int((free_positions - _SPARE_POSITIONS) / _POSITIONS_PER_CHARACTER)
         chars = max(_MIN_UNIT_CHARS, min(self.limits.max_chars, fitting))
         join, first = min(self.limits.join_chars, chars), min(self.limits.first_chars, chars)

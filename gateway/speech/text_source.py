@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+from gateway.speech.ending import words_s
 from gateway.speech.units import UnitCutter, UnitLimits
 
 
@@ -28,19 +29,24 @@ class TextSource:
         self._cutter, self._waits, self._first_chars = UnitCutter(limits, language), waits, limits.first_chars
         self._changed = asyncio.Event()
         self._appended_s: float | None = None  # when text came last
+        self._speech_s = 0.0
+        self.changed_s = time.perf_counter()  # when text, or its end, came last
         self._gap_s = 0.0  # between pieces of text, about
 
     def append(self, text: str) -> None:
         """More of the turn's text."""
-        now_s = time.monotonic()
+        self.changed_s = time.perf_counter()
         if self._appended_s is not None:
-            self._gap_s = (self._gap_s + now_s - self._appended_s) / 2
-        self._appended_s = now_s
+            self._gap_s = (self._gap_s + self.changed_s - self._appended_s) / 2
+        self._appended_s = self.changed_s
+        self._speech_s += words_s(text)
         self._cutter.append(text)
         self._changed.set()
 
     def flush(self) -> None:
         """The text is complete."""
+        if not self._cutter.flushed:
+            self.changed_s = time.perf_counter()
         self._cutter.flush()
         self._changed.set()
 
@@ -58,6 +64,14 @@ class TextSource:
     def pending(self) -> int:
         """Characters that no unit has taken yet."""
         return len(self._cutter.pending)
+
+    def speech_s(self) -> float:
+        """Seconds that all text that came so far is likely to take."""
+        return self._speech_s
+
+    def fit(self, limits: UnitLimits) -> None:
+        """Cut what comes by other limits."""
+        self._cutter.limits, self._first_chars = limits, limits.first_chars
 
     def hurry(self) -> None:
         """The listener waits: the next unit may be as short as a turn's first one."""

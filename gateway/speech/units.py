@@ -37,11 +37,14 @@ class UnitLimits:
 
 
 class UnitCutter:
-    """The text of one turn. `append` it, `flush` at its end, and `take` units as they become certain."""
+    """The text of one turn. `append` it, `flush` at its end, and `take` units as they become certain.
+
+    first: the next unit is one that the listener waits for.
+    """
 
     def __init__(self, limits: UnitLimits, language: str = "en"):
         """language: ISO 639-1, as sentencex takes it."""
-        self._limits, self._language = limits, language
+        self.limits, self._language = limits, language
         self._text = ""
         self.flushed = False
         self.first = True
@@ -88,7 +91,7 @@ class UnitCutter:
     @property
     def _least(self) -> int:
         """Characters that the next unit should have."""
-        return self._limits.first_chars if self.first else self._limits.join_chars
+        return self.limits.first_chars if self.first else self.limits.join_chars
 
     def _sentences_end(self, *, join: bool) -> int | None:
         """End of the sentences that make a unit, as far as they are certain."""
@@ -98,7 +101,7 @@ class UnitCutter:
             return len(self._text) if self.flushed and self._text else len(window) if self._text != window else None
         end, full = 0, False
         for sentence, certain in self._sentences(window):
-            full = bool(end) and (end >= self._limits.join_chars or end + len(sentence) > self._limits.max_chars)
+            full = bool(end) and (end >= self.limits.join_chars or end + len(sentence) > self.limits.max_chars)
             if full or not certain:
                 break
             end += len(sentence)
@@ -109,13 +112,13 @@ class UnitCutter:
     def _clause_end(self, force_words: int | None) -> int | None:
         """End of a clause, where sentences are too long or the listener waits."""
         window, waits = self._window(), self.first or force_words is not None
-        too_long = len(window) > self._limits.max_chars
+        too_long = len(window) > self.limits.max_chars
         if not (too_long or (waits and not self.ends_sentence())) or not _WORD.search(window):
             return None
         at_once = self.first and force_words is None
-        least = self._limits.first_chars if at_once else 0
+        least = self.limits.first_chars if at_once else 0
         words = _CLAUSE_WORDS if force_words is None else force_words
-        ends = [match.end() for match in _CLAUSE.finditer(window, 0, self._limits.max_chars)]
+        ends = [match.end() for match in _CLAUSE.finditer(window, 0, self.limits.max_chars)]
         ends = [end for end in ends if end >= least and len(window[:end].split()) >= words]
         if ends:
             return _past_space(window, ends[0] if at_once else ends[-1])
@@ -123,7 +126,7 @@ class UnitCutter:
 
     def _window(self) -> str:
         """The beginning of the text, long enough for any unit: segmenting costs time by the character."""
-        return self._text[: 2 * self._limits.max_chars]
+        return self._text[: 2 * self.limits.max_chars]
 
     def _sentences(self, window: str) -> Iterator[tuple[str, bool]]:
         """The window's sentences, and whether each surely ends there."""
@@ -156,10 +159,10 @@ class UnitCutter:
         """`end`, or the beginning of the markup that it would cut; None while the rest of that may still come."""
         if self.flushed and end == len(self._text):
             return end
-        markup = _OPEN_MARKUP.search(self._text, max(0, end - self._limits.max_chars), end)
+        markup = _OPEN_MARKUP.search(self._text, max(0, end - self.limits.max_chars), end)
         if markup is None:
             return end
-        waits = not self.flushed and len(self._text) <= self._limits.max_chars
+        waits = not self.flushed and len(self._text) <= self.limits.max_chars
         if waits and not forced:
             return None
         if _WORD.search(self._text, 0, markup.start()):
@@ -168,7 +171,7 @@ class UnitCutter:
 
     def _fitting(self, end: int) -> int:
         """`end`, or the last good place before it when the unit would be too long."""
-        limit = self._limits.max_chars
+        limit = self.limits.max_chars
         if end <= limit:
             return end
         head = self._text[: limit + 1]

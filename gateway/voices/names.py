@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from csm.common.v1 import common_pb2
 
 from gateway.speech.context import Segment
-from gateway.speech.encoding import Encoder, Heard
+from gateway.speech.prompt_tokenizer import Heard, PromptTokenizer
 from gateway.voices.library import LibraryError, VoiceLibrary
 from gateway.voices.voice import NamedVoice
 from models.bundle import Bundle
@@ -50,7 +50,7 @@ class VoiceNames:
         return [*self._own, *(voice.name for voice in self._library.voices(owner))]
 
     async def choose(
-        self, name: str, speaker: int | None, owner: str, encoder: Callable[[], Encoder], path: str
+        self, name: str, speaker: int | None, owner: str, tokenizer: Callable[[], PromptTokenizer], path: str
     ) -> Choice:
         """The voice called `name`; without a name, `speaker`'s. path: of what holds both, for errors.
 
@@ -65,7 +65,7 @@ class VoiceNames:
             if candidate in self._own:
                 return Choice(self._own[candidate], [])
             if candidate is not None and (voice := await self._look_up(owner, candidate)) is not None:
-                return Choice(voice.speaker, await self._prompt(voice, encoder(), path), voice.id)
+                return Choice(voice.speaker, await self._prompt(voice, tokenizer(), path), voice.id)
         names = ", ".join(self.known(owner)) or "none yet"
         raise InvalidArgument(f"{path}.voice", f"must be one of the voices here ({names}), not {name[:64]!r}")
 
@@ -78,7 +78,7 @@ class VoiceNames:
         except LibraryError as error:
             raise UnavailableError(f"the voice library cannot be read: {error}", reason="VOICE_LIBRARY") from None
 
-    async def _prompt(self, voice: NamedVoice, encoder: Encoder, path: str) -> list[Segment]:
+    async def _prompt(self, voice: NamedVoice, tokenizer: PromptTokenizer, path: str) -> list[Segment]:
         """Encoded once a gateway: what is kept is the prompt's tokens and frames."""
         if voice.id in self._prompts:
             self._prompts.move_to_end(voice.id)
@@ -88,7 +88,7 @@ class VoiceNames:
         except LibraryError as error:
             raise UnavailableError(f"the voice library cannot be read: {error}", reason="VOICE_LIBRARY") from None
         clip = common_pb2.AudioClip(wav=wav)
-        prompt = await encoder.heard([Heard(voice.speaker, voice.transcript, clip, f"{path}.voice")])
+        prompt = await tokenizer.heard([Heard(voice.speaker, voice.transcript, clip, f"{path}.voice")])
         self._prompts[voice.id] = prompt
         while len(self._prompts) > _PROMPTS:
             self._prompts.popitem(last=False)

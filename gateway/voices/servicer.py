@@ -12,7 +12,7 @@ from csm.common.v1 import common_pb2
 from csm.voice.v1 import voice_pb2, voice_pb2_grpc
 
 from gateway.access import Access
-from gateway.speech.encoding import Encoder, Heard
+from gateway.speech.prompt_tokenizer import Heard, PromptTokenizer
 from gateway.voices.library import LibraryError, VoiceLibrary, VoiceTaken
 from gateway.voices.names import VoiceNames
 from gateway.voices.voice import NAME, NAME_RULE, NamedVoice
@@ -26,7 +26,7 @@ MAX_TEXT_CHARS, MAX_LABELS, MAX_LABEL_CHARS, MAX_VOICES = 2000, 16, 256, 1000
 
 
 class VoiceServicer(voice_pb2_grpc.VoiceServiceServicer):
-    """encoder: makes one for a call, whose timeout is given. A voice is kept only when the model can read it."""
+    """tokenizer: makes one for a call, whose timeout is given. A voice is kept only when the model can read it."""
 
     def __init__(
         self,
@@ -34,10 +34,10 @@ class VoiceServicer(voice_pb2_grpc.VoiceServiceServicer):
         library: VoiceLibrary,
         names: VoiceNames,
         access: Access,
-        encoder: Callable[[grpc.aio.ServicerContext], Encoder],
+        tokenizer: Callable[[grpc.aio.ServicerContext], PromptTokenizer],
     ):
         self._bundle, self._library, self._names = bundle, library, names
-        self._access, self._encoder = access, encoder
+        self._access, self._tokenizer = access, tokenizer
 
     async def CreateVoice(
         self, request: voice_pb2.CreateVoiceRequest, context: grpc.aio.ServicerContext
@@ -66,7 +66,7 @@ class VoiceServicer(voice_pb2_grpc.VoiceServiceServicer):
             )
             heard = Heard(voice.speaker, voice.transcript, common_pb2.AudioClip(wav=wav), "transcript")
             try:
-                await self._encoder(context).heard([heard])
+                await self._tokenizer(context).heard([heard])
             except InvalidArgument as error:
                 field = error.field.replace("transcript.text", "transcript").replace("transcript.speaker", "speaker")
                 raise InvalidArgument(field.replace("transcript.audio", "audio"), error.description) from None

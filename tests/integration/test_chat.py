@@ -114,7 +114,9 @@ class SilentPlayer(Player):
 
 
 class NoConversation:
-    async def interrupt(self, heard_s):
+    turn = 0
+
+    async def interrupt(self, heard_s, turn):
         pass
 
 

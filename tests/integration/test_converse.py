@@ -3,105 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from contextlib import asynccontextmanager
 
 import grpc
 import numpy as np
 import pytest
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
-from csm_client import ContextTurn, SpeechClient
+from csm_client import ContextTurn
 from csm_client.exceptions import InvalidRequest, SpeechError, Unavailable
 
 from services.runtime.errors import InvalidArgument
 from support.fake_stages import LOOKAHEAD, MARK, SAMPLES_PER_FRAME
-
-WAV = b"RIFF"
-FRAME_S = SAMPLES_PER_FRAME / 24_000
-
-
-class Talk:
-    """A conversation, and what has come of it so far."""
-
-    def __init__(self, conversation):
-        self.conversation = conversation
-        self.events, self.audio, self.units = [], {}, []
-        self.changed = asyncio.Event()
-        self.error = None
-        self.reading = asyncio.create_task(self._read())
-
-    async def _read(self):
-        try:
-            async for event in self.conversation:
-                self.events.append(event)
-                if isinstance(event, speech_pb2.TurnAudio):
-                    samples = np.frombuffer(event.data, "<f4")
-                    self.audio[event.turn] = np.concatenate([self.audio.get(event.turn, samples[:0]), samples])
-                elif isinstance(event, speech_pb2.SpokenUnit):
-                    self.units.append((event.turn, event.text, event.first_sample))
-                self.changed.set()
-        except SpeechError as error:
-            self.error = error
-        self.changed.set()
-
-    async def until(self, condition):
-        async with asyncio.timeout(10):
-            while not condition():
-                assert self.error is None, self.error
-                self.changed.clear()
-                await self.changed.wait()
-
-    def of(self, kind):
-        return [event for event in self.events if isinstance(event, kind)]
-
-    @property
-    def finished(self):
-        return self.of(speech_pb2.TurnFinished)
-
-    @property
-    def warnings(self):
-        names = speech_pb2.ConverseWarningCode.Name
-        return [
-            names(event.code).removeprefix("CONVERSE_WARNING_CODE_") for event in self.of(speech_pb2.ConverseWarning)
-        ]
-
-    def samples(self, turn):
-        return len(self.audio.get(turn, ()))
-
-
-@asynccontextmanager
-async def talking(chain, **options):
-    async with SpeechClient(chain.addresses["gateway"]) as client:
-        async with client.converse(encoding="pcm_f32le", **options) as conversation:
-            talk = Talk(conversation)
-            try:
-                yield conversation, talk
-            finally:
-                talk.reading.cancel()
-                await asyncio.gather(talk.reading, return_exceptions=True)
-
-
-async def all_free(probe):
-    await probe.until(lambda: not +probe.active)
-
-
-def tasks_of_speech():
-    files = [getattr(task.get_coro(), "cr_code", None) for task in asyncio.all_tasks()]
-    return [
-        code for code in files if code and ("gateway/chain" in code.co_filename or "gateway/speech" in code.co_filename)
-    ]
-
-
-def prompt_of(request):
-    """[(text, codes of the frames that follow, or None)] of a generation's prompt."""
-    parts = []
-    for part in request.prompt:
-        if part.WhichOneof("part") == "text":
-            parts.append([bytes(part.text.ids[2:-1]).decode(), None])
-        else:
-            parts[-1][1] = [frame.codes[0] for frame in part.audio.frames]
-    return [tuple(part) for part in parts]
+from support.talk import WAV, all_free, prompt_of, speak_some, talking
 
 
 async def test_words_stream_in_and_units_stream_out_through_one_codec_and_one_watermark(open_chain, probe):
@@ -155,144 +68,6 @@ async def test_late_text_is_waited_for_in_silence(open_chain, probe):
     quiet = np.full(silence, MARK, np.float32)
     np.testing.assert_array_equal(talk.audio[0], np.concatenate([once, quiet, once]))
     assert talk.units[1] == (0, "And another one.", 10 * SAMPLES_PER_FRAME + silence)
-
-
-async def speak_some(chain, probe, say, talk, frames=5):
-    """A turn that is stopped by the gate after `frames` frames, as far as they can be heard."""
-    probe.frames, probe.gate = 50, frames
-    await say.say("One two three four five six seven eight nine ten.")
-    await talk.until(lambda: talk.samples(0) >= frames * SAMPLES_PER_FRAME - LOOKAHEAD)
-
-
-async def test_an_interrupt_frees_everything_and_the_next_turn_knows_what_was_heard(open_chain, probe):
-    chain = await open_chain()
-    async with talking(chain) as (say, talk):
-        await speak_some(chain, probe, say, talk, frames=20)
-        assert probe.active["backbone"] == 1
-        await say.interrupt(heard_s=15.5 * FRAME_S)
-        await talk.until(lambda: talk.finished)
-        await all_free(probe)
-        (finished,) = talk.finished
-        assert finished.finish_reason == common_pb2.FINISH_REASON_INTERRUPTED
-        assert finished.heard.ToNanoseconds() == round(15.5 * FRAME_S * 1e9)
-        assert "One two three four five six seven eight nine ten.".startswith(finished.heard_text)
-        heard_words = finished.heard_text
-        assert 0 < len(heard_words.split()) < 10
-        sent = talk.samples(0)
-        probe.gate, probe.frames = None, 10
-        probe.touch()
-        await say.say("Yes?")
-        await talk.until(lambda: len(talk.finished) == 2)
-        assert talk.samples(0) == sent  # nothing more of the interrupted turn
-    assert prompt_of(probe.requests[1]) == [(heard_words, list(range(15))), ("Yes?", None)]
-
-
-async def test_an_interrupt_before_the_first_audio(open_chain, probe):
-    chain = await open_chain()
-    probe.gate = 0
-    async with talking(chain) as (say, talk):
-        await say.say("Never heard.")
-        await probe.until(lambda: probe.active["backbone"] == 1)
-        await say.interrupt()
-        await talk.until(lambda: talk.finished)
-        await all_free(probe)
-        assert talk.finished[0].heard.ToNanoseconds() == 0 and talk.finished[0].heard_text == ""
-        probe.gate = None
-        probe.touch()
-        await say.say("Hello.")
-        await talk.until(lambda: len(talk.finished) == 2)
-    assert prompt_of(probe.requests[-1]) == [("Hello.", None)]
-
-
-async def test_two_interrupts_the_second_can_only_hear_less(open_chain, probe):
-    chain = await open_chain()
-    async with talking(chain) as (say, talk):
-        await speak_some(chain, probe, say, talk, frames=30)
-        await say.interrupt(heard_s=20 * FRAME_S)
-        await say.interrupt(heard_s=25 * FRAME_S)
-        await say.interrupt(heard_s=10 * FRAME_S)
-        await talk.until(lambda: len(talk.finished) == 3)
-        assert [one.heard.ToMilliseconds() for one in talk.finished] == [1600, 1600, 800]
-        assert {one.turn for one in talk.finished} == {0}
-
-
-async def test_an_interrupt_after_the_last_frame_was_sent_still_cuts_the_context(open_chain, probe):
-    chain = await open_chain()
-    async with talking(chain) as (say, talk):
-        await say.say("One two three four.")
-        await talk.until(lambda: talk.finished)
-        await say.interrupt(heard_s=5 * FRAME_S)
-        await talk.until(lambda: len(talk.finished) == 2)
-        assert talk.finished[1].finish_reason == common_pb2.FINISH_REASON_INTERRUPTED
-        await say.say("Yes?")
-        await talk.until(lambda: len(talk.finished) == 3)
-    assert prompt_of(probe.requests[1])[0][1] == list(range(5))
-
-
-async def test_an_interrupt_of_an_earlier_turn_drops_what_came_after_it(open_chain, probe):
-    chain = await open_chain()
-    async with talking(chain) as (say, talk):
-        await say.say("One two three four.")
-        await talk.until(lambda: talk.finished)  # made, but the listener still plays it
-        probe.gate, probe.frames = 20, 50
-        await say.say("Five six seven eight.")
-        await talk.until(lambda: talk.samples(1) > 0)
-        await say.interrupt(heard_s=5 * FRAME_S, turn=0)
-        await talk.until(lambda: len(talk.finished) == 3)
-        assert {(one.turn, one.heard.ToMilliseconds()) for one in talk.finished[1:]} == {(0, 400), (1, 0)}
-        probe.gate, probe.frames = None, 10
-        probe.touch()
-        await say.say("Yes?")
-        await talk.until(lambda: len(talk.finished) == 4)
-    assert prompt_of(probe.requests[-1]) == [(talk.finished[1].heard_text, list(range(5))), ("Yes?", None)]
-
-
-async def test_a_second_interrupt_means_the_same_turn(open_chain, probe):
-    chain = await open_chain()
-    async with talking(chain) as (say, talk):
-        await say.say("One two three four.")
-        await talk.until(lambda: talk.finished)
-        probe.gate, probe.frames = 0, 50
-        await say.say("Never heard.")
-        await probe.until(lambda: probe.active["backbone"] == 1)
-        await say.interrupt(heard_s=0)
-        await say.interrupt(heard_s=0)
-        await talk.until(lambda: len(talk.finished) == 3)
-        assert [one.turn for one in talk.finished] == [0, 1, 1]
-        probe.gate, probe.frames = None, 10
-        probe.touch()
-        await say.say("Yes?")
-        await talk.until(lambda: len(talk.finished) == 4)
-    assert prompt_of(probe.requests[-1])[0] == ("One two three four.", list(range(10)))
-
-
-async def test_an_interrupt_that_leaves_only_signs_of_a_text(open_chain, probe):
-    chain = await open_chain()
-    probe.frames, probe.gate = 50, 20
-    async with talking(chain) as (say, talk):
-        await say.say("— one two three four five six seven.")
-        await talk.until(lambda: talk.samples(0) > 10 * SAMPLES_PER_FRAME)
-        await say.interrupt(heard_s=6 * FRAME_S)
-        await talk.until(lambda: talk.finished)
-        assert talk.finished[0].heard_text == "—"
-        probe.gate, probe.frames = None, 10
-        probe.touch()
-        await say.say("Yes?")
-        await talk.until(lambda: len(talk.finished) == 2)
-    assert prompt_of(probe.requests[-1]) == [("Yes?", None)]
-
-
-async def test_turns_that_were_waiting_are_dropped_by_an_interrupt(open_chain, probe):
-    chain = await open_chain()
-    async with talking(chain) as (say, talk):
-        await speak_some(chain, probe, say, talk)
-        await say.say("A second turn.")
-        await say.append("A third, not comp")
-        await say.interrupt()
-        await talk.until(lambda: len(talk.finished) == 3)
-        assert all(one.finish_reason == common_pb2.FINISH_REASON_INTERRUPTED for one in talk.finished)
-        await all_free(probe)
-    assert len(probe.requests) == 1
 
 
 async def test_the_other_partys_turn_is_encoded_at_once_and_heard_by_the_next_turn(open_chain, probe):
@@ -531,44 +306,6 @@ async def test_a_turn_of_signs_alone_is_empty(open_chain, probe):
         common_pb2.FINISH_REASON_EMPTY,
         common_pb2.FINISH_REASON_END_OF_SPEECH,
     ]
-
-
-async def test_two_hundred_interrupts_at_random_moments_leave_what_was_heard_and_nothing_else(open_chain, probe):
-    draw = random.Random(3)
-    chain = await open_chain()
-    text = "One two three four five six seven eight nine ten eleven twelve."
-    async with talking(chain) as (say, talk):
-        heard = []  # what the context must hold of each turn: words, frames
-        for turn in range(200):
-            probe.frames, probe.gate = 40, draw.randint(0, 40)
-            await say.say(text)
-            at_least = max(0, draw.randint(0, probe.gate) * SAMPLES_PER_FRAME - LOOKAHEAD)
-            await talk.until(lambda turn=turn, least=at_least: talk.samples(turn) >= least)
-            heard_s = draw.uniform(0, 50) * FRAME_S
-            await say.interrupt(heard_s)
-            await talk.until(lambda turn=turn: sum(one.turn == turn for one in talk.finished) >= 1)
-            last = [one for one in talk.finished if one.turn == turn][-1]
-            if last.finish_reason != common_pb2.FINISH_REASON_INTERRUPTED:
-                # It had ended already: the interrupt is answered after that.
-                await talk.until(lambda turn=turn: sum(one.turn == turn for one in talk.finished) == 2)
-                last = [one for one in talk.finished if one.turn == turn][-1]
-            sent = talk.samples(turn)
-            frames = min(sent, round(heard_s * 24_000)) // SAMPLES_PER_FRAME
-            assert last.heard.ToNanoseconds() == round(min(sent, round(heard_s * 24_000)) / 24_000 * 1e9)
-            if last.heard_text:
-                heard.append((last.heard_text, list(range(frames))))
-            probe.gate = None
-            probe.touch()
-        await all_free(probe)
-        probe.frames = 10
-        await say.say("What do you remember?")
-        await talk.until(lambda: talk.finished[-1].turn == 200)
-    prompt = prompt_of(probe.requests[-1])
-    said = prompt[:-1]
-    assert said and said == heard[-len(said) :]
-    async with asyncio.timeout(10):
-        while tasks_of_speech():
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("what", ["turns", "clips", "interrupts", "settings"])

@@ -117,6 +117,8 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     async def EncodeAudio(self, request, context):
         with self.probe.call("encoder", context):
             self.probe.encoding_at_once = max(self.probe.encoding_at_once, self.probe.active["encoder"])
+            if "encoder" in self.probe.stall:
+                await asyncio.Event().wait()
             await asyncio.sleep(0.02)  # long enough for the others to come in
             frames = [common_pb2.Frame(codes=[7] * self.probe.identity.codebooks)] * 3
             return tokenizer_pb2.EncodeAudioResponse(frames=frames)

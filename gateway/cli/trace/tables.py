@@ -17,6 +17,7 @@ _ENDS = {
     "FINISH_REASON_CANCELLED": "cancelled by the caller",
     "FINISH_REASON_INTERRUPTED": "interrupted by the listener",
     "FINISH_REASON_EMPTY": "the model ended it at frame 0",
+    "FINISH_REASON_REFUSED": "refused by a limit",
 }
 
 

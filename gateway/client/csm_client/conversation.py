@@ -48,6 +48,9 @@ class Conversation:
         self._span = CallSpan("Converse")
         self._call: Any = None
         self._sending = asyncio.Lock()
+        self._begun = 0  # turns, as the server counts them
+        self._is_writing = False
+        self._finished = 0  # turns that have ended, as far as their events were read
         self.started: speech_pb2.ConverseStarted | None = None
 
     async def __aenter__(self) -> Conversation:
@@ -69,12 +72,20 @@ class Conversation:
         """Change what is set in `configure`, from the next turn on."""
         await self._send(speech_pb2.ConverseRequest(configure=configure))
 
+    @property
+    def turn(self) -> int | None:
+        """Number of the turn that is going on: the first one that is not known to have ended, else the last one."""
+        return min(self._finished, self._begun - 1) if self._begun else None
+
     async def append(self, text: str) -> None:
         """More of the turn's text, cut anywhere. The first one begins a turn."""
+        if not self._is_writing:
+            self._begun, self._is_writing = self._begun + 1, True
         await self._send(speech_pb2.ConverseRequest(append_text=speech_pb2.AppendText(text=text)))
 
     async def flush(self) -> None:
         """The turn's text is complete."""
+        self._is_writing = False
         await self._send(speech_pb2.ConverseRequest(flush=speech_pb2.FlushTurn()))
 
     async def say(self, text: str) -> None:
@@ -82,11 +93,20 @@ class Conversation:
         await self.append(text)
         await self.flush()
 
-    async def interrupt(self, heard_s: float | None = None, *, turn: int | None = None) -> None:
-        """Stop speaking. heard_s: seconds of the turn's audio that were played; None: all that was sent."""
-        interrupt = speech_pb2.InterruptTurn(turn=turn)
+    async def interrupt(
+        self, heard_s: float | None = None, *, turn: int | None = None, keep_later: bool = True
+    ) -> None:
+        """Stop speaking. heard_s: seconds of the turn's audio that were played; None: all that was sent.
+
+        turn: which one; by default the one that is going on. An interrupt that comes when that one is over stops no
+        other. keep_later: whether turns after it are spoken all the same; otherwise they were not heard.
+        """
+        number = self.turn if turn is None else turn
+        interrupt = speech_pb2.InterruptTurn(turn=number, keep_later=keep_later and number is not None)
         if heard_s is not None:
             interrupt.heard.FromNanoseconds(round(max(0.0, heard_s) * 1e9))
+        if not interrupt.keep_later or number == self._begun - 1:
+            self._is_writing = False  # the next text begins another turn
         await self._send(speech_pb2.ConverseRequest(interrupt=interrupt))
 
     async def hear(self, text: str, audio: Audio, *, speaker: int | None = None) -> None:
@@ -107,6 +127,8 @@ class Conversation:
                 if event == "started":
                     self.started = response.started
                 elif event is not None:
+                    if event == "turn_finished":
+                        self._finished = max(self._finished, response.turn_finished.turn + 1)
                     yield getattr(response, event)
             if await self._call.code() is not grpc.StatusCode.OK:
                 raise await self._failure()

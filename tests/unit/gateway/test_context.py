@@ -47,7 +47,7 @@ def test_a_unit_broken_off_early_counts_words_against_the_length_it_would_have_h
     assert part is None or len(part.text.split()) <= 1
 
 
-def test_cut_turn_keeps_other_turns_and_says_the_words():
+def test_what_was_heard_of_a_turn():
     context = Context(
         said=[
             segment(10, 0),
@@ -57,7 +57,14 @@ def test_cut_turn_keeps_other_turns_and_says_the_words():
             Segment(0, "third unit.", (1,), [0] * 12, 1, 30 * FRAME),
         ]
     )
-    assert context.cut_turn(1, 25 * FRAME, FRAME, RATE) == "first unit. second unit"
+    parts = context.heard_of(1, 25 * FRAME, FRAME, RATE)
+    assert [segment.text for segment, _ in parts] == ["first unit. ", "second unit here. ", "third unit."]
+    assert [part and (part.text, len(part.frames)) for _, part in parts] == [
+        ("first unit. ", 12),
+        ("second unit", 13),
+        None,
+    ]
+    assert [part for _, part in context.heard_of(1, 0, FRAME, RATE)] == [None] * 3
+    for segment_, part in parts:
+        context.replace(segment_, part)
     assert [len(one.frames) for one in context.said] == [7, 5, 12, 13]
-    assert context.cut_turn(1, 0, FRAME, RATE) == ""
-    assert len(context.said) == 2

@@ -64,6 +64,8 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """The listener interrupted the speech."""
     FINISH_REASON_EMPTY: _FinishReason.ValueType  # 6
     """The model ended the utterance at frame 0: there is no audio."""
+    FINISH_REASON_REFUSED: _FinishReason.ValueType  # 7
+    """A limit refused the speech or the rest of it: no stage had room in time, or the caller's token allows no more now."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why speech ended."""
@@ -82,6 +84,8 @@ FINISH_REASON_INTERRUPTED: FinishReason.ValueType  # 5
 """The listener interrupted the speech."""
 FINISH_REASON_EMPTY: FinishReason.ValueType  # 6
 """The model ended the utterance at frame 0: there is no audio."""
+FINISH_REASON_REFUSED: FinishReason.ValueType  # 7
+"""A limit refused the speech or the rest of it: no stage had room in time, or the caller's token allows no more now."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 class _WatermarkVerdict:

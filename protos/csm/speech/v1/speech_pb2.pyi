@@ -61,6 +61,8 @@ class _ConverseWarningCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_C
     """The server is stopping: the turn ends, and no other will begin. Open another conversation."""
     CONVERSE_WARNING_CODE_NOTHING_SPEAKABLE: _ConverseWarningCode.ValueType  # 4
     """A turn or a unit had nothing speakable, and was left out."""
+    CONVERSE_WARNING_CODE_REFUSED: _ConverseWarningCode.ValueType  # 5
+    """A limit refused a turn or the rest of it, which ends with FINISH_REASON_REFUSED."""
 
 class ConverseWarningCode(_ConverseWarningCode, metaclass=_ConverseWarningCodeEnumTypeWrapper):
     """What a warning is about."""
@@ -75,6 +77,8 @@ CONVERSE_WARNING_CODE_GOING_AWAY: ConverseWarningCode.ValueType  # 3
 """The server is stopping: the turn ends, and no other will begin. Open another conversation."""
 CONVERSE_WARNING_CODE_NOTHING_SPEAKABLE: ConverseWarningCode.ValueType  # 4
 """A turn or a unit had nothing speakable, and was left out."""
+CONVERSE_WARNING_CODE_REFUSED: ConverseWarningCode.ValueType  # 5
+"""A limit refused a turn or the rest of it, which ends with FINISH_REASON_REFUSED."""
 Global___ConverseWarningCode: _TypeAlias = ConverseWarningCode  # noqa: Y015
 
 @_typing.final
@@ -988,8 +992,13 @@ class InterruptTurn(_message.Message):
 
     HEARD_FIELD_NUMBER: _builtins.int
     TURN_FIELD_NUMBER: _builtins.int
+    KEEP_LATER_FIELD_NUMBER: _builtins.int
     turn: _builtins.int
     """Which turn. Default: the one that speaks, else the last one. Turns after it were not heard."""
+    keep_later: _builtins.bool
+    """Stop the named turn alone: turns after it are spoken all the same. An interrupt that comes when the named turn is
+    over then stops no other. Not without `turn`.
+    """
     @_builtins.property
     def heard(self) -> _duration_pb2.Duration:
         """How much of the turn's audio was played. Default: all that was sent."""
@@ -999,10 +1008,11 @@ class InterruptTurn(_message.Message):
         *,
         heard: _duration_pb2.Duration | None = ...,
         turn: _builtins.int | None = ...,
+        keep_later: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_turn", b"_turn", "heard", b"heard", "turn", b"turn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_turn", b"_turn", "heard", b"heard", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_turn", b"_turn", "heard", b"heard", "keep_later", b"keep_later", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__turn: _TypeAlias = _typing.Literal["turn"]  # noqa: Y015
     _WhichOneofArgType__turn: _TypeAlias = _typing.Literal["_turn", b"_turn"]  # noqa: Y015
@@ -1241,7 +1251,7 @@ class TurnFinished(_message.Message):
 
     @_builtins.property
     def summary(self) -> Global___SpeechSummary:
-        """The result of the turn."""
+        """The result of the turn. Times begin when the text of its first unit was there."""
 
     def __init__(
         self,

@@ -94,8 +94,8 @@ class SpeechServiceServicer(object):
 
         The first request is configure. A turn begins with its first append_text and ends with flush; it is spoken unit by
         unit (sentences, clauses) as its words arrive. Requests that wait for a turn before them are queued. An idle
-        conversation holds no slot. Statuses are those of StreamSynthesize; RESOURCE_EXHAUSTED may also come when a later
-        turn finds no slot, and ends the conversation.
+        conversation holds no slot. Statuses are those of StreamSynthesize. A turn that finds no room within a few seconds
+        ends with FINISH_REASON_REFUSED, and the conversation goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

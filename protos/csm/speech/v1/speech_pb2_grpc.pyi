@@ -47,8 +47,8 @@ class SpeechServiceStub:
 
     The first request is configure. A turn begins with its first append_text and ends with flush; it is spoken unit by
     unit (sentences, clauses) as its words arrive. Requests that wait for a turn before them are queued. An idle
-    conversation holds no slot. Statuses are those of StreamSynthesize; RESOURCE_EXHAUSTED may also come when a later
-    turn finds no slot, and ends the conversation.
+    conversation holds no slot. Statuses are those of StreamSynthesize. A turn that finds no room within a few seconds
+    ends with FINISH_REASON_REFUSED, and the conversation goes on.
     """
     VerifyWatermark: _grpc.UnaryUnaryMultiCallable[_speech_pb2.VerifyWatermarkRequest, _speech_pb2.VerifyWatermarkResponse]
     """Reports whether a clip carries the deployment's watermark."""
@@ -78,8 +78,8 @@ class SpeechServiceAsyncStub(SpeechServiceStub):
 
     The first request is configure. A turn begins with its first append_text and ends with flush; it is spoken unit by
     unit (sentences, clauses) as its words arrive. Requests that wait for a turn before them are queued. An idle
-    conversation holds no slot. Statuses are those of StreamSynthesize; RESOURCE_EXHAUSTED may also come when a later
-    turn finds no slot, and ends the conversation.
+    conversation holds no slot. Statuses are those of StreamSynthesize. A turn that finds no room within a few seconds
+    ends with FINISH_REASON_REFUSED, and the conversation goes on.
     """
     VerifyWatermark: _aio.UnaryUnaryMultiCallable[_speech_pb2.VerifyWatermarkRequest, _speech_pb2.VerifyWatermarkResponse]  # type: ignore[assignment]
     """Reports whether a clip carries the deployment's watermark."""
@@ -124,8 +124,8 @@ class SpeechServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The first request is configure. A turn begins with its first append_text and ends with flush; it is spoken unit by
         unit (sentences, clauses) as its words arrive. Requests that wait for a turn before them are queued. An idle
-        conversation holds no slot. Statuses are those of StreamSynthesize; RESOURCE_EXHAUSTED may also come when a later
-        turn finds no slot, and ends the conversation.
+        conversation holds no slot. Statuses are those of StreamSynthesize. A turn that finds no room within a few seconds
+        ends with FINISH_REASON_REFUSED, and the conversation goes on.
         """
 
     @_abc_1.abstractmethod

@@ -38,7 +38,7 @@ class SpokenText:
     spoken: str
 
 
-class Encoder:
+class PromptTokenizer:
     """Of one request or conversation. timeout: seconds left, asked at each call. Methods raise: CallError."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Encoder:
         text_normalization: bool = True,
         permits: asyncio.Semaphore | None = None,
     ):
-        """permits: for encodings at once, where several encoders share them."""
+        """permits: for encodings at once, where several of them share them."""
         self._stages, self._timeout, self._normalization = stages, timeout, text_normalization
         self._permits = permits or asyncio.Semaphore(ENCODINGS_AT_ONCE)
 
