@@ -19,6 +19,8 @@ from gateway.cli.trace.spans import TraceStore
 if TYPE_CHECKING:
     import grpc
 
+    from gateway.cli.bench.peers import Peer
+
 
 def address(args: Any) -> str:
     """The gateway to talk to. Raises: CommandError when it is no address."""
@@ -51,6 +53,24 @@ def client(args: Any) -> SpeechClient:
     )
     args.speaks_tls = client.is_encrypted
     return client
+
+
+def peer(args: Any, target: str) -> Peer:
+    """A server that `csm bench` compares with, at --address: host:port of a Riva, URL of an OpenAI-like one.
+
+    Raises: CommandError, OSError when a file is of no use.
+    """
+    from gateway.cli.bench.peers import OpenAIPeer, RivaPeer
+
+    if target == "riva":
+        return RivaPeer(address(args), _credentials(args.tls_ca, args.tls_cert, args.tls_key), _token(args))
+    url = args.address or ""
+    if not re.fullmatch(r"https?://[^\s/]+/?", url):
+        raise CommandError(f"--address: must be a URL such as http://localhost:8000, not {url!r}")
+    try:
+        return OpenAIPeer(url, _token(args))
+    except ImportError:
+        raise CommandError("--target openai needs httpx: pip install 'csm-serve[bench]'") from None
 
 
 def _credentials(ca: str, cert: str, key: str) -> grpc.ChannelCredentials | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from csm.speech.v1 import speech_pb2
 from rich.console import Console
 
 from gateway.cli import connection
@@ -98,6 +99,35 @@ class _Rates(click.ParamType):
     help="How long after the first audio a listener begins to play (default 200).",
 )
 @click.option("--listen", is_flag=True, help="Closed loop: callers hear an utterance out before the next.")
+@click.option(
+    "--turns",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="Closed loop: callers hold conversations of N turns, each heard out.",
+)
+@click.option(
+    "--pause",
+    type=Seconds(zero=True),
+    default=1.0,
+    metavar="SECONDS",
+    help="Between two turns of a conversation (default 1).",
+)
+@click.option(
+    "--prompt-seconds",
+    type=Seconds(),
+    default=None,
+    metavar="SECONDS",
+    help="Each utterance brings a voice prompt of this length.",
+)
+@click.option("--shared-prompt", is_flag=True, help="The same voice prompt for all; else each has its own.")
+@click.option(
+    "--target",
+    type=click.Choice(["csm", "riva", "openai"]),
+    default="csm",
+    help="The interface: ours, Riva's, or OpenAI's speech endpoint (--address is then a URL). Any server's, for comparison.",
+)
+@click.option("--peer-voice", default="", metavar="NAME", help="Voice that riva or openai is asked for.")
+@click.option("--peer-model", default="tts-1", metavar="NAME", help="Model that openai is asked for (default tts-1).")
 @click.option("--audio-seconds", type=Seconds(), metavar="SECONDS", help="Longest audio of each utterance.")
 @click.option(
     "--ms-per-character",
@@ -133,6 +163,10 @@ def command(**options: Any) -> int:
         raise click.UsageError("--streams and --rate cannot both be given")
     if options["audio_seconds"] is not None and options["ms_per_character"] is not None:
         raise click.UsageError("--audio-seconds and --ms-per-character cannot both be given")
+    if options["turns"] and (options["rate"] or options["target"] != "csm" or options["prompt_seconds"]):
+        raise click.UsageError("--turns cannot be given with --rate, --target or --prompt-seconds")
+    if options["prompt_seconds"] and options["target"] != "csm":
+        raise click.UsageError("--prompt-seconds and --target cannot both be given")
     return execute(run, options)
 
 
@@ -144,9 +178,8 @@ async def run(args: Options) -> int:
     err = PlainConsole(stderr=True)
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
-    async with connection.client(args) as client:
-        answer = await client.voices()  # raises when the gateway cannot be used
-    plans = [plan.within(answer) for plan in _plans(args)]
+    answer = await _ask(args)
+    plans = [plan.within(answer) if args.target == "csm" else plan for plan in _plans(args)]
     texts = plans[0].texts  # alike in all
     if not texts:
         err.print(
@@ -163,8 +196,8 @@ async def run(args: Options) -> int:
             return 1
         broken = str(error)
     facts = {
-        "address": connection.address(args),
-        "bundle": answer.bundle.bundle_id + ("" if answer.trained else " (random weights)"),
+        "address": args.address if args.target == "openai" else connection.address(args),
+        **_who(args, answer),
         "client": f"{os.cpu_count()} processors, processes {', '.join(str(p.processes) for p in bench.points)}",
     }
     if len(texts) < len(sentences()):
@@ -187,6 +220,21 @@ async def run(args: Options) -> int:
     return 1 if broken or silent or any(point.errors for point in bench.points) else 0
 
 
+async def _ask(args: Options) -> speech_pb2.ListVoicesResponse:
+    """What our gateway says of itself; raises when it cannot be used. Nothing of another target's server."""
+    if args.target != "csm":
+        await connection.peer(args, args.target).close()  # raises when the options cannot be used
+        return speech_pb2.ListVoicesResponse()
+    async with connection.client(args) as client:
+        return await client.voices()
+
+
+def _who(args: Options, answer: speech_pb2.ListVoicesResponse) -> dict[str, str]:
+    if args.target != "csm":
+        return {"interface": args.target, "voice": args.peer_voice or "(its default)"}
+    return {"bundle": answer.bundle.bundle_id + ("" if answer.trained else " (random weights)")}
+
+
 @dataclass
 class _Bench:
     """The points of one command."""
@@ -200,7 +248,7 @@ class _Bench:
 
     async def run(self) -> bool:
         """Whether it was interrupted: then the last point is a part, and later ones are missing."""
-        store = connection.traces(self.args)
+        store = connection.traces(self.args) if self.args.target == "csm" else None
         for plan in self.plans:
             with Line(self.err) as line:
                 outcome = await fleet.run(self.args, plan, self._processes(plan), line.show)
@@ -238,6 +286,13 @@ def _plans(args: Options) -> list[Plan]:
             connections=args.connections[0],
             speaker=args.speaker,
             seed=args.seed + index,
+            target=args.target,
+            peer_voice=args.peer_voice,
+            peer_model=args.peer_model,
+            turns=args.turns or 0,
+            pause_s=args.pause,
+            prompt_s=args.prompt_seconds or 0.0,
+            shares_prompt=args.shared_prompt,
         )
         for index, load in enumerate(loads)
     ]

@@ -7,18 +7,20 @@ class Listener:
     """Plays from `buffer_s` after the first piece on, without pause unless there is nothing to play.
 
     Times are seconds on any one clock. underruns: how often playing stopped; underrun_s: for how long in all.
+    audible_s: when who plays at once, without a buffer, hears something that is not silence.
     """
 
     def __init__(self, buffer_s: float):
         self._buffer_s = buffer_s
         self.first_s: float | None = None
+        self.audible_s: float | None = None
         self.gaps_s: list[float] = []
         self.heard_s = 0.0  # length of what came
         self.underruns, self.underrun_s = 0, 0.0
         self._last_s = self._play_s = 0.0
 
-    def hear(self, now_s: float, audio_s: float) -> None:
-        """Audio of that length came now."""
+    def hear(self, now_s: float, audio_s: float, audible_from_s: float | None = None) -> None:
+        """Audio of that length came now. audible_from_s: how far into it silence ends; None: nowhere."""
         if self.first_s is None:
             self.first_s, self._play_s = now_s, now_s + self._buffer_s
         else:
@@ -28,6 +30,8 @@ class Listener:
                 self.underruns += 1
                 self.underrun_s += late_s
                 self._play_s += late_s
+        if self.audible_s is None and audible_from_s is not None:
+            self.audible_s = max(now_s, self.first_s + self.heard_s + audible_from_s)
         self._last_s = now_s
         self.heard_s += audio_s
 

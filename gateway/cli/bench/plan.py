@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from csm.speech.v1 import speech_pb2
 
+from gateway.cli.bench import prompts
 from gateway.cli.bench.texts import sentences
 from gateway.cli.options import milliseconds
 from gateway.lengths import frames_of_ms
@@ -24,6 +25,9 @@ class Plan:
     audio_s: longest audio of every utterance; None: by its text, `ms_per_character`.
     listens: closed loop: a caller hears the utterance out, in real time, before the next.
     timeout_s: for one utterance. max_in_flight: open loop, utterances at once; more wait, and their wait counts.
+    target: whose door is asked: csm, riva or openai. peer_voice, peer_model: what the latter two are asked for.
+    turns: closed loop: a caller holds conversations of so many turns, pause_s between two; 0: single utterances.
+    prompt_s: length of the voice prompt that each utterance brings; shares_prompt: whether it is the same one.
     max_seq_len: tokens that text and audio of an utterance may take; 0 when that is not known. frame_rate_hz: of the audio.
     """
 
@@ -41,6 +45,13 @@ class Plan:
     connections: int = 4
     speaker: int = 0
     seed: int = 0
+    target: str = "csm"
+    peer_voice: str = ""
+    peer_model: str = "tts-1"
+    turns: int = 0
+    pause_s: float = 1.0
+    prompt_s: float = 0.0
+    shares_prompt: bool = False
     max_seq_len: int = 0
     frame_rate_hz: float = 12.5
 
@@ -54,7 +65,8 @@ class Plan:
     def _most_tokens(self, text: str) -> int:
         """Of `[speaker]text` between begin and end, and of the longest audio."""
         frames = frames_of_ms(self.max_audio_ms(text), self.frame_rate_hz)
-        return len(f"[{self.speaker}]{text}".encode()) + 2 + frames
+        prompt = prompts.tokens(self.prompt_s, self.frame_rate_hz)
+        return prompt + len(f"[{self.speaker}]{text}".encode()) + 2 + frames
 
     def within(self, answer: speech_pb2.ListVoicesResponse) -> Plan:
         """This load with what the bundle's rows allow."""

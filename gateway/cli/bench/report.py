@@ -29,6 +29,9 @@ def markdown(plans: Sequence[Plan], points: Sequence[Point], facts: dict[str, An
             "first audio p50",
             "p95",
             "p99 (ms)",
+            "audible p50",
+            "p95",
+            "p99 (ms)",
             "gap p50",
             "p95",
             "p99 (ms)",
@@ -63,6 +66,10 @@ def _describe(plan: Plan) -> str:
         if plan.rate_hz is not None
         else ("closed loop, the next utterance when the last is " + ("heard out" if plan.listens else "received"))
     )
+    if plan.turns:
+        loop = f"conversations of {plan.turns} turns, heard out, {plan.pause_s:g} s between two"
+    if plan.prompt_s:
+        loop += f", a voice prompt of {plan.prompt_s:g} s, " + ("one for all" if plan.shares_prompt else "each its own")
     warmup = f", the first {plan.warmup_s:g} s not measured" if plan.warmup_s else ""
     return f"{loop}; new utterances for {plan.duration_s:g} s{warmup}; sentences of a novel, {length}"
 
@@ -75,6 +82,7 @@ def _row(point: Point) -> list[str]:
         str(point.ok),
         str(sum(point.errors.values())),
         *_cells(point.first_audio_s, 1000),
+        *_cells(point.first_audible_s, 1000),
         *_cells(point.gap_s, 1000),
         *_cells(point.real_time_factor, 1, 3),
         f"{point.underrun_streams} of {point.measured}",
@@ -112,6 +120,14 @@ def _details(point: Point, unit: str) -> list[str]:
             *_table(
                 ["to first audio", "p50 (ms)", "p95", "p99", "share of p50"],
                 [[part, *_cells(spread, 1000), f"{spread.p50 / total:.0%}"] for part, spread in point.stage_s.items()],
+            ),
+        ]
+    if point.turn_s:
+        lines += [
+            "",
+            *_table(
+                ["turn", "turns", "first audio p50", "p95", "p99 (ms)"],
+                [[str(turn), str(spread.count), *_cells(spread, 1000)] for turn, spread in point.turn_s.items()],
             ),
         ]
     if point.trace_s:

@@ -44,6 +44,7 @@ class Point:
     unfinished_underrun: those of them that had a buffer underrun before.
     real_time_streams: seconds of audio received in a second, so: listeners kept supplied.
     underrun_streams, underruns, underrun_s: listeners with a buffer underrun; number of underruns; their silence in all.
+    first_audible_s: to the first sample that is not silence. turn_s: turn of a conversation → its first audio.
     stage_s: part of the way to first audio → its time, from the gateway's own clock; `way to the caller` is
     what the caller waited beyond that. trace_s: row of the waterfall → its length, from the traces at hand.
     client_lag_s: how late the load tool's own loops came, at worst in each half second.
@@ -68,12 +69,14 @@ class Point:
     miscounted: int
     measured: int
     first_audio_s: Spread | None
+    first_audible_s: Spread | None
     gap_s: Spread | None
     real_time_factor: Spread | None
     underrun_streams: int
     underruns: int
     underrun_s: float
     stage_s: dict[str, Spread] = field(default_factory=dict)
+    turn_s: dict[int, Spread] = field(default_factory=dict)
     traces: int = 0
     trace_s: dict[str, Spread] = field(default_factory=dict)
     client_lag_s: Spread | None = None
@@ -111,6 +114,8 @@ def point(outcome: Outcome, traces: Sequence[list[Span]] = ()) -> Point:
         miscounted=errors[ACCOUNTING],
         measured=len(measured),
         first_audio_s=Spread.of(record.first_audio_s for record in spoken if record.first_audio_s is not None),
+        first_audible_s=Spread.of(record.first_audible_s for record in spoken if record.first_audible_s is not None),
+        turn_s=_turns(spoken),
         gap_s=Spread.of(gap for record in measured for gap in record.gaps_s),
         real_time_factor=Spread.of(record.took_s / record.audio_s for record in spoken),
         underrun_streams=sum(record.underruns > 0 for record in measured),
@@ -135,6 +140,15 @@ def _stages(records: Sequence[Record]) -> dict[str, Spread]:
         if record.first_audio_s is not None and record.server_first_audio_s is not None:
             parts["way to the caller"].append(record.first_audio_s - record.server_first_audio_s)
     return {part: spread for part, values in parts.items() if (spread := Spread.of(values))}
+
+
+def _turns(records: Sequence[Record]) -> dict[int, Spread]:
+    """First audio by turn, of conversations."""
+    turns: dict[int, list[float]] = defaultdict(list)
+    for record in records:
+        if record.turn and record.first_audio_s is not None:
+            turns[record.turn].append(record.first_audio_s)
+    return {turn: spread for turn, values in sorted(turns.items()) if (spread := Spread.of(values))}
 
 
 def _rows(traces: Sequence[list[Span]]) -> dict[str, Spread]:

@@ -29,11 +29,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from csm.common.v1 import common_pb2
-from csm_client import SpeechClient
 
 from gateway.cli import connection
+from gateway.cli.bench import peers
 from gateway.cli.bench.caller import speak
+from gateway.cli.bench.dialogue import converse
 from gateway.cli.bench.plan import Plan
+from gateway.cli.bench.prompts import Prompts
 from gateway.cli.bench.record import OK, Record
 from gateway.cli.bench.texts import Texts
 
@@ -45,9 +47,11 @@ _RETRY_S = 1.0  # after a failure that named no time
 class Callers:
     """All of one process; `run` returns when every utterance has ended."""
 
-    def __init__(self, clients: list[SpeechClient], bundle: common_pb2.BundleIdentity, plan: Plan, emit: Emit):
+    def __init__(self, clients: list[Any], bundle: common_pb2.BundleIdentity, plan: Plan, emit: Emit):
+        """clients: SpeechClient each, or peers.Peer where the plan's target is not csm."""
         self._clients, self._bundle, self._plan, self._emit = cycle(clients), bundle, plan, emit
         self._texts, self._random = Texts(plan.seed, plan.texts), random.Random(plan.seed)
+        self._prompts = Prompts(plan.prompt_s, plan.shares_prompt, plan.speaker, plan.seed)
         self._began = time.perf_counter()
         self._active, self._lag_s = 0, 0.0
 
@@ -75,6 +79,10 @@ class Callers:
         at_s = first_s
         while at_s < self._plan.duration_s:
             await self._until(at_s)
+            if self._plan.turns:
+                went_well = await self._conversation()
+                at_s = self._now() + (0.0 if went_well else _RETRY_S * self._random.uniform(0.75, 1.25))
+                continue
             # A caller of a closed loop comes when the one before has ended: this is its intended time.
             record, done_s = await self._one(self._now())
             at_s = done_s if self._plan.listens and record.status == OK else self._now()
@@ -94,16 +102,32 @@ class Callers:
                 task.add_done_callback(lambda _: room.release())
                 at_s += self._random.expovariate(self._plan.rate_hz)
 
+    async def _conversation(self) -> bool:
+        self._active += 1
+        try:
+            return await converse(
+                next(self._clients), self._bundle, self._plan, self._texts.next, self._now, self._record
+            )
+        finally:
+            self._active -= 1
+
+    def _record(self, record: Record) -> None:
+        self._emit({"record": asdict(record)})
+
     async def _one(self, intended_s: float) -> tuple[Record, float]:
         """(what it came to, when its listener will have heard it)."""
         record = Record(intended_s=intended_s, sent_s=self._now())
+        client, plan, text = next(self._clients), self._plan, self._texts.next()
         self._active += 1
         try:
-            listener = await speak(next(self._clients), self._bundle, self._plan, self._texts.next(), record, self._now)
+            if plan.target == "csm":
+                listener = await speak(client, self._bundle, plan, text, record, self._now, self._prompts.next())
+            else:
+                listener = await peers.speak(client, plan, text, record, self._now)
             return record, listener.done_s
         finally:
             self._active -= 1
-            self._emit({"record": asdict(record)})
+            self._record(record)
 
     async def _until(self, at_s: float) -> None:
         if (wait_s := at_s - self._now()) > 0:
@@ -135,11 +159,19 @@ async def _main() -> None:
     args, plan = read_orders(await reader.readline())
     async with AsyncExitStack() as stack:
         count = min(plan.connections, plan.streams or plan.connections)
-        clients = [await stack.enter_async_context(connection.client(args)) for _ in range(count)]
-        answers = await asyncio.gather(*(client.voices() for client in clients))
+        bundle = common_pb2.BundleIdentity(sample_rate_hz=peers.RATE_HZ)
+        clients: list[Any] = []
+        if plan.target == "csm":
+            clients = [await stack.enter_async_context(connection.client(args)) for _ in range(count)]
+            answers = await asyncio.gather(*(client.voices() for client in clients))
+            bundle, plan = answers[0].bundle, plan.within(answers[0])
+        else:
+            clients = [connection.peer(args, plan.target) for _ in range(count)]
+            for client in clients:
+                stack.push_async_callback(client.close)
         _emit({"ready": True})
         if await reader.readline() == b"go\n":  # nothing comes when the parent is gone
-            await Callers(clients, answers[0].bundle, plan.within(answers[0]), _emit).run()
+            await Callers(clients, bundle, plan, _emit).run()
             _emit({"done": True})
 
 
