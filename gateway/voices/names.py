@@ -18,6 +18,8 @@ from services.runtime.errors import InvalidArgument, UnavailableError
 from services.runtime.settings import SettingError
 
 _PROMPTS = 256  # voices whose prompts are kept
+# Clients with OpenAI's API let no other names through; clients of Riva ask for a Magpie voice when nothing is set.
+_OPENAI_NAMES = "alloy ash ballad cedar coral echo fable marin nova onyx sage shimmer verse".split()
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,19 @@ class Choice:
 
 
 class VoiceNames:
-    """aliases: `name=voice`, with commas between; a name may have `*`. They are looked at last."""
+    """aliases: `name=voice`, with commas between; a name may have `*`. They are looked at last.
+
+    The names that ready clients know stand for the bundle's own voices in turn, unless an alias says otherwise.
+    """
 
     def __init__(self, bundle: Bundle, library: VoiceLibrary, aliases: str | None):
         """Raises: SettingError."""
         self._bundle, self._library = bundle, library
         self._own = {voice.name.lower(): voice.speaker for voice in bundle.voices}
         self._aliases = _parse(aliases or "")
-        if bundle.voices:  # what clients of Riva ask for when nothing else is set
-            self._aliases.append(("magpie-*", bundle.voices[0].name.lower()))
+        if own := list(self._own):
+            self._aliases += [(name, own[index % len(own)]) for index, name in enumerate(_OPENAI_NAMES)]
+            self._aliases.append(("magpie-*", own[0]))
         self._prompts: OrderedDict[str, list[Segment]] = OrderedDict()
 
     def is_reserved(self, name: str) -> bool:

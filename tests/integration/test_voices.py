@@ -86,6 +86,16 @@ async def test_the_bundles_names_and_aliases_choose_its_speakers(open_chain, pro
     assert violations(error) == ["utterance.voice"]
 
 
+async def test_names_that_ready_clients_know_stand_for_voices_until_someone_takes_them(open_chain, probe):
+    chain = await open_chain()
+    for name, speaker in {"alloy": 0, "ash": 1, "onyx": 1, "Verse": 0, "Magpie-Multilingual.EN-US.Leo": 0}.items():
+        await say(chain, voice=name)
+        assert probe.requests[-1].prompt[-1].text.ids[1] == 10 + speaker, name
+    await stub_of(chain).CreateVoice(voice(name="ash"))
+    await say(chain, voice="ash")
+    assert len(probe.requests[-1].prompt) == 3  # the caller's own, with its clip
+
+
 async def test_voices_never_change(open_chain):
     chain = await open_chain()
     voices = stub_of(chain)
