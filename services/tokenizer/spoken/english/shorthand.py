@@ -18,8 +18,8 @@ _SPELT = (
     "btw idk tbh imo imho fyi asap tbd diy faq atm rsvp omg brb smh ikr afaik iirc pov ngl nvm wfh eta ttyl gtg lmk hmu ily irl idc "
     "ceo cfo cto usa fbi html url pdf gpu cpu llm api sql http https usb gps"
 ).split()
-_ANY = "|".join(sorted({*_WORDS, *_SPELT}, key=len, reverse=True))
-_SHORT = re.compile(rf"(?<![\w'’.@-])({_ANY})(?![\w'’@-]|\.\w)", re.I)
+SHORTHAND = frozenset((*_WORDS, *_SPELT))  # in small letters; what else is read here is never plain
+_SHORT = re.compile(rf"(?<![\w'’.@-])({'|'.join(sorted(SHORTHAND, key=len, reverse=True))})(?![\w'’@-]|\.\w)", re.I)
 _NAMES = frozenset(("Abt", "Eta", "Imo", "Ur"))
 _SHORT_WITH_DIGITS = re.compile(rf"(?<![\w'’.@-])({'|'.join(_WITH_DIGITS)})(?![\w'’@-]|\.\w)", re.I)
 # "u" is a letter after a letter, or after a word that speaks of one.
@@ -32,9 +32,6 @@ _YOU = re.compile(
 )
 _ARE = re.compile(r"(?<=\byou )r\b(?=\s)|(?<=\b[Ww]e )r\b(?=\s)|(?<=\b[Tt]hey )r\b(?=\s)|\br(?=\s(?:u|you|we|they)\b)")
 _OKAY = re.compile(r"(?:(?<=[,.!?] )|^)k(?=[?.!]*$)")
-
-# What none of which is in a text, it has no shorthand.
-TRIGGER = rf"\b(?i:{_ANY})\b"
 
 
 def read_shorthand(text: str) -> str:
