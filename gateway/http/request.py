@@ -99,6 +99,8 @@ def _set(message: Any, fields: dict[str, Any], name: str, kind: Callable[[Any], 
     value = fields.get(name)
     if value is None:
         return
+    if name == "seed" and isinstance(value, str) and value.isascii() and value.isdecimal():
+        value = int(value[:32])  # JavaScript's numbers do not hold 64 bits
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
         raise bad_request(name, "must be a whole number" if kind is int else "must be a number")
     try:
