@@ -17,9 +17,9 @@ from gateway.voices.library import LibraryError, VoiceLibrary, VoiceTaken
 from gateway.voices.names import VoiceNames
 from gateway.voices.voice import NAME, NAME_RULE, NamedVoice
 from models.bundle import Bundle
-from services.runtime.audio import AudioError, Clip, read_raw, read_wav, wav_bytes
+from services.runtime.audio import AudioError, wav_bytes
+from services.runtime.audio_clip import read_clip
 from services.runtime.errors import CallError, InvalidArgument, UnavailableError
-from services.runtime.sample_encodings import ENCODINGS
 
 MIN_CLIP_S, MAX_CLIP_S = 1.0, 30.0
 MAX_TEXT_CHARS, MAX_LABELS, MAX_LABEL_CHARS, MAX_VOICES = 2000, 16, 256, 1000
@@ -46,7 +46,7 @@ class VoiceServicer(voice_pb2_grpc.VoiceServiceServicer):
             owner, name = self._access.owner(), request.name.lower()
             self._check(request, name, owner)
             try:
-                clip = await asyncio.to_thread(_read, request.audio)
+                clip = await asyncio.to_thread(read_clip, request.audio, max_duration_s=MAX_CLIP_S)
             except AudioError as error:
                 raise InvalidArgument(f"audio.{error.field}", error.description) from None
             if clip.duration_s < MIN_CLIP_S:
@@ -153,25 +153,6 @@ class VoiceServicer(voice_pb2_grpc.VoiceServiceServicer):
             )
             for voice in self._bundle.voices
         ]
-
-
-def _read(audio: common_pb2.AudioClip) -> Clip:
-    match audio.WhichOneof("source"):
-        case "wav":
-            return read_wav(audio.wav, max_duration_s=MAX_CLIP_S)
-        case "raw":
-            form = audio.raw.format
-            if form.encoding not in ENCODINGS:
-                raise AudioError("raw.format.encoding", "must be PCM_S16LE or PCM_F32LE")
-            return read_raw(
-                audio.raw.data,
-                encoding=ENCODINGS[form.encoding],
-                sample_rate_hz=form.sample_rate_hz,
-                channels=form.channels if form.HasField("channels") else 1,
-                max_duration_s=MAX_CLIP_S,
-            )
-        case _:
-            raise AudioError("source", "must be set: wav or raw")
 
 
 def _message(voice: NamedVoice) -> voice_pb2.Voice:

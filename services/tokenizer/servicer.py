@@ -15,10 +15,10 @@ from models.bundle import Bundle
 from services.engine.batcher import Batcher
 from services.runtime import instruments
 from services.runtime.admission import Admission
-from services.runtime.audio import AudioError, Clip, read_raw, read_wav, resample
+from services.runtime.audio import AudioError, Clip, resample
+from services.runtime.audio_clip import read_clip
 from services.runtime.errors import NOTHING_SPEAKABLE, InvalidArgument
 from services.runtime.identity import identity
-from services.runtime.sample_encodings import ENCODINGS
 from services.runtime.version import version
 from services.tokenizer.cache import FrameCache, content_key
 from services.tokenizer.config import TokenizerSettings
@@ -113,23 +113,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     def _read(self, audio: common_pb2.AudioClip) -> tuple[Clip, bytes]:
         """The clip and its key in the cache. Takes milliseconds, so it stays off the event loop."""
-        most = self._settings.max_audio_s
-        match audio.WhichOneof("source"):
-            case "wav":
-                clip = read_wav(audio.wav, max_duration_s=most)
-            case "raw":
-                form = audio.raw.format
-                if form.encoding not in ENCODINGS:
-                    raise AudioError("raw.format.encoding", "must be PCM_S16LE or PCM_F32LE")
-                clip = read_raw(
-                    audio.raw.data,
-                    encoding=ENCODINGS[form.encoding],
-                    sample_rate_hz=form.sample_rate_hz,
-                    channels=form.channels if form.HasField("channels") else 1,
-                    max_duration_s=most,
-                )
-            case _:
-                raise AudioError("source", "must be set: wav or raw")
+        clip = read_clip(audio, max_duration_s=self._settings.max_audio_s)
         return clip, content_key(clip)
 
     def _resample(self, clip: Clip) -> tuple[np.ndarray, float]:

@@ -22,11 +22,9 @@ from services.runtime.audio import (
     MAX_PEAK,
     MIN_RATE_HZ,
     AudioError,
-    Clip,
     from_bytes,
-    read_raw,
-    read_wav,
 )
+from services.runtime.audio_clip import read_clip
 from services.runtime.errors import InvalidArgument
 from services.runtime.pool import Pool
 from services.runtime.request_reader import limit_idle
@@ -66,7 +64,7 @@ class DetectServicer:
         limit_s = self._limit_s(request.search, "search")
         with self._admission.enter():
             try:
-                clip = await asyncio.to_thread(self._read, request.audio)
+                clip = await asyncio.to_thread(read_clip, request.audio, max_duration_s=self._max_clip_s)
             except AudioError as error:
                 raise InvalidArgument(f"audio.{error.field}", error.description) from None
             samples = clip.samples if clip.channels is None else clip.channels.T
@@ -152,24 +150,6 @@ class DetectServicer:
                 f"{field}.time_limit", f"must be above 0 and at most {self._time_limit_s:g} s, not {seconds:g} s"
             )
         return seconds
-
-    def _read(self, audio: common_pb2.AudioClip) -> Clip:
-        match audio.WhichOneof("source"):
-            case "wav":
-                return read_wav(audio.wav, max_duration_s=self._max_clip_s)
-            case "raw":
-                form = audio.raw.format
-                if form.encoding not in ENCODINGS:
-                    raise AudioError("raw.format.encoding", "must be PCM_S16LE or PCM_F32LE")
-                return read_raw(
-                    audio.raw.data,
-                    encoding=ENCODINGS[form.encoding],
-                    sample_rate_hz=form.sample_rate_hz,
-                    channels=form.channels if form.HasField("channels") else 1,
-                    max_duration_s=self._max_clip_s,
-                )
-            case _:
-                raise AudioError("source", "must be set: wav or raw")
 
     async def _run(self, work: Callable[[], T], labels: dict[str, str]) -> tuple[T, float]:
         """The result of `work` in a thread of the pool, and the seconds that it took."""
