@@ -35,7 +35,7 @@ from services.watermark.key_ring import Key
 
 if TYPE_CHECKING:
     from services.watermark.detector import Detection, DetectionSession, Detector
-    from services.watermark.search import Mark
+    from services.watermark.findings import Mark
 
 T = TypeVar("T")
 

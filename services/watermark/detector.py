@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.watermark.evidence import UNREACHABLE
+from services.watermark.findings import Findings, Mark
 from services.watermark.key import check_key, key_symbols
 from services.watermark.reader import SymbolReader
-from services.watermark.search import Findings, Mark, Search
+from services.watermark.search import Search
 from services.watermark.speeds import VIEWS, Speed, search_speeds, view_at
 from services.watermark.weights import Nets
 

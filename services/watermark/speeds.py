@@ -16,8 +16,9 @@ import soxr
 from numpy.typing import NDArray
 
 from services.watermark.evidence import MAX_P_VALUE
+from services.watermark.findings import Findings
 from services.watermark.reader import SymbolReader, View
-from services.watermark.search import Findings, Search
+from services.watermark.search import Search
 
 
 class Speed(NamedTuple):

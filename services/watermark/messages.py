@@ -1,0 +1,69 @@
+"""The messages of a view: where each lies, how loud it is, and which ones a sparse reading takes. Knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from services.watermark.reader import View
+
+GROUP = 4  # messages, of which a sparse reading takes one
+_LOUDER, _PAUSE = 6.0, 200.0  # ratios of power within a group
+
+
+class Messages:
+    """Message m of a view is its columns m * period and on, wherever a mark's begin. Immutable."""
+
+    def __init__(self, view: View, period: int, hop_length: int):
+        """hop_length: of the model, samples."""
+        self._view, self._period, self._hop = view, period, hop_length
+        self.count = -(-view.columns // period)
+        self.audible = [m for m in range(self.count) if self.is_audible(m)]
+
+    def is_audible(self, message: int) -> bool:
+        first, last = self._hops(message)
+        return bool(self._view.audible[first:last].any())
+
+    def middle_s(self, message: int) -> float:
+        """Where its middle lies in the clip."""
+        return self._view.seconds((message + 0.5) * self._period)
+
+    def sparse(self, *, quieter: bool, masked: Callable[[int], bool] = lambda message: False) -> list[int]:
+        """The loudest message of each group.
+
+        quieter: also the loudest of those that are next to much louder sound. masked: messages to leave out.
+        """
+        chosen = []
+        for first in range(0, self.count, GROUP):
+            group = [m for m in range(first, min(self.count, first + GROUP)) if not masked(m)]
+            if not group:
+                continue
+            loudness = np.array([float(self._view.power[slice(*self._hops(m))].sum()) for m in group])
+            levels = [loudness]
+            if quieter:  # next to louder sound the quieter may be what is marked; what is quieter still is a pause
+                most = loudness.max()
+                levels.append(np.where((loudness < most / _LOUDER) & (loudness > most / _PAUSE), loudness, 0))
+            for level in levels:
+                m = group[int(level.argmax())]
+                if level.max() > 0 and self.is_audible(m):
+                    chosen.append(m)
+        return sorted(chosen)
+
+    def _hops(self, message: int) -> tuple[int, int]:
+        """Hops of samples under a message."""
+        scale = self._view.hop / self._hop
+        first = int(message * self._period * scale)
+        return first, max(first + 1, int((message + 1) * self._period * scale))
+
+
+def runs(messages: list[int]) -> Iterator[tuple[int, int]]:
+    """Neighbouring messages as (first, last), last exclusive, GROUP * 2 at most."""
+    first = None
+    for index, message in enumerate(messages):
+        if first is None:
+            first = message
+        last = index == len(messages) - 1
+        if last or messages[index + 1] != message + 1 or message + 1 - first == 2 * GROUP:
+            yield first, message + 1
+            first = None
