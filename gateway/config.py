@@ -51,7 +51,7 @@ class GatewaySettings(ServerSettings):
     )
     first_unit_chars: int = setting(
         "CSM_GATEWAY_FIRST_UNIT_CHARS",
-        12,
+        30,
         "characters that a turn's first unit, a sentence or a clause, should have; fewer are spoken when no more come",
         min=1,
         max=4096,

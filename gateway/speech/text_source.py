@@ -96,7 +96,7 @@ class TextSource:
             waits = [] if ends_s is None else [ends_s - now_s]
             if joining_s > 0:
                 waits.append(joining_s)
-            elif self._cutter.ends_sentence():
+            elif self._cutter.ends_sentence() or (first and self._cutter.has_sentence):
                 waits.append(self._sentence_wait_s())
             elif first and self._cutter.pending:
                 waits.append(self._waits.first_s)

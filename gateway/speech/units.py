@@ -67,6 +67,11 @@ class UnitCutter:
         """The text is complete and every unit of it is taken."""
         return self.flushed and not self._text
 
+    @property
+    def has_sentence(self) -> bool:
+        """Whether a sentence has surely ended in the text that is here."""
+        return self._sentences_end(join=False) is not None
+
     def take(self, *, join: bool = True, force_words: int | None = None) -> str | None:
         """The next unit, or None while it is not certain where it ends. White space after a unit belongs to it.
 

@@ -18,7 +18,7 @@ from support.talk import WAV, all_free, prompt_of, speak_some, talking
 
 
 async def test_words_stream_in_and_units_stream_out_through_one_codec_and_one_watermark(open_chain, probe):
-    chain = await open_chain()
+    chain = await open_chain(first_unit_chars=12)
     async with talking(chain) as (say, talk):
         for word in ("Well, ", "hello there, ", "my ", "friend. ", "How ", "are ", "you?"):
             await say.append(word)

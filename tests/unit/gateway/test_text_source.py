@@ -57,6 +57,12 @@ async def test_a_short_first_sentence_that_comes_alone_is_not_held_up():
     assert await text.next_unit(None) == "Yes. "
 
 
+async def test_a_short_first_sentence_does_not_wait_long_for_the_next():
+    text = TextSource(UnitLimits(first_chars=30), "en", TextWaits(0.001, NEVER))
+    text.append("Yes. And then")
+    assert await text.next_unit(None) == "Yes. "
+
+
 async def test_a_later_sentence_waits_to_be_joined_while_there_is_time():
     text = source()
     text.append("Hello there, you. So it is. ")
