@@ -81,7 +81,7 @@ class Trainer:
         """One step on the distances of what was made, and on the loss `besides` them: mel, phase, texture, what the listener
         hears, and what `against` says."""
         mel, phase = self.distance(audio, made), self.phases(audio, made, self.voiced[phones])
-        texture, said = self.texture(audio, made), [mel.new_zeros(())] * 3
+        texture, said = self.texture(audio, made, 1 - self.voiced[phones]), [mel.new_zeros(())] * 3
         loss = self.args.phase * phase + self.args.texture * texture + besides
         understood = [mel.new_zeros(())] * 2
         if self.args.listen:
@@ -379,7 +379,7 @@ def main() -> None:
     parser.add_argument("--mel", type=float, default=15, help="weight of the mel distance")
     parser.add_argument("--judged-mel", type=float, default=5, help="the same beside a discriminator")
     parser.add_argument("--phase", type=float, default=8, help="weight of the distance of phases")
-    parser.add_argument("--texture", type=float, default=3, help="weight of the distance of textures")
+    parser.add_argument("--texture", type=float, default=5, help="weight of the distance of textures")
     parser.add_argument("--listen", type=float, default=0.5, help="weight of what a phoneme recogniser hears; 0: none")
     parser.add_argument("--warm-up", type=int, default=100)
     parser.add_argument("--held-out", type=int, default=1, help="first shards that only `examine` hears")

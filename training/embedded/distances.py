@@ -75,8 +75,8 @@ class PhaseDistance(nn.Module):
 
 class TextureDistance(nn.Module):
     """How unlike the grain of what lies above `low_hz` is: in patches of the spectrogram, the mean power and how evenly it
-    is spread there (arithmetic over geometric mean, in nats: 0 for a steady tone or hiss, 0.58 for bins of noise, more for
-    pulses and for lines).
+    is spread there: by its dips (arithmetic over geometric mean, in nats: 0 where it is even, 0.58 for bins of noise, more
+    for pulses and for lines) and by its peaks (mean square over squared mean, in nats: 0 and 0.69).
 
     Noise has no phases to keep, and a mel distance is best answered by its median: by pulses closer than the shortest
     window, which ears hear as a buzz. Statistics of a patch can be right without a sample being right, as they are for
@@ -84,9 +84,10 @@ class TextureDistance(nn.Module):
     """
 
     # n_fft, neighbouring bins taken together, then bins and frames of a patch. The first two see the envelope of the whole
-    # band, in 1.3 and 2.7 ms; the last ones tell hiss from lines at multiples of the frame rate.
-    GRAINS = ((32, 99, 1, 60), (64, 99, 1, 30), (64, 1, 6, 30), (256, 1, 16, 8), (1024, 1, 64, 4), (2048, 1, 128, 2))
+    # band, in 0.7 and 1.3 ms; the last ones tell hiss from lines at multiples of the frame rate.
+    GRAINS = ((16, 99, 1, 120), (32, 99, 1, 60), (64, 1, 6, 30), (256, 1, 16, 8), (1024, 1, 64, 4), (2048, 1, 128, 2))
     FLOOR, AUDIBLE = 3e-8, 4e-6  # power a sample
+    PERIODS = (120, 480)  # samples: of the decoder's steps of 20 ms, at whose multiples its pulses stand
 
     def __init__(self, low_hz: float = 3000):
         super().__init__()
@@ -94,8 +95,8 @@ class TextureDistance(nn.Module):
         for n_fft in {grain[0] for grain in self.GRAINS}:
             self.register_buffer(f"window{n_fft}", torch.hann_window(n_fft))
 
-    def statistics(self, audio: Tensor, n_fft: int, together: int, bins: int, frames: int) -> tuple[Tensor, Tensor]:
-        """audio [B, S] -> log of the mean power, and log of arithmetic over geometric mean, [B, bands, times]."""
+    def statistics(self, audio: Tensor, n_fft: int, together: int, bins: int, frames: int) -> tuple[Tensor, ...]:
+        """audio [B, S] -> log of the mean power, dips and peaks, [B, bands, times] each."""
         window = getattr(self, f"window{n_fft}")
         z = torch.stft(audio, n_fft, n_fft // 4, window=window, return_complex=True)
         low = round(self.low_hz * n_fft / 24000)
@@ -103,17 +104,37 @@ class TextureDistance(nn.Module):
         if together > 1:
             power = power.mean(1, keepdim=True)
         power = power[:, None] + self.FLOOR
-        level = F.avg_pool2d(power, (bins, frames))[:, 0].log()
-        return level, level - F.avg_pool2d(power.log(), (bins, frames))[:, 0]
+        level, square, log = (F.avg_pool2d(x, (bins, frames))[:, 0] for x in (power, power**2, power.log()))
+        level = level.log()
+        return level, level - log, square.log() - 2 * level
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """a, b [B, 1, S]; patches count by how audible they are in a."""
+    def profiles(self, audio: Tensor, weight: Tensor) -> list[Tensor]:
+        """audio [B, S], weight [B, S / 4] -> how the band's power is spread over each period, 1 on average: [B, positions].
+        Noise knows nothing of the decoder's steps, so its profile is flat."""
+        z = torch.stft(audio, 16, 4, window=self.window16, return_complex=True)
+        power = (z.real**2 + z.imag**2)[:, round(self.low_hz * 16 / 24000) : -1, :-1].mean(1) / 6 + self.FLOOR
+        power = power.unflatten(1, (-1, 120))
+        even = (power / power.mean(-1, keepdim=True)).flatten(1)  # every 20 ms as loud
+        folded = []
+        for period in self.PERIODS:
+            x, w = ((weight * even).unflatten(1, (-1, period // 4)), weight.unflatten(1, (-1, period // 4)))
+            folded.append((x.sum(1) + 1) / (w.sum(1) + 1))
+        return folded
+
+    def forward(self, a: Tensor, b: Tensor, hiss: Tensor | None = None) -> Tensor:
+        """a, b [B, 1, S]; patches count by how audible they are in a. hiss [B, labels]: 1 where there is only noise, evenly
+        over the time: there, power must not follow the decoder's steps more than it does in a."""
         total = []
+        if hiss is not None:
+            weight = hiss.repeat_interleave(a.shape[-1] // 4 // hiss.shape[1], 1)
+            profiles = (self.profiles(x[:, 0], weight) for x in (a, b))
+            total += [4 * (x - y).abs().mean() for x, y in zip(*profiles, strict=True)]
         for grain in self.GRAINS:
-            (level, spread), (made, made_spread) = (self.statistics(x[:, 0], *grain) for x in (a, b))
-            power = level.exp()
+            taught, own = (self.statistics(x[:, 0], *grain) for x in (a, b))
+            power = taught[0].exp()
             weight = power / (power + self.AUDIBLE)
-            apart = 0.5 * (level - made).abs() + (spread - made_spread).abs()
+            level, dips, peaks = ((x - y).abs() for x, y in zip(taught, own, strict=True))
+            apart = 0.5 * level + 0.7 * dips + 0.7 * peaks
             total.append((weight * apart).mean() / (weight.mean() + 1e-6))
         return torch.stack(total).mean()
 
