@@ -80,27 +80,7 @@ _OFFICE = re.compile(r"\b(Sen|Gov|Prof|Gen)\.(?=\s(?:from|of)\s)")
 _HIGHWAY = re.compile(r"\bHwy\b\.?(?=\s\d)")
 _SENTENCE = re.compile(r"\s+[\"'(]?[A-Z]")
 _SLASH_WORDS = re.compile(r"(?<![\w/.:])([A-Za-z]+)/([A-Za-z]+)(?:/([A-Za-z]+))?(?![\w/])")
-_SLASH_OR = frozenset(
-    (
-        "he",
-        "she",
-        "his",
-        "her",
-        "him",
-        "they",
-        "yes",
-        "true",
-        "pass",
-        "male",
-        "female",
-        "on",
-        "mother",
-        "mr",
-        "s",
-        "husband",
-        "wife",
-    )
-)
+_SLASH_OR = frozenset("he she his her him they yes true pass male female on mother mr s husband wife".split())
 # What none of which is in a text, it has no abbreviation.
 TRIGGER = re.compile(
     rf"\b(?:{'|'.join(sorted(_DOTLESS_TITLES))}|St|Dr|Ave|Blvd|Rd|Hwy|Pkwy|aka|eg|ie)\b"
