@@ -5,7 +5,7 @@ import { wav } from './wav.js';
 
 const at = (id) => document.getElementById(id);
 const player = new Player();
-window.csm = { player }; // for whoever wants to listen to what is played
+window.csm = { player }; // so that a test can listen to what is played
 let speaking = null; // {abort, pieces, times}
 let spoken = null; // Blob of the last speech
 
