@@ -24,7 +24,7 @@ from gateway.speech.rules import SpeechRules
 from gateway.speech.summary import fill_summary
 from gateway.speech.trace_id import trace_id
 from gateway.speech.turn import Turn
-from gateway.speech.turn_events import AudioChunk, Started, TurnEvent
+from gateway.speech.turn_events import AudioChunk, Started
 from gateway.speech.unit_speaker import TurnOptions
 from gateway.stages import StageInfo, Stages
 from gateway.verification import verify, verify_stream
@@ -96,12 +96,11 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
                                 trace_id=trace_id(),
                             )
                         )
-                        if header := output.header():
-                            yield _audio(header)
-                    elif data := _encoded(output, event):
-                        yield _audio(data)
-            if tail := output.finish():
-                yield _audio(tail)
+                    elif isinstance(event, AudioChunk):
+                        for data in await output.feed(event.samples):
+                            yield _audio(data)
+            for data in await output.finish():
+                yield _audio(data)
             summary = speech_pb2.SpeechSummary()
             fill_summary(summary, turn, output.samples, self._rules)
             yield speech_pb2.StreamSynthesizeResponse(finished=speech_pb2.SpeechFinished(summary=summary))
@@ -111,21 +110,20 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
     ) -> speech_pb2.SynthesizeResponse:
         utterance = request.utterance
         with self.access.enter(len(utterance.text)) as grant, self._streams.enter():
-            output = self._begin(utterance, request.output)
+            output = self._begin(utterance, request.output, streamed=False)
             turn = await self._turn(utterance, context, streamed=False)
             pieces: list[bytes] = []
             async with aclosing(turn.events()) as events:
                 async for event in events:
                     if isinstance(event, Started):
                         _admit(event, grant)
-                    else:
-                        pieces.append(_encoded(output, event))
-            pieces.append(output.finish())
+                    elif isinstance(event, AudioChunk):
+                        pieces += await output.feed(event.samples)
+            pieces += await output.finish()
             summary = speech_pb2.SpeechSummary()
             fill_summary(summary, turn, output.samples, self._rules)
-            header = output.header(sum(map(len, pieces)))
             return speech_pb2.SynthesizeResponse(
-                audio=b"".join([header, *pieces]),
+                audio=b"".join(pieces),
                 format=output.format,
                 container=output.container,
                 summary=summary,
@@ -187,7 +185,9 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             languages=self._bundle.languages,
         )
 
-    def _begin(self, utterance: speech_pb2.Utterance, options: speech_pb2.OutputOptions) -> Output:
+    def _begin(
+        self, utterance: speech_pb2.Utterance, options: speech_pb2.OutputOptions, *, streamed: bool = True
+    ) -> Output:
         """Check what the gateway itself answers for; text, audio and sampling are checked by their stages."""
         trace.get_current_span().set_attributes(
             {
@@ -213,7 +213,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             )
         if utterance.HasField("max_audio_ms") and utterance.max_audio_ms < 1:
             raise InvalidArgument("utterance.max_audio_ms", f"must be 1 or more, not {utterance.max_audio_ms}")
-        return Output(options, self._bundle.sample_rate_hz)
+        return Output(options, self._bundle.sample_rate_hz, streamed=streamed, model=self._bundle.id)
 
     async def _turn(
         self, utterance: speech_pb2.Utterance, context: grpc.aio.ServicerContext, *, streamed: bool = True
@@ -272,10 +272,6 @@ def _admit(event: Started, grant: Grant) -> None:
     grant.keep()
     # As text: an attribute's number has 63 bits, a seed 64.
     trace.get_current_span().set_attributes({"csm.seed": str(event.seed), "csm.prompt_tokens": event.prompt_tokens})
-
-
-def _encoded(output: Output, event: TurnEvent) -> bytes:
-    return output.feed(event.samples) if isinstance(event, AudioChunk) else b""
 
 
 def _audio(data: bytes) -> speech_pb2.StreamSynthesizeResponse:

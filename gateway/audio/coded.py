@@ -12,8 +12,8 @@ import numpy as np
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.stream import AudioStream
 
-from gateway.audio.provenance import tags
 from gateway.audio.resampler import StreamResampler
+from services.runtime.provenance import tags
 
 PACKET_MS = 20  # of Opus
 

@@ -9,9 +9,9 @@ from functools import cache
 
 import numpy as np
 
-from gateway.audio.provenance import riff_info
 from gateway.audio.resampler import StreamResampler
 from services.runtime.audio import to_bytes
+from services.runtime.provenance import riff_info
 from services.runtime.wav import ALAW, MULAW, g711_table
 
 _UNKNOWN_SIZE = 0xFFFF_FFFF  # of a stream, whose length is not known yet

@@ -15,9 +15,9 @@ from csm.version import __version__
 
 # name: (module, its help). The module's `command` is the subcommand.
 _COMMANDS = {
-    "say": ("gateway.cli.commands.say", "Speak a text into a WAV file."),
+    "say": ("gateway.cli.commands.say", "Speak a text into a file, or play it."),
     "chat": ("gateway.cli.commands.chat", "Talk: text in as it comes, speech out, turn by turn."),
-    "verify": ("gateway.cli.commands.verify", "Look for the watermark in a WAV file."),
+    "verify": ("gateway.cli.commands.verify", "Look for the watermark in an audio file."),
     "voices": ("gateway.cli.commands.voices", "List the voices."),
     "bench": ("gateway.cli.bench.command", "Put load on a gateway and report what its callers heard."),
     "trace": ("gateway.cli.trace.command", "Draw where a request's time went, as one HTML file."),

@@ -4,67 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-import shutil
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
 
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
 from csm_client import Conversation
 from rich.console import Console
 
-from gateway.cli.errors import CommandError
 from gateway.cli.options import input_bytes
+from gateway.cli.player import Player
 from gateway.cli.say import Sink
 from gateway.cli.terminal import plain_line
 
 RATE_HZ = 24_000
-_PLAYERS = (
-    ("pw-play", "--raw", "--format=s16", f"--rate={RATE_HZ}", "--channels=1", "-"),
-    ("aplay", "-q", "-t", "raw", "-f", "S16_LE", "-r", str(RATE_HZ), "-c", "1"),
-    ("ffplay", "-loglevel", "error", "-nodisp", "-f", "s16le", "-ar", str(RATE_HZ), "-ch_layout", "mono", "-"),
-    ("play", "-q", "-t", "raw", "-e", "signed", "-b", "16", "-r", str(RATE_HZ), "-c", "1", "-"),
-)
-
-
-class Player:
-    """An audio player of this machine, which takes samples on its standard input."""
-
-    def __init__(self) -> None:
-        """Raises: CommandError when there is none."""
-        found = [command for command in _PLAYERS if shutil.which(command[0])]
-        if not found:
-            raise CommandError(f"--play: no player here; one of {', '.join(one[0] for one in _PLAYERS)} is needed")
-        self._command = found[0]
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def write(self, pcm: bytes, sample_rate_hz: int) -> None:
-        """Play what comes. It waits while the player has enough."""
-        if self._process is None:
-            pipe = asyncio.subprocess.PIPE
-            self._process = await asyncio.create_subprocess_exec(*self._command, stdin=pipe)
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self._process.stdin.write(pcm)
-            await self._process.stdin.drain()
-
-    async def stop(self) -> None:
-        """Be silent at once."""
-        process, self._process = self._process, None
-        if process is not None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-
-    async def finish(self, sample_rate_hz: int) -> None:
-        """Let what is there be heard."""
-        process, self._process = self._process, None
-        if process is not None and process.stdin is not None:
-            process.stdin.close()
-            await process.wait()
 
 
 class Chat:
@@ -91,7 +46,7 @@ class Chat:
             async for event in self._conversation:
                 await self._on_event(event)
             await talking
-            await self._sink.finish(RATE_HZ)
+            await self._sink.finish(RATE_HZ, 0)
         finally:
             loop.remove_signal_handler(signal.SIGINT)
             talking.cancel()

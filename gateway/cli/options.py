@@ -54,7 +54,8 @@ class OutputFile(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(value)
         if str(value) != "-" and path.suffix.lower() not in self._suffixes and (path.is_file() or not path.exists()):
-            kinds = " or ".join(self._suffixes)
+            *most, last = self._suffixes
+            kinds = f"{', '.join(most)} or {last}" if most else last
             self.fail(f"{value}: what is written is {kinds}, so its name must end in that", param, ctx)
         return path
 

@@ -1,4 +1,4 @@
-"""Listen to a stream, write it down as a WAV file, and report how it went."""
+"""Listen to a stream, write it to a file or a pipe, and report how it went."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gateway.cli import state
 from gateway.cli.blocking import in_daemon_thread
 from gateway.cli.trace.spans import Span, TraceStore
 from gateway.cli.trace.waterfall import bars_of_summary, bars_of_trace, draw, seconds
-from gateway.cli.wav import wav_header
+from gateway.cli.wav import state_flac_length, wav_header
 
 _TRACE_WAIT_S = 6.0
 _ENDS = {
@@ -37,7 +37,7 @@ _ENDS = {
 
 @dataclass(frozen=True)
 class Utterance:
-    """A stream heard to its end. samples: how many came. Times are the listener's own."""
+    """A stream heard to its end. samples: how many it has. Times are the listener's own."""
 
     samples: int
     started: speech_pb2.SpeechStarted
@@ -67,11 +67,11 @@ class Utterance:
 
 
 class Sink(Protocol):
-    """Where the samples of an utterance go."""
+    """Where an utterance goes. data: 16-bit samples, or the bytes of a file. samples: of the whole utterance."""
 
-    async def write(self, pcm: bytes, sample_rate_hz: int) -> None: ...
+    async def write(self, data: bytes, sample_rate_hz: int) -> None: ...
 
-    async def finish(self, sample_rate_hz: int) -> None: ...
+    async def finish(self, sample_rate_hz: int, samples: int) -> None: ...
 
 
 class FileSink:
@@ -86,27 +86,40 @@ class FileSink:
         self._file.write(pcm)
         self._bytes += len(pcm)
 
-    async def finish(self, sample_rate_hz: int) -> None:
+    async def finish(self, sample_rate_hz: int, samples: int) -> None:
         self._file.seek(0)
         self._file.write(wav_header(sample_rate_hz, self._bytes))
 
 
+class EncodedSink:
+    """A file as the gateway has encoded it."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+
+    async def write(self, data: bytes, sample_rate_hz: int) -> None:
+        self._file.write(data)
+
+    async def finish(self, sample_rate_hz: int, samples: int) -> None:
+        state_flac_length(self._file, samples)
+
+
 class PipeSink:
-    """Standard output or a pipe: samples leave as they come, behind a header that states the largest length.
+    """Standard output or a pipe: what comes leaves at once. wav: samples, behind a header of the largest length.
 
     A named pipe is opened with the first samples: that may take until something reads from it.
     """
 
-    def __init__(self, path: Path):
-        self._path, self._fd = path, -1
+    def __init__(self, path: Path, *, wav: bool = True):
+        self._path, self._fd, self._wav = path, -1, wav
 
-    async def write(self, pcm: bytes, sample_rate_hz: int) -> None:
+    async def write(self, data: bytes, sample_rate_hz: int) -> None:
         # A player takes samples no faster than it plays them.
-        await in_daemon_thread(self._write, pcm, wav_header(sample_rate_hz, None))
+        await in_daemon_thread(self._write, data, wav_header(sample_rate_hz, None) if self._wav else b"")
 
-    async def finish(self, sample_rate_hz: int) -> None:
+    async def finish(self, sample_rate_hz: int, samples: int) -> None:
         if self._fd < 0:
-            await in_daemon_thread(self._write, b"", wav_header(sample_rate_hz, 0))
+            await in_daemon_thread(self._write, b"", wav_header(sample_rate_hz, 0) if self._wav else b"")
 
     def close(self) -> None:
         """Let the reader know that this was all."""
@@ -116,50 +129,74 @@ class PipeSink:
         if self._fd > 2:
             os.close(self._fd)
 
-    def _write(self, pcm: bytes, header: bytes) -> None:
-        data = memoryview(pcm)
+    def _write(self, written: bytes, header: bytes) -> None:
+        data = memoryview(written)
         if self._fd < 0:
             # Not through sys.stdout, whose lock a blocked thread would hold at exit.
             self._fd = sys.stdout.fileno() if str(self._path) == "-" else os.open(self._path, os.O_WRONLY)
-            data = memoryview(header + pcm)
+            data = memoryview(header + written)
         while data:
             data = data[os.write(self._fd, data) :]
 
 
-async def listen(stream: SpeechStream, progress: Console, sink: Sink) -> Utterance:
-    """Take in the whole stream, with a line of progress in a terminal. Raises: SpeechError, OSError."""
-    begun, first_audio_s, samples = time.perf_counter(), 0.0, 0
+class TeeSink:
+    """Several at once; the slowest sets the pace."""
+
+    def __init__(self, *sinks: Sink):
+        self._sinks = sinks
+
+    async def write(self, data: bytes, sample_rate_hz: int) -> None:
+        for sink in self._sinks:
+            await sink.write(data, sample_rate_hz)
+
+    async def finish(self, sample_rate_hz: int, samples: int) -> None:
+        for sink in self._sinks:
+            await sink.finish(sample_rate_hz, samples)
+
+
+async def listen(stream: SpeechStream, progress: Console, sink: Sink, *, encoded: bool = False) -> Utterance:
+    """Take in the whole stream, with a line of progress in a terminal. encoded: it has bytes of a file, not samples.
+
+    Raises: SpeechError, OSError.
+    """
+    begun, first_audio_s, size = time.perf_counter(), 0.0, 0
     with progress.status("waiting for the first audio") as status:
         async for data in stream:
             assert stream.started is not None
             now_s, rate_hz = time.perf_counter() - begun, stream.started.format.sample_rate_hz
             first_audio_s = first_audio_s or now_s
-            samples += len(data) // 2
-            audio_s = samples / rate_hz
+            size += len(data)
+            audio_s = size / 2 / rate_hz
             status.update(
-                f"{audio_s:.2f} s of audio · first after {seconds(first_audio_s)} · real-time factor {now_s / audio_s:.2f}"
+                f"{size / 1000:.0f} kB · first after {seconds(first_audio_s)}"
+                if encoded
+                else f"{audio_s:.2f} s of audio · first after {seconds(first_audio_s)} · real-time factor {now_s / audio_s:.2f}"
             )
             await sink.write(data, rate_hz)
     assert stream.started is not None and stream.summary is not None
     took_s = time.perf_counter() - begun
-    await sink.finish(stream.started.format.sample_rate_hz)
+    samples = stream.summary.samples if encoded else size // 2
+    await sink.finish(stream.started.format.sample_rate_hz, samples)
     return Utterance(samples, stream.started, stream.summary, first_audio_s, took_s)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Sink]:
-    """Where to write a WAV; `-` is standard output. Raises: OSError, before the block if it can."""
+def opened(path: Path, *, wav: bool = True) -> Iterator[Sink]:
+    """Where to write; `-` is standard output. wav: samples come, and a WAV is written, else what comes is.
+
+    Raises: OSError, before the block if it can.
+    """
     if str(path) == "-" or (path.exists() and not path.is_file() and not path.is_dir()):
         if str(path) != "-" and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        pipe = PipeSink(path)
+        pipe = PipeSink(path, wav=wav)
         try:
             yield pipe
         finally:
             pipe.close()
     else:
         with replacing(path) as file:
-            yield FileSink(file)
+            yield FileSink(file) if wav else EncodedSink(file)
 
 
 @contextmanager
@@ -172,7 +209,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         return
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with draft.open("xb") as file:
+        with draft.open("x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -50,21 +50,18 @@ def refused(own: OwnTurn, error: CallError) -> speech_pb2.ConverseResponse:
     return warning("REFUSED", f"turn {own.number}: {error.text}")
 
 
-def of_turn(own: OwnTurn, output: Output, event: TurnEvent, sample_rate_hz: int) -> list[speech_pb2.ConverseResponse]:
+async def of_turn(
+    own: OwnTurn, output: Output, event: TurnEvent, sample_rate_hz: int
+) -> list[speech_pb2.ConverseResponse]:
     """What a turn's event is to the caller. sample_rate_hz: the bundle's."""
     match event:
         case AudioChunk(samples):
-            data = output.feed(samples)
-            return [audio(own, data)] if data else []
+            return [audio(own, data) for data in await output.feed(samples)]
         case Started(seed, _):
             started = speech_pb2.TurnStarted(
                 turn=own.number, seed=seed, format=output.format, container=output.container
             )
-            header = output.header()
-            return [
-                speech_pb2.ConverseResponse(turn_started=started),
-                *([audio(own, header)] if header else []),
-            ]
+            return [speech_pb2.ConverseResponse(turn_started=started)]
         case UnitStarted(text, spoken, first_sample):
             first = round(first_sample * output.format.sample_rate_hz / sample_rate_hz)
             unit = speech_pb2.SpokenUnit(turn=own.number, text=text, spoken_text=spoken, first_sample=first)

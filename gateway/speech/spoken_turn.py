@@ -57,7 +57,8 @@ class SpokenTurn:
         own.text.fit(deployment.rules.unit_limits(deployment.max_seq_len - sum(one.tokens for one in context.voice)))
         deadline = Deadline(time_remaining, deployment.settings.max_request_s, own.text.speech_s)
         self._tokenizer = tokenizer(deadline)
-        self._output = Output(own.configuration.options.output, deployment.rules.sample_rate_hz)
+        identity = deployment.stages.identity
+        self._output = Output(own.configuration.options.output, identity.sample_rate_hz, model=identity.bundle_id)
         self._turn = Turn(
             deployment.stages, deployment.rules, context, own.text, self._tokenizer, self._options(), deadline
         )
@@ -85,8 +86,9 @@ class SpokenTurn:
                     raise
             finally:
                 own.over = True
-            if self.interrupt is None and (tail := self._output.finish()):
-                yield converse_events.audio(own, tail)
+            if self.interrupt is None and own.sent_samples:
+                for data in await self._output.finish():
+                    yield converse_events.audio(own, data)
             sent_s = own.sent_samples / rules.sample_rate_hz
             fill_summary(own.summary, self._turn, self._output.samples, rules, reason=reason, audio_s=sent_s)
             if self.interrupt is None:
@@ -108,7 +110,7 @@ class SpokenTurn:
                         continue
                     if isinstance(event, AudioChunk):
                         own.sent_samples += len(event.samples)
-                    for response in converse_events.of_turn(
+                    for response in await converse_events.of_turn(
                         own, self._output, event, self._deployment.rules.sample_rate_hz
                     ):
                         yield response

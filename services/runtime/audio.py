@@ -15,6 +15,7 @@ import numpy as np
 from services.runtime import wav
 
 Encoding = Literal["s16le", "f32le"]
+ClipEncoding = Literal["s16le", "f32le", "mulaw", "alaw"]
 
 MIN_RATE_HZ = 8_000
 MAX_RATE_HZ = 48_000  # of what we send
@@ -23,7 +24,7 @@ MAX_CHANNELS = 8
 # Float samples lie in [-1, 1]. Resamplers overshoot a little; beyond this they are integers sent as floats.
 MAX_PEAK = 4.0
 
-_BYTES = {"s16le": 2, "f32le": 4}
+_BYTES = {"s16le": 2, "f32le": 4, "mulaw": 1, "alaw": 1}
 _PCM, _FLOAT = 1, 3
 _ANY_SIZE = 0xFFFF_FFFF  # of a stream, whose length is not known yet
 
@@ -52,7 +53,9 @@ class Clip:
         return len(self.samples) / self.sample_rate_hz
 
 
-def read_raw(data: bytes, *, encoding: Encoding, sample_rate_hz: int, channels: int = 1, max_duration_s: float) -> Clip:
+def read_raw(
+    data: bytes, *, encoding: ClipEncoding, sample_rate_hz: int, channels: int = 1, max_duration_s: float
+) -> Clip:
     """Interleaved samples without a container.
 
     Raises: AudioError.
@@ -61,8 +64,8 @@ def read_raw(data: bytes, *, encoding: Encoding, sample_rate_hz: int, channels: 
     block_bytes = _BYTES[encoding] * max(channels, 1)
     if len(data) % block_bytes:
         raise AudioError("raw.data", f"{len(data)} bytes is no whole number of {block_bytes}-byte sample groups")
-    _check(len(data) // block_bytes, sample_rate_hz, channels, max_duration_s, fields)
-    return _clip(from_bytes(data, encoding).reshape(-1, channels), sample_rate_hz, "raw.data")
+    check_sizes(len(data) // block_bytes, sample_rate_hz, channels, max_duration_s, fields)
+    return clip_of(from_clip_bytes(data, encoding).reshape(-1, channels), sample_rate_hz, "raw.data")
 
 
 def read_wav(data: bytes, *, max_duration_s: float) -> Clip:
@@ -74,8 +77,8 @@ def read_wav(data: bytes, *, max_duration_s: float) -> Clip:
         info = wav.read_info(data)
     except wav.WavError as error:
         raise AudioError("wav", str(error)) from None
-    _check(info.frames, info.sample_rate_hz, info.channels, max_duration_s, ("wav", "wav", "wav"))
-    return _clip(wav.decode(data, info), info.sample_rate_hz, "wav")
+    check_sizes(info.frames, info.sample_rate_hz, info.channels, max_duration_s, ("wav", "wav", "wav"))
+    return clip_of(wav.decode(data, info), info.sample_rate_hz, "wav")
 
 
 def resample(clip: Clip, sample_rate_hz: int) -> Clip:
@@ -103,6 +106,20 @@ def from_bytes(data: bytes, encoding: Encoding) -> np.ndarray:
     return np.frombuffer(data, "<i2").astype(np.float32) / 32768.0
 
 
+def from_clip_bytes(data: bytes, encoding: ClipEncoding) -> np.ndarray:
+    """The same of a caller's samples, which may be G.711."""
+    if encoding == "mulaw" or encoding == "alaw":
+        table = wav.g711_table(wav.MULAW if encoding == "mulaw" else wav.ALAW)
+        samples: np.ndarray = table[np.frombuffer(data, np.uint8)]
+        return samples
+    return from_bytes(data, encoding)
+
+
+def sample_bytes(encoding: ClipEncoding) -> int:
+    """Bytes of one sample."""
+    return _BYTES[encoding]
+
+
 def wav_header(encoding: Encoding, sample_rate_hz: int, channels: int = 1, data_bytes: int | None = None) -> bytes:
     """What stands before the samples of a WAV file. data_bytes: None when it is not known yet (a stream)."""
     tag, width = (_PCM if encoding == "s16le" else _FLOAT), _BYTES[encoding]
@@ -126,10 +143,10 @@ def wav_bytes(samples: np.ndarray, sample_rate_hz: int, encoding: Encoding = "s1
     return wav_header(encoding, sample_rate_hz, 1, len(data)) + data
 
 
-def _check(
+def check_sizes(
     frames: int, sample_rate_hz: int, channels: int, max_duration_s: float, fields: tuple[str, str, str]
 ) -> None:
-    """Check every limit from the sizes alone. fields: names of rate, channels and data in errors."""
+    """Check every limit from the sizes alone. fields: names of rate, channels and data in errors. Raises: AudioError."""
     rate_field, channels_field, data_field = fields
     if not MIN_RATE_HZ <= sample_rate_hz <= MAX_CLIP_RATE_HZ:
         raise AudioError(rate_field, f"must be {MIN_RATE_HZ} to {MAX_CLIP_RATE_HZ} Hz, not {sample_rate_hz} Hz")
@@ -142,8 +159,8 @@ def _check(
         raise AudioError(data_field, f"lasts {duration_s:.2f} s, at most {max_duration_s:g} s are taken")
 
 
-def _clip(samples: np.ndarray, sample_rate_hz: int, field: str) -> Clip:
-    """samples: float32 [T, C]."""
+def clip_of(samples: np.ndarray, sample_rate_hz: int, field: str) -> Clip:
+    """samples: float32 [T, C]. field: where they come from. Raises: AudioError for values that are no audio."""
     peak = float(np.max(np.abs(samples)))  # NaN when any sample is
     if not np.isfinite(peak):
         raise AudioError(field, "has samples that are NaN or infinite")

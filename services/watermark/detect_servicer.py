@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,13 +23,15 @@ from services.runtime.audio import (
     MAX_PEAK,
     MIN_RATE_HZ,
     AudioError,
-    from_bytes,
+    from_clip_bytes,
+    sample_bytes,
 )
 from services.runtime.audio_clip import read_clip
+from services.runtime.audio_file import KINDS, MAX_COMPRESSED_BYTES, CompressedFile, sniff
 from services.runtime.errors import InvalidArgument
 from services.runtime.pool import Pool
 from services.runtime.request_reader import limit_idle
-from services.runtime.sample_encodings import ENCODINGS
+from services.runtime.sample_encodings import CLIP_ENCODING_NAMES, CLIP_ENCODINGS
 from services.runtime.wav import WavDecoder, WavError
 from services.watermark.key import check_key
 from services.watermark.key_ring import Key
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from services.watermark.findings import Mark
 
 T = TypeVar("T")
+_NOTHING = np.zeros((0, 1), np.float32)
+_SNIFFED_BYTES = 4096  # of a file: two frames of any MP3
 
 
 class DetectServicer:
@@ -95,7 +100,7 @@ class DetectServicer:
         if first is None or first.WhichOneof("event") != "start":
             raise InvalidArgument("event", "the first message must be start")
         start = first.start
-        audio = _PcmAudio(start.format) if start.HasField("format") else _WavAudio()
+        audio = _PcmAudio(start.format) if start.HasField("format") else _FileAudio()
         keys = self._checked_keys(start.key if start.HasField("key") else None, "start.key")
         limit_s = self._limit_s(start.search, "start.search")
         with self._admission.enter():
@@ -103,12 +108,7 @@ class DetectServicer:
             session: DetectionSession | None = None
             yield watermark_pb2.DetectStreamResponse(started=watermark_pb2.DetectStarted())
             try:
-                async for request in requests:
-                    if request.WhichOneof("event") != "audio":
-                        raise InvalidArgument("event", "every message after start must be audio")
-                    samples = audio.decode(request.audio.data)
-                    if not len(samples):
-                        continue
+                async for samples in _samples(audio, requests):
                     if session is None:
                         session = self._detector.open(
                             audio.sample_rate_hz,
@@ -124,12 +124,12 @@ class DetectServicer:
                         limit_idle(requests, time.monotonic())
                         seconds += passed
                         yield watermark_pb2.DetectStreamResponse(progress=_progress(session, keys))
-                audio.finish()
                 if session is None:
                     raise InvalidArgument("audio.data", "holds no samples")
                 detection, passed = await self._run(session.finish, labels)
             finally:
                 left.set()
+                audio.close()
             yield watermark_pb2.DetectStreamResponse(finished=_response(detection, seconds + passed, keys))
 
     def _checked_keys(self, key: bytes | None, field: str) -> Sequence[Key]:
@@ -160,53 +160,115 @@ class DetectServicer:
         return result, seconds
 
 
+async def _samples(
+    audio: _PcmAudio | _FileAudio, requests: AsyncIterator[watermark_pb2.DetectStreamRequest]
+) -> AsyncIterator[np.ndarray]:
+    """Of all requests after the first, [n, channels], n ≥ 1. Raises: InvalidArgument."""
+    async for request in requests:
+        if request.WhichOneof("event") != "audio":
+            raise InvalidArgument("event", "every message after start must be audio")
+        if len(samples := audio.decode(request.audio.data)):
+            yield samples
+    while len(samples := await asyncio.to_thread(audio.rest)):
+        yield samples
+
+
 class _PcmAudio:
     """Samples of a stated format."""
 
     def __init__(self, form: common_pb2.AudioFormat):
         """Raises: InvalidArgument."""
         channels = form.channels if form.HasField("channels") else 1
-        if form.encoding not in ENCODINGS:
-            raise InvalidArgument("start.format.encoding", "must be PCM_S16LE or PCM_F32LE")
+        if form.encoding not in CLIP_ENCODINGS:
+            raise InvalidArgument("start.format.encoding", f"must be {CLIP_ENCODING_NAMES}")
         _check_sizes("start.format.", form.sample_rate_hz, channels)
-        self._encoding, self._channels, self.sample_rate_hz = ENCODINGS[form.encoding], channels, form.sample_rate_hz
+        self._encoding, self._channels = CLIP_ENCODINGS[form.encoding], channels
+        self.sample_rate_hz = form.sample_rate_hz
 
     def decode(self, data: bytes) -> np.ndarray:
         """Samples [n, channels]. Raises: InvalidArgument."""
-        group = self._channels * (2 if self._encoding == "s16le" else 4)
+        group = self._channels * sample_bytes(self._encoding)
         if len(data) % group:
             text = f"{len(data)} bytes is no whole number of {group}-byte sample groups"
             raise InvalidArgument("audio.data", text)
-        return _checked_peak(from_bytes(data, self._encoding).reshape(-1, self._channels))
+        return _checked_peak(from_clip_bytes(data, self._encoding).reshape(-1, self._channels))
 
-    def finish(self) -> None:
+    def rest(self) -> np.ndarray:
         """The audio has ended."""
+        return _NOTHING
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
-class _WavAudio:
-    """A WAV file."""
+class _FileAudio:
+    """A file. WAV is decoded as it comes, other kinds when they are whole."""
 
     def __init__(self) -> None:
-        self._decoder = WavDecoder()
+        self._kind: str | None = None  # until there is enough to see it
+        self._data = bytearray()  # of a file that is not decoded yet
+        self._wav: WavDecoder | None = None
+        self._compressed: CompressedFile | None = None
+        self._ended = False
         self.sample_rate_hz = 0
 
     def decode(self, data: bytes) -> np.ndarray:
-        """Samples [n, channels]. Raises: InvalidArgument."""
-        try:
-            samples = self._decoder.feed(data)
-        except WavError as error:
-            raise InvalidArgument("audio.data", str(error)) from None
-        if self._decoder.info is not None and not self.sample_rate_hz:
-            self.sample_rate_hz = self._decoder.info.sample_rate_hz
-            _check_sizes("audio.data: ", self.sample_rate_hz, self._decoder.info.channels)
-        return _checked_peak(samples)
+        """The next bytes of the file → samples [n, channels]. Raises: InvalidArgument."""
+        if self._wav is not None:
+            return self._decode_wav(self._wav, data)
+        self._data += data
+        if self._kind is None and len(self._data) >= _SNIFFED_BYTES:
+            return self._look()
+        if len(self._data) > MAX_COMPRESSED_BYTES:
+            limit = f"{MAX_COMPRESSED_BYTES / 1e6:.0f} MB"
+            raise InvalidArgument("audio.data", f"a {self._kind} file is taken up to {limit}; a WAV has no limit")
+        return _NOTHING
 
-    def finish(self) -> None:
-        """The file has ended. Raises: InvalidArgument when it is cut."""
+    def rest(self) -> np.ndarray:
+        """The file has ended: a second of what is not decoded yet, nothing at last. Raises: InvalidArgument."""
+        if self._kind is None and len(samples := self._look()):
+            return samples
         try:
-            self._decoder.finish()
+            if self._wav is not None:
+                if not self._ended:
+                    self._ended = True
+                    self._wav.finish()
+                return _NOTHING
+            if self._compressed is None:
+                data, self._data = bytes(self._data), bytearray()
+                self._compressed = CompressedFile(data, max_duration_s=math.inf, max_bytes=math.inf)
+                self.sample_rate_hz = self._compressed.sample_rate_hz
+            return _checked_peak(self._compressed.next_block())
         except WavError as error:
             raise InvalidArgument("audio.data", str(error)) from None
+        except AudioError as error:
+            raise InvalidArgument("audio.data", error.description) from None
+
+    def close(self) -> None:
+        """Let go of the decoder."""
+        if self._compressed is not None:
+            self._compressed.close()
+
+    def _look(self) -> np.ndarray:
+        """What kind it is; of a WAV the samples so far."""
+        self._kind = sniff(bytes(self._data[:_SNIFFED_BYTES]))
+        if self._kind not in ("", "wav"):
+            return _NOTHING
+        if not self._kind and len(self._data):
+            raise InvalidArgument("audio.data", f"is no {KINDS} file")
+        self._wav = WavDecoder()
+        data, self._data = bytes(self._data), bytearray()
+        return self._decode_wav(self._wav, data)
+
+    def _decode_wav(self, decoder: WavDecoder, data: bytes) -> np.ndarray:
+        try:
+            samples = decoder.feed(data)
+        except WavError as error:
+            raise InvalidArgument("audio.data", str(error)) from None
+        if decoder.info is not None and not self.sample_rate_hz:
+            self.sample_rate_hz = decoder.info.sample_rate_hz
+            _check_sizes("audio.data: ", self.sample_rate_hz, decoder.info.channels)
+        return _checked_peak(samples)
 
 
 def _check_sizes(prefix: str, sample_rate_hz: int, channels: int) -> None:

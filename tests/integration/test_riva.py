@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 
+import av
 import grpc
 import numpy as np
 import pytest
 
+from gateway.audio import open_encoder
 from gateway.riva import riva_common_pb2, riva_tts_pb2, riva_tts_pb2_grpc
 from gateway.riva.servicer import _field
 from services.runtime.audio import wav_bytes
@@ -41,6 +44,41 @@ async def test_whole_audio_without_a_header_at_the_rate_asked_for(open_chain):
         assert len(answer.audio) == round(SPOKEN * (rate or 24_000) / 24_000 / 2) * 2
     samples = np.frombuffer((await stub_of(chain).Synthesize(request(), timeout=10)).audio, "<i2")
     assert samples.min() >= round(MARK * 32767) - 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "form", "asked_hz", "rate_hz"),
+    [
+        (riva_common_pb2.MULAW, "mulaw", 8_000, 8_000),
+        (riva_common_pb2.MULAW, "mulaw", 0, 8_000),
+        (riva_common_pb2.ALAW, "alaw", 16_000, 16_000),
+        (riva_common_pb2.FLAC, "flac", 22_050, 22_050),
+        (riva_common_pb2.OGGOPUS, "ogg", 22_050, 48_000),  # what riva.client asks for; Opus is always played at 48 kHz
+        (riva_common_pb2.OGGOPUS, "ogg", 0, 48_000),
+    ],
+)
+async def test_every_encoding_of_riva(open_chain, encoding, form, asked_hz, rate_hz):
+    """A list of texts is one file, as riva.client writes it down."""
+    chain = await open_chain()
+    fields = {"encoding": encoding, "sample_rate_hz": asked_hz}
+    whole = (await stub_of(chain).Synthesize(request(**fields), timeout=10)).audio
+    texts = iter([request("One.", **fields), request("Two.", **fields)])
+    answers = [answer.audio async for answer in stub_of(chain).SynthesizeOnline(texts, timeout=30)]
+    assert all(answers)
+    for data, turns in ((whole, 1), (b"".join(answers), 2)):
+        options = {"sample_rate": str(rate_hz)} if form.endswith("law") else {}
+        with av.open(io.BytesIO(data), format=form, options=options) as file:
+            assert file.streams.audio[0].rate == rate_hz
+            samples = np.concatenate([part.to_ndarray().reshape(-1) for part in file.decode(audio=0)])
+        assert len(samples) / rate_hz == pytest.approx(turns * 10 * 0.08, abs=0.001)
+
+
+async def test_the_texts_of_a_call_share_their_encoding(open_chain):
+    chain = await open_chain()
+    texts = iter([request("One.", encoding=riva_common_pb2.FLAC), request("Two.")])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        [answer async for answer in stub_of(chain).SynthesizeOnline(texts, timeout=30)]
+    assert "encoding: and sample_rate_hz must be the same" in caught.value.details()
 
 
 async def test_texts_are_spoken_as_they_come_and_the_stream_stays_open_between_them(open_chain, probe):
@@ -103,7 +141,7 @@ async def test_voices_by_name_and_the_clients_own_defaults(open_chain, probe, vo
         ({"text": ""}, "text: must have 1 to"),
         ({"voice_name": "eve"}, "voice_name: must be one of the voices here (heart, michael, emma, george)"),
         ({"language_code": "de-DE"}, "language_code: must be one of en"),
-        ({"encoding": riva_common_pb2.FLAC}, "encoding"),
+        ({"encoding": 7}, "encoding: must be LINEAR_PCM, FLAC, MULAW, OGGOPUS or ALAW"),
         ({"sample_rate_hz": 96_000}, "sample_rate_hz"),
         ({"zero_shot_data": riva_tts_pb2.ZeroShotData(audio_prompt=b"RIFF")}, "zero_shot_data.transcript"),
         ({"custom_configuration": {"top_k": "many"}}, "custom_configuration[top_k]"),
@@ -115,12 +153,21 @@ async def test_refusals_say_all_in_words(open_chain, fields, words):
     assert words in await refused(stub_of(chain).Synthesize(request(**fields), timeout=10))
 
 
+def _mp3():
+    encoder = open_encoder("mp3", input_rate_hz=24_000)
+    return b"".join([*encoder.feed(np.zeros(48_000, np.float32)), *encoder.finish()])
+
+
 async def test_a_clip_with_its_words_gives_the_voice(open_chain, probe):
     chain = await open_chain()
     wav = wav_bytes(np.zeros(48_000, np.float32), 24_000)
     for prompt in (
         riva_tts_pb2.ZeroShotData(audio_prompt=wav, quality=20, transcript="My words."),
         riva_tts_pb2.ZeroShotData(audio_prompt=bytes(4000), encoding=PCM, quality=20, transcript="My words."),
+        riva_tts_pb2.ZeroShotData(audio_prompt=_mp3(), quality=20, transcript="My words."),
+        riva_tts_pb2.ZeroShotData(
+            audio_prompt=b"\xff" * 8000, encoding=riva_common_pb2.MULAW, quality=20, transcript="My words."
+        ),
     ):
         await stub_of(chain).Synthesize(request(zero_shot_data=prompt), timeout=10)
         assert bytes(probe.requests[-1].prompt[0].text.ids[2:-1]) == b"My words."

@@ -25,6 +25,41 @@ async def tokenizer(bundle_folder):
         yield stub
 
 
+def compressed(kind, subtype, seconds=1.0):
+    file = io.BytesIO()
+    soundfile.write(file, tone(24_000, seconds=seconds), 24_000, format=kind, subtype=subtype)
+    return tokenizer_pb2.EncodeAudioRequest(audio=common_pb2.AudioClip(file=file.getvalue()))
+
+
+async def test_a_flac_is_encoded_as_its_samples_are(tokenizer):
+    whole = np.rint(tone(24_000, seconds=1.0) * 32767).astype("<i2")
+    samples = (whole / 32768).astype("<f4")
+    file = io.BytesIO()
+    soundfile.write(file, whole, 24_000, format="FLAC")
+    given = await tokenizer.EncodeAudio(
+        tokenizer_pb2.EncodeAudioRequest(audio=common_pb2.AudioClip(file=file.getvalue())), timeout=20
+    )
+    wanted = await tokenizer.EncodeAudio(raw(samples, 24_000), timeout=20)
+    assert np.array_equal(codes_of(given), codes_of(wanted)) and wanted.cached  # the same samples, whatever container
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"), ("OGG", "OPUS")])
+async def test_lossy_files_are_taken_and_long_ones_refused(tokenizer, kind, subtype):
+    given = await tokenizer.EncodeAudio(compressed(kind, subtype), timeout=20)
+    assert 12 <= len(given.frames) <= 14
+    field, description = await refusal(tokenizer.EncodeAudio(compressed(kind, subtype, 4.0), timeout=20))
+    assert field == "audio.file" and "3 s" in description
+
+
+@pytest.mark.parametrize("name", ["mulaw", "alaw"])
+async def test_samples_of_a_telephone_are_taken(tokenizer, name):
+    encoding = common_pb2.AudioEncoding.Value(f"AUDIO_ENCODING_{name.upper()}")
+    form = common_pb2.AudioFormat(encoding=encoding, sample_rate_hz=8_000)
+    audio = common_pb2.AudioClip(raw=common_pb2.RawAudio(format=form, data=bytes(range(256)) * 32))
+    given = await tokenizer.EncodeAudio(tokenizer_pb2.EncodeAudioRequest(audio=audio), timeout=20)
+    assert given.audio_duration.ToMilliseconds() == 1024
+
+
 async def refusal(awaitable):
     """(field, description) of a refused call."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -114,14 +149,14 @@ async def test_the_same_content_is_encoded_once(tokenizer):
 @pytest.mark.parametrize(
     "request_, field, words",
     [
-        (tokenizer_pb2.EncodeAudioRequest(), "audio.source", "wav or raw"),
+        (tokenizer_pb2.EncodeAudioRequest(), "audio.source", "wav, file or raw"),
         (raw(b"", 24_000), "audio.raw.data", "no samples"),
         (raw(FLOATS, 0), "audio.raw.format.sample_rate_hz", "8000 to 192000 Hz, not 0 Hz"),
         (raw(FLOATS, 200_000), "audio.raw.format.sample_rate_hz", "8000 to 192000 Hz"),
         (raw(FLOATS[:900], 24_000, channels=9), "audio.raw.format.channels", "1 to 8 channels, not 9"),
         (raw(FLOATS, 24_000, channels=0), "audio.raw.format.channels", "1 to 8 channels, not 0"),
-        (raw(FLOATS, 24_000, encoding=0), "audio.raw.format.encoding", "PCM_S16LE or PCM_F32LE"),
-        (raw(FLOATS, 24_000, encoding=77), "audio.raw.format.encoding", "PCM_S16LE or PCM_F32LE"),
+        (raw(FLOATS, 24_000, encoding=0), "audio.raw.format.encoding", "PCM_S16LE, PCM_F32LE, MULAW or ALAW"),
+        (raw(FLOATS, 24_000, encoding=77), "audio.raw.format.encoding", "PCM_S16LE, PCM_F32LE, MULAW or ALAW"),
         (raw(np.float32([0, np.nan]), 24_000), "audio.raw.data", "NaN"),
         (raw(np.float32([np.inf, 0]), 24_000), "audio.raw.data", "infinite"),
         (raw(tone(24_000, seconds=3.1), 24_000), "audio.raw.data", "at most 3 s"),

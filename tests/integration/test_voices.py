@@ -11,6 +11,7 @@ from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
 from csm.voice.v1 import voice_pb2, voice_pb2_grpc
 
+from gateway.audio import open_encoder
 from services.runtime.audio import wav_bytes
 from services.runtime.errors import rich_details
 
@@ -24,6 +25,21 @@ def clip(seconds=SECONDS):
 def voice(name="ada", **fields):
     given = {"speaker": 3, "transcript": "I am Ada.", "audio": clip(), "consent_statement": "I agree."} | fields
     return voice_pb2.CreateVoiceRequest(name=name, **given)
+
+
+def mp3():
+    encoder = open_encoder("mp3", input_rate_hz=24_000)
+    return b"".join([*encoder.feed(np.full(SECONDS * 24_000, 0.1, np.float32)), *encoder.finish()])
+
+
+async def test_a_voice_may_be_an_mp3(open_chain):
+    chain = await open_chain()
+    kept = (await stub_of(chain).CreateVoice(voice(audio=common_pb2.AudioClip(file=mp3())), timeout=20)).voice
+    assert kept.audio_duration.ToMilliseconds() == pytest.approx(1000 * SECONDS, abs=110)
+    await say(chain, voice="ada")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub_of(chain).CreateVoice(voice("bea", audio=common_pb2.AudioClip(file=b"fLaC" + bytes(99))), timeout=20)
+    assert caught.value.details().startswith("audio.file: cannot be decoded")
 
 
 def stub_of(chain):

@@ -10,6 +10,7 @@ from csm.common.v1 import common_pb2
 from csm.watermark.v1 import watermark_pb2
 from google.protobuf.duration_pb2 import Duration
 
+from gateway.audio import open_encoder
 from services.runtime.audio import wav_bytes
 from services.watermark.key import PUBLIC_KEY
 from services.watermark.weights import write_random
@@ -36,6 +37,59 @@ async def test_int16_and_wav_are_as_good(service):
     assert not other.found and not other.HasField("position") and other.confidence < other.threshold
     clean = await service.Detect(watermark_pb2.DetectRequest(audio=raw(samples)), timeout=60)
     assert not clean.found
+
+
+async def searched_file(service, data, piece=1000):
+    """The last answer to a file that comes in pieces."""
+
+    async def requests():
+        yield watermark_pb2.DetectStreamRequest(start=watermark_pb2.DetectStart())
+        for at in range(0, len(data), piece):
+            yield watermark_pb2.DetectStreamRequest(audio=watermark_pb2.DetectAudio(data=data[at : at + piece]))
+
+    *_, last = [response async for response in service.DetectStream(requests(), timeout=60)]
+    return last.finished
+
+
+async def test_files_of_every_kind_are_searched_whole_and_in_pieces(service):
+    samples = speech_like(2.0, seed=5)
+    _, data, _ = await embed(service, [start(S16), audio(np.rint(samples * 32768).astype("<i2"))])
+    marked = np.frombuffer(data, "<i2").astype(np.float32) / 32768
+    for name in ("flac", "wav"):
+        encoder = open_encoder(name, input_rate_hz=24_000)
+        file = b"".join([*encoder.feed(marked), *encoder.finish()])
+        clip = common_pb2.AudioClip(file=file)
+        answer = await service.Detect(watermark_pb2.DetectRequest(audio=clip), timeout=60)
+        in_pieces = await searched_file(service, file)
+        assert answer.found and in_pieces.found
+        assert in_pieces.searched.ToMilliseconds() == answer.searched.ToMilliseconds() == 2000
+    for name in ("mp3", "ogg_opus"):
+        encoder = open_encoder(name, input_rate_hz=24_000)
+        file = b"".join([*encoder.feed(marked), *encoder.finish()])
+        assert (await searched_file(service, file)).searched.ToMilliseconds() == pytest.approx(2000, abs=110)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "not a WAV file"),
+        (b"hello", "is no WAV, FLAC, MP3 or Ogg"),
+        (b"fLaC" + bytes(9000), "cannot be decoded"),
+        (b"RIFF" + bytes(9000), "no RIFF"),
+    ],
+)
+async def test_bad_files_in_pieces_are_refused(service, data, says):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await searched_file(service, data, piece=100_000)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details().startswith("audio.data: ") and says in caught.value.details()
+
+
+async def test_a_compressed_file_in_pieces_has_a_limit(service, monkeypatch):
+    monkeypatch.setattr("services.watermark.detect_servicer.MAX_COMPRESSED_BYTES", 8_000)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await searched_file(service, b"fLaC" + bytes(9000), piece=100_000)
+    assert "a flac file is taken up to 0 MB" in caught.value.details()
 
 
 @pytest.mark.parametrize(

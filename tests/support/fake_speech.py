@@ -10,6 +10,7 @@ from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2, speech_pb2_grpc
 from csm.voice.v1 import voice_pb2, voice_pb2_grpc
 
+from gateway.output import Output
 from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted, UnavailableError
 from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
@@ -21,6 +22,14 @@ FRAME = 1920
 def tone(samples: int) -> bytes:
     """s16le [samples]."""
     return (8000 * np.sin(2 * math.pi * 440 / RATE_HZ * np.arange(samples))).astype("<i2").tobytes()
+
+
+async def _encoded(options):
+    """The tone as the gateway encodes it."""
+    output = Output(options, RATE_HZ, model="fake")
+    for pieces in (await output.feed(np.frombuffer(tone(5 * FRAME), "<i2") / np.float32(32768)), await output.finish()):
+        for data in pieces:
+            yield data
 
 
 class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
@@ -55,6 +64,14 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer):
             yield speech_pb2.StreamSynthesizeResponse(started=started)
             if text == "hang":
                 await asyncio.Event().wait()
+            if (
+                request.output.container > speech_pb2.CONTAINER_RAW
+                or request.output.encoding > common_pb2.AUDIO_ENCODING_PCM_S16LE
+            ):
+                async for data in _encoded(request.output):
+                    yield _audio(data)
+                yield speech_pb2.StreamSynthesizeResponse(finished=speech_pb2.SpeechFinished(summary=self._summary(5)))
+                return
             for _ in range(0 if text == "nothing to say" else 5):
                 yield _audio(tone(FRAME))
             if text == "break":

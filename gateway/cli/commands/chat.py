@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from gateway.cli import connection
-from gateway.cli.chat import RATE_HZ, Chat, Player
+from gateway.cli.chat import RATE_HZ, Chat
 from gateway.cli.execution import Options, execute
 from gateway.cli.options import HELP, OutputFile, remote
+from gateway.cli.player import Player
 from gateway.cli.say import opened
 from gateway.cli.terminal import PlainConsole
 

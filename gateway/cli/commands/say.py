@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import click
 from csm.speech.v1 import speech_pb2
 from csm_client import ContextTurn, SpeechClient, exceptions
+from csm_client.requests import Container, Encoding
 
 from gateway.cli import connection
 from gateway.cli.blocking import in_daemon_thread
@@ -24,9 +26,21 @@ from gateway.cli.options import (
     milliseconds,
     remote,
 )
-from gateway.cli.say import listen, new_trace, opened, save_last_request, show_waterfall
+from gateway.cli.player import Player
+from gateway.cli.say import Sink, TeeSink, listen, new_trace, opened, save_last_request, show_waterfall
 from gateway.cli.terminal import PlainConsole, plain_line
 
+# Suffix: container and sample encoding of what the gateway sends. A WAV is made here, of samples.
+SUFFIXES: dict[str, tuple[Container, Encoding | None]] = {
+    ".wav": ("raw", "pcm_s16le"),
+    ".flac": ("flac", None),
+    ".mp3": ("mp3", None),
+    ".opus": ("ogg_opus", None),
+    ".ogg": ("ogg_opus", None),
+    ".ulaw": ("raw", "mulaw"),
+    ".alaw": ("raw", "alaw"),
+}
+FORMATS = {suffix[1:]: layout for suffix, layout in SUFFIXES.items()}
 _VOICES_S = 5.0
 _CHARACTER_S = 0.25  # a character is 0.07 s of speech; this is for a slow machine
 
@@ -39,11 +53,13 @@ _CHARACTER_S = 0.25  # a character is 0.07 s of speech; this is for a slow machi
 @click.option(
     "-o",
     "--output",
-    type=OutputFile(".wav"),
-    required=True,
-    metavar="FILE.wav",
-    help="Write the speech here; - is standard output, a pipe gets it as it is made.",
+    type=OutputFile(*SUFFIXES),
+    metavar="FILE",
+    help=f"Write the speech here, in the format of its name: {', '.join(SUFFIXES)}; - is standard output, a pipe gets "
+    "it as it is made.",
 )
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), help="Of standard output or a pipe (default wav).")
+@click.option("--play", is_flag=True, help="Play it as it is made, by a player of this machine.")
 @click.option("--voice", metavar="NAME", help="A voice by its name; `csm voices` lists them.")
 @click.option("--speaker", type=int, help="A voice by its number (default 0).")
 @click.option(
@@ -51,7 +67,7 @@ _CHARACTER_S = 0.25  # a character is 0.07 s of speech; this is for a slow machi
     type=Context(),
     multiple=True,
     metavar="[SPEAKER@]FILE:TRANSCRIPT",
-    help="An earlier turn: its WAV and its words, oldest first; by the speaking voice unless a number is in front.",
+    help="An earlier turn: its audio file and its words, oldest first; by the speaking voice unless a number is in front.",
 )
 @click.option("--seed", type=int, help="The same seed and request give the same speech.")
 @click.option("--temperature", type=float, help="Default 0.9.")
@@ -63,12 +79,17 @@ _CHARACTER_S = 0.25  # a character is 0.07 s of speech; this is for a slow machi
 @click.option("--trace", is_flag=True, help="Show where the time went.")
 @remote
 def command(**options: Any) -> int:
-    """Speak TEXT into a WAV file. TEXT - is standard input."""
+    """Speak TEXT into a file, or play it. TEXT - is standard input."""
     given = [options["text"] is not None, options["text_file"] is not None]
     if sum(given) != 1:
         raise click.UsageError("give TEXT or --file" if not any(given) else "TEXT and --file cannot both be given")
     if options["voice"] is not None and options["speaker"] is not None:
         raise click.UsageError("--voice and --speaker cannot both be given")
+    if options["output"] is None and not options["play"]:
+        raise click.UsageError("give -o FILE or --play")
+    form = _format(options["output"], options["form"])
+    if options["play"] and form != "wav":
+        raise click.UsageError(f"--play goes with samples: leave -o away, or name a .wav, not {form}")
     readers = [options["text"], options["text_file"], *(name for _, name, _ in options["context"])]
     if readers.count("-") > 1:
         raise click.UsageError("standard input (-) can be read only once")
@@ -76,7 +97,7 @@ def command(**options: Any) -> int:
 
 
 async def _say(args: Options) -> int:
-    to_stdout = str(args.output) == "-"
+    to_stdout, form = str(args.output) == "-", _format(args.output, args.form)
     out, err = PlainConsole(stderr=to_stdout), PlainConsole(stderr=True)
     store = connection.traces(args)
     text = await in_daemon_thread(_text, args)
@@ -91,7 +112,13 @@ async def _say(args: Options) -> int:
             ContextTurn(speaker if who is None else who, words, clip)
             for (who, _, words), clip in zip(args.context, clips, strict=True)
         ]
-        with opened(args.output) as sink, new_trace() as trace_id:
+        container, encoding = FORMATS[form]
+        with ExitStack() as stack:
+            trace_id = stack.enter_context(new_trace())
+            player = Player() if args.play else None
+            sinks: list[Sink] = [player] if player is not None else []
+            if args.output is not None:
+                sinks.append(stack.enter_context(opened(args.output, wav=form == "wav")))
             try:
                 stream = client.stream(
                     text,
@@ -103,23 +130,34 @@ async def _say(args: Options) -> int:
                     seed=args.seed,
                     max_audio_ms=None if args.max_seconds is None else milliseconds(args.max_seconds),
                     sample_rate_hz=args.rate,
-                    encoding="pcm_s16le",
+                    container=container,
+                    encoding=encoding,
                 )
             except ValueError as error:
                 raise CommandError(str(error)) from error
             try:
-                spoken = await listen(stream, err, sink)
+                spoken = await listen(stream, err, TeeSink(*sinks), encoded=form != "wav")
             except exceptions.SpeechError:
                 if args.trace:
                     await show_waterfall(out, save_last_request(stream, trace_id, store), None, store)
                 raise
             finally:
+                if player is not None:
+                    await player.stop()
                 trace_id = save_last_request(stream, trace_id, store)
-        name = "standard output" if to_stdout else args.output
+        name = "standard output" if to_stdout else args.output or "played"
         out.print(f"{name}: {spoken.describe()}\n{await _answered_by(client)}")
         if args.trace:
             await show_waterfall(out, trace_id, stream.summary, store)
     return 0 if spoken.is_complete else SAY_INCOMPLETE
+
+
+def _format(output: Path | None, form: str | None) -> str:
+    """A key of FORMATS. Raises: UsageError."""
+    suffix = output.suffix.lower() if output is not None else ""
+    if form is not None and suffix in SUFFIXES:
+        raise click.UsageError(f"--format is for standard output and pipes; {output} has its format from its name")
+    return form or (suffix[1:] if suffix in SUFFIXES else "wav")
 
 
 def _text(args: Options) -> str:

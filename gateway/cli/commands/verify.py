@@ -33,7 +33,7 @@ _LONGEST_S = 86_400.0  # the search has limits of its own, and a gateway that di
 )
 @remote
 def command(**options: Any) -> int:
-    """Look for the watermark in a WAV file of any length; FILE - is standard input."""
+    """Look for the watermark in a file: WAV of any length, FLAC, MP3, Ogg; - is standard input."""
     return execute(_verify, options)
 
 

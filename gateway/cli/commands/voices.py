@@ -33,7 +33,7 @@ def command(context: click.Context, **options: Any) -> int:
 
 @command.command("add", context_settings=HELP)
 @click.argument("name")
-@click.argument("clip", metavar="FILE.wav")
+@click.argument("clip", metavar="FILE")
 @click.option("--transcript", required=True, help="What the clip says, word for word.")
 @click.option("--consent", required=True, metavar="TEXT", help="How the person in the clip agreed.")
 @click.option("--speaker", type=int, help="The speaker number of its prompt (default 0).")

@@ -161,7 +161,7 @@ class SpeechClient:
         return Conversation(lambda trace: self._speech.Converse(metadata=self._metadata(trace)), configure)
 
     async def verify(self, audio: Audio, *, timeout_s: float | None = None) -> speech_pb2.VerifyWatermarkResponse:
-        """Whether a WAV (its bytes, or its path) carries the deployment's watermark. Raises: SpeechError."""
+        """Whether an audio file (its bytes, or its path) carries the deployment's watermark. Raises: SpeechError."""
         request = speech_pb2.VerifyWatermarkRequest(audio=requests.clip(audio))
         response: speech_pb2.VerifyWatermarkResponse = await self._unary("VerifyWatermark", request, timeout_s)
         return response
@@ -175,7 +175,7 @@ class SpeechClient:
         on_progress: Callable[[speech_pb2.VerifyWatermarkProgress], object] = lambda progress: None,
         timeout_s: float | None = None,
     ) -> speech_pb2.VerifyWatermarkResponse:
-        """Whether a WAV of any length, which comes in pieces, carries the deployment's watermark, and where.
+        """Whether a file of any length, which comes in pieces, carries the deployment's watermark, and where.
 
         speeds: search audio that is up to 6 % faster or slower too. time_limit_s: of the search; the answer says
         whether it ended it. on_progress: called after each piece of about a minute.

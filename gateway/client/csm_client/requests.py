@@ -12,21 +12,30 @@ from csm.speech.v1 import speech_pb2
 from csm.voice.v1 import voice_pb2
 from google.protobuf.message import Message
 
-Encoding = Literal["pcm_s16le", "pcm_f32le"]
-Container = Literal["raw", "wav"]
+Encoding = Literal["pcm_s16le", "pcm_f32le", "mulaw", "alaw"]
+Container = Literal["raw", "wav", "flac", "mp3", "ogg_opus", "opus_packets"]
 Audio = bytes | str | Path
-"""A WAV file: its bytes, or its path."""
+"""An audio file (WAV, FLAC, MP3, Ogg): its bytes, or its path."""
 
 _ENCODINGS = {
     "pcm_s16le": common_pb2.AUDIO_ENCODING_PCM_S16LE,
     "pcm_f32le": common_pb2.AUDIO_ENCODING_PCM_F32LE,
+    "mulaw": common_pb2.AUDIO_ENCODING_MULAW,
+    "alaw": common_pb2.AUDIO_ENCODING_ALAW,
 }
-_CONTAINERS = {"raw": speech_pb2.CONTAINER_RAW, "wav": speech_pb2.CONTAINER_WAV}
+_CONTAINERS = {
+    "raw": speech_pb2.CONTAINER_RAW,
+    "wav": speech_pb2.CONTAINER_WAV,
+    "flac": speech_pb2.CONTAINER_FLAC,
+    "mp3": speech_pb2.CONTAINER_MP3,
+    "ogg_opus": speech_pb2.CONTAINER_OGG_OPUS,
+    "opus_packets": speech_pb2.CONTAINER_OPUS_PACKETS,
+}
 
 
 @dataclass(frozen=True)
 class ContextTurn:
-    """One earlier turn of the conversation. audio: a WAV file's bytes, or its path."""
+    """One earlier turn of the conversation. audio: a file's bytes, or its path."""
 
     speaker: int
     text: str
@@ -44,7 +53,8 @@ class SpeechOptions(TypedDict, total=False):
 
     voice: a voice's name. speaker: or its number. context: earlier turns, oldest first. temperature, top_k, seed: of the sampling.
     max_audio_ms: longest audio; speech that would be longer is cut. text_normalization: numbers, dates and markup
-    become words (default true). sample_rate_hz: 8000 to 48000.
+    become words (default true). sample_rate_hz: 8000 to 48000. encoding: of the containers raw and wav. Of
+    `opus_packets`, for streams only, each piece of audio is one packet.
     """
 
     voice: str | None
@@ -110,7 +120,10 @@ def output(options: SpeechOptions) -> speech_pb2.OutputOptions:
 
 def clip(audio: Audio) -> common_pb2.AudioClip:
     """Raises: OSError."""
-    return common_pb2.AudioClip(wav=audio if isinstance(audio, bytes) else Path(audio).read_bytes())
+    data = audio if isinstance(audio, bytes) else Path(audio).read_bytes()
+    if data[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64"):  # any server takes a WAV, also one of before `file`
+        return common_pb2.AudioClip(wav=data)
+    return common_pb2.AudioClip(file=data)
 
 
 def _fill_options(message: speech_pb2.Utterance | speech_pb2.ConverseConfigure, options: SpeechOptions) -> None:

@@ -13,9 +13,11 @@ import termios
 import wave
 from pathlib import Path
 
+import av
 import pytest
 from csm.common.v1 import common_pb2
 
+from gateway.cli.wav import HEADER_BYTES
 from support.fake_speech import FRAME, RATE_HZ, FakeSpeech, serving, tone
 
 SPEECH = 5 * tone(FRAME)
@@ -124,10 +126,10 @@ async def test_audio_goes_into_pipes(served, tmp_path, line):
     _, run = served
     await run(line)
     for _ in range(100):
-        if (tmp_path / "copy.bin").exists() and len((tmp_path / "copy.bin").read_bytes()) >= 44 + len(SPEECH):
+        if (tmp_path / "copy.bin").exists() and len((tmp_path / "copy.bin").read_bytes()) >= HEADER_BYTES + len(SPEECH):
             break
         await asyncio.sleep(0.05)
-    assert pcm((tmp_path / "copy.bin").read_bytes()[: 44 + len(SPEECH)]) == SPEECH
+    assert pcm((tmp_path / "copy.bin").read_bytes()[: HEADER_BYTES + len(SPEECH)]) == SPEECH
 
 
 async def test_a_pipe_gets_audio_before_the_speech_has_ended(served):
@@ -136,6 +138,66 @@ async def test_a_pipe_gets_audio_before_the_speech_has_ended(served):
     assert out.strip() == b"30000" and "Traceback" not in err
     await asyncio.wait_for(fake.idle.wait(), 10)
     assert fake.running == 0, "who stops reading stops the speech"
+
+
+def decoded(path, form=None, **options):
+    """(tags, seconds by the header or None, seconds decoded) as FFmpeg reads a file."""
+    with av.open(str(path), format=form, options=options) as file:
+        stream = file.streams.audio[0]
+        stated = None if stream.duration is None else float(stream.duration * stream.time_base)
+        samples = sum(frame.samples for frame in file.decode(stream))
+        return {**file.metadata, **stream.metadata}, stated, samples / stream.rate
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "spread_s"),
+    [
+        ("out.wav", None, 0.0),
+        ("out.flac", None, 0.0),
+        ("out.mp3", None, 0.1),
+        ("out.opus", None, 0.01),
+        ("out.OGG", None, 0.01),
+        ("out.ulaw", "mulaw", 0.001),
+        ("out.alaw", "alaw", 0.001),
+    ],
+)
+async def test_the_suffix_gives_the_format(served, tmp_path, name, form, spread_s):
+    _, run = served
+    code, out, err = await run(f"csm say hello -o {name}")
+    assert (code, err) == (0, "") and f"{name}: 0.40 s of speech" in out.decode()
+    tags, stated, seconds = decoded(tmp_path / name, form, **({"sample_rate": "8000"} if form else {}))
+    assert seconds == pytest.approx(0.4, abs=spread_s + 1e-9)
+    if form is None:
+        assert stated == pytest.approx(0.4, abs=spread_s + 1e-9)
+        assert "Synthetic speech by Sesame CSM" in " ".join(tags.values())
+
+
+async def test_an_unknown_suffix_is_refused_with_the_list(served):
+    _, run = served
+    code, _, err = await run("csm say hello -o out.aac")
+    assert code == 2
+    assert "out.aac: what is written is .wav, .flac, .mp3, .opus, .ogg, .ulaw or .alaw" in " ".join(err.split())
+
+
+async def test_a_pipe_takes_any_format(served, tmp_path):
+    _, run = served
+    code, _, _ = await run("csm say hello -o - --format mp3 > out.bin")
+    assert code == 0
+    assert decoded(tmp_path / "out.bin", "mp3")[2] == pytest.approx(0.4, abs=0.1)
+
+
+async def test_play_hands_samples_to_a_player_and_keeps_the_file(served, tmp_path):
+    _, run = served
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/pw-play").write_text('#!/bin/sh\necho "$@" > arguments; cat > played.bin\n')
+    (tmp_path / "bin/pw-play").chmod(0o755)
+    code, _, err = await run("csm say hello --play --rate 16000 -o out.wav")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "played.bin").read_bytes() == SPEECH
+    assert "--rate=16000" in (tmp_path / "arguments").read_text()
+    assert len((tmp_path / "out.wav").read_bytes()) == HEADER_BYTES + len(SPEECH)
+    code, out, _ = await run("csm say hello --play")
+    assert code == 0 and b"played: 0.40 s of speech" in out
 
 
 def handles(pid, number):

@@ -25,33 +25,33 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63sm/common/v1/common.proto\x12\rcsm.common.v1\x1a\x1egoogle/protobuf/duration.proto\"\x91\x01\n\x0b\x41udioFormat\x12.\n\x08\x65ncoding\x18\x01 \x01(\x0e\x32\x1c.csm.common.v1.AudioEncoding\x12\x1b\n\x0esample_rate_hz\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\x08\x63hannels\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\x11\n\x0f_sample_rate_hzB\x0b\n\t_channels\"D\n\x08RawAudio\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"L\n\tAudioClip\x12\r\n\x03wav\x18\x01 \x01(\x0cH\x00\x12&\n\x03raw\x18\x02 \x01(\x0b\x32\x17.csm.common.v1.RawAudioH\x00\x42\x08\n\x06source\"\x16\n\x05\x46rame\x12\r\n\x05\x63odes\x18\x01 \x03(\r\"u\n\x0fSamplingOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x02\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x07\n\x05_seed\"e\n\x0e\x42undleIdentity\x12\x11\n\tbundle_id\x18\x01 \x01(\t\x12\x11\n\tcodebooks\x18\x02 \x01(\x05\x12\x15\n\rframe_rate_hz\x18\x03 \x01(\x01\x12\x16\n\x0esample_rate_hz\x18\x04 \x01(\x05\"`\n\x0fWatermarkSearch\x12\x13\n\x06speeds\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12-\n\ntime_limit\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\n\x07_speeds\"\xcd\x01\n\rWatermarkMark\x12(\n\x05start\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\x05\x12\x12\n\nconfidence\x18\x04 \x01(\x02\x12\x11\n\tthreshold\x18\x05 \x01(\x02\x12\r\n\x05speed\x18\x06 \x01(\x01\x12\x13\n\x0bkeeps_pitch\x18\x07 \x01(\x08\x12\x0e\n\x06key_id\x18\x08 \x01(\t*k\n\rAudioEncoding\x12\x1e\n\x1a\x41UDIO_ENCODING_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41UDIO_ENCODING_PCM_S16LE\x10\x01\x12\x1c\n\x18\x41UDIO_ENCODING_PCM_F32LE\x10\x02*\xf7\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x46INISH_REASON_END_OF_SPEECH\x10\x01\x12\x1c\n\x18\x46INISH_REASON_MAX_LENGTH\x10\x02\x12\x19\n\x15\x46INISH_REASON_SILENCE\x10\x03\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x04\x12\x1d\n\x19\x46INISH_REASON_INTERRUPTED\x10\x05\x12\x17\n\x13\x46INISH_REASON_EMPTY\x10\x06\x12\x19\n\x15\x46INISH_REASON_REFUSED\x10\x07*\xf2\x01\n\x10WatermarkVerdict\x12!\n\x1dWATERMARK_VERDICT_UNSPECIFIED\x10\x00\x12\x1b\n\x17WATERMARK_VERDICT_FOUND\x10\x01\x12\x1f\n\x1bWATERMARK_VERDICT_NOT_FOUND\x10\x02\x12\x1f\n\x1bWATERMARK_VERDICT_TOO_SHORT\x10\x03\x12\x1c\n\x18WATERMARK_VERDICT_SILENT\x10\x04\x12\x1f\n\x1bWATERMARK_VERDICT_OTHER_KEY\x10\x05\x12\x1d\n\x19WATERMARK_VERDICT_LIMITED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63sm/common/v1/common.proto\x12\rcsm.common.v1\x1a\x1egoogle/protobuf/duration.proto\"\x91\x01\n\x0b\x41udioFormat\x12.\n\x08\x65ncoding\x18\x01 \x01(\x0e\x32\x1c.csm.common.v1.AudioEncoding\x12\x1b\n\x0esample_rate_hz\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\x08\x63hannels\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\x11\n\x0f_sample_rate_hzB\x0b\n\t_channels\"D\n\x08RawAudio\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\\\n\tAudioClip\x12\r\n\x03wav\x18\x01 \x01(\x0cH\x00\x12&\n\x03raw\x18\x02 \x01(\x0b\x32\x17.csm.common.v1.RawAudioH\x00\x12\x0e\n\x04\x66ile\x18\x03 \x01(\x0cH\x00\x42\x08\n\x06source\"\x16\n\x05\x46rame\x12\r\n\x05\x63odes\x18\x01 \x03(\r\"u\n\x0fSamplingOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x02\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x07\n\x05_seed\"e\n\x0e\x42undleIdentity\x12\x11\n\tbundle_id\x18\x01 \x01(\t\x12\x11\n\tcodebooks\x18\x02 \x01(\x05\x12\x15\n\rframe_rate_hz\x18\x03 \x01(\x01\x12\x16\n\x0esample_rate_hz\x18\x04 \x01(\x05\"`\n\x0fWatermarkSearch\x12\x13\n\x06speeds\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12-\n\ntime_limit\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\n\x07_speeds\"\xcd\x01\n\rWatermarkMark\x12(\n\x05start\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\x05\x12\x12\n\nconfidence\x18\x04 \x01(\x02\x12\x11\n\tthreshold\x18\x05 \x01(\x02\x12\r\n\x05speed\x18\x06 \x01(\x01\x12\x13\n\x0bkeeps_pitch\x18\x07 \x01(\x08\x12\x0e\n\x06key_id\x18\x08 \x01(\t*\x9e\x01\n\rAudioEncoding\x12\x1e\n\x1a\x41UDIO_ENCODING_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41UDIO_ENCODING_PCM_S16LE\x10\x01\x12\x1c\n\x18\x41UDIO_ENCODING_PCM_F32LE\x10\x02\x12\x18\n\x14\x41UDIO_ENCODING_MULAW\x10\x03\x12\x17\n\x13\x41UDIO_ENCODING_ALAW\x10\x04*\xf7\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x46INISH_REASON_END_OF_SPEECH\x10\x01\x12\x1c\n\x18\x46INISH_REASON_MAX_LENGTH\x10\x02\x12\x19\n\x15\x46INISH_REASON_SILENCE\x10\x03\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x04\x12\x1d\n\x19\x46INISH_REASON_INTERRUPTED\x10\x05\x12\x17\n\x13\x46INISH_REASON_EMPTY\x10\x06\x12\x19\n\x15\x46INISH_REASON_REFUSED\x10\x07*\xf2\x01\n\x10WatermarkVerdict\x12!\n\x1dWATERMARK_VERDICT_UNSPECIFIED\x10\x00\x12\x1b\n\x17WATERMARK_VERDICT_FOUND\x10\x01\x12\x1f\n\x1bWATERMARK_VERDICT_NOT_FOUND\x10\x02\x12\x1f\n\x1bWATERMARK_VERDICT_TOO_SHORT\x10\x03\x12\x1c\n\x18WATERMARK_VERDICT_SILENT\x10\x04\x12\x1f\n\x1bWATERMARK_VERDICT_OTHER_KEY\x10\x05\x12\x1d\n\x19WATERMARK_VERDICT_LIMITED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'csm.common.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AUDIOENCODING']._serialized_start=925
-  _globals['_AUDIOENCODING']._serialized_end=1032
-  _globals['_FINISHREASON']._serialized_start=1035
-  _globals['_FINISHREASON']._serialized_end=1282
-  _globals['_WATERMARKVERDICT']._serialized_start=1285
-  _globals['_WATERMARKVERDICT']._serialized_end=1527
+  _globals['_AUDIOENCODING']._serialized_start=942
+  _globals['_AUDIOENCODING']._serialized_end=1100
+  _globals['_FINISHREASON']._serialized_start=1103
+  _globals['_FINISHREASON']._serialized_end=1350
+  _globals['_WATERMARKVERDICT']._serialized_start=1353
+  _globals['_WATERMARKVERDICT']._serialized_end=1595
   _globals['_AUDIOFORMAT']._serialized_start=78
   _globals['_AUDIOFORMAT']._serialized_end=223
   _globals['_RAWAUDIO']._serialized_start=225
   _globals['_RAWAUDIO']._serialized_end=293
   _globals['_AUDIOCLIP']._serialized_start=295
-  _globals['_AUDIOCLIP']._serialized_end=371
-  _globals['_FRAME']._serialized_start=373
-  _globals['_FRAME']._serialized_end=395
-  _globals['_SAMPLINGOPTIONS']._serialized_start=397
-  _globals['_SAMPLINGOPTIONS']._serialized_end=514
-  _globals['_BUNDLEIDENTITY']._serialized_start=516
-  _globals['_BUNDLEIDENTITY']._serialized_end=617
-  _globals['_WATERMARKSEARCH']._serialized_start=619
-  _globals['_WATERMARKSEARCH']._serialized_end=715
-  _globals['_WATERMARKMARK']._serialized_start=718
-  _globals['_WATERMARKMARK']._serialized_end=923
+  _globals['_AUDIOCLIP']._serialized_end=387
+  _globals['_FRAME']._serialized_start=389
+  _globals['_FRAME']._serialized_end=411
+  _globals['_SAMPLINGOPTIONS']._serialized_start=413
+  _globals['_SAMPLINGOPTIONS']._serialized_end=530
+  _globals['_BUNDLEIDENTITY']._serialized_start=532
+  _globals['_BUNDLEIDENTITY']._serialized_end=633
+  _globals['_WATERMARKSEARCH']._serialized_start=635
+  _globals['_WATERMARKSEARCH']._serialized_end=731
+  _globals['_WATERMARKMARK']._serialized_start=734
+  _globals['_WATERMARKMARK']._serialized_end=939
 # @@protoc_insertion_point(module_scope)

@@ -32,6 +32,10 @@ class _AudioEncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AudioEn
     """Signed 16-bit integers, little endian."""
     AUDIO_ENCODING_PCM_F32LE: _AudioEncoding.ValueType  # 2
     """32-bit IEEE floats in [-1, 1], little endian."""
+    AUDIO_ENCODING_MULAW: _AudioEncoding.ValueType  # 3
+    """ITU-T G.711 µ-law, one byte a sample: telephony in North America and Japan."""
+    AUDIO_ENCODING_ALAW: _AudioEncoding.ValueType  # 4
+    """ITU-T G.711 A-law, one byte a sample: telephony elsewhere."""
 
 class AudioEncoding(_AudioEncoding, metaclass=_AudioEncodingEnumTypeWrapper):
     """How one audio sample is encoded."""
@@ -42,6 +46,10 @@ AUDIO_ENCODING_PCM_S16LE: AudioEncoding.ValueType  # 1
 """Signed 16-bit integers, little endian."""
 AUDIO_ENCODING_PCM_F32LE: AudioEncoding.ValueType  # 2
 """32-bit IEEE floats in [-1, 1], little endian."""
+AUDIO_ENCODING_MULAW: AudioEncoding.ValueType  # 3
+"""ITU-T G.711 µ-law, one byte a sample: telephony in North America and Japan."""
+AUDIO_ENCODING_ALAW: AudioEncoding.ValueType  # 4
+"""ITU-T G.711 A-law, one byte a sample: telephony elsewhere."""
 Global___AudioEncoding: _TypeAlias = AudioEncoding  # noqa: Y015
 
 class _FinishReason:
@@ -201,8 +209,11 @@ class AudioClip(_message.Message):
 
     WAV_FIELD_NUMBER: _builtins.int
     RAW_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
     wav: _builtins.bytes
     """A WAV file: PCM of 8, 16, 24 or 32 bits, float of 32 or 64, A-law or µ-law; its header may leave the length open."""
+    file: _builtins.bytes
+    """A file that says itself what it is: WAV as above, FLAC, MP3, or Ogg with Vorbis or Opus in it."""
     @_builtins.property
     def raw(self) -> Global___RawAudio:
         """Samples without a container."""
@@ -212,12 +223,13 @@ class AudioClip(_message.Message):
         *,
         wav: _builtins.bytes = ...,
         raw: Global___RawAudio | None = ...,
+        file: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["raw", b"raw", "source", b"source", "wav", b"wav"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "raw", b"raw", "source", b"source", "wav", b"wav"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["raw", b"raw", "source", b"source", "wav", b"wav"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "raw", b"raw", "source", b"source", "wav", b"wav"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["wav", "raw"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["wav", "raw", "file"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 

@@ -33,6 +33,14 @@ class _ContainerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Container.V
     """Samples alone, no header."""
     CONTAINER_WAV: _Container.ValueType  # 2
     """A WAV file. A stream's header states the largest length, because the real one is not known yet."""
+    CONTAINER_FLAC: _Container.ValueType  # 3
+    """A FLAC file of 16-bit samples, in blocks of at most 27 ms. A stream's header leaves the length open."""
+    CONTAINER_MP3: _Container.ValueType  # 4
+    """An MP3 file, 64 kbit/s. Rates: 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100 and 48000."""
+    CONTAINER_OGG_OPUS: _Container.ValueType  # 5
+    """An Ogg file of Opus packets of 20 ms, about 48 kbit/s. Rates: 8000, 12000, 16000, 24000 and 48000."""
+    CONTAINER_OPUS_PACKETS: _Container.ValueType  # 6
+    """Opus packets of 20 ms at 48000, as RTP and WebRTC carry them: each message of audio is one packet. Streams only."""
 
 class Container(_Container, metaclass=_ContainerEnumTypeWrapper):
     """The file format around the samples."""
@@ -43,6 +51,14 @@ CONTAINER_RAW: Container.ValueType  # 1
 """Samples alone, no header."""
 CONTAINER_WAV: Container.ValueType  # 2
 """A WAV file. A stream's header states the largest length, because the real one is not known yet."""
+CONTAINER_FLAC: Container.ValueType  # 3
+"""A FLAC file of 16-bit samples, in blocks of at most 27 ms. A stream's header leaves the length open."""
+CONTAINER_MP3: Container.ValueType  # 4
+"""An MP3 file, 64 kbit/s. Rates: 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100 and 48000."""
+CONTAINER_OGG_OPUS: Container.ValueType  # 5
+"""An Ogg file of Opus packets of 20 ms, about 48 kbit/s. Rates: 8000, 12000, 16000, 24000 and 48000."""
+CONTAINER_OPUS_PACKETS: Container.ValueType  # 6
+"""Opus packets of 20 ms at 48000, as RTP and WebRTC carry them: each message of audio is one packet. Streams only."""
 Global___Container: _TypeAlias = Container  # noqa: Y015
 
 class _ConverseWarningCode:
@@ -192,9 +208,9 @@ class OutputOptions(_message.Message):
     container: Global___Container.ValueType
     """File format around the samples. Default raw."""
     encoding: _common_pb2.AudioEncoding.ValueType
-    """Sample encoding. Default PCM_S16LE."""
+    """Sample encoding, of raw and WAV. Default PCM_S16LE. FLAC takes no other, MP3 and Opus none."""
     sample_rate_hz: _builtins.int
-    """8000 to 48000. Default: the bundle's, 24000."""
+    """8000 to 48000. Default: the bundle's, 24000; 8000 of MULAW and ALAW."""
     def __init__(
         self,
         *,
@@ -433,7 +449,7 @@ class SpeechStarted(_message.Message):
     """Trace id of the request, 32 hexadecimal digits."""
     @_builtins.property
     def format(self) -> _common_pb2.AudioFormat:
-        """Layout of the samples."""
+        """Layout of the samples. MP3 and Opus have no sample encoding."""
 
     def __init__(
         self,
@@ -460,7 +476,7 @@ class SpeechAudio(_message.Message):
 
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The next bytes of the stream."""
+    """The next bytes of the stream; of OPUS_PACKETS one packet."""
     def __init__(
         self,
         *,
@@ -667,7 +683,7 @@ class VerifyWatermarkStreamRequest(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     WAV_FIELD_NUMBER: _builtins.int
     wav: _builtins.bytes
-    """The next bytes of the WAV file."""
+    """The next bytes of the file, of any kind that AudioClip.file takes."""
     @_builtins.property
     def start(self) -> Global___VerifyWatermarkStart:
         """First message."""
@@ -1213,7 +1229,7 @@ class TurnAudio(_message.Message):
     turn: _builtins.int
     """Number of the turn."""
     data: _builtins.bytes
-    """The next bytes of the turn's audio."""
+    """The next bytes of the turn's audio, which is a file of its own where the container is one; of OPUS_PACKETS one packet."""
     def __init__(
         self,
         *,

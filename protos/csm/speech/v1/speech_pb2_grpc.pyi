@@ -34,7 +34,11 @@ class SpeechServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SpeechServiceAsyncStub: ...
     Synthesize: _grpc.UnaryUnaryMultiCallable[_speech_pb2.SynthesizeRequest, _speech_pb2.SynthesizeResponse]
-    """A whole utterance in one response."""
+    """A whole utterance in one response.
+
+    Clients of gRPC take answers of 4 MiB unless set otherwise (csm-client: 64 MiB): 87 s of 16-bit samples at 24 kHz,
+    about 9 minutes of MP3 and 12 of Opus. For more, stream, or raise the client's grpc.max_receive_message_length.
+    """
     StreamSynthesize: _grpc.UnaryStreamMultiCallable[_speech_pb2.StreamSynthesizeRequest, _speech_pb2.StreamSynthesizeResponse]
     """An utterance in chunks, as they are generated.
 
@@ -53,7 +57,7 @@ class SpeechServiceStub:
     VerifyWatermark: _grpc.UnaryUnaryMultiCallable[_speech_pb2.VerifyWatermarkRequest, _speech_pb2.VerifyWatermarkResponse]
     """Reports whether a clip carries the deployment's watermark."""
     VerifyWatermarkStream: _grpc.StreamStreamMultiCallable[_speech_pb2.VerifyWatermarkStreamRequest, _speech_pb2.VerifyWatermarkStreamResponse]
-    """As VerifyWatermark, for a WAV file of any length and with progress. The caller sends start, then the file
+    """As VerifyWatermark, for a file of any length and with progress. The caller sends start, then the file
     in pieces, then half-closes.
     """
     ListVoices: _grpc.UnaryUnaryMultiCallable[_speech_pb2.ListVoicesRequest, _speech_pb2.ListVoicesResponse]
@@ -65,7 +69,11 @@ class SpeechServiceAsyncStub(SpeechServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Synthesize: _aio.UnaryUnaryMultiCallable[_speech_pb2.SynthesizeRequest, _speech_pb2.SynthesizeResponse]  # type: ignore[assignment]
-    """A whole utterance in one response."""
+    """A whole utterance in one response.
+
+    Clients of gRPC take answers of 4 MiB unless set otherwise (csm-client: 64 MiB): 87 s of 16-bit samples at 24 kHz,
+    about 9 minutes of MP3 and 12 of Opus. For more, stream, or raise the client's grpc.max_receive_message_length.
+    """
     StreamSynthesize: _aio.UnaryStreamMultiCallable[_speech_pb2.StreamSynthesizeRequest, _speech_pb2.StreamSynthesizeResponse]  # type: ignore[assignment]
     """An utterance in chunks, as they are generated.
 
@@ -84,7 +92,7 @@ class SpeechServiceAsyncStub(SpeechServiceStub):
     VerifyWatermark: _aio.UnaryUnaryMultiCallable[_speech_pb2.VerifyWatermarkRequest, _speech_pb2.VerifyWatermarkResponse]  # type: ignore[assignment]
     """Reports whether a clip carries the deployment's watermark."""
     VerifyWatermarkStream: _aio.StreamStreamMultiCallable[_speech_pb2.VerifyWatermarkStreamRequest, _speech_pb2.VerifyWatermarkStreamResponse]  # type: ignore[assignment]
-    """As VerifyWatermark, for a WAV file of any length and with progress. The caller sends start, then the file
+    """As VerifyWatermark, for a file of any length and with progress. The caller sends start, then the file
     in pieces, then half-closes.
     """
     ListVoices: _aio.UnaryUnaryMultiCallable[_speech_pb2.ListVoicesRequest, _speech_pb2.ListVoicesResponse]  # type: ignore[assignment]
@@ -99,7 +107,11 @@ class SpeechServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _speech_pb2.SynthesizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_speech_pb2.SynthesizeResponse, _abc.Awaitable[_speech_pb2.SynthesizeResponse]]:
-        """A whole utterance in one response."""
+        """A whole utterance in one response.
+
+        Clients of gRPC take answers of 4 MiB unless set otherwise (csm-client: 64 MiB): 87 s of 16-bit samples at 24 kHz,
+        about 9 minutes of MP3 and 12 of Opus. For more, stream, or raise the client's grpc.max_receive_message_length.
+        """
 
     @_abc_1.abstractmethod
     def StreamSynthesize(
@@ -142,7 +154,7 @@ class SpeechServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_speech_pb2.VerifyWatermarkStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_speech_pb2.VerifyWatermarkStreamResponse], _abc.AsyncIterator[_speech_pb2.VerifyWatermarkStreamResponse]]:
-        """As VerifyWatermark, for a WAV file of any length and with progress. The caller sends start, then the file
+        """As VerifyWatermark, for a file of any length and with progress. The caller sends start, then the file
         in pieces, then half-closes.
         """
 

@@ -364,7 +364,9 @@ class DetectStart(_message.Message):
     """The key to look for: five bytes. Default: the deployment's keys, the newest first, until one is found."""
     @_builtins.property
     def format(self) -> _common_pb2.AudioFormat:
-        """Format of the audio that follows: 8 to 192 kHz, 1 to 8 channels. Absent: a WAV file follows."""
+        """Format of the audio that follows: 8 to 192 kHz, 1 to 8 channels. Absent: a file follows, of any kind that AudioClip.file
+        takes.
+        """
 
     @_builtins.property
     def search(self) -> _common_pb2.WatermarkSearch:
@@ -395,7 +397,7 @@ class DetectAudio(_message.Message):
 
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """Samples in the stream's format, channels interleaved, whole groups of channels; or any bytes of the WAV file."""
+    """Samples in the stream's format, channels interleaved, whole groups of channels; or any bytes of the file."""
     def __init__(
         self,
         *,

@@ -98,7 +98,7 @@ def test_libsndfile_reads_a_whole_file_and_its_length(name):
     with soundfile.SoundFile(io.BytesIO(data)) as file:
         length = file.frames / file.samplerate
         assert abs(len(file.read()) - file.frames) <= (1_152 if name == "mp3" else 0)  # it drops the encoder's delay
-    assert length == pytest.approx(len(said) / RATE, abs=0.06 if name == "mp3" else 0.001)
+    assert length == pytest.approx(len(said) / RATE, abs=0.11 if name == "mp3" else 0.001)
 
 
 @pytest.mark.parametrize("name", FILES)
