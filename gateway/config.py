@@ -115,6 +115,18 @@ class GatewaySettings(ServerSettings):
     voice_aliases: str | None = setting(
         "CSM_VOICE_ALIASES", None, "other names of voices: NAME=VOICE with commas between; NAME may have *"
     )
+    audit_log: str | None = setting(
+        "CSM_AUDIT_LOG",
+        None,
+        "where a record of each marked utterance goes, without text or audio: a file (JSON lines), or otlp",
+    )
+    audit_verify: float = setting(
+        "CSM_AUDIT_VERIFY",
+        0.0,
+        "share of the recorded utterances whose mark is looked for afterwards",
+        min=0,
+        max=1,
+    )
     riva: bool = setting("CSM_RIVA", True, "serve NVIDIA Riva's speech synthesis API on the same port")
     log_text: bool = setting("CSM_LOG_TEXT", False, "write callers' texts to the log")
     ramp_frames: str = setting(

@@ -13,6 +13,7 @@ import grpc
 from csm.speech.v1 import speech_pb2_grpc
 from csm.voice.v1 import voice_pb2_grpc
 
+from gateway.audit import AuditTrail
 from gateway.config import GatewaySettings
 from gateway.riva import riva_tts_pb2_grpc
 from gateway.riva.servicer import RivaServicer
@@ -37,9 +38,9 @@ async def open_public(settings: GatewaySettings, bundle: Bundle, stages: Stages)
         library = await asyncio.to_thread(VoiceLibrary, url, refresh_s=settings.voices_refresh_s)
     except LibraryError as error:
         raise SettingError(f"CSM_VOICES_URL={url!r}: {error}") from error
-    async with library:
+    async with library, AuditTrail.of(settings, stages) as audit:
         names = VoiceNames(bundle, library, settings.voice_aliases)
-        speech = SpeechServicer(settings, bundle, stages, _ramp(settings.ramp_frames), names)
+        speech = SpeechServicer(settings, bundle, stages, _ramp(settings.ramp_frames), names, audit)
         voices = VoiceServicer(bundle, library, names, speech.access, speech.prompt_tokenizer)
 
         def register(server: grpc.aio.Server) -> None:

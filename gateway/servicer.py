@@ -12,6 +12,7 @@ from csm.speech.v1 import speech_pb2, speech_pb2_grpc
 from opentelemetry import trace
 
 from gateway.access import Access, Grant
+from gateway.audit import AuditTrail
 from gateway.config import GatewaySettings
 from gateway.output import Output
 from gateway.speech.context import Context
@@ -48,15 +49,17 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
         stages: Stages,
         ramp_frames: list[int],
         voices: VoiceNames,
+        audit: AuditTrail,
     ):
         """Raises: SettingError."""
         self.access = Access(settings)
         self._settings, self._bundle, self._stages, self._voices = settings, bundle, stages, voices
+        self._audit = audit
         self._rules = SpeechRules.of(settings, bundle, ramp_frames)
         self._streams = Admission("utterances", settings.max_streams)
         self._verifications = Admission("verifications", settings.max_verifications)
         self._conversations = Admission("conversations", settings.max_conversations)
-        self._deployment = Deployment(settings, stages, self._rules, self.access, self._streams, voices)
+        self._deployment = Deployment(settings, stages, self._rules, self.access, self._streams, voices, audit)
         instruments.observe_admission(self._streams, "csm.gateway.streams")
         instruments.observe_admission(self._verifications, "csm.gateway.verifications")
         instruments.observe_admission(self._conversations, "csm.gateway.conversations")
@@ -244,6 +247,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
             speaker=choice.speaker,
             streamed=streamed,
             on_audio=self.access.count_audio,
+            audit=self._audit.begin(token=self.access.owner(), voice=utterance.voice, speaker=choice.speaker),
             sampling=utterance.sampling,
             max_frames=self._rules.max_frames(utterance.max_audio_ms if utterance.HasField("max_audio_ms") else None),
             # Requests with the same voice prompt share what a replica has read of it.

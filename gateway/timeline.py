@@ -57,6 +57,11 @@ class Timeline:
         """What is timed begins only now: at `start_s`, on time.perf_counter. Nothing has come of it yet."""
         self._start, self._waited_s = start_s, 0.0
 
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio that were ready for the caller."""
+        return self._sent_s
+
     def now(self) -> float:
         """Seconds since the request's start."""
         return time.perf_counter() - self._start

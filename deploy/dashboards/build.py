@@ -184,6 +184,10 @@ def request() -> dict:
                 quantiles("csm_request_first_output_duration_seconds", by="stage", of=(0.5, 0.95)),
             ),
             panel(
+                "Marks found", "ops", "Utterances of the audit trail's sample, by whether their mark was found afterwards.",
+                [("sum by (result) (rate(csm_audit_verifications_total[$__rate_interval]))", "{{result}}")],
+            ),
+            panel(
                 "Event loop lag", "s", "What every chunk waits for in a server whose loop is busy; p99 of each process.",
                 quantiles("csm_event_loop_lag_seconds", by="job, instance", of=(0.99,)), limit=0.15,
             ),

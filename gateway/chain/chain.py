@@ -36,13 +36,14 @@ class SpeechChain:
         on_output: Callable[[str], None] = lambda stage: None,
         on_marked: Callable[[int], None] = lambda samples: None,
         on_waited: Callable[[float], None] = lambda seconds: None,
+        on_key: Callable[[str], None] = lambda key_id: None,
         tap: Tap | None = None,
         pauses: bool = False,
     ):
         """timeout: seconds left for the request. on_output: called with a stage's name when it gives something.
 
         on_marked: called with the number of samples that are ready for the caller. on_waited: called with the seconds
-        for which a full queue waited for the caller. tap: is given each piece of unmarked audio, and where it begins. pauses: whether `pause` may be called.
+        for which a full queue waited for the caller. on_key: called with the id of a key that marks. tap: is given each piece of unmarked audio, and where it begins. pauses: whether `pause` may be called.
         """
         self._on_output, self._on_marked, self._on_waited = on_output, on_marked, on_waited
         self._rate_hz = stages.identity.sample_rate_hz
@@ -52,7 +53,7 @@ class SpeechChain:
         self._paused = PausedAudio(self._codec) if pauses else None
         self._source = self._paused or self._codec
         self._watermark = WatermarkLink(
-            stages, self._source, resumes=resumes, timeout=timeout, buffered_s=self._buffered_s, tap=tap
+            stages, self._source, resumes=resumes, timeout=timeout, buffered_s=self._buffered_s, tap=tap, on_key=on_key
         )
         self._played_from_s: float | None = None  # when a listener who never pauses would have begun
         self._marked = 0  # samples

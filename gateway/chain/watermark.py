@@ -40,13 +40,14 @@ class WatermarkLink:
         timeout: Callable[[], float],
         buffered_s: Callable[[], float] = lambda: 0.0,
         tap: Tap | None = None,
+        on_key: Callable[[str], None] = lambda key_id: None,
     ):
         """timeout: seconds left for the request. buffered_s: seconds of audio that the listener has still to play.
 
-        tap: is given each piece of unmarked audio, and where it begins.
+        tap: is given each piece of unmarked audio, and where it begins. on_key: called with the id of a key that marks.
         """
         self._replicas, self._codec, self._resumes, self._timeout = stages.watermark, codec, resumes, timeout
-        self._buffered_s, self._tap = buffered_s, tap
+        self._buffered_s, self._tap, self._on_key = buffered_s, tap, on_key
         self._pcm = common_pb2.AudioFormat(
             encoding=common_pb2.AUDIO_ENCODING_PCM_F32LE,
             sample_rate_hz=stages.identity.sample_rate_hz,
@@ -141,6 +142,7 @@ class WatermarkLink:
         if started.format != self._pcm:
             raise InternalError("watermark: answers in another format than it was asked for")
         self._lookahead = started.lookahead_samples
+        self._on_key(started.key_id)
         enough = started.lookahead_samples + self._pcm.sample_rate_hz // 2
         self._call.is_owed, self._call.is_resumable = lambda: self._window.in_flight > enough, self._resumes.is_left
         self._marked = self._discarded = discard

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from gateway.access import Access
+from gateway.audit import AuditTrail
 from gateway.config import GatewaySettings
 from gateway.speech.rules import SpeechRules
 from gateway.stages import Stages
@@ -23,6 +24,7 @@ class Deployment:
     access: Access
     streams: Admission
     voices: VoiceNames
+    audit: AuditTrail
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

@@ -198,6 +198,9 @@ class SpokenTurn:
             self._key,
             _PLACE_PATIENCE_S,
             on_audio=self._deployment.access.count_audio,
+            audit=self._deployment.audit.begin(
+                token=self._deployment.access.owner(), voice=options.voice, speaker=self._speaker
+            ),
             path="configure",
             text_path="append_text",
         )

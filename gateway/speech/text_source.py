@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from dataclasses import dataclass
 
@@ -28,14 +29,22 @@ class TextSource:
     def __init__(self, limits: UnitLimits, language: str, waits: TextWaits):
         self._cutter, self._waits, self._first_chars = UnitCutter(limits, language), waits, limits.first_chars
         self._changed = asyncio.Event()
+        self._hash, self.characters = hashlib.sha256(), 0  # of all there was
         self._appended_s: float | None = None  # when text came last
         self._speech_s = 0.0
         self.changed_s = time.perf_counter()  # when text, or its end, came last
         self._gap_s = 0.0  # between pieces of text, about
 
+    @property
+    def sha256(self) -> str:
+        """Of the text so far, as it came (UTF-8), in hex."""
+        return self._hash.hexdigest()
+
     def append(self, text: str) -> None:
         """More of the turn's text."""
         self.changed_s = time.perf_counter()
+        self._hash.update(text.encode())
+        self.characters += len(text)
         if self._appended_s is not None:
             self._gap_s = (self._gap_s + self.changed_s - self._appended_s) / 2
         self._appended_s = self.changed_s

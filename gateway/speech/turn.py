@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator
 import numpy as np
 from csm.common.v1 import common_pb2
 
+from gateway.audit import AuditEntry
 from gateway.chain import ResumeBudget, SpeechChain
 from gateway.speech.context import Context
 from gateway.speech.deadline import Deadline
@@ -93,6 +94,7 @@ class Turn:
 
     async def events(self) -> AsyncGenerator[TurnEvent, None]:
         """Until the speech ends. Close it early and everything upstream is cancelled. Raises: CallError."""
+        audit, is_whole = self._options.audit, False
         try:
             unit = await self._first_unit()
             while unit is not None:
@@ -103,6 +105,7 @@ class Turn:
                     on_output=self.timeline.output,
                     on_marked=self._count_audio,
                     on_waited=self.timeline.waited,
+                    on_key=audit.add_key if audit is not None else lambda key_id: None,
                     tap=self._units.listen,
                     pauses=not self._text.flushed,
                 ) as chain:
@@ -111,6 +114,8 @@ class Turn:
                     async for item in chain.output():
                         if isinstance(item, np.ndarray):
                             self._on_given(len(item))
+                            if audit is not None:
+                                audit.add_audio(item)
                             yield AudioChunk(item)
                         else:
                             yield item
@@ -124,8 +129,20 @@ class Turn:
                 raise InvalidArgument(
                     f"{self._options.text_path}.text", "has nothing speakable", reason=NOTHING_SPEAKABLE
                 )
+            is_whole = True
         finally:
             self.timeline.close()
+            if audit is not None:
+                self._close_audit(audit, is_whole)
+
+    def _close_audit(self, audit: AuditEntry, is_whole: bool) -> None:
+        reason = common_pb2.FinishReason.Name(self.finish_reason).removeprefix("FINISH_REASON_")
+        audit.close(
+            text_sha256=self._text.sha256,
+            text_characters=self._text.characters,
+            audio_s=round(self.timeline.audio_s, 3),
+            finish_reason=reason if is_whole else "BROKEN_OFF",
+        )
 
     def _count_audio(self, samples: int) -> None:
         seconds = samples / self._rules.sample_rate_hz

@@ -12,6 +12,7 @@ import numpy as np
 from csm.backbone.v1 import backbone_pb2
 from csm.common.v1 import common_pb2
 
+from gateway.audit import AuditEntry
 from gateway.chain import Generation, ResumeBudget, SpeechChain
 from gateway.speech.context import Context, Segment
 from gateway.speech.ending import SilenceEnd, likely_s
@@ -31,7 +32,8 @@ class TurnOptions:
     """What the caller asks of a turn. seed: None is drawn. max_frames: a cap on all units together.
 
     patience_s: how long the turn waits for its first slots. streamed: whether the caller hears it while it is spoken.
-    on_audio: is given the seconds of each piece of audio. path, text_path: of what holds the options and the text in the caller's request, for errors.
+    on_audio: is given the seconds of each piece of audio. audit: its entry in the audit trail.
+    path, text_path: of what holds the options and the text in the caller's request, for errors.
     """
 
     speaker: int = 0
@@ -42,6 +44,7 @@ class TurnOptions:
     patience_s: float = 0.0
     streamed: bool = True
     on_audio: Callable[[float], None] = lambda seconds: None
+    audit: AuditEntry | None = None
     path: str = "utterance"
     text_path: str = "utterance"
 

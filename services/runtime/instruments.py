@@ -79,6 +79,10 @@ token_characters = _meter.create_counter(
 )
 token_audio = _meter.create_counter("csm.token.audio", "s", "length of the audio given to a token's callers")
 token_refusals = _meter.create_counter("csm.token.refusals", "{call}", "calls refused beyond a token's limits")
+audit_records = _meter.create_counter("csm.audit.records", "{record}", "records of marked utterances")
+audit_verifications = _meter.create_counter(
+    "csm.audit.verifications", "{utterance}", "utterances whose mark was looked for after they were spoken"
+)
 
 resumes = _meter.create_counter(
     "csm.gateway.resumes", "{resume}", "streams opened again on another replica after their stage failed"
@@ -155,6 +159,8 @@ _ZEROS = {
             (refusals, {"reason": reason})
             for reason in ("NO_TOKEN", "WRONG_TOKEN", "TOKEN_STREAMS", "TOKEN_CHARACTERS")
         ),
+        *((audit_records, {"outcome": outcome}) for outcome in ("written", "lost")),
+        *((audit_verifications, {"result": result}) for result in ("found", "not_found", "unsure", "failed")),
         *(
             (resumes, {"stage": stage, "outcome": outcome})
             for stage in ("backbone", "codec", "watermark")

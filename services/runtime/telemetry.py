@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -33,6 +33,9 @@ from services.runtime import instruments, otel_environment
 from services.runtime.grpc_options import NO_PROXY
 from services.runtime.settings import SettingError
 from services.runtime.version import version
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk._logs import LoggerProvider
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -127,6 +130,31 @@ def _otlp_metrics() -> MetricExporter:
     from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 
     return OTLPMetricExporter(channel_options=_NO_PROXY)
+
+
+def log_provider(service: str) -> LoggerProvider:
+    """A provider whose records leave by OTLP, for what is no diagnostic log. Raises: SettingError without an endpoint."""
+    from opentelemetry.sdk._logs import LoggerProvider
+    from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter
+
+    if not (os.environ.get("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")):
+        raise SettingError("records by OTLP need OTEL_EXPORTER_OTLP_ENDPOINT, or OTEL_EXPORTER_OTLP_LOGS_ENDPOINT")
+
+    def exporter() -> LogRecordExporter:
+        if _protocol("LOGS") == "http/protobuf":
+            from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter as HttpLogExporter
+
+            return HttpLogExporter()
+        from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
+
+        return OTLPLogExporter(channel_options=_NO_PROXY)
+
+    made = _usable("records", exporter)
+    if made is None:
+        raise SettingError("records by OTLP: OpenTelemetry's variables cannot be used")
+    provider = LoggerProvider(resource=_resource(service), shutdown_on_exit=False)
+    provider.add_log_record_processor(BatchLogRecordProcessor(made, schedule_delay_millis=_SPAN_DELAY_MS))
+    return provider
 
 
 def _usable(what: str, make: Callable[[], T]) -> T | None:

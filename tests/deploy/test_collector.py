@@ -16,7 +16,7 @@ PIPELINES = CONFIG["service"]["pipelines"]
 TYPES = {
     "receivers": {"otlp"},
     "processors": {"memory_limiter", "batch", "tail_sampling"},
-    "exporters": {"otlp", "prometheus"},
+    "exporters": {"otlp", "prometheus", "debug"},
     "connectors": {"spanmetrics"},
     "extensions": {"health_check"},
 }

@@ -36,7 +36,8 @@ VALUES = {
     "rpc_service": {name.rpartition("/")[0] for name in METHODS},
     "rpc_method": METHODS,
     "stage": set(tables.SERVICES) - {"gateway"},
-    "result": {"hit", "miss"},
+    "result": {"hit", "miss", "found", "not_found", "unsure", "failed"},
+    "outcome": {"written", "lost", "resumed", "refused", "exhausted"},
     "finish_reason": {"END_OF_SPEECH", "MAX_LENGTH"},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 
@@ -204,6 +205,17 @@ def test_nothing_that_leaves_holds_what_callers_said(observed):
         assert not words.search(str(metric)), metric
     for page in observed.pages.values():
         assert not words.search(page)
+
+
+def test_the_audit_trail_has_what_was_audible_and_none_of_the_words(observed):
+    found = [json.loads(line) for line in observed.audit.splitlines()]
+    whole = [record for record in found if record["finish_reason"] != "BROKEN_OFF"]
+    assert len(whole) == 6 and len(found) <= 6 + observed.broken_off
+    assert {record["token"] for record in found} == {"observer"} and all(record["key_ids"] for record in found)
+    assert not re.search("|".join(MARK.split()), observed.audit, re.IGNORECASE)
+    # Marked by real nets, searched by real ones; those of less than a second are too short for a sure answer.
+    assert {record["verified"] for record in whole} <= {"found", "unsure"}
+    assert observed.trace_id in {record["trace_id"] for record in whole}
 
 
 def test_logs_are_json_and_know_their_trace(observed):

@@ -43,6 +43,7 @@ class Observed:
     pages: dict[str, str] = field(default_factory=dict)  # what Prometheus would fetch
     trace_id: str = ""  # of a request that went well
     late_trace_id: str = ""  # of one whose deadline passed
+    audit: str = ""  # the file of the audit trail
     broken_off: int = 0  # streams that the caller left, or whose deadline passed
 
 
@@ -82,6 +83,8 @@ async def observe(folder: Path, settings: dict[str, str]) -> Observed:
         "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
         "CSM_GRACE_S": "5",
         "CSM_TOKENS_FILE": str(tokens),
+        "CSM_AUDIT_LOG": str(folder / "audit.jsonl"),
+        "CSM_AUDIT_VERIFY": "1",
         **{f"CSM_{name.upper()}_ADDRESS": address for name, address in addresses.items() if name != "gateway"},
         **settings,
     }
@@ -105,6 +108,7 @@ async def observe(folder: Path, settings: dict[str, str]) -> Observed:
                     observed.pages[path.stem] = page.read().decode()
     finally:
         await server.stop(1)
+    observed.audit = (folder / "audit.jsonl").read_text()
     observed.logs = {path.stem: path.read_text() for path in (folder / "logs").glob("*.log")}
     return observed
 
