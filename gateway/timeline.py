@@ -53,6 +53,10 @@ class Timeline:
         self._last_audio = 0.0
         self.underruns = 0
 
+    def use_current_span(self) -> None:
+        """What comes from now on goes onto the span that is current: the call's, or the turn's."""
+        self._span = trace.get_current_span()
+
     def restart(self, start_s: float) -> None:
         """What is timed begins only now: at `start_s`, on time.perf_counter. Nothing has come of it yet."""
         self._start, self._waited_s = start_s, 0.0

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _KEPT_S = 20.0  # of an utterance whose mark is looked for
 _MAX_KEPT = 8  # utterances at once: 15 MB of samples
 _DETECT_S = 60.0
+_CLOSE_S = 3.0  # for searches that run when the server stops
 _BUSY_TRIES, _BUSY_WAIT_S = 5, 2.0
 _CLEAR = {common_pb2.WATERMARK_VERDICT_FOUND: "found", common_pb2.WATERMARK_VERDICT_NOT_FOUND: "not_found"}
 
@@ -72,6 +73,8 @@ class AuditTrail:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CLOSE_S)
         for task in self._tasks:
             task.cancel()  # its record is written, without a verdict
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -94,6 +94,7 @@ class Turn:
 
     async def events(self) -> AsyncGenerator[TurnEvent, None]:
         """Until the speech ends. Close it early and everything upstream is cancelled. Raises: CallError."""
+        self.timeline.use_current_span()
         audit, is_whole = self._options.audit, False
         try:
             unit = await self._first_unit()

@@ -17,7 +17,7 @@ from gateway.audit.sinks import FileSink
 from services.runtime.settings import SettingError
 from support.fake_stages import FakeWatermark
 
-TEXT, TOKEN = "Zyxomma quillbright, said nobody.", "a-token-for-the-audit"
+TEXT, TOKEN = "Zyxomma quillbright, said the old man.", "a-token-for-the-audit"
 
 
 def records(path):

@@ -29,6 +29,8 @@ MARK = "zyxomma quillbright"
 SENTENCE = f"Hello, {MARK}."
 LONG = f"The {MARK} leaves at seven in the morning and stops at every small station on the way to the city. " * 2
 
+_UNARY = 3  # calls that speak and have no stream: two of Synthesize, and Riva's
+
 TOKEN = "0-zyxommaquillbright-0"
 
 
@@ -106,6 +108,7 @@ async def observe(folder: Path, settings: dict[str, str]) -> Observed:
                 if found := re.search(r"metrics on (http://[\d.:]+/metrics)", path.read_text()):
                     page = await asyncio.to_thread(urllib.request.urlopen, found[1])
                     observed.pages[path.stem] = page.read().decode()
+            await _searches_end(folder / "audit.jsonl", observed.pages["gateway"])
     finally:
         await server.stop(1)
     observed.audit = (folder / "audit.jsonl").read_text()
@@ -148,6 +151,14 @@ async def _talk(client: SpeechClient, observed: Observed) -> None:
         if late.started is not None:
             observed.late_trace_id = late.started.trace_id
             break
+
+
+async def _searches_end(audit: Path, page: str) -> None:
+    """Each utterance that had audio has its record, once its mark was looked for."""
+    streams = int(float(re.search(r"^csm_stream_buffer_needed_seconds_count\S* (\S+)$", page, re.MULTILINE)[1]))
+    async with asyncio.timeout(120):
+        while len((await asyncio.to_thread(audit.read_text)).splitlines()) < streams + _UNARY:
+            await asyncio.sleep(0.1)
 
 
 async def _talk_riva(address: str) -> None:
