@@ -192,12 +192,20 @@ def _series(query: str) -> set[str]:
 
 
 def check_routes(manifests: Manifests) -> None:
-    from csm.speech.v1 import speech_pb2
+    from grpc_health.v1 import health
+    from grpc_reflection.v1alpha import reflection
+
+    from gateway import public
 
     for route in of_kind(manifests, "GRPCRoute"):
         (rule,) = route["spec"]["rules"]
-        (match,) = rule["matches"]
-        assert match["method"]["service"] == speech_pb2.DESCRIPTOR.services_by_name["SpeechService"].full_name
+        assert {match["method"]["service"] for match in rule["matches"]} == {
+            public.SPEECH,
+            public.VOICE,
+            public.RIVA,
+            health.SERVICE_NAME,
+            reflection.SERVICE_NAME,
+        }
         (backend,) = rule["backendRefs"]
         (port,) = one(manifests, "Service", backend["name"])["spec"]["ports"]
         assert backend["port"] == port["port"]
