@@ -71,7 +71,7 @@ class Inbox:
             case "configure":
                 self.configure(request.configure)
             case "append_text":
-                self._append(request.append_text.text)
+                self._append(request.append_text)
             case "flush":
                 if self._writing is not None:
                     self._writing.text.flush()
@@ -131,8 +131,18 @@ class Inbox:
         ]
         return ChosenVoice(choice.speaker, choice.prompt, await self._tokenizer(options).heard(turns))
 
-    def _append(self, text: str) -> None:
-        own = self._writing
+    def _append(self, message: speech_pb2.AppendText) -> None:
+        text, own = message.text, self._writing
+        if message.HasField("turn"):
+            if not 0 <= message.turn <= self._next_turn:
+                raise InvalidArgument(
+                    "append_text.turn", f"must be at most {self._next_turn}, the next turn, not {message.turn}"
+                )
+            if own is not None and message.turn == self._next_turn:
+                own.text.flush()
+                own = None
+            elif (own is None and message.turn < self._next_turn) or (own is not None and own.number != message.turn):
+                return
         if own is not None and own.over:
             return
         most = self._deployment.settings.max_text_chars
@@ -188,13 +198,13 @@ class Inbox:
 
     def _enqueue_interrupt(self, interrupt: Interrupt) -> None:
         if len(self.interrupts) >= _MAX_INTERRUPTS:
-            merged = self.interrupts[-1].merged(interrupt)
-            if merged is None:
-                text = f"interrupt: {_MAX_INTERRUPTS} of them wait already"
-                raise ResourceExhausted(text, 1.0, retryable=False)
-            self.interrupts[-1] = merged
-        else:
-            self.interrupts.append(interrupt)
+            for index, waiting in enumerate(self.interrupts):
+                if (merged := waiting.merged(interrupt)) is not None:
+                    self.interrupts[index] = merged
+                    return
+            text = f"interrupt: {_MAX_INTERRUPTS} of them wait already"
+            raise ResourceExhausted(text, 1.0, retryable=False)
+        self.interrupts.append(interrupt)
 
     def _hear(self, turn: speech_pb2.UserTurn) -> None:
         size = turn.audio.ByteSize()

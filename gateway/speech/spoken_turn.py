@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 
 import grpc
 from csm.common.v1 import common_pb2
@@ -25,7 +25,7 @@ from gateway.speech.summary import fill_summary
 from gateway.speech.turn import Turn
 from gateway.speech.turn_events import AudioChunk, TurnEvent
 from gateway.speech.unit_speaker import TurnOptions
-from services.runtime.errors import NOTHING_SPEAKABLE, CallError, ResourceExhausted
+from services.runtime.errors import NOTHING_SPEAKABLE, CallError, ResourceExhausted, UnavailableError
 
 _tracer = trace.get_tracer("csm.gateway")
 _SEEDS = 2**64
@@ -138,8 +138,11 @@ class SpokenTurn:
                 yield event
 
     async def _enter(self, places: ExitStack) -> None:
-        """Take a permit of the token and one of the gateway. Raises: ResourceExhausted when none is free for long."""
-        loop = asyncio.get_running_loop()
+        """Take a permit of the token and one of the gateway.
+
+        Raises: ResourceExhausted when none is free for long, UnavailableError when the server stops meanwhile.
+        """
+        loop, draining = asyncio.get_running_loop(), self._deployment.draining
         ends_s, wait_s = loop.time() + _PLACE_PATIENCE_S, _FIRST_RETRY_S
         while True:
             try:
@@ -151,7 +154,10 @@ class SpokenTurn:
             except ResourceExhausted:
                 if loop.time() + wait_s > ends_s:
                     raise
-            await asyncio.sleep(wait_s * random.uniform(0.8, 1.2))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s * random.uniform(0.8, 1.2)):
+                    await draining.wait()
+                raise UnavailableError("the server is stopping before the next turn", reason="GOING_AWAY")
             wait_s *= 2
 
     async def _event_or_interrupt(self, events: AsyncGenerator[TurnEvent, None]) -> TurnEvent | Interrupt | None:

@@ -77,11 +77,22 @@ class Conversation:
         """Number of the turn that is going on: the first one that is not known to have ended, else the last one."""
         return min(self._finished, self._begun - 1) if self._begun else None
 
-    async def append(self, text: str) -> None:
-        """More of the turn's text, cut anywhere. The first one begins a turn."""
-        if not self._is_writing:
+    @property
+    def next_turn(self) -> int:
+        """Number of the turn that the next text begins, once the one before is flushed or interrupted."""
+        return self._begun
+
+    async def append(self, text: str, *, turn: int | None = None) -> None:
+        """More of the turn's text, cut anywhere. The first one begins a turn.
+
+        turn: which one the text is for, `next_turn` as it was when the text was begun. Text for one that was
+        interrupted meanwhile is left out, rather than begin another turn.
+        """
+        if turn is not None and turn < self._begun - self._is_writing:
+            return
+        if not self._is_writing or turn == self._begun:
             self._begun, self._is_writing = self._begun + 1, True
-        await self._send(speech_pb2.ConverseRequest(append_text=speech_pb2.AppendText(text=text)))
+        await self._send(speech_pb2.ConverseRequest(append_text=speech_pb2.AppendText(text=text, turn=turn)))
 
     async def flush(self) -> None:
         """The turn's text is complete."""
