@@ -11,13 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
 
 from gateway.http.errors import HttpError, bad_request
-from gateway.http.formats import FORMATS, RATE_HZ, Format
+from gateway.http.formats import DEFAULT_FORMAT, FORMATS, RATE_HZ, Format
 
-DEFAULT_FORMAT = "mp3" if "mp3" in FORMATS else "wav"
 _STREAM_FORMATS = ("audio", "sse")
 
 
@@ -58,11 +56,7 @@ def parse(body: bytes, content_type: str) -> Wanted:
     _set(utterance, fields, "max_audio_ms", int)
     request = speech_pb2.StreamSynthesizeRequest(
         utterance=utterance,
-        output=speech_pb2.OutputOptions(
-            container=FORMATS[format_].container,
-            encoding=common_pb2.AUDIO_ENCODING_PCM_S16LE,
-            sample_rate_hz=RATE_HZ,
-        ),
+        output=speech_pb2.OutputOptions(container=FORMATS[format_].container, sample_rate_hz=RATE_HZ),
     )
     return Wanted(request, FORMATS[format_], stream_format == "sse")
 

@@ -43,7 +43,6 @@ class Speech:
     async def _answer(self, exchange: Exchange, wanted: Wanted, metadata: Metadata) -> None:
         came_s = time.perf_counter()
         sink = _Events(exchange) if wanted.is_sse else _Body(exchange, wanted.format.media_type)
-        header = b""  # of the file; it is no audio yet
         started = speech_pb2.SpeechStarted()
         is_begun = False
         async with aclosing(self._responses(wanted.request, metadata)) as responses:
@@ -51,15 +50,12 @@ class Speech:
                 match response.WhichOneof("event"):
                     case "started":
                         started = response.started
-                    case "audio" if is_begun:
-                        await sink.audio(response.audio.data)
                     case "audio":
-                        header += response.audio.data
-                        if len(header) > wanted.format.header_bytes:
+                        if not is_begun:
                             instruments.http_first_audio.record(time.perf_counter() - came_s)
                             await sink.begin()
-                            await sink.audio(header)
                             is_begun = True
+                        await sink.audio(response.audio.data)
                     case "finished" if is_begun:
                         await sink.end(started, response.finished.summary)
                         return
