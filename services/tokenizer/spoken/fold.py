@@ -102,6 +102,8 @@ def _compatible(char: str) -> str:
         plain = unicodedata.normalize("NFKC", char)
         if plain.startswith(" "):  # a blank with a combining mark: a sign of its own
             return char
+        if "\u2170" <= char <= "\u217f":  # small Roman numerals of one character
+            return plain.upper()
         return f" {plain} " if kind in ("<circle>", "<square>") and len(plain) > 2 else plain
     name = unicodedata.name(char, "")
     if name.startswith(("NEGATIVE CIRCLED LATIN", "NEGATIVE SQUARED LATIN", "REGIONAL")):

@@ -109,6 +109,6 @@ def _strip_line(line: str) -> tuple[str, bool]:
         return line[match.end() :], True
     if match := _NUMBERED.match(line):
         return f"{match[1]}. {line[match.end() :]}", True
-    if line.count("|") >= 2 and line.strip().startswith("|"):
+    if line.count("|") >= 2 and line.strip().startswith("|") and (line.strip().endswith("|") or line.count("|") > 2):
         return ", ".join(cell.strip() for cell in line.strip().strip("|").split("|") if cell.strip()), True
     return line, False

@@ -8,6 +8,7 @@ from services.tokenizer.spoken.english.abbreviations import read_abbreviations, 
 from services.tokenizer.spoken.english.addresses import read_addresses
 from services.tokenizer.spoken.english.codes import read_codes, read_sizes
 from services.tokenizer.spoken.english.dates import read_dates
+from services.tokenizer.spoken.english.decimals import read_decimals
 from services.tokenizer.spoken.english.fractions import read_fractions
 from services.tokenizer.spoken.english.initials import read_initials
 from services.tokenizer.spoken.english.maths import read_approximately, read_maths, read_names
@@ -31,7 +32,7 @@ def read_english(text: str) -> str:
     text = read_addresses(text)
     text = read_shorthand(read_abbreviations(text))
     if _DIGIT.search(text):
-        text = read_approximately(text)
+        text = read_approximately(read_decimals(text))
         text = read_phones(text)
         text = read_dates(text)
         text = read_times(text)

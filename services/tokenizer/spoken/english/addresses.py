@@ -44,6 +44,7 @@ _FILE_PATH = re.compile(rf"(?<![\w.@/\\-])((?:[\w.-]+/)+[\w-]+(?:\.[\w-]+)*)\.({
 _HANDLE = re.compile(r"(?<![\w@.])@([A-Za-z_][\w.]*\w|[A-Za-z])")
 _TRAILING = re.compile(r"[.,;:!?)\]'\"]+$")
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]{1,11}://", re.I)
+_USER = re.compile(r"^[^\s/@]+@")  # and a password: not for all to hear
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])")
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _PORT = re.compile(r":(\d{1,5})\b")
@@ -65,10 +66,10 @@ _AS_WORDS = {
 
 def read_addresses(text: str) -> str:
     """Addresses with their dots and slashes in words."""
-    if "@" in text:
-        text = _MAIL.sub(_mail, text)
     if "/" in text or "www." in text or "WWW." in text:
         text = _URL.sub(_url, text)
+    if "@" in text:
+        text = _MAIL.sub(_mail, text)
     if "." in text:
         text = _IP.sub(_ip, text)
         text = _FILE_PATH.sub(lambda m: f"{_spoken(m[1], name=True)} dot {_part(m[2])}", text)
@@ -102,7 +103,8 @@ def _mail(match: re.Match[str]) -> str:
 
 
 def _url(match: re.Match[str]) -> str:
-    return _tailed(_SCHEME.sub("", match[0]))
+    address = _USER.sub("", _SCHEME.sub("", match[0]))
+    return _tailed(address.lower() if address.isupper() else address)
 
 
 def _tailed(address: str) -> str:
@@ -150,4 +152,7 @@ def _part(piece: str) -> str:
         return piece
     if piece.isalpha() and len(piece) < 5 and not set(lower) & set("aeiouy"):
         return " ".join(piece.upper())
-    return " ".join(spell_mixed(part) if part.isalpha() else part for part in _CAMEL.sub(" ", piece).split())
+    return " ".join(
+        spell_mixed(part) if part.isalpha() else digits(part) if len(part) > 2 else part
+        for part in _CAMEL.sub(" ", piece).split()
+    )

@@ -13,6 +13,8 @@ _TIMES = re.compile(rf"(?<![\w.,])({NUMBER})[x×](?![\w]|\s?[-+=*/^−÷<>])")
 _BY = re.compile(
     r"(?<![\w.,/])(\d+(?:\.\d+)?)\s?[x×]\s?(\d+(?:\.\d+)?)(?:\s?[x×]\s?(\d+(?:\.\d+)?))?(?![\w]*\d)(?!\s?[=^]|\.\d)"
 )
+_WIRELESS = re.compile(r"(?<![\w.,])802\.11(?=[a-z]{0,2}\b)")
+_MODEL_S = re.compile(r"\b(iPhone|Galaxy|Pixel|Redmi|Xbox|Leica)\s(\d{1,2})s\b")
 _BY_SEVERAL = re.compile(r"(?<![\w.,/])(\d{1,2})[x×](\d{1,2})s\b")
 _SCALED = re.compile(rf"(?<![\w.,-])({NUMBER})(k|K|M|mn|B|bn|tn)(?=\s+[a-z]|[.,!?;:)]|\+|$|\s?/|-)(?![.,]\d)")
 _RUN = re.compile(r"(?<![\w.,])(\d{1,2})[kK](?=\s(?:run|race|training|walk|runner|course)\b)")
@@ -37,6 +39,7 @@ _UUID = re.compile(r"(?<![\w-])[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{
 
 def read_sizes(text: str) -> str:
     """`1920x1080` → 1920 by 1080; the digits are read later, with their unit."""
+    text = _WIRELESS.sub("eight oh two dot eleven ", _MODEL_S.sub(r"\1 \2 S", text))
     text = _BY_SEVERAL.sub(lambda m: f"{cardinal(m[1])} by {_plural(m[2])}", text)
     return _BY.sub(lambda m: " by ".join(part for part in m.groups() if part) if " ×" not in m[0] else m[0], text)
 
@@ -112,6 +115,8 @@ _SAID = {"mp": "M P", "pc": "P C", "gpt": "G P T", "ps": "P S", "mk": "mark", "c
 
 
 def _number(text: str, is_code: bool) -> str:
+    if text[0] != "0" and text.endswith("000"):
+        return cardinal(text)
     if text[0] == "0" or len(text) > 4 or (is_code and len(text) > 2):
         return digits(text)
     if len(text) == 4:

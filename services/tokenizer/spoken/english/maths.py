@@ -35,12 +35,13 @@ _NEGATIVE = re.compile(rf"(?<![\w.,)%–—-])[-−](?={NUMBER})")
 _DIVIDED = re.compile(r"(?<=[\d)])\s/\s(?=[\d(])")
 _PROGRAMMING = (("&&", " and "), ("||", " or "), ("+=", " plus equals "), ("-=", " minus equals "), ("!=", " is not equal to "), ("<=", " is less than or equal to "), (">=", " is greater than or equal to "), ("===", " equals "),
                 ("==", " equals "), ("=>", " to "), ("->", " to "), ("<-", " from "), ("+/-", " plus or minus "), ("+-", " plus or minus "))  # fmt: skip
-_APPROXIMATE = re.compile(r"(?<!\d)[~≈∼]\s?(?=[$€£¥]?\d)")
+_APPROXIMATE = re.compile(r"(?<!\d)(?<!\d )(?<!\) )(?<!\b[a-zπ] )[~≈∼]\s?(?=[$€£¥]?\d)")
 _BOUND = re.compile(r"(?<![^\s(])(<=|>=|[<>≤≥])(?=[$€£¥]?\d)")
 _BOUNDS = {"<": "less than", ">": "more than", "≤": "at most", "<=": "at most", "≥": "at least", ">=": "at least"}
 _FACTORIAL = re.compile(r"(?<![\w.])(\d{1,2})!(?=\s?[=+*/×÷-])")
 _FUNCTION = re.compile(r"\b([fghOP]|sin|cos|tan|log|ln|exp)_?(\d{0,2})\(([^()]{1,20})\)")
 _OVER = re.compile(r"(?<![\w.,/])(\d{1,3})/([xyznkabc])(?![\w/])")
+_LETTERS_OVER = re.compile(r"(?<![\w.,/])([a-z])/([a-z])(?=\s?[=≈<>≤≥])")
 _ISH = re.compile(r"(?<=[\d.%])-?ish\b")
 _LONE_NUMERIC = re.compile(
     r"(?<![\w])C\+\+|(?<![\w])([CFJ])#(?!\w)|(?<![\w.])(?:ASP)?\.NET\b|\bNode\.js\b|\bNotepad\+\+|\bA\+(?!\w)|\b([BCDF])\+(?!\w)|\b([ABCDF])[-−](?=[\s.,;!?]|$)"
@@ -61,7 +62,7 @@ def read_names(text: str) -> str:
     if "(" in text:
         text = _FUNCTION.sub(lambda m: f"{m[1]} {m[2]}".rstrip() + f" of {m[3]}", text)
     if "/" in text:
-        text = _OVER.sub(r"\1 over \2", text)
+        text = _OVER.sub(r"\1 over \2", _LETTERS_OVER.sub(r"\1 over \2", text))
     if "^" in text:
         text = _CHARGE.sub(lambda m: f" {m[1]} {'plus' if m[2] == '+' else 'minus'}", text)
     return _LONE_NUMERIC.sub(

@@ -14,6 +14,7 @@ _NORTH_AMERICAN = re.compile(
 _INTERNATIONAL = re.compile(rf"(?<![\w.])\+(\d{{1,3}})((?:{_SEP}?\(?\d{{1,5}}\)?){{2,6}})(?![\w]){_EXTENSION}")
 _LOCAL = re.compile(rf"(?<![\w.,/$€£-])(\d{{3}})-(\d{{4}})(?![\w/]|[.,-]\d){_EXTENSION}")
 _VANITY = re.compile(r"(?<![\w+])(1-)?([89]\d\d)-((?=[A-Z0-9-]*[A-Z])[A-Z0-9]+(?:-[A-Z0-9]+)*)\b")
+_JOINED = re.compile(r"(?<![\w.])\+1(\d{3})(\d{3})(\d{4})(?!\d)")
 _FREE = re.compile(r"(?<![\w+])(\+?1-)?(8\d\d)-(\d{3})-(\d{4})(?![\w-])")
 _GROUPS = re.compile(r"(?<![\w.,/-])(?!\d{4}-\d\d-\d\d\b)\d{2,5}(?:[ -]\d{2,5}){2,5}(?![\w/]|[.,:-]\d)")
 _HYPHENED = re.compile(r"(?<![\w.,/-])(?!\d{4}-\d\d-\d\d\b)\d{1,7}(?:-\d{1,7}){3,}(?:-?X)?(?![\w-])")
@@ -34,6 +35,7 @@ _LONG = re.compile(r"(?<![\w.,:/$€£¥₹-])\d{7,}(?![\w%]|[.,:/]\d|\s?[$€£
 
 def read_phones(text: str) -> str:
     """Digits one by one, the groups parted by commas."""
+    text = _JOINED.sub(r"+1 \1 \2 \3", text)
     text = _VANITY.sub(_vanity, text)
     text = _FREE.sub(_free, text)
     text = _NORTH_AMERICAN.sub(_north_american, text)

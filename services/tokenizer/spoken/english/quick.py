@@ -15,7 +15,7 @@ _LETTERS = re.compile(r"[A-Za-z]+")
 # Initials in small letters, a Roman one, short names of months and days, units without a number.
 _OTHER = re.compile(
     rf"{CONSONANTS}"
-    r"|[A-Z][a-z]+ I\b|\b(?:Jan|Feb|Apr|Aug|Sept|Sep|Oct|Nov|Dec)\b|\b(?:Mon|Tues?|Wed|Thu|Thurs?|Fri|Sat|Sun)[,.]?\b"
+    r"|[A-Z][a-z]+ I\b|\b(?:i{2,3}|iv|vi{1,3}|ix|xi{1,3})\b|\b(?:Jan|Feb|Apr|Aug|Sept|Sep|Oct|Nov|Dec)\b|\b(?:Mon|Tues?|Wed|Thu|Thurs?|Fri|Sat|Sun)[,.]?\b"
     r"|\b(?:per|in) (?:kg|km|mL|ml|mph)\b"
 )
 

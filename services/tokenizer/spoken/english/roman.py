@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from services.tokenizer.spoken.english.numbers import cardinal, ordinal
+from services.tokenizer.spoken.english.numbers import cardinal, ordinal, year
 
 _NUMERAL = r"(M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))"
 _NOUNS = (
@@ -36,13 +36,17 @@ _PRODUCT = re.compile(r"\b([A-Z]\w+)\s+(II|III|IV|VI{1,3}|IX|XI{1,3}|XIV|XV|XVI)
 _ALONE = re.compile(r"(?<![\w-])(II|III|VII|VIII|XII|XIII|XIV|XVI|XVII|XVIII|XIX|XXI|XXII|XXIV)(?![\w-]|\.\w)")
 _CENTURY = re.compile(rf"\b(?:the\s+)?{_NUMERAL}(?:th)?\s+(century|centuries)\b")
 _VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
-_TRIGGER = re.compile(r"\b[IVXLCDM]+(?!\w)")
+_SMALL = re.compile(rf"\b((?:{_NOUNS})s?\s)(i{{2,3}}|iv|vi{{1,3}}|ix|xi{{1,3}})(?![\w'’-])", re.I)
+_YEAR = re.compile(r"(?<![\w-])(?=\w{4})(M{1,2}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?![\w-])")
+_TRIGGER = re.compile(r"\b(?:[IVXLCDM]+(?:th)?|i[iv]i?|vi+|ix|xi+)(?!\w)")
 
 
 def read_roman(text: str) -> str:
     """`Chapter IV` → Chapter four; `Henry VIII` → Henry the eighth."""
     if not _TRIGGER.search(text):
         return text
+    text = _YEAR.sub(lambda m: year(_value(m[1])), text)
+    text = _SMALL.sub(lambda m: m[1] + cardinal(_value(m[2].upper())) if m[2].islower() else m[0], text)
     text = _REGNAL.sub(_regnal, text)
     text = _TITLED.sub(_regnal, text)
     text = _AFTER_NOUN.sub(_after_noun, text)

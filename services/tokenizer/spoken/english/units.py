@@ -16,6 +16,10 @@ _QUANTITY = re.compile(
 )
 _PERCENT_FIRST = re.compile(r"(?<![\w%])%\s?(\d+(?:\.\d+)?)(?![\w%]|\.\d)")
 _COMPOUND = re.compile(rf"(?<![\w.,/])({NUMBER})\s?([A-Za-zμΩ]{{1,3}})/([A-Za-zμΩ]{{1,4}}(?:\^[23])?)(?![\w/^])")
+_LONE = re.compile(
+    r"(?<![\w.'’-])(km|kg|cm|mg|ml|lbs?|hrs?|yrs?|wks?|ft|tbsp|tsp|kmh|mph)(?![\w'’/^-])"
+)  # no words, so they may stand for themselves: a few km
+_PER_SEVERAL = re.compile(r"(?<=\d)(\s?(?:l|L|kWh|g|kg|mg|MB|GB))/(?=\d)")
 _DURATION = re.compile(r"(?<![\w.,:/])(?:\d{1,3}\s?[dhm]\s?)(?:\d{1,2}\s?[hms]\b\s?)*\d{1,2}\s?[hms]\b")
 _BY = re.compile(r"(?<=meters|inches|pixels|.yards|..feet) [x×] (?=\w)")
 _DEGREES = re.compile(r"\bdegrees ([CF])\b(?!\w)")
@@ -42,6 +46,7 @@ def read_units(text: str) -> str:
     text = read_inches(text)
     text = _DURATION.sub(_duration, text)
     if "/" in text:
+        text = _PER_SEVERAL.sub(r"\1 per ", text)
         text = _COMPOUND.sub(_compound, text)
     text = _QUANTITY.sub(_quantity, text)
     text = _BY.sub(" by ", text)
@@ -59,12 +64,18 @@ def _duration(match: re.Match[str]) -> str:
 
 def read_named_units(text: str) -> str:
     """Units without a number: speed in km/h, °C."""
+    text = _LONE.sub(_lone, text)
     text = _NAMED_UNIT.sub(lambda m: UNITS[m[1] or m[3]][1] if not m[2] else UNITS[m[2]][0], text)
     return (
         _BARE_DEGREE.sub(lambda m: "degrees Celsius" if m[1] == "C" else "degrees Fahrenheit", text)
         if "°" in text
         else text
     )
+
+
+def _lone(match: re.Match[str]) -> str:
+    is_single = re.search(r"\b(?:an?|one|per|each|every|this|that|last|next)\s$", match.string[: match.start()], re.I)
+    return UNITS[match[1]][0 if is_single or match[1] in ("hr", "yr", "wk") else 1]
 
 
 def _compound(match: re.Match[str]) -> str:
