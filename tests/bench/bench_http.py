@@ -42,7 +42,7 @@ def children(addresses: dict[str, str], slots: int) -> list[Child]:
         **{f"CSM_{stage.upper()}_ADDRESS": addresses[stage] for stage in STAGES},
         "CSM_MODEL": "embedded",
         "CSM_GRACE_S": "2",
-        "CSM_BACKBONE_SLOTS": str(slots),
+        **dict.fromkeys(("CSM_BACKBONE_SLOTS", "CSM_CODEC_SLOTS", "CSM_WATERMARK_STREAMS"), str(slots)),
     }
     found = [
         Child(

@@ -37,7 +37,8 @@ def folder(tmp_path_factory):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def chain(folder):
-    async with Processes(folder, {"CSM_BACKBONE_SLOTS": str(CALLERS)}) as processes:
+    room = dict.fromkeys(("CSM_BACKBONE_SLOTS", "CSM_CODEC_SLOTS", "CSM_WATERMARK_STREAMS"), str(CALLERS))
+    async with Processes(folder, room) as processes:
         yield processes
 
 
