@@ -24,6 +24,7 @@ from services.backbone.eager_runner import EagerRunner
 from services.backbone.engine import Engine
 from services.backbone.graph_runner import GraphRunner, kernel_plan_for
 from services.backbone.kernels import persistent
+from services.backbone.newcomers import NewcomersFirst
 from services.backbone.scheduler import Scheduler
 from services.backbone.servicer import BackboneServicer
 from services.backbone.weights import load_model
@@ -48,6 +49,11 @@ async def open_stage(settings: BackboneSettings) -> AsyncIterator[Stage]:
         pool=BlockPool(runner.blocks, prefix_cache=settings.prefix_cache),
         buffer_frames=settings.buffer_frames,
         stall_limit_s=settings.reader_stall_s,
+        newcomers=NewcomersFirst(
+            1 / bundle.frame_rate_hz,
+            head_start_s=settings.head_start_ms / 1000,
+            flat_slots=settings.eager_batch if isinstance(runner, EagerRunner) else 1,
+        ),
     )
     engine = Engine(runner, scheduler)
     servicer = BackboneServicer(

@@ -70,6 +70,13 @@ class BackboneSettings(ServerSettings):
     reader_stall_s: float = setting(
         "CSM_BACKBONE_READER_STALL_S", 30.0, "a request that stays paused for longer is ended", min=0.1
     )
+    head_start_ms: int = setting(
+        "CSM_BACKBONE_HEAD_START_MS",
+        640,
+        "while a request has no audible frame yet, those that are this far ahead of their listeners wait; 0: none does",
+        min=0,
+        max=60_000,
+    )
     trace_steps: int = setting(
         "CSM_BACKBONE_TRACE_STEPS", 0, "every Nth step becomes a span, linked to its requests; 0 is none", min=0
     )

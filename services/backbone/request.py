@@ -44,6 +44,7 @@ class Request:
     deadline_s: on the scheduler's clock; None is never.
     prefill_tokens: tokens of the prompt, the frames already generated included.
     prefix_keys: of the prompt's blocks; empty shares nothing.
+    held_back_frames: that later stages keep before its listener hears anything.
     """
 
     prompt: Any
@@ -53,6 +54,7 @@ class Request:
     deadline_s: float | None = None
     prefill_tokens: int = 1
     prefix_keys: PrefixKeys = field(default_factory=PrefixKeys)
+    held_back_frames: int = 0
 
     @property
     def max_tokens(self) -> int:
@@ -74,6 +76,7 @@ class SequenceState:
     unread_frames: int = 0
     admitted_s: float | None = None
     prefilled_s: float | None = None
+    audible_s: float | None = None  # when the first frame beyond those held back was made
     ended_s: float | None = None
     finish: FinishReason | None = None
     paused_s: float | None = None

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.backbone.blocks import BLOCK_TOKENS, BlockPool
+from services.backbone.newcomers import NewcomersFirst
 from services.backbone.request import FinishReason, Request, SequenceState
 
 
@@ -60,18 +61,21 @@ class Scheduler:
         pool: BlockPool,
         buffer_frames: int = 128,
         stall_limit_s: float = 30.0,
+        newcomers: NewcomersFirst | None = None,
     ):
         """
         queue_capacity: requests that may wait for a slot or for blocks.
         pool: the cache's blocks; must hold the longest request.
         buffer_frames: unread frames at which a slot pauses.
         stall_limit_s: how long a slot may stay paused before its request is ended.
+        newcomers: who is left out of a step for newcomers; None: nobody.
         """
         self.slots = slots
         self.queue_capacity = queue_capacity
         self.pool = pool
         self._buffer_frames = buffer_frames
         self._stall_limit_s = stall_limit_s
+        self._newcomers = newcomers
         self._waiting: deque[SequenceState] = deque()
         self._active: list[SequenceState] = []  # in order of admission
         self._unstarted: list[SequenceState] = []  # of these: the runner does not have them yet
@@ -138,7 +142,10 @@ class Scheduler:
             (schedule.admitted if self._try_start(seq) else self._unstarted).append(seq)
         schedule.ended, self._ended = self._ended, []
         schedule.prefill = [seq for seq in self._active if seq.prefilled_s is None and seq not in self._unstarted]
-        schedule.step = [seq for seq in self._active if self.try_schedule(seq)]
+        ready: Sequence[SequenceState] = [seq for seq in self._active if self._is_ready(seq)]
+        if self._newcomers is not None:
+            ready = self._newcomers.choose(ready, bool(schedule.prefill), now)
+        schedule.step = [seq for seq in ready if self.try_schedule(seq)]
         if schedule.is_idle:
             deadlines = [seq.request.deadline_s for seq in [*self._waiting, *self._active]]
             expiries = [deadline for deadline in deadlines if deadline is not None]
@@ -190,6 +197,8 @@ class Scheduler:
             seq.prefix_keys.append_frame(codes)
         seq.next_frame += 1
         seq.unread_frames += 1
+        if seq.audible_s is None and seq.next_frame - seq.request.generated_frames > seq.request.held_back_frames:
+            seq.audible_s = now
         if seq.next_frame >= seq.request.max_frames:
             self._end(seq, FinishReason.MAX_LENGTH, now)
         elif seq.unread_frames >= self._buffer_frames:

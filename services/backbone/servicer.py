@@ -153,6 +153,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             deadline_s,
             prefill_tokens=len(prompt.tokens),
             prefix_keys=prompt.prefix_keys(),
+            held_back_frames=request.chunk_policy.held_back_frames,
         )
 
     def _submit(self, engine_request: Request) -> FrameStream:
