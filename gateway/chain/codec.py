@@ -27,7 +27,8 @@ _MAX_FRAMES = 64  # of one message, by the contract
 class CodecLink:
     """`feed` and `finish` by one task, `read` by another.
 
-    All frames are kept until `close`, since a codec's state can only be rebuilt from the first one.
+    A codec that takes over decodes the frames before again, as many as the audio depends on (`history_frames` of
+    DecodeStarted; all, when it gives none). Frames are kept until `forget` says that they are not needed.
     """
 
     def __init__(
@@ -50,14 +51,16 @@ class CodecLink:
         self._fed = asyncio.Event()  # set whenever the sender should look again
         self._ahead = CreditWindow(CODEC_WINDOW_FRAMES)  # frames that were fed and not read for the first time
         self._credited = 0
-        # Of the stream that runs now. All streams begin with frame 0; audio that was read before is discarded there.
+        self._history: int | None = None  # frames that a frame's audio depends on; None: all before it
+        # Of the stream that runs now. It begins with frame _first; audio that was read before is discarded there.
         self._call: StageCall | None = None
         self._replica: Replica | None = None
         self._sender: asyncio.Task[None] | None = None
         self._window = CreditWindow(CODEC_WINDOW_FRAMES)
         self._unsent: deque[Sequence[common_pb2.Frame]] = deque()
+        self._first = 0
         self._discarded = 0  # its first frames, whose audio does not come
-        self._decoded = 0  # samples that came of it, the discarded ones included
+        self._decoded = 0  # samples up to where it is, those of all frames before included
         self._delivered = 0  # samples that `read` has given, of whichever stream
         self._encoding: Encoding = "f32le"
         self.samples_per_frame = 0  # known once it is open
@@ -111,11 +114,16 @@ class CodecLink:
                     raise InternalError("codec: the stream ended without finished")
         raise InternalError("codec: read before open")
 
-    async def rewind(self) -> None:
-        """Let `read` begin again with the first sample, over a new stream. Raises: CallError."""
+    async def rewind(self, sample: int) -> None:
+        """Let `read` begin again with `sample`, over a new stream. Raises: CallError."""
         await self.close()
-        self._delivered = 0
+        self._delivered = sample
         await self._open(patience_s=RESUME_PATIENCE_S)
+
+    def forget(self, sample: int) -> None:
+        """No `rewind` will go back before `sample`, which was read."""
+        if self._history is not None:
+            self._log.forget(sample // self.samples_per_frame - self._history)
 
     def cancel(self) -> None:
         """End the stream, if one runs: its slot is free."""
@@ -149,7 +157,9 @@ class CodecLink:
         def start(replica: Replica) -> StageCall:
             return replica.call("Decode", timeout=self._timeout())
 
-        discard = self._delivered // self.samples_per_frame if self._delivered else 0
+        delivered = self._delivered // self.samples_per_frame if self._delivered else 0  # frames
+        first = self._log.first if self._history is None else max(self._log.first, delivered - self._history)
+        discard = delivered - first
 
         async def admit(call: StageCall) -> codec_pb2.DecodeStarted:
             opening = codec_pb2.DecodeStart(discard_frames=discard or None)
@@ -163,10 +173,11 @@ class CodecLink:
         if started.format.encoding not in ENCODINGS or started.samples_per_frame < 1:
             raise InternalError("codec: unknown sample encoding or frame length")
         self._encoding, self.samples_per_frame = ENCODINGS[started.format.encoding], started.samples_per_frame
-        self._window, self._discarded = CreditWindow(CODEC_WINDOW_FRAMES), discard
-        self._decoded = discard * self.samples_per_frame
+        self._history = started.history_frames or None
+        self._window, self._first, self._discarded = CreditWindow(CODEC_WINDOW_FRAMES), first, discard
+        self._decoded = delivered * self.samples_per_frame
         call.is_owed, call.is_resumable = lambda: self._window.in_flight > 0, self._resumes.is_left
-        self._unsent = deque(self._log.chunks(_MAX_FRAMES))
+        self._unsent = deque(self._log.chunks(first, _MAX_FRAMES))
         self._sender = asyncio.get_running_loop().create_task(self._send(call))
 
     async def _reopen(self) -> None:

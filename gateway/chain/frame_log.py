@@ -7,16 +7,23 @@ from collections.abc import Iterable, Iterator
 
 from csm.common.v1 import common_pb2
 
+_FORGOTTEN_AT_ONCE = 256  # frames: to move the rest costs more than they take
+
 
 class FrameLog:
-    """Frames of K codes each; 4 K bytes a frame."""
+    """Frames of K codes each; 4 K bytes a frame.
+
+    first: the frame that it begins with, after those that were forgotten.
+    """
 
     def __init__(self) -> None:
         self._codes = array("I")
         self._codebooks = 0
         self._frames = 0
+        self.first = 0
 
     def __len__(self) -> int:
+        """Frames appended so far, the forgotten ones included."""
         return self._frames
 
     def extend(self, frames: Iterable[common_pb2.Frame]) -> None:
@@ -26,13 +33,22 @@ class FrameLog:
             self._codes.extend(frame.codes)
             self._frames += 1
 
+    def forget(self, before: int) -> None:
+        """Frames before `before` are not asked for again."""
+        if (count := min(before, self._frames) - self.first) >= _FORGOTTEN_AT_ONCE:
+            del self._codes[: count * self._codebooks]
+            self.first += count
+
     def frames(self, start: int = 0, stop: int | None = None) -> list[common_pb2.Frame]:
-        """Frames `start` to `stop`, as messages."""
+        """Frames `start` to `stop`, as messages. Raises: ValueError when some of them are forgotten."""
+        if start < self.first:
+            raise ValueError(f"frames before {self.first} are forgotten, asked for {start}")
         stop = self._frames if stop is None else min(stop, self._frames)
         k = self._codebooks
-        return [common_pb2.Frame(codes=self._codes[n * k : (n + 1) * k]) for n in range(start, stop)]
+        places = range(start - self.first, stop - self.first)
+        return [common_pb2.Frame(codes=self._codes[n * k : (n + 1) * k]) for n in places]
 
-    def chunks(self, size: int) -> Iterator[list[common_pb2.Frame]]:
-        """All frames, at most `size` together."""
-        for start in range(0, self._frames, size):
-            yield self.frames(start, start + size)
+    def chunks(self, start: int, size: int) -> Iterator[list[common_pb2.Frame]]:
+        """All frames from `start` on, at most `size` together."""
+        for begin in range(start, self._frames, size):
+            yield self.frames(begin, begin + size)

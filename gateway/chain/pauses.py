@@ -19,11 +19,12 @@ class PausedAudio:
         self._codec = codec
         self._pauses: list[tuple[int, int]] = []  # samples of speech before it, its length
         self._added = asyncio.Event()
-        self._begin()
+        self._begin(0)
 
-    def _begin(self) -> None:
-        self._position = 0  # samples of speech that `read` has given
-        self._next_pause = 0
+    def _begin(self, sample: int) -> None:
+        """Let `read` go on with `sample`."""
+        # Samples of speech that `read` has given, and of the next pause.
+        self._position, self._next_pause, self._given = self._place(sample)
         self._rest: np.ndarray | None = None
         self._reading: asyncio.Task[np.ndarray | None] | None = None
         self._ended = False
@@ -53,8 +54,8 @@ class PausedAudio:
             if self._next_pause < len(self._pauses):
                 begin, length = self._pauses[self._next_pause]
                 if begin == self._position:
-                    self._next_pause += 1
-                    return np.zeros(length, np.float32)
+                    self._next_pause, given, self._given = self._next_pause + 1, self._given, 0
+                    return np.zeros(length - given, np.float32)
             if self._ended:
                 return None
             samples = await self._speech_samples()
@@ -87,11 +88,26 @@ class PausedAudio:
         self._ended = samples is None
         return samples
 
-    async def rewind(self) -> None:
-        """Begin again with the first sample. Raises: CallError."""
+    async def rewind(self, sample: int) -> None:
+        """Begin again with `sample`, pauses counted. Raises: CallError."""
         await self.close()
-        self._begin()
-        await self._codec.rewind()
+        self._begin(sample)
+        await self._codec.rewind(self._position)
+
+    def forget(self, sample: int) -> None:
+        """No `rewind` will go back before `sample`."""
+        speech, _, _ = self._place(sample)
+        self._codec.forget(speech)
+
+    def _place(self, sample: int) -> tuple[int, int, int]:
+        """Where `sample` is: samples of speech before it, whole pauses before it, and samples of the pause it lies in."""
+        for number, (begin, length) in enumerate(self._pauses):
+            if sample < begin:
+                return sample, number, 0
+            if sample - begin < length:
+                return begin, number, sample - begin
+            sample -= length
+        return sample, len(self._pauses), 0
 
     def cancel(self) -> None:
         """Stop what still reads."""

@@ -1,9 +1,10 @@
 """When a stage dies under a request: how the request goes on, and how often it may.
 
 A stream that ends with UNAVAILABLE is opened again on another replica, and what it lost is made again: the backbone
-gets the frames that it has generated already, codec and watermark start again from frame 0. All stages are
-deterministic, so the output is the same; what the listener has is dropped, by position. All stages of a request share
-one budget.
+gets the frames that it has generated already, the watermark goes on from its last checkpoint, and the codec decodes
+again as many frames as the audio depends on. So a replay is as short in the last minute of an hour as in the second
+one. All stages are deterministic, so the output is the same; what the listener has is dropped, by position. All stages
+of a request share one budget.
 """
 
 from __future__ import annotations

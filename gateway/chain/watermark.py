@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 
 import numpy as np
 from csm.common.v1 import common_pb2
@@ -17,7 +17,7 @@ from gateway.replica import Replica
 from gateway.stage_calls import StageCall
 from gateway.stages import Stages
 from services.runtime.audio import from_bytes, to_bytes
-from services.runtime.errors import CallError, InternalError
+from services.runtime.errors import CallError, InternalError, UnavailableError
 
 Tap = Callable[[np.ndarray, int], None]
 
@@ -27,8 +27,8 @@ WATERMARK_WINDOW_FRAMES = 128  # in flight at most, on top of the look-ahead, wh
 class WatermarkLink:
     """Reads the codec's link in a task of its own.
 
-    A stream that dies is marked again from the first sample: its samples are decoded again, since keeping them would
-    take 96 kB for each second of every stream.
+    A stream that dies is marked again from the last checkpoint that the watermark gave, or else from the first sample.
+    Its samples are decoded again, since keeping them would take 96 kB for each second of every stream.
     """
 
     def __init__(
@@ -53,15 +53,18 @@ class WatermarkLink:
             sample_rate_hz=stages.identity.sample_rate_hz,
             channels=1,
         )
-        # Of the stream that runs now. All streams begin with sample 0; samples that were read before are discarded there.
+        self._checkpoint: watermark_pb2.EmbedCheckpoint | None = None  # from which all that was not read can be marked
+        self._later: watermark_pb2.EmbedCheckpoint | None = None  # the same once more has been read
+        # Of the stream that runs now. Samples that were read before are discarded there.
         self._call: StageCall | None = None
         self._replica: Replica | None = None
         self._sender: asyncio.Task[None] | None = None
         self._source_error: Exception | None = None  # why the codec's link gave no more
         self._sent_all = False
         self._window = CreditWindow(0)
-        self._discarded = 0  # its first samples, which do not come
-        self._marked = 0  # samples that came of it, the discarded ones included
+        self._first = 0  # sample that it begins with
+        self._discarded = 0  # samples before this one do not come
+        self._marked = 0  # samples up to where it is, those of all audio before included
         self._delivered = 0  # samples that `read` has given, of whichever stream
         self._tapped = 0  # samples that the tap was given
 
@@ -87,6 +90,9 @@ class WatermarkLink:
             match response and response.WhichOneof("event"):
                 case "audio":
                     samples = from_bytes(response.audio.data, "f32le")
+                    if response.audio.HasField("checkpoint") and self._later is None:
+                        self._later = watermark_pb2.EmbedCheckpoint()  # a copy, without the audio
+                        self._later.CopyFrom(response.audio.checkpoint)
                     if len(new := self._count(samples)):
                         return new
                 case "finished":
@@ -121,20 +127,27 @@ class WatermarkLink:
         self._window.release(len(samples))
         new = samples[max(0, self._delivered - begin) :]
         self._delivered = max(self._delivered, self._marked)
+        if self._later is not None and self._later.first_marked_sample <= self._delivered:
+            self._checkpoint, self._later = self._later, None
+            self._codec.forget(self._checkpoint.first_sample)
         return new
 
     async def _open(self, avoid: Collection[Replica] = (), patience_s: float = 0.0) -> None:
         def start(replica: Replica) -> StageCall:
             return replica.call("Embed", timeout=self._timeout())
 
-        discard = self._delivered
+        checkpoint, discard = self._checkpoint, self._delivered
+        first = 0 if checkpoint is None else checkpoint.first_sample
 
         async def admit(call: StageCall) -> watermark_pb2.EmbedStarted:
-            opening = watermark_pb2.EmbedStart(format=self._pcm, discard_samples=discard or None)
+            opening = watermark_pb2.EmbedStart(format=self._pcm, discard_samples=discard or None, checkpoint=checkpoint)
             if discard:  # a replay
                 opening.buffered_duration.FromNanoseconds(int(self._buffered_s() * 1e9))
             await call.write(watermark_pb2.EmbedRequest(start=opening))
-            return await call.first("started")
+            started: watermark_pb2.EmbedStarted = await call.first("started")
+            if started.first_sample != first:
+                raise UnavailableError("watermark: this replica knows no checkpoints")
+            return started
 
         self._replica, self._call, started = await self._replicas.stream(
             start, admit, avoid=avoid, patience_s=patience_s
@@ -145,19 +158,19 @@ class WatermarkLink:
         self._on_key(started.key_id)
         enough = started.lookahead_samples + self._pcm.sample_rate_hz // 2
         self._call.is_owed, self._call.is_resumable = lambda: self._window.in_flight > enough, self._resumes.is_left
-        self._marked = self._discarded = discard
+        self._first, self._marked, self._discarded = first, discard, discard
         self._sent_all = False
 
     async def _reopen(self) -> None:
         failed = self._replica
         await self.close()  # the sender too: then nothing reads the codec's link
         await self._open({failed} if failed is not None else (), RESUME_PATIENCE_S)
-        await self._codec.rewind()
+        await self._codec.rewind(self._first)
         self.start()
 
     async def _send(self, call: StageCall) -> None:
         self._window = CreditWindow(self._lookahead + WATERMARK_WINDOW_FRAMES * self._codec.samples_per_frame)
-        sent = 0
+        sent = self._first
         try:
             while (samples := await self._codec.read()) is not None:
                 discarded = min(len(samples), max(0, self._discarded - sent))
@@ -167,13 +180,20 @@ class WatermarkLink:
                     self._tap(samples[begin - sent :], begin)
                     self._tapped = sent
                 await self._window.acquire(len(samples) - discarded)
-                try:
-                    data = to_bytes(samples, "f32le")
-                    await call.write(watermark_pb2.EmbedRequest(audio={"data": data}))  # type: ignore[arg-type]
-                except CallError:
-                    return  # the reader of the call learns it too
+                data = to_bytes(samples, "f32le")
+                if not await _sent(call.write(watermark_pb2.EmbedRequest(audio={"data": data}))):  # type: ignore[arg-type]
+                    return
             self._sent_all = True
-            await call.done_writing()
+            await _sent(call.done_writing())
         except Exception as error:
             self._source_error = error
             call.abandon(f"{error}")
+
+
+async def _sent(sending: Awaitable[None]) -> bool:
+    """Whether it succeeds; otherwise the reader of the call learns why, too."""
+    try:
+        await sending
+    except CallError:
+        return False
+    return True

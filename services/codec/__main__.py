@@ -46,7 +46,7 @@ async def open_stage(settings: CodecSettings) -> AsyncIterator[Stage]:
     )
     worker.start()
     try:
-        servicer = CodecServicer(bundle, worker, settings.slots)
+        servicer = CodecServicer(bundle, worker, settings.slots, decoder.history_frames)
         yield Stage(
             service="csm.codec.v1.CodecService",
             register=lambda server: codec_pb2_grpc.add_CodecServiceServicer_to_server(servicer, server),

@@ -59,6 +59,11 @@ class SlotDecoder:
                 frames=[1 << bit for bit in range(max_chunk_frames.bit_length())],
             )
 
+    @property
+    def history_frames(self) -> int:
+        """Frames before a frame that its audio depends on."""
+        return self._network.history_frames
+
     def warm_up(self) -> None:
         """Prepare everything that the first stream would otherwise wait for."""
         if self._graphs is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, TypeVar
 
 import torch
@@ -89,6 +90,19 @@ class DecoderNetwork:
         self._pool = torch.zeros(slots, self._width, device=self._device)
         self._offsets = torch.zeros(slots, dtype=torch.long, device=self._device)  # transformer steps so far
 
+    @property
+    def history_frames(self) -> int:
+        """Frames before a frame that its audio depends on."""
+        step = Fraction(1, self._steps_a_frame)  # in frames
+        history = (
+            self._steps_history.steps + len(self._layers) * self._context * step + self._first_history.steps * step
+        )
+        for stage in self._stages:
+            history += stage.upsample_history.steps * step
+            step /= stage.upsample.repeat
+            history += stage.wide_history.steps * step
+        return math.ceil(history + self._last_history.steps * step)
+
     def reset(self, slot: int) -> None:
         """Prepare `slot` for a new stream."""
         self._pool[slot] = 0
@@ -127,8 +141,9 @@ class DecoderNetwork:
         operations = self._operations
         offsets = self._offsets[rows]
         steps = offsets[:, None] + torch.arange(x.shape[1], device=x.device)
-        angles = steps[..., None].float() * self._frequencies
-        cos, sin = angles.cos(), angles.sin()  # [N, steps, D / 2]
+        # In float64: in float32 the rounding grows with the stream, and a stream that is resumed in its middle differs.
+        angles = steps[..., None].double() * self._frequencies
+        cos, sin = angles.cos().float(), angles.sin().float()  # [N, steps, D / 2]
         for layer in self._layers:
             qkv = operations.product(_normed(layer.norm1, x), layer.qkv)
             q = operations.rope_write(qkv, cos, sin, rows, offsets, layer.keys, layer.values)
@@ -231,7 +246,7 @@ class DecoderNetwork:
                 self._layer((module.linear2.weight.T * scales[1]).T),
             ))  # fmt: skip
         half = torch.arange(dim // 2, device=self._device, dtype=torch.float32)
-        self._frequencies = torch.exp(half * (-math.log(transformer.max_period) * 2 / dim))
+        self._frequencies = torch.exp(half * (-math.log(transformer.max_period) * 2 / dim)).double()
 
     def _read_decoder(self, mimi: Any) -> None:
         modules = list(mimi.decoder.model)

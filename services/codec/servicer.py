@@ -30,8 +30,9 @@ _DECODE = {"stage": "codec", "rpc.method": "csm.codec.v1.CodecService/Decode"}
 class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
     """Each Decode call is one stream of the worker."""
 
-    def __init__(self, bundle: Bundle, worker: DecodeWorker, slots: int):
-        self._bundle, self._worker = bundle, worker
+    def __init__(self, bundle: Bundle, worker: DecodeWorker, slots: int, history_frames: int):
+        """history_frames: frames before a frame that its audio depends on."""
+        self._bundle, self._worker, self._history_frames = bundle, worker, history_frames
         self._slots = Admission("codec slots", slots)
         self._pending = PendingStreams("codec streams", 2 * slots + 64)
         instruments.observe(worker, "csm.codec.slots.active", lambda worker: worker.active)
@@ -51,7 +52,11 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
             stream, feeder = self._open(discard_frames, buffered_s), None
             try:
                 yield codec_pb2.DecodeResponse(
-                    started=codec_pb2.DecodeStarted(format=self._format(), samples_per_frame=self._samples_per_frame)
+                    started=codec_pb2.DecodeStarted(
+                        format=self._format(),
+                        samples_per_frame=self._samples_per_frame,
+                        history_frames=self._history_frames,
+                    )
                 )
                 playback = PlaybackDeadline(time.monotonic() + buffered_s)
                 limit_idle(request_iterator, playback.deadline_s)

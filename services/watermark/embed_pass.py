@@ -108,7 +108,8 @@ class EmbedPass:
         control: [fields of PassControl, B]. samples: new samples [B, n], of which available - consumed count.
         mixed: whether streams may bring fewer than `columns` columns.
         interior: no column, nor any that the nets lag behind, lies before or after its stream.
-        Returns: [B, m + 1]: marked samples, of which emit_count count, and then 1 if those are finite, or 0.
+        Returns: [B, m + 3]: marked samples, of which emit_count count, 1 if those are finite, or 0, and the sum of the
+        power over all columns so far, a float64 in the place of two numbers.
         """
         shape, framing, state = self._shape, self._framing, self._state
         c = PassControl[Tensor](*control.unbind(0))
@@ -135,7 +136,8 @@ class EmbedPass:
         power_before = state.read(self._power_sum, rows)
         level = self._level.step(power, power_before, c.first_column, self._columns_per_second)
         own = power if counts is None else power.masked_fill(offsets >= counts[:, None], 0)
-        state.write(self._power_sum, rows, power_before + own.double().sum(dim=1))
+        power_sum = power_before + own.double().sum(dim=1)
+        state.write(self._power_sum, rows, power_sum)
         gain = torch.sqrt(TRAINING_POWER / level)  # brings the stream to the training level
         if shape.frame_level_normalization:
             carrier_rms = torch.sqrt(energy)
@@ -163,7 +165,15 @@ class EmbedPass:
             wave.masked_fill_(outside[..., None], 0)
         wave_counts = None if counts is None else counts * framing.hop
         wave = state.append_history(self._mark_history, rows, wave.flatten(1), wave_counts)
-        return self._add_mark(c, self._outward(self._output_window(wave, c.output_offset, columns)), columns)
+        marked = self._add_mark(c, self._outward(self._output_window(wave, c.output_offset, columns)), columns)
+        return torch.cat([marked, power_sum[:, None].view(torch.float32)], dim=1)
+
+    def restore(self, slot: int, first_sample: int, samples: Tensor, power_sum: float) -> None:
+        """The state of a stream that begins at a checkpoint: its first samples [n], and the power of earlier columns."""
+        cells = (first_sample + torch.arange(len(samples))) % self._ring_size
+        ring = self._state.tensor(self._ring)
+        ring[slot, cells.to(ring.device)] = samples.to(ring.device)
+        self._state.tensor(self._power_sum)[slot] = power_sum
 
     # The sample ring.
 
@@ -185,7 +195,7 @@ class EmbedPass:
         return samples.masked_fill_((position < 0) | (position >= c.available[:, None]), 0)
 
     def _add_mark(self, c: PassControl[Tensor], marks: Tensor, columns: int) -> Tensor:
-        """marks: [B, blocks * up] → as `run` returns it."""
+        """marks: [B, blocks * up] → [B, m + 1]: marked samples, and whether they are finite."""
         index = self._state.arange(self._field.max_marked_samples(columns))
         marks = marks.gather(1, c.output_index[:, None] + index)
         finite = (marks.isfinite() | (index >= c.emit_count[:, None])).all(dim=1, keepdim=True)

@@ -42,11 +42,12 @@ from services.watermark.receptive_field import ReceptiveField
 from services.watermark.resampler import FilterBank, PolyphaseFilter
 from services.watermark.spectrum import Framing
 from services.watermark.state_pool import StatePool
-from services.watermark.stream import EmbedStream
+from services.watermark.stream import Checkpoint, EmbedStream
 from services.watermark.weights import Nets
 
 log = logging.getLogger(__name__)
 
+_MAX_COLUMNS = 1 << 32  # of a stream, which are years
 _MAX_EAGER_COLUMNS = 32  # of one stream in a pass that is not padded
 _CHUNKS_S = (0.08, 0.16, 0.32, 0.64)  # usual chunk lengths; a pass on a GPU has one of these lengths
 # Batch sizes that passes on a GPU are padded to.
@@ -58,7 +59,8 @@ class _StartedPass(NamedTuple):
 
     streams: list[EmbedStream]
     emit_counts: list[int]  # samples of each
-    marked: Tensor  # on the host, [streams, m + 1]
+    columns: list[int]  # of each, this pass's included
+    marked: Tensor  # on the host, [streams, m + 3]: see EmbedPass.run
 
 
 class Embedder:
@@ -162,6 +164,25 @@ class Embedder:
         """A new stream."""
         return EmbedStream(self)
 
+    def open_at(self, first_sample: int, first_marked_sample: int, columns: int, power_sum: float) -> EmbedStream:
+        """A stream that goes on at a checkpoint: its samples come from there on, and so do the marked ones.
+
+        Raises: ValueError when no stream of this embedder could have given that checkpoint.
+        """
+        origin = Checkpoint(first_sample, first_marked_sample, columns, power_sum)
+        sound = math.isfinite(power_sum) and 0 <= power_sum and 0 <= columns < _MAX_COLUMNS
+        if not sound or self.checkpoint(columns, power_sum) != origin:
+            raise ValueError("is none that this model's streams give")
+        return EmbedStream(self, origin, int(self.receptive_field.min_samples(columns)) - first_sample)
+
+    def checkpoint(self, columns: int, power_sum: float) -> Checkpoint | None:
+        """Where a stream can begin of which `columns` columns, with that power, are known; None near its beginning."""
+        field = self.receptive_field
+        first_sample = field.window_start(columns)
+        if columns < field.warmup_columns or first_sample < 0:
+            return None
+        return Checkpoint(first_sample, field.first_exact_sample(columns), columns, power_sum)
+
     @torch.inference_mode()
     def warm_up(self, recorder: Recorder | None = None) -> None:
         """Prepare every pass size, so that the first streams do not wait for it.
@@ -221,7 +242,7 @@ class Embedder:
 
     def _mark(self, streams: list[EmbedStream]) -> None:
         """Start every pass that is due, and wait for all of them once."""
-        new = [stream for stream in streams if stream.slot is None and stream.pending]
+        new = [stream for stream in streams if stream.slot is None and stream.pending >= stream.first_needed]
         with _in_pass(streams):
             # Nested, so that closed streams release their slots before threads that wait for slots are woken.
             with self.state.pass_slots(len(new)) as slots, on_device(self.device), _in_pass(streams):
@@ -234,6 +255,7 @@ class Embedder:
                         self._graphs.drop()
                     self.state.clear(slots)
                     StreamPosition(*self.state.positions).length[slots] = OPEN_LENGTH
+                    self._resume(new)
                     started = self._start_due([stream for stream in streams if stream.slot is not None])
                 if started and self.device.type == "cuda":
                     done = torch.cuda.Event(blocking=True)  # sleeps, so that other Python threads run
@@ -241,10 +263,26 @@ class Embedder:
                     done.synchronize()
             for each in started:
                 marked = each.marked.numpy()
-                finite = (marked[:, -1] != 0).tolist()
-                for stream, row, count, is_finite in zip(each.streams, marked, each.emit_counts, finite, strict=True):
+                finite, powers = (marked[:, -3] != 0).tolist(), np.ascontiguousarray(marked[:, -2:]).view(np.float64)
+                for stream, row, count, columns, is_finite, power in zip(
+                    each.streams, marked, each.emit_counts, each.columns, finite, powers[:, 0].tolist(), strict=True
+                ):
+                    stream.note_progress(columns, power)
                     if count:  # a copy: otherwise a slow reader keeps the memory of all streams of its pass
                         stream.append_marked(row[:count].copy(), is_finite)
+
+    def _resume(self, streams: Sequence[EmbedStream]) -> None:
+        """Put new streams that begin at a checkpoint where an undisturbed stream is after that many columns."""
+        position = StreamPosition(*self.state.positions)
+        for stream in streams:
+            if stream.slot is None or (origin := stream.origin) is None:
+                continue
+            samples = torch.empty(stream.first_needed)
+            stream.fill(samples.numpy())
+            self._pass.restore(stream.slot, origin.first_sample, samples, origin.power_sum)
+            position.next_column[stream.slot] = origin.columns
+            position.consumed[stream.slot] = origin.first_sample + len(samples)
+            position.emitted[stream.slot] = origin.first_marked_sample
 
     def _start_due(self, streams: list[EmbedStream]) -> list[_StartedPass]:
         """Start the passes for all columns that are due."""
@@ -282,7 +320,8 @@ class Embedder:
             marked = self._pass.run(
                 device_input.control, device_input.samples, columns, mixed=False, interior=interior
             ).to("cpu", non_blocking=True)
-        return _StartedPass(streams, control.emit_count.tolist(), marked)
+        done = (control.first_column + control.column_count).tolist()
+        return _StartedPass(streams, control.emit_count.tolist(), done, marked)
 
     def _run_padded(self, host: PassInput, columns: int, size: int, count: int) -> Tensor:
         """Start a pass of `size` rows; returns host memory that holds the first `count` results once it is done."""

@@ -109,7 +109,7 @@ class PassPlanner:
             consumed[now] += samples[now]
             pending[now] -= samples[now]
             due[now] -= counts[now]
-            emitted[now] = np.minimum(consumed, field.marked_samples(column))[now]
+            emitted[now] = np.maximum(emitted, np.minimum(consumed, field.marked_samples(column)))[now]
 
     def padding_row(self, slot: int, columns: int) -> IntArray:
         """Control values of a padding row in a pass of `columns` columns, [fields of PassControl]."""
@@ -139,7 +139,8 @@ class PassPlanner:
             mirror=framing.mirror(length),
             total_columns=framing.columns(length),
             emitted=emitted,
-            emit_count=np.minimum(available, field.marked_samples(column + counts)) - emitted,
+            # A stream that began at a checkpoint emits nothing before its first exact sample.
+            emit_count=np.maximum(np.minimum(available, field.marked_samples(column + counts)) - emitted, 0),
             output_offset=field.output_offset(column, emitted),
             output_index=emitted % field.outward.up,
         )

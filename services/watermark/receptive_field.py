@@ -75,6 +75,12 @@ class ReceptiveField:
         """The column's first block in the inward bank: one before what it needs, for the mirrored end."""
         return (column * self._framing.hop - self._framing.half) // self.inward.up - 1
 
+    def first_exact_sample(self, column: int) -> int:
+        """First sample of whose mark no part depends on columns before `column`."""
+        framing = self._framing
+        first = (column + self._shape.context_columns) * framing.hop + framing.half + self.outward.half
+        return self.outward.outputs(first)
+
     def window_length(self, columns: int) -> int:
         """Samples in the window of `columns` columns."""
         bank, framing = self._banks[0], self._framing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import grpc
@@ -86,13 +87,15 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         if first is None or first.WhichOneof("event") != "start":
             raise InvalidArgument("event", "the first message must be start")
         encoding = self._stream_encoding(first.start.format)
-        discard = Discard(check_discard("start.discard_samples", first.start.discard_samples))
+        discarded = check_discard("start.discard_samples", first.start.discard_samples)
         deadline = PlaybackDeadline(requested_s + buffered_seconds(first.start.buffered_duration))
         with self._streams.enter():
-            yield self._started(first.start.format.encoding)
-            limit_idle(request_iterator, deadline.deadline_s)
-            stream, received, emitted, sent, compute_s = self._embedder.open(), 0, 0, 0, 0.0
+            stream, received, emitted = self._open(first.start, discarded)
+            discard, sent, compute_s = Discard(discarded - emitted), 0, 0.0
+            next_checkpoint = emitted + self._bundle.sample_rate_hz
             try:
+                yield self._started(first.start.format.encoding, received)
+                limit_idle(request_iterator, deadline.deadline_s)
                 async with aclosing(self._pieces(request_iterator, encoding)) as pieces:
                     async for samples in pieces:
                         asked_ns = time.time_ns()
@@ -114,11 +117,16 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
                             # The delay that this stage adds besides the look-ahead.
                             _tracer.start_span("first_mark", start_time=asked_ns).end()
                         sent += len(marked)
-                        yield watermark_pb2.EmbedResponse(
-                            audio=watermark_pb2.MarkedAudio(data=to_bytes(marked, encoding))
-                        )
+                        audio = watermark_pb2.MarkedAudio(data=to_bytes(marked, encoding))
+                        if emitted >= next_checkpoint and (checkpoint := stream.checkpoint) is not None:
+                            audio.checkpoint.MergeFrom(watermark_pb2.EmbedCheckpoint(**asdict(checkpoint)))
+                            next_checkpoint = emitted + self._bundle.sample_rate_hz
+                        yield watermark_pb2.EmbedResponse(audio=audio)
             finally:
                 stream.close()
+            if received < emitted:
+                text = f"begins to mark at sample {emitted}, but only {received} came"
+                raise InvalidArgument("start.checkpoint.first_marked_sample", text)
             if emitted != received:
                 raise InternalError(f"the embedder gave {emitted} samples for {received}")
             if discard.missing:
@@ -164,10 +172,31 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
             raise InvalidArgument("start.format.channels", f"must be 1, not {form.channels}")
         return ENCODINGS[form.encoding]
 
-    def _started(self, encoding: common_pb2.AudioEncoding.ValueType) -> watermark_pb2.EmbedResponse:
+    def _open(self, opening: watermark_pb2.EmbedStart, discarded: int) -> tuple[EmbedStream, int, int]:
+        """A stream, and how many samples before its own were received and marked already. Raises: InvalidArgument."""
+        if not opening.HasField("checkpoint"):
+            return self._embedder.open(), 0, 0
+        given = opening.checkpoint
+        try:
+            stream = self._embedder.open_at(
+                given.first_sample, given.first_marked_sample, given.columns, given.power_sum
+            )
+        except ValueError as error:
+            raise InvalidArgument("start.checkpoint", str(error)) from None
+        if discarded < given.first_marked_sample:
+            text = (
+                f"must be at least the checkpoint's first_marked_sample, {given.first_marked_sample}, not {discarded}"
+            )
+            raise InvalidArgument("start.discard_samples", text)
+        return stream, given.first_sample, given.first_marked_sample
+
+    def _started(self, encoding: common_pb2.AudioEncoding.ValueType, first_sample: int) -> watermark_pb2.EmbedResponse:
         form = common_pb2.AudioFormat(encoding=encoding, sample_rate_hz=self._bundle.sample_rate_hz, channels=1)
         started = watermark_pb2.EmbedStarted(
-            format=form, lookahead_samples=self._embedder.lookahead_samples, key_id=self._key_id
+            format=form,
+            lookahead_samples=self._embedder.lookahead_samples,
+            key_id=self._key_id,
+            first_sample=first_sample,
         )
         return watermark_pb2.EmbedResponse(started=started)
 

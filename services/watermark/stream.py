@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,12 +19,27 @@ if TYPE_CHECKING:
     from services.watermark.embedder import Embedder
 
 
-class EmbedStream:
-    """Only `close` is thread-safe. Dropping the stream frees its slot."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a stream can be marked on without the audio before: see EmbedCheckpoint of the contract."""
 
-    def __init__(self, embedder: Embedder):
-        self._embedder = embedder
-        self.slot: int | None = None  # in the embedder's state pool, from the first sample on
+    first_sample: int
+    first_marked_sample: int
+    columns: int
+    power_sum: float
+
+
+class EmbedStream:
+    """Only `close` is thread-safe. Dropping the stream frees its slot.
+
+    origin: the checkpoint that it begins at. first_needed: samples that it must have to get a slot.
+    columns: that passes have computed. power_sum: over them.
+    """
+
+    def __init__(self, embedder: Embedder, origin: Checkpoint | None = None, first_needed: int = 1):
+        self._embedder, self.origin, self.first_needed = embedder, origin, first_needed
+        self.columns, self.power_sum = 0, 0.0
+        self.slot: int | None = None  # in the embedder's state pool, from its first samples on
         self.pending = 0  # samples that no pass has taken
         self.finished = False
         self._samples: deque[NDArray[np.float32]] = deque()  # the pending ones
@@ -45,6 +61,11 @@ class EmbedStream:
     def finish(self) -> NDArray[np.float32]:
         """The rest of the marked audio; ends the stream."""
         return self._advance(None)
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """After all columns so far; None where the stream's beginning is too near."""
+        return self._embedder.checkpoint(self.columns, self.power_sum)
 
     def close(self) -> None:
         """Free the slot, at once or after the pass that the stream is in. May be called in any thread."""
@@ -94,6 +115,10 @@ class EmbedStream:
             if count < len(samples):
                 self._samples.appendleft(samples[count:])
             start += count
+
+    def note_progress(self, columns: int, power_sum: float) -> None:
+        """What passes have computed so far: columns, and their power."""
+        self.columns, self.power_sum = columns, power_sum
 
     def append_marked(self, marked: NDArray[np.float32], finite: bool) -> None:
         """The next marked samples; finite: whether all of them are."""

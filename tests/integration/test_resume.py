@@ -53,9 +53,9 @@ async def open_pair(open_chain, probe):
     """Call it with stages: a chain with two replicas of each; the rest is as ever. Gives the chain and the pairs."""
     async with AsyncExitStack() as stack:
 
-        async def start(*stages, **settings):
+        async def start(*stages, replicas=2, **settings):
             probe.frames = FRAMES
-            pairs = {stage: (Replica(stage), Replica(stage)) for stage in stages}
+            pairs = {stage: tuple(Replica(stage) for _ in range(replicas)) for stage in stages}
             for pair in pairs.values():
                 for replica in pair:
                     await replica.start(stack)
@@ -174,6 +174,48 @@ async def test_a_stage_dies_after_the_last_frame_was_made(open_pair, probe):
         replica.probe.silent = set()
     await dying.server.stop(0)
     np.testing.assert_array_equal(await listener.rest(), whole())
+
+
+LONG = 900  # frames: 72 s
+
+
+@pytest.mark.parametrize("stage", ["codec", "watermark"])
+async def test_a_replay_and_what_is_kept_for_it_are_bounded(open_pair, stage):
+    """Of a long stream with pauses that dies twice."""
+    chain, pairs = await open_pair(stage, replicas=3)
+    sounds = np.repeat(np.arange(LONG, dtype=np.float32) / 1024, SAMPLES_PER_FRAME)
+    pause = SAMPLES_PER_FRAME + 7
+    expected, heard, kept, deaths = [], [], [], {LONG // 2: 0, LONG - 20: 0}
+    async with SpeechChain(chain.stages, resumes=ResumeBudget(2), timeout=lambda: 60.0, pauses=True) as speech:
+        await speech.open()
+        output = aiter(speech.output())
+
+        async def hear():
+            while sum(map(len, heard)) < sum(map(len, expected)) - LOOKAHEAD:
+                heard.append(await anext(output))
+
+        for begin in range(0, LONG, 10):
+            await speech.feed([common_pb2.Frame(codes=[n] * 8) for n in range(begin, begin + 10)])
+            expected.append(sounds[begin * SAMPLES_PER_FRAME :][: 10 * SAMPLES_PER_FRAME])
+            if begin % 50 == 0:
+                speech.pause(pause)
+                expected.append(np.zeros(pause, np.float32))
+            await hear()
+            kept.append(len(speech._codec._log) - speech._codec._log.first)
+            if begin in deaths:
+                dying = await busy_replica(pairs[stage])
+                for replica in pairs[stage]:
+                    replica.probe.taken.clear()
+                await dying.server.stop(0)
+                await speech.feed([common_pb2.Frame(codes=[LONG - 1] * 8)])
+                expected.append(np.full(SAMPLES_PER_FRAME, (LONG - 1) / 1024, np.float32))
+                await hear()
+                deaths[begin] = sum(replica.probe.taken[stage] for replica in pairs[stage])
+        speech.finish()
+        heard += [samples async for samples in output]
+    np.testing.assert_array_equal(np.concatenate(heard), np.concatenate(expected) + np.float32(MARK))
+    assert all(0 < frames < 40 for frames in deaths.values()), deaths
+    assert max(kept) < 256 + 40
 
 
 @pytest.mark.parametrize("stage", ["codec", "watermark"])

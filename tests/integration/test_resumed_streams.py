@@ -40,6 +40,19 @@ async def test_audio_after_the_discarded_frames_is_that_of_the_undisturbed_strea
     assert (finished.frames, finished.samples) == (30, (30 - discard) * SPF)
 
 
+async def test_a_decode_may_begin_with_the_history_of_its_audio(codec, mimi):
+    codes = random_codes(3, 60)
+    call = codec.Decode(decode_requests(codes[:1], 1), timeout=30)
+    history = (await call.read()).started.history_frames
+    call.cancel()
+    assert 0 < history < 40
+    parts, finished = await listen(
+        codec.Decode(decode_requests(codes[50 - history :], 8, discard_frames=history), timeout=30)
+    )
+    np.testing.assert_allclose(np.concatenate(parts), one_shot(mimi, codes)[50 * SPF :], atol=1e-5)
+    assert finished.frames == history + 10
+
+
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
@@ -78,6 +91,45 @@ async def test_marked_audio_after_the_discarded_samples_is_that_of_the_undisturb
     assert len(resumed) == len(clip) - discard == finished.samples
     np.testing.assert_allclose(resumed, undisturbed[discard:], atol=1e-6)
     assert np.abs(undisturbed - clip).max() > 1e-3
+
+
+async def test_an_embed_may_begin_at_a_checkpoint(watermark):
+    clip = speech_like(6.0, seed=4)
+    responses = [each async for each in watermark.Embed(embed_requests(clip, 1920), timeout=30)]
+    undisturbed = np.frombuffer(b"".join(each.audio.data for each in responses), "<f4")
+    checkpoints = [each.audio.checkpoint for each in responses if each.audio.HasField("checkpoint")]
+    assert 4 <= len(checkpoints) <= 6  # one a second
+    checkpoint = checkpoints[2]
+    rest, discard = clip[checkpoint.first_sample :], checkpoint.first_marked_sample + 500
+    assert len(rest) < 4 * 24_000
+    call = watermark.Embed(embed_requests(rest, 1920, checkpoint=checkpoint, discard_samples=discard), timeout=30)
+    responses = [each async for each in call]
+    assert responses[0].started.first_sample == checkpoint.first_sample
+    audio = np.frombuffer(b"".join(each.audio.data for each in responses), "<f4")
+    assert len(audio) == responses[-1].finished.samples == len(clip) - discard
+    np.testing.assert_allclose(audio, undisturbed[discard:], atol=1e-6)
+    later = [each.audio.checkpoint for each in responses if each.audio.HasField("checkpoint")]
+    assert later and later[0].first_sample > checkpoint.first_sample
+
+
+@pytest.mark.parametrize(
+    ("changes", "discard", "samples", "field"),
+    [
+        ({"first_sample": 7}, 10**6, 9000, "start.checkpoint"),
+        ({"power_sum": float("nan")}, 10**6, 9000, "start.checkpoint"),
+        ({}, 0, 9000, "start.discard_samples"),
+        ({}, 10**6, 500, "start.checkpoint.first_marked_sample"),
+        ({}, 10**6, 9000, "start.discard_samples"),
+    ],
+)
+async def test_an_embed_that_no_checkpoint_can_resume_is_refused(watermark, changes, discard, samples, field):
+    clip = speech_like(3.0, seed=4)
+    responses = [each async for each in watermark.Embed(embed_requests(clip, 1920), timeout=30)]
+    checkpoint = next(each.audio.checkpoint for each in responses if each.audio.HasField("checkpoint"))
+    for name, value in changes.items():
+        setattr(checkpoint, name, value)
+    requests = embed_requests(clip[:samples], 1920, checkpoint=checkpoint, discard_samples=discard)
+    assert field_of(await refusal(watermark.Embed(requests, timeout=30))) == field
 
 
 @pytest.mark.parametrize(

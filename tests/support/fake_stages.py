@@ -22,6 +22,8 @@ from services.runtime.errors import NOTHING_SPEAKABLE, CallError, InvalidArgumen
 
 SAMPLES_PER_FRAME = 1920
 LOOKAHEAD = 700
+HISTORY_FRAMES = 6  # that the codec's audio depends on
+CHECKPOINT_SAMPLES = 3000  # that a checkpoint of the watermark lies before, and as many behind, what it has marked
 MARK = 0.5
 
 
@@ -173,16 +175,21 @@ class FakeCodec(codec_pb2_grpc.CodecServiceServicer):
     async def Decode(self, request_iterator, context):
         with self.probe.call("codec", context):
             pcm = common_pb2.AudioFormat(encoding=common_pb2.AUDIO_ENCODING_PCM_F32LE, sample_rate_hz=24000, channels=1)
-            frames = discard = 0
+            frames = discard = unknown = 0
             async for request in request_iterator:
                 if request.HasField("start"):
                     self.probe.admit("codec")
                     discard = request.start.discard_frames
                     yield codec_pb2.DecodeResponse(
-                        started=codec_pb2.DecodeStarted(format=pcm, samples_per_frame=SAMPLES_PER_FRAME)
+                        started=codec_pb2.DecodeStarted(
+                            format=pcm, samples_per_frame=SAMPLES_PER_FRAME, history_frames=HISTORY_FRAMES
+                        )
                     )
                     continue
+                if not frames and request.frames.frames[0].codes[0]:  # begins in the middle
+                    unknown = HISTORY_FRAMES
                 values = [frame.codes[0] / 1024 for frame in request.frames.frames]
+                values[: max(0, unknown - frames)] = [-1.0] * min(len(values), max(0, unknown - frames))
                 values, count = values[max(0, discard - frames) :], len(values)
                 frames += count
                 self.probe.taken["codec"] += count
@@ -206,14 +213,20 @@ class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
     async def Embed(self, request_iterator, context):
         with self.probe.call("watermark", context):
             held = np.zeros(0, np.float32)
-            total = discard = 0
+            total = discard = missing = 0
             async for request in request_iterator:
                 if request.HasField("start"):
                     self.probe.admit("watermark")
-                    discard = request.start.discard_samples
+                    discard, checkpoint = request.start.discard_samples, request.start.checkpoint
+                    total, first = checkpoint.first_marked_sample, checkpoint.first_sample
+                    missing = total - first  # samples that only restore the state
+                    assert discard >= total
                     yield watermark_pb2.EmbedResponse(
                         started=watermark_pb2.EmbedStarted(
-                            format=request.start.format, lookahead_samples=LOOKAHEAD, key_id="new"
+                            format=request.start.format,
+                            lookahead_samples=LOOKAHEAD,
+                            key_id="new",
+                            first_sample=first,
                         )
                     )
                     continue
@@ -223,22 +236,28 @@ class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
                 if "watermark" in self.probe.silent:
                     continue
                 ready, held = held[:-LOOKAHEAD], held[-LOOKAHEAD:]
+                restored = min(missing, len(ready))
+                ready, missing = ready[restored:], missing - restored
                 new = ready[max(0, discard - total) :]
                 total += len(ready)
                 if len(new):
-                    yield self._marked(new)
+                    yield self._marked(new, total)
                     if self.probe.finish_early:
                         break
             if self.probe.finish_early:
                 held = held[:0]
-            held = held[self.probe.lose_samples :]
+            held = held[missing + self.probe.lose_samples :]
             if len(new := held[max(0, discard - total) :]):
-                yield self._marked(new)
+                yield self._marked(new, total)
             yield watermark_pb2.EmbedResponse(finished=watermark_pb2.EmbedFinished(samples=total + len(held)))
 
     @staticmethod
-    def _marked(samples):
-        return watermark_pb2.EmbedResponse(audio=watermark_pb2.MarkedAudio(data=(samples + np.float32(MARK)).tobytes()))
+    def _marked(samples, total):
+        audio = watermark_pb2.MarkedAudio(data=(samples + np.float32(MARK)).tobytes())
+        if total > CHECKPOINT_SAMPLES:
+            audio.checkpoint.first_sample = total - CHECKPOINT_SAMPLES
+            audio.checkpoint.first_marked_sample = total + CHECKPOINT_SAMPLES
+        return watermark_pb2.EmbedResponse(audio=audio)
 
     async def Detect(self, request, context):
         with self.probe.call("detector", context):

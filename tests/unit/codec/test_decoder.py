@@ -240,3 +240,31 @@ def test_the_public_shape_streams_in_kernels(monkeypatch, exact, limit):
         with torch.inference_mode():
             whole = mimi.decode(torch.from_numpy(codes.T.copy())[None].cuda())[0, 0].cpu().numpy()
         np.testing.assert_allclose(np.concatenate(parts) / whole.std(), whole / whole.std(), atol=limit)
+
+
+@pytest.mark.parametrize("missing", [0, 3])
+def test_a_stream_that_begins_a_history_before_a_frame_gives_its_audio(decoder, tiny_mimi, missing):
+    """And one that begins later does not, so the history is no longer than it must be by much."""
+    history = decoder.history_frames
+    codes = random_codes(5, frames=3 * history)
+    begin = 2 * history
+    decoder.reset(0)
+    parts = [decoder.decode([(0, chunk)])[0] for chunk in cut(codes[begin - history + missing :], [4])]
+    audio = np.concatenate(parts)[(history - missing) * 1920 :]
+    off = np.abs(audio - one_shot(tiny_mimi, codes)[begin * 1920 :])
+    assert off.max() < 1e-5 if not missing else off[:1920].max() > 1e-5
+
+
+@torch.inference_mode()
+def test_an_hour_into_a_stream_the_audio_is_that_of_its_beginning(tiny_mimi):
+    """The transformer's positions do not lose their precision."""
+    decoder = SlotDecoder(tiny_mimi, slots=2, max_chunk_frames=8)
+    history = decoder.history_frames
+    codes = random_codes(6, frames=2 * history)
+    heard = []
+    for slot, steps in ((0, 0), (1, 90_000)):
+        decoder.reset(slot)
+        decoder._network._offsets[slot] = steps
+        audio = np.concatenate([decoder.decode([(slot, chunk)])[0] for chunk in cut(codes, [8])])
+        heard.append(audio[history * 1920 :])
+    np.testing.assert_allclose(heard[1], heard[0], atol=1e-5)

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import asdict, astuple
 
 import numpy as np
 import pytest
@@ -239,3 +240,47 @@ def test_pauses_are_left_as_they_are_and_quiet_speech_is_not(untrained):
     quiet = 0.02 * speech_like(3.0, seed=3)  # all of it: 34 dB below what speech is like
     marked = embedder.embed(quiet)
     assert np.abs(marked - quiet)[-24000:].max() > 1e-6
+
+
+@pytest.mark.parametrize("pad", [False, True], ids=["as they come", "filled up"])
+@pytest.mark.parametrize("level", [FixedLevel(), RunningLevel()], ids=["fixed", "running"])
+@pytest.mark.parametrize("nets", ["untrained", "untrained_44k"])
+def test_a_stream_that_begins_at_a_checkpoint_is_the_rest_of_the_undisturbed_one(nets, level, pad, request):
+    samples = speech_like(3.0, seed=6)[:70001]
+    embedder = Embedder(request.getfixturevalue(nets), PUBLIC_KEY, level=level, pad=pad, slots=2)
+    undisturbed, marked, checkpoints = embedder.open(), [], []
+    for start in range(0, len(samples), FRAME):
+        marked.append(undisturbed.push(samples[start : start + FRAME]))
+        checkpoint = undisturbed.checkpoint
+        assert checkpoint is None or checkpoint.first_sample >= 0
+        if checkpoint is not None and checkpoint.first_marked_sample < len(samples):
+            checkpoints.append(checkpoint)
+    whole = np.concatenate([*marked, undisturbed.finish()])
+    assert len(checkpoints) > 10
+    for number, checkpoint in enumerate([*checkpoints[:2], *checkpoints[2::5], checkpoints[-1]]):
+        cut = (1, 700, FRAME, 5000)[number % 4] if number < 3 else FRAME
+        resumed = embedder.open_at(*astuple(checkpoint))
+        rest = samples[checkpoint.first_sample :][: len(samples) if cut > 1 else 3000]
+        parts = [resumed.push(rest[start : start + cut]) for start in range(0, len(rest), cut)]
+        if cut > 1:
+            parts.append(resumed.finish())
+        audio = np.concatenate(parts)
+        expected = whole[checkpoint.first_marked_sample :][: len(audio)]
+        assert len(audio) == len(expected) and (cut == 1 or len(audio) == len(samples) - checkpoint.first_marked_sample)
+        np.testing.assert_allclose(audio, expected, atol=1e-6)
+        resumed.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"first_sample": 1}, {"first_marked_sample": 10}, {"columns": 3}, {"columns": -1}, {"columns": 1 << 40},
+        {"power_sum": float("nan")}, {"power_sum": float("inf")}, {"power_sum": -1.0},
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_no_stream_gave_is_refused(untrained, change):
+    embedder = Embedder(untrained, PUBLIC_KEY, level=RunningLevel())
+    checkpoint = asdict(embedder.checkpoint(100, 3.5))
+    embedder.open_at(**checkpoint).close()
+    with pytest.raises(ValueError, match="none that this model's streams give"):
+        embedder.open_at(**checkpoint | change)

@@ -26,7 +26,7 @@ from csm.common.v1 import common_pb2 as csm_dot_common_dot_v1_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63sm/codec/v1/codec.proto\x12\x0c\x63sm.codec.v1\x1a\x1a\x63sm/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"s\n\x0b\x44\x65\x63odeStart\x12\x1b\n\x0e\x64iscard_frames\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x34\n\x11\x62uffered_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\n\x0f_discard_frames\"4\n\x0c\x44\x65\x63odeFrames\x12$\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x14.csm.common.v1.Frame\"r\n\rDecodeRequest\x12*\n\x05start\x18\x01 \x01(\x0b\x32\x19.csm.codec.v1.DecodeStartH\x00\x12,\n\x06\x66rames\x18\x02 \x01(\x0b\x32\x1a.csm.codec.v1.DecodeFramesH\x00\x42\x07\n\x05\x65vent\"V\n\rDecodeStarted\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12\x19\n\x11samples_per_frame\x18\x02 \x01(\x05\"\x1b\n\x0b\x44\x65\x63odeAudio\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"f\n\x0e\x44\x65\x63odeFinished\x12\x0e\n\x06\x66rames\x18\x01 \x01(\x05\x12\x0f\n\x07samples\x18\x02 \x01(\x03\x12\x33\n\x10\x63ompute_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa7\x01\n\x0e\x44\x65\x63odeResponse\x12.\n\x07started\x18\x01 \x01(\x0b\x32\x1b.csm.codec.v1.DecodeStartedH\x00\x12*\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x19.csm.codec.v1.DecodeAudioH\x00\x12\x30\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1c.csm.codec.v1.DecodeFinishedH\x00\x42\x07\n\x05\x65vent\"\x15\n\x13GetModelInfoRequest\"\x9f\x01\n\x14GetModelInfoResponse\x12-\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1d.csm.common.v1.BundleIdentity\x12\x19\n\x11samples_per_frame\x18\x02 \x01(\x05\x12\x16\n\x0eslots_capacity\x18\x03 \x01(\x05\x12\x14\n\x0cslots_active\x18\x04 \x01(\x05\x12\x0f\n\x07version\x18\x05 \x01(\t2\xae\x01\n\x0c\x43odecService\x12G\n\x06\x44\x65\x63ode\x12\x1b.csm.codec.v1.DecodeRequest\x1a\x1c.csm.codec.v1.DecodeResponse(\x01\x30\x01\x12U\n\x0cGetModelInfo\x12!.csm.codec.v1.GetModelInfoRequest\x1a\".csm.codec.v1.GetModelInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63sm/codec/v1/codec.proto\x12\x0c\x63sm.codec.v1\x1a\x1a\x63sm/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"s\n\x0b\x44\x65\x63odeStart\x12\x1b\n\x0e\x64iscard_frames\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x34\n\x11\x62uffered_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\n\x0f_discard_frames\"4\n\x0c\x44\x65\x63odeFrames\x12$\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x14.csm.common.v1.Frame\"r\n\rDecodeRequest\x12*\n\x05start\x18\x01 \x01(\x0b\x32\x19.csm.codec.v1.DecodeStartH\x00\x12,\n\x06\x66rames\x18\x02 \x01(\x0b\x32\x1a.csm.codec.v1.DecodeFramesH\x00\x42\x07\n\x05\x65vent\"n\n\rDecodeStarted\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12\x19\n\x11samples_per_frame\x18\x02 \x01(\x05\x12\x16\n\x0ehistory_frames\x18\x03 \x01(\x05\"\x1b\n\x0b\x44\x65\x63odeAudio\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"f\n\x0e\x44\x65\x63odeFinished\x12\x0e\n\x06\x66rames\x18\x01 \x01(\x05\x12\x0f\n\x07samples\x18\x02 \x01(\x03\x12\x33\n\x10\x63ompute_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa7\x01\n\x0e\x44\x65\x63odeResponse\x12.\n\x07started\x18\x01 \x01(\x0b\x32\x1b.csm.codec.v1.DecodeStartedH\x00\x12*\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x19.csm.codec.v1.DecodeAudioH\x00\x12\x30\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1c.csm.codec.v1.DecodeFinishedH\x00\x42\x07\n\x05\x65vent\"\x15\n\x13GetModelInfoRequest\"\x9f\x01\n\x14GetModelInfoResponse\x12-\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1d.csm.common.v1.BundleIdentity\x12\x19\n\x11samples_per_frame\x18\x02 \x01(\x05\x12\x16\n\x0eslots_capacity\x18\x03 \x01(\x05\x12\x14\n\x0cslots_active\x18\x04 \x01(\x05\x12\x0f\n\x07version\x18\x05 \x01(\t2\xae\x01\n\x0c\x43odecService\x12G\n\x06\x44\x65\x63ode\x12\x1b.csm.codec.v1.DecodeRequest\x1a\x1c.csm.codec.v1.DecodeResponse(\x01\x30\x01\x12U\n\x0cGetModelInfo\x12!.csm.codec.v1.GetModelInfoRequest\x1a\".csm.codec.v1.GetModelInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,17 +40,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECODEREQUEST']._serialized_start=273
   _globals['_DECODEREQUEST']._serialized_end=387
   _globals['_DECODESTARTED']._serialized_start=389
-  _globals['_DECODESTARTED']._serialized_end=475
-  _globals['_DECODEAUDIO']._serialized_start=477
-  _globals['_DECODEAUDIO']._serialized_end=504
-  _globals['_DECODEFINISHED']._serialized_start=506
-  _globals['_DECODEFINISHED']._serialized_end=608
-  _globals['_DECODERESPONSE']._serialized_start=611
-  _globals['_DECODERESPONSE']._serialized_end=778
-  _globals['_GETMODELINFOREQUEST']._serialized_start=780
-  _globals['_GETMODELINFOREQUEST']._serialized_end=801
-  _globals['_GETMODELINFORESPONSE']._serialized_start=804
-  _globals['_GETMODELINFORESPONSE']._serialized_end=963
-  _globals['_CODECSERVICE']._serialized_start=966
-  _globals['_CODECSERVICE']._serialized_end=1140
+  _globals['_DECODESTARTED']._serialized_end=499
+  _globals['_DECODEAUDIO']._serialized_start=501
+  _globals['_DECODEAUDIO']._serialized_end=528
+  _globals['_DECODEFINISHED']._serialized_start=530
+  _globals['_DECODEFINISHED']._serialized_end=632
+  _globals['_DECODERESPONSE']._serialized_start=635
+  _globals['_DECODERESPONSE']._serialized_end=802
+  _globals['_GETMODELINFOREQUEST']._serialized_start=804
+  _globals['_GETMODELINFOREQUEST']._serialized_end=825
+  _globals['_GETMODELINFORESPONSE']._serialized_start=828
+  _globals['_GETMODELINFORESPONSE']._serialized_end=987
+  _globals['_CODECSERVICE']._serialized_start=990
+  _globals['_CODECSERVICE']._serialized_end=1164
 # @@protoc_insertion_point(module_scope)

@@ -24,9 +24,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class DecodeStart(_message.Message):
     """Opens the stream.
 
-    To resume an utterance on another replica, the caller sends its frames again from the first one
-    on, with discard_frames set to those whose audio it has. The audio that follows equals that of
-    the undisturbed stream.
+    To resume an utterance on another replica, the caller sends its frames again, with discard_frames
+    set to those of them whose audio it has. It need not begin with the first one: the audio that
+    follows history_frames (see DecodeStarted) equals that of the undisturbed stream.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -123,8 +123,11 @@ class DecodeStarted(_message.Message):
 
     FORMAT_FIELD_NUMBER: _builtins.int
     SAMPLES_PER_FRAME_FIELD_NUMBER: _builtins.int
+    HISTORY_FRAMES_FIELD_NUMBER: _builtins.int
     samples_per_frame: _builtins.int
     """Samples per frame."""
+    history_frames: _builtins.int
+    """Frames before a frame that its audio depends on."""
     @_builtins.property
     def format(self) -> _common_pb2.AudioFormat:
         """Layout of the audio that follows."""
@@ -134,10 +137,11 @@ class DecodeStarted(_message.Message):
         *,
         format: _common_pb2.AudioFormat | None = ...,
         samples_per_frame: _builtins.int = ...,
+        history_frames: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "samples_per_frame", b"samples_per_frame"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "history_frames", b"history_frames", "samples_per_frame", b"samples_per_frame"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,47 +26,49 @@ from csm.common.v1 import common_pb2 as csm_dot_common_dot_v1_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n csm/watermark/v1/watermark.proto\x12\x10\x63sm.watermark.v1\x1a\x1a\x63sm/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\xa0\x01\n\nEmbedStart\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12\x1c\n\x0f\x64iscard_samples\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x34\n\x11\x62uffered_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\n\x10_discard_samples\"\x1a\n\nEmbedAudio\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"u\n\x0c\x45mbedRequest\x12-\n\x05start\x18\x01 \x01(\x0b\x32\x1c.csm.watermark.v1.EmbedStartH\x00\x12-\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1c.csm.watermark.v1.EmbedAudioH\x00\x42\x07\n\x05\x65vent\"e\n\x0c\x45mbedStarted\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12\x19\n\x11lookahead_samples\x18\x02 \x01(\x05\x12\x0e\n\x06key_id\x18\x03 \x01(\t\"\x1b\n\x0bMarkedAudio\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"U\n\rEmbedFinished\x12\x0f\n\x07samples\x18\x01 \x01(\x03\x12\x33\n\x10\x63ompute_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb0\x01\n\rEmbedResponse\x12\x31\n\x07started\x18\x01 \x01(\x0b\x32\x1e.csm.watermark.v1.EmbedStartedH\x00\x12.\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1d.csm.watermark.v1.MarkedAudioH\x00\x12\x33\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1f.csm.watermark.v1.EmbedFinishedH\x00\x42\x07\n\x05\x65vent\"\x82\x01\n\rDetectRequest\x12\'\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x18.csm.common.v1.AudioClip\x12\x10\n\x03key\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12.\n\x06search\x18\x03 \x01(\x0b\x32\x1e.csm.common.v1.WatermarkSearchB\x06\n\x04_key\"\xff\x02\n\x0e\x44\x65tectResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\x12\n\nconfidence\x18\x02 \x01(\x02\x12\x11\n\tthreshold\x18\x03 \x01(\x02\x12\x18\n\x0b\x64\x65\x63oded_key\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12+\n\x08position\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10\x63ompute_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x05marks\x18\x07 \x03(\x0b\x32\x1c.csm.common.v1.WatermarkMark\x12\x30\n\x07verdict\x18\x08 \x01(\x0e\x32\x1f.csm.common.v1.WatermarkVerdict\x12+\n\x08searched\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07limited\x18\n \x01(\x08\x12\x0e\n\x06key_id\x18\x0b \x01(\tB\x0e\n\x0c_decoded_key\"\x83\x01\n\x0b\x44\x65tectStart\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12\x10\n\x03key\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12.\n\x06search\x18\x03 \x01(\x0b\x32\x1e.csm.common.v1.WatermarkSearchB\x06\n\x04_key\"\x1b\n\x0b\x44\x65tectAudio\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"~\n\x13\x44\x65tectStreamRequest\x12.\n\x05start\x18\x01 \x01(\x0b\x32\x1d.csm.watermark.v1.DetectStartH\x00\x12.\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1d.csm.watermark.v1.DetectAudioH\x00\x42\x07\n\x05\x65vent\"j\n\x0e\x44\x65tectProgress\x12+\n\x08searched\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x05marks\x18\x02 \x03(\x0b\x32\x1c.csm.common.v1.WatermarkMark\"\x0f\n\rDetectStarted\"\xbf\x01\n\x14\x44\x65tectStreamResponse\x12\x32\n\x07started\x18\x03 \x01(\x0b\x32\x1f.csm.watermark.v1.DetectStartedH\x00\x12\x34\n\x08progress\x18\x01 \x01(\x0b\x32 .csm.watermark.v1.DetectProgressH\x00\x12\x34\n\x08\x66inished\x18\x02 \x01(\x0b\x32 .csm.watermark.v1.DetectResponseH\x00\x42\x07\n\x05\x65vent\"\x15\n\x13GetModelInfoRequest\"\xba\x01\n\x14GetModelInfoResponse\x12-\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1d.csm.common.v1.BundleIdentity\x12\x19\n\x11lookahead_samples\x18\x02 \x01(\x05\x12\x36\n\x13max_detect_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07trained\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\t2\xef\x02\n\x10WatermarkService\x12L\n\x05\x45mbed\x12\x1e.csm.watermark.v1.EmbedRequest\x1a\x1f.csm.watermark.v1.EmbedResponse(\x01\x30\x01\x12K\n\x06\x44\x65tect\x12\x1f.csm.watermark.v1.DetectRequest\x1a .csm.watermark.v1.DetectResponse\x12\x61\n\x0c\x44\x65tectStream\x12%.csm.watermark.v1.DetectStreamRequest\x1a&.csm.watermark.v1.DetectStreamResponse(\x01\x30\x01\x12]\n\x0cGetModelInfo\x12%.csm.watermark.v1.GetModelInfoRequest\x1a&.csm.watermark.v1.GetModelInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n csm/watermark/v1/watermark.proto\x12\x10\x63sm.watermark.v1\x1a\x1a\x63sm/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"h\n\x0f\x45mbedCheckpoint\x12\x14\n\x0c\x66irst_sample\x18\x01 \x01(\x03\x12\x1b\n\x13\x66irst_marked_sample\x18\x02 \x01(\x03\x12\x0f\n\x07\x63olumns\x18\x03 \x01(\x03\x12\x11\n\tpower_sum\x18\x04 \x01(\x01\"\xd7\x01\n\nEmbedStart\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12\x1c\n\x0f\x64iscard_samples\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x34\n\x11\x62uffered_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\ncheckpoint\x18\x04 \x01(\x0b\x32!.csm.watermark.v1.EmbedCheckpointB\x12\n\x10_discard_samples\"\x1a\n\nEmbedAudio\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"u\n\x0c\x45mbedRequest\x12-\n\x05start\x18\x01 \x01(\x0b\x32\x1c.csm.watermark.v1.EmbedStartH\x00\x12-\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1c.csm.watermark.v1.EmbedAudioH\x00\x42\x07\n\x05\x65vent\"{\n\x0c\x45mbedStarted\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12\x19\n\x11lookahead_samples\x18\x02 \x01(\x05\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x14\n\x0c\x66irst_sample\x18\x04 \x01(\x03\"R\n\x0bMarkedAudio\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x35\n\ncheckpoint\x18\x02 \x01(\x0b\x32!.csm.watermark.v1.EmbedCheckpoint\"U\n\rEmbedFinished\x12\x0f\n\x07samples\x18\x01 \x01(\x03\x12\x33\n\x10\x63ompute_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb0\x01\n\rEmbedResponse\x12\x31\n\x07started\x18\x01 \x01(\x0b\x32\x1e.csm.watermark.v1.EmbedStartedH\x00\x12.\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1d.csm.watermark.v1.MarkedAudioH\x00\x12\x33\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1f.csm.watermark.v1.EmbedFinishedH\x00\x42\x07\n\x05\x65vent\"\x82\x01\n\rDetectRequest\x12\'\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x18.csm.common.v1.AudioClip\x12\x10\n\x03key\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12.\n\x06search\x18\x03 \x01(\x0b\x32\x1e.csm.common.v1.WatermarkSearchB\x06\n\x04_key\"\xff\x02\n\x0e\x44\x65tectResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\x12\n\nconfidence\x18\x02 \x01(\x02\x12\x11\n\tthreshold\x18\x03 \x01(\x02\x12\x18\n\x0b\x64\x65\x63oded_key\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12+\n\x08position\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10\x63ompute_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x05marks\x18\x07 \x03(\x0b\x32\x1c.csm.common.v1.WatermarkMark\x12\x30\n\x07verdict\x18\x08 \x01(\x0e\x32\x1f.csm.common.v1.WatermarkVerdict\x12+\n\x08searched\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07limited\x18\n \x01(\x08\x12\x0e\n\x06key_id\x18\x0b \x01(\tB\x0e\n\x0c_decoded_key\"\x83\x01\n\x0b\x44\x65tectStart\x12*\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1a.csm.common.v1.AudioFormat\x12\x10\n\x03key\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12.\n\x06search\x18\x03 \x01(\x0b\x32\x1e.csm.common.v1.WatermarkSearchB\x06\n\x04_key\"\x1b\n\x0b\x44\x65tectAudio\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"~\n\x13\x44\x65tectStreamRequest\x12.\n\x05start\x18\x01 \x01(\x0b\x32\x1d.csm.watermark.v1.DetectStartH\x00\x12.\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1d.csm.watermark.v1.DetectAudioH\x00\x42\x07\n\x05\x65vent\"j\n\x0e\x44\x65tectProgress\x12+\n\x08searched\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x05marks\x18\x02 \x03(\x0b\x32\x1c.csm.common.v1.WatermarkMark\"\x0f\n\rDetectStarted\"\xbf\x01\n\x14\x44\x65tectStreamResponse\x12\x32\n\x07started\x18\x03 \x01(\x0b\x32\x1f.csm.watermark.v1.DetectStartedH\x00\x12\x34\n\x08progress\x18\x01 \x01(\x0b\x32 .csm.watermark.v1.DetectProgressH\x00\x12\x34\n\x08\x66inished\x18\x02 \x01(\x0b\x32 .csm.watermark.v1.DetectResponseH\x00\x42\x07\n\x05\x65vent\"\x15\n\x13GetModelInfoRequest\"\xba\x01\n\x14GetModelInfoResponse\x12-\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1d.csm.common.v1.BundleIdentity\x12\x19\n\x11lookahead_samples\x18\x02 \x01(\x05\x12\x36\n\x13max_detect_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07trained\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\t2\xef\x02\n\x10WatermarkService\x12L\n\x05\x45mbed\x12\x1e.csm.watermark.v1.EmbedRequest\x1a\x1f.csm.watermark.v1.EmbedResponse(\x01\x30\x01\x12K\n\x06\x44\x65tect\x12\x1f.csm.watermark.v1.DetectRequest\x1a .csm.watermark.v1.DetectResponse\x12\x61\n\x0c\x44\x65tectStream\x12%.csm.watermark.v1.DetectStreamRequest\x1a&.csm.watermark.v1.DetectStreamResponse(\x01\x30\x01\x12]\n\x0cGetModelInfo\x12%.csm.watermark.v1.GetModelInfoRequest\x1a&.csm.watermark.v1.GetModelInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'csm.watermark.v1.watermark_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EMBEDSTART']._serialized_start=115
-  _globals['_EMBEDSTART']._serialized_end=275
-  _globals['_EMBEDAUDIO']._serialized_start=277
-  _globals['_EMBEDAUDIO']._serialized_end=303
-  _globals['_EMBEDREQUEST']._serialized_start=305
-  _globals['_EMBEDREQUEST']._serialized_end=422
-  _globals['_EMBEDSTARTED']._serialized_start=424
-  _globals['_EMBEDSTARTED']._serialized_end=525
-  _globals['_MARKEDAUDIO']._serialized_start=527
-  _globals['_MARKEDAUDIO']._serialized_end=554
-  _globals['_EMBEDFINISHED']._serialized_start=556
-  _globals['_EMBEDFINISHED']._serialized_end=641
-  _globals['_EMBEDRESPONSE']._serialized_start=644
-  _globals['_EMBEDRESPONSE']._serialized_end=820
-  _globals['_DETECTREQUEST']._serialized_start=823
-  _globals['_DETECTREQUEST']._serialized_end=953
-  _globals['_DETECTRESPONSE']._serialized_start=956
-  _globals['_DETECTRESPONSE']._serialized_end=1339
-  _globals['_DETECTSTART']._serialized_start=1342
-  _globals['_DETECTSTART']._serialized_end=1473
-  _globals['_DETECTAUDIO']._serialized_start=1475
-  _globals['_DETECTAUDIO']._serialized_end=1502
-  _globals['_DETECTSTREAMREQUEST']._serialized_start=1504
-  _globals['_DETECTSTREAMREQUEST']._serialized_end=1630
-  _globals['_DETECTPROGRESS']._serialized_start=1632
-  _globals['_DETECTPROGRESS']._serialized_end=1738
-  _globals['_DETECTSTARTED']._serialized_start=1740
-  _globals['_DETECTSTARTED']._serialized_end=1755
-  _globals['_DETECTSTREAMRESPONSE']._serialized_start=1758
-  _globals['_DETECTSTREAMRESPONSE']._serialized_end=1949
-  _globals['_GETMODELINFOREQUEST']._serialized_start=1951
-  _globals['_GETMODELINFOREQUEST']._serialized_end=1972
-  _globals['_GETMODELINFORESPONSE']._serialized_start=1975
-  _globals['_GETMODELINFORESPONSE']._serialized_end=2161
-  _globals['_WATERMARKSERVICE']._serialized_start=2164
-  _globals['_WATERMARKSERVICE']._serialized_end=2531
+  _globals['_EMBEDCHECKPOINT']._serialized_start=114
+  _globals['_EMBEDCHECKPOINT']._serialized_end=218
+  _globals['_EMBEDSTART']._serialized_start=221
+  _globals['_EMBEDSTART']._serialized_end=436
+  _globals['_EMBEDAUDIO']._serialized_start=438
+  _globals['_EMBEDAUDIO']._serialized_end=464
+  _globals['_EMBEDREQUEST']._serialized_start=466
+  _globals['_EMBEDREQUEST']._serialized_end=583
+  _globals['_EMBEDSTARTED']._serialized_start=585
+  _globals['_EMBEDSTARTED']._serialized_end=708
+  _globals['_MARKEDAUDIO']._serialized_start=710
+  _globals['_MARKEDAUDIO']._serialized_end=792
+  _globals['_EMBEDFINISHED']._serialized_start=794
+  _globals['_EMBEDFINISHED']._serialized_end=879
+  _globals['_EMBEDRESPONSE']._serialized_start=882
+  _globals['_EMBEDRESPONSE']._serialized_end=1058
+  _globals['_DETECTREQUEST']._serialized_start=1061
+  _globals['_DETECTREQUEST']._serialized_end=1191
+  _globals['_DETECTRESPONSE']._serialized_start=1194
+  _globals['_DETECTRESPONSE']._serialized_end=1577
+  _globals['_DETECTSTART']._serialized_start=1580
+  _globals['_DETECTSTART']._serialized_end=1711
+  _globals['_DETECTAUDIO']._serialized_start=1713
+  _globals['_DETECTAUDIO']._serialized_end=1740
+  _globals['_DETECTSTREAMREQUEST']._serialized_start=1742
+  _globals['_DETECTSTREAMREQUEST']._serialized_end=1868
+  _globals['_DETECTPROGRESS']._serialized_start=1870
+  _globals['_DETECTPROGRESS']._serialized_end=1976
+  _globals['_DETECTSTARTED']._serialized_start=1978
+  _globals['_DETECTSTARTED']._serialized_end=1993
+  _globals['_DETECTSTREAMRESPONSE']._serialized_start=1996
+  _globals['_DETECTSTREAMRESPONSE']._serialized_end=2187
+  _globals['_GETMODELINFOREQUEST']._serialized_start=2189
+  _globals['_GETMODELINFOREQUEST']._serialized_end=2210
+  _globals['_GETMODELINFORESPONSE']._serialized_start=2213
+  _globals['_GETMODELINFORESPONSE']._serialized_end=2399
+  _globals['_WATERMARKSERVICE']._serialized_start=2402
+  _globals['_WATERMARKSERVICE']._serialized_end=2769
 # @@protoc_insertion_point(module_scope)

@@ -21,12 +21,49 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class EmbedCheckpoint(_message.Message):
+    """Where a stream can be marked on without all the audio before.
+
+    Positions count from the stream's first sample.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_SAMPLE_FIELD_NUMBER: _builtins.int
+    FIRST_MARKED_SAMPLE_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    POWER_SUM_FIELD_NUMBER: _builtins.int
+    first_sample: _builtins.int
+    """First sample to send again."""
+    first_marked_sample: _builtins.int
+    """Marked samples come from here on, and equal those of the undisturbed stream."""
+    columns: _builtins.int
+    """Spectral columns before it."""
+    power_sum: _builtins.float
+    """Sum of the audio's power in these columns, which the level of the mark follows."""
+    def __init__(
+        self,
+        *,
+        first_sample: _builtins.int = ...,
+        first_marked_sample: _builtins.int = ...,
+        columns: _builtins.int = ...,
+        power_sum: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "first_marked_sample", b"first_marked_sample", "first_sample", b"first_sample", "power_sum", b"power_sum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedCheckpoint: _TypeAlias = EmbedCheckpoint  # noqa: Y015
+
+@_typing.final
 class EmbedStart(_message.Message):
     """Opens the stream.
 
-    To resume a stream on another replica, the caller sends its audio again from the first sample
-    on, with discard_samples set to the marked samples that it has. The audio that follows equals
-    that of the undisturbed stream.
+    To resume a stream on another replica, the caller sends its audio again, with discard_samples set
+    to the marked samples that it has: from the first sample on, or from a checkpoint's. The audio
+    that follows equals that of the undisturbed stream.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -34,6 +71,7 @@ class EmbedStart(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     DISCARD_SAMPLES_FIELD_NUMBER: _builtins.int
     BUFFERED_DURATION_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     discard_samples: _builtins.int
     """First marked samples that are not sent: they only restore the stream's state. They take turns
     with other streams that are due. INVALID_ARGUMENT when the stream has fewer samples. Default 0.
@@ -48,16 +86,23 @@ class EmbedStart(_message.Message):
         At most an hour. Default 0.
         """
 
+    @_builtins.property
+    def checkpoint(self) -> Global___EmbedCheckpoint:
+        """As a stream with the same audio and the same key gave it. discard_samples counts from the stream's first sample
+        with it too, and must be at least its first_marked_sample.
+        """
+
     def __init__(
         self,
         *,
         format: _common_pb2.AudioFormat | None = ...,
         discard_samples: _builtins.int | None = ...,
         buffered_duration: _duration_pb2.Duration | None = ...,
+        checkpoint: Global___EmbedCheckpoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_discard_samples", b"_discard_samples", "buffered_duration", b"buffered_duration", "discard_samples", b"discard_samples", "format", b"format"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_discard_samples", b"_discard_samples", "buffered_duration", b"buffered_duration", "checkpoint", b"checkpoint", "discard_samples", b"discard_samples", "format", b"format"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_discard_samples", b"_discard_samples", "buffered_duration", b"buffered_duration", "discard_samples", b"discard_samples", "format", b"format"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_discard_samples", b"_discard_samples", "buffered_duration", b"buffered_duration", "checkpoint", b"checkpoint", "discard_samples", b"discard_samples", "format", b"format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__discard_samples: _TypeAlias = _typing.Literal["discard_samples"]  # noqa: Y015
     _WhichOneofArgType__discard_samples: _TypeAlias = _typing.Literal["_discard_samples", b"_discard_samples"]  # noqa: Y015
@@ -128,10 +173,13 @@ class EmbedStarted(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     LOOKAHEAD_SAMPLES_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
+    FIRST_SAMPLE_FIELD_NUMBER: _builtins.int
     lookahead_samples: _builtins.int
     """Look-ahead: samples that must follow a sample before it can be marked."""
     key_id: _builtins.str
     """The key that marks the stream: its name, or an id derived from it."""
+    first_sample: _builtins.int
+    """Position of the audio's first sample: the checkpoint's, or 0."""
     @_builtins.property
     def format(self) -> _common_pb2.AudioFormat:
         """Format of the audio that follows."""
@@ -142,10 +190,11 @@ class EmbedStarted(_message.Message):
         format: _common_pb2.AudioFormat | None = ...,
         lookahead_samples: _builtins.int = ...,
         key_id: _builtins.str = ...,
+        first_sample: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "key_id", b"key_id", "lookahead_samples", b"lookahead_samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_sample", b"first_sample", "format", b"format", "key_id", b"key_id", "lookahead_samples", b"lookahead_samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -158,16 +207,22 @@ class MarkedAudio(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DATA_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """Samples in the stream's format."""
+    @_builtins.property
+    def checkpoint(self) -> Global___EmbedCheckpoint:
+        """About once a second of audio. Its first_marked_sample may lie beyond the audio sent so far."""
+
     def __init__(
         self,
         *,
         data: _builtins.bytes = ...,
+        checkpoint: Global___EmbedCheckpoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "data", b"data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
