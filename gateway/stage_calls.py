@@ -104,8 +104,15 @@ class StageCall:
         await self._send(self._call.done_writing())
 
     async def end(self) -> None:
-        """Let a stream that said `finished` end by itself: a cancel now would be its outcome. Raises: CallError."""
-        if await self.read() is not None:
+        """Let a stream that said `finished` end by itself: a cancel now would be its outcome.
+
+        A stage that goes away only now has given all. Raises: CallError for any other end but OK.
+        """
+        try:
+            message = await self.read()
+        except UnavailableError:
+            return
+        if message is not None:
             raise InternalError(f"{self.stage}: the stream went on after finished")
 
     def cancel(self) -> None:

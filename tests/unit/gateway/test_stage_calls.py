@@ -42,3 +42,18 @@ async def test_a_deadline_that_meets_a_write_is_a_deadline(attempt):
 
     async with calling(reads_nothing, 0.2) as call:
         assert (await write_until_it_fails(call)).code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL])
+async def test_a_stage_that_goes_away_after_it_has_finished_loses_nothing(code):
+    async def finishes(requests, context):
+        yield b"finished"
+        await context.abort(code, "gone")
+
+    async with calling(finishes, 30) as call:
+        assert await call.read() == b"finished"
+        if code is grpc.StatusCode.INTERNAL:
+            with pytest.raises(CallError, match="gone"):
+                await call.end()
+        else:
+            await call.end()
