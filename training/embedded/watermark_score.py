@@ -26,38 +26,24 @@ CROP = 2 * RATE_HZ
 MODEL_FILES = {"hparams": "hparams.yaml", "enc_c": "enc_c.ckpt", "dec_c": "dec_c.ckpt", "dec_m": "dec_m_0.ckpt"}
 
 
-def coded(x: np.ndarray, codec: str, form: str, rate_hz: int) -> np.ndarray:
-    """64 kb/s and back, the coder's delay cut off. Needs PyAV."""
-    import av
-
+def coded(x: np.ndarray, form: str, subtype: str, rate_hz: int, level: float, **more: str) -> np.ndarray:
+    """Through libsndfile's coder and back. level: its compression level, which sets the bit rate."""
     buffer = io.BytesIO()
-    pcm = (np.clip(soxr.resample(x, RATE_HZ, rate_hz), -1, 1) * 32767).astype(np.int16)
-    with av.open(buffer, "w", format=form) as container:
-        stream = container.add_stream(codec, rate=rate_hz)
-        stream.layout, stream.bit_rate = "mono", 64000
-        resampler = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=rate_hz)
-        step = 1 << 15
-        for at in range(0, len(pcm), step):
-            frame = av.AudioFrame.from_ndarray(pcm[None, at : at + step], format="s16", layout="mono")
-            frame.sample_rate, frame.pts = rate_hz, at
-            for each in resampler.resample(frame):
-                for packet in stream.encode(each):
-                    container.mux(packet)
-        for packet in stream.encode(None):
-            container.mux(packet)
+    loud = np.clip(soxr.resample(x, RATE_HZ, rate_hz), -1, 1)
+    soundfile.write(buffer, loud, rate_hz, format=form, subtype=subtype, compression_level=level, **more)
     buffer.seek(0)
-    with av.open(buffer) as container:
-        out = av.AudioResampler(format="flt", layout="mono", rate=rate_hz)
-        parts = [p.to_ndarray().reshape(-1) for f in container.decode(audio=0) for p in out.resample(f)]
-    return soxr.resample(np.concatenate(parts).astype(np.float32), rate_hz, RATE_HZ)
+    decoded, rate_hz = soundfile.read(buffer, dtype="float32")
+    return soxr.resample(decoded, rate_hz, RATE_HZ)
 
 
 def opus(x: np.ndarray) -> np.ndarray:
-    return coded(x, "libopus", "ogg", 48000)
+    """64 kb/s."""
+    return coded(x, "OGG", "OPUS", 48000, 0.772)
 
 
 def mp3(x: np.ndarray) -> np.ndarray:
-    return coded(x, "libmp3lame", "mp3", 24000)
+    """64 kb/s."""
+    return coded(x, "MP3", "MPEG_LAYER_III", 24000, 0.6316, bitrate_mode="CONSTANT")
 
 
 def attacks(draw: np.random.Generator) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
