@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from services.watermark.evidence import UNREACHABLE
 from services.watermark.findings import Findings, Mark
 from services.watermark.key import check_key, key_symbols
+from services.watermark.messages import group_size
 from services.watermark.reader import SymbolReader
 from services.watermark.search import Search
 from services.watermark.speeds import VIEWS, Speed, search_speeds, view_at
@@ -25,7 +26,6 @@ PIECE_S = 60.0  # searched at once; a false alarm's chance is bounded for each
 _MIN_PIECE_S = 10.0
 _PIECE_VALUES_S = 96000  # samples of all channels per second from which on pieces are shorter: memory is bounded
 _OVERLAP_MESSAGES = 6  # of neighbouring pieces, so that a mark on their border is whole in one
-_MIN_MESSAGES = 4  # audible ones; fewer say nothing for sure when no mark is found
 
 
 class Verdict(Enum):
@@ -217,7 +217,7 @@ class DetectionSession:
             verdict = Verdict.OTHER_KEY
         elif not audible:
             verdict = Verdict.SILENT
-        elif audible < _MIN_MESSAGES:
+        elif audible < group_size(self._detector.hparams):
             verdict = Verdict.TOO_SHORT
         else:
             verdict = Verdict.NOT_FOUND

@@ -6,19 +6,25 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from services.watermark.hparams import Hparams
 from services.watermark.reader import View
 
-GROUP = 4  # messages, of which a sparse reading takes one
+_GROUP_S, _MIN_GROUP, _MAX_GROUP = 1.8, 4, 8  # seconds and messages, of which a sparse reading takes one
 _LOUDER, _PAUSE = 6.0, 200.0  # ratios of power within a group
+
+
+def group_size(shape: Hparams) -> int:
+    """Messages of a group: about two seconds."""
+    return min(_MAX_GROUP, max(_MIN_GROUP, round(_GROUP_S / shape.message_seconds)))
 
 
 class Messages:
     """Message m of a view is its columns m * period and on, wherever a mark's begin. Immutable."""
 
-    def __init__(self, view: View, period: int, hop_length: int):
-        """hop_length: of the model, samples."""
-        self._view, self._period, self._hop = view, period, hop_length
-        self.count = -(-view.columns // period)
+    def __init__(self, view: View, shape: Hparams):
+        self._view, self._period, self._hop = view, shape.message_len, shape.hop_length
+        self.group = group_size(shape)
+        self.count = -(-view.columns // self._period)
         self.audible = [m for m in range(self.count) if self.is_audible(m)]
 
     def is_audible(self, message: int) -> bool:
@@ -35,8 +41,8 @@ class Messages:
         quieter: also the loudest of those that are next to much louder sound. masked: messages to leave out.
         """
         chosen = []
-        for first in range(0, self.count, GROUP):
-            group = [m for m in range(first, min(self.count, first + GROUP)) if not masked(m)]
+        for first in range(0, self.count, self.group):
+            group = [m for m in range(first, min(self.count, first + self.group)) if not masked(m)]
             if not group:
                 continue
             loudness = np.array([float(self._view.power[slice(*self._hops(m))].sum()) for m in group])
@@ -57,13 +63,13 @@ class Messages:
         return first, max(first + 1, int((message + 1) * self._period * scale))
 
 
-def runs(messages: list[int]) -> Iterator[tuple[int, int]]:
-    """Neighbouring messages as (first, last), last exclusive, GROUP * 2 at most."""
+def runs(messages: list[int], longest: int) -> Iterator[tuple[int, int]]:
+    """Neighbouring messages as (first, last), last exclusive, `longest` at most."""
     first = None
     for index, message in enumerate(messages):
         if first is None:
             first = message
         last = index == len(messages) - 1
-        if last or messages[index + 1] != message + 1 or message + 1 - first == 2 * GROUP:
+        if last or messages[index + 1] != message + 1 or message + 1 - first == longest:
             yield first, message + 1
             first = None

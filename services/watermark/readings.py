@@ -10,7 +10,7 @@ from services.watermark.reader import SymbolReader, View
 from services.watermark.votes import VoteTable, Window
 
 _EXTRA_SHARE = 0.3  # of a piece's messages that are read beside the first pass
-_EXTRA_MESSAGES = 32  # at least
+_EXTRA_MESSAGES = 8  # at least
 
 
 class Readings:
@@ -30,7 +30,7 @@ class Readings:
         self._reader, self._view, self._message = reader, view, message
         self._views, self._stopped = views, stopped
         self._period, self._symbols = shape.message_len, shape.message_dim
-        self.messages = Messages(view, shape.message_len, shape.hop_length)
+        self.messages = Messages(view, shape)
         self.tables: dict[int, VoteTable] = {}
         self.budget = max(_EXTRA_MESSAGES, int(_EXTRA_SHARE * self.messages.count))  # messages that may be read still
         self._masked_s: list[tuple[float, float]] = []
@@ -38,7 +38,7 @@ class Readings:
     def read(self, offset: int, messages: list[int]) -> None:
         """Read these messages, neighbours together. Raises: InterruptedError when stopped."""
         table = self.tables.get(offset) or self._open(offset)
-        found = list(runs(messages))
+        found = list(runs(messages, 2 * self.messages.group))
         stretches = [(first * self._period, (last - first) * self._period) for first, last in found]
         for (first, last), probabilities in zip(
             found, self._reader.read(self._view, offset, stretches, self._stopped), strict=True

@@ -16,7 +16,6 @@ import numpy as np
 from services.watermark.evidence import Fit, contradicts, fit, vote, vote_margins, z_scores
 from services.watermark.findings import Findings, Mark
 from services.watermark.key import symbols_key
-from services.watermark.messages import GROUP
 from services.watermark.reader import SymbolReader, View
 from services.watermark.readings import Readings
 from services.watermark.votes import VoteTable, Window
@@ -29,7 +28,6 @@ _MAX_REFINED = 8  # messages read at finer offsets
 _DESCRIBED = 6  # more messages that are read to tell what a clip spells that does not hold the key
 _CLEAR = 2.2  # clearness from which that is worth it: without any mark 2.1 at most, with another key's 3.3 and more
 _EDGE_Z = 3.0  # a message that agrees less is beyond the mark's end; marked speech has 5 to 10
-_MAX_MISSES = 2  # messages within a mark that agree less: a pause, or a noise
 
 
 class Search:
@@ -55,6 +53,8 @@ class Search:
         self._together = reader.device.type != "cpu"
         self._readings = Readings(reader, view, message, views=views, stopped=stopped)
         self._messages = self._readings.messages
+        self._group = self._messages.group
+        self._max_misses = self._group // 2  # messages within a mark that agree less: a pause, or a noise
         self._dense: set[tuple[int, int, int]] = set()  # offset, first and last message that are read in full
         self.findings = Findings(audible_messages=len(self._messages.audible))
 
@@ -106,7 +106,7 @@ class Search:
                 return
             offset, window = promising
             self._dense.add((offset, window.first, window.last))
-            margin = 2 if window.last - window.first < GROUP else 0
+            margin = 2 if window.last - window.first < self._group else 0
             readings.read_extra(offset, range(window.first - margin, window.last + margin))
             step = self._step
             while (best := readings.best()) is not None and not readings.is_significant(best[1]):
@@ -133,7 +133,7 @@ class Search:
         first, last = core, core + 1
         for step in (-1, 1):
             misses, at = 0, core
-            while misses <= _MAX_MISSES:
+            while misses <= self._max_misses:
                 at += step
                 if not 0 <= at < table.messages or table.is_masked[at]:
                     break
@@ -145,7 +145,7 @@ class Search:
                     continue
                 if not table.is_read[at]:
                     # Together with those that come next, which are read in any case: neighbours share their context.
-                    ahead = range(at, at + step * (_MAX_MISSES + 1), step)
+                    ahead = range(at, at + step * (self._max_misses + 1), step)
                     wanted = [m for m in ahead if m == at or not self._is_far(m, core)]
                     readings.read(offset, sorted(m for m in wanted if self._is_open(table, m)))
                 if self._z(table, at, rotation) >= _EDGE_Z:
@@ -180,7 +180,7 @@ class Search:
 
     def _is_far(self, message: int, core: int) -> bool:
         """Far from the core of a mark one message in each group is enough."""
-        return message // GROUP != core // GROUP and abs(message - core) > _MIN_TRACED
+        return message // self._group != core // self._group and abs(message - core) > _MIN_TRACED
 
     def _is_open(self, table: VoteTable, message: int) -> bool:
         """Whether it is there to be read."""
@@ -190,7 +190,7 @@ class Search:
 
     def _group_agrees(self, table: VoteTable, at: int, step: int, rotation: int) -> bool:
         """Whether the next message that is read, at most a group away, agrees."""
-        for m in range(at, at + step * GROUP * 2, step):
+        for m in range(at, at + step * self._group * 2, step):
             if not 0 <= m < table.messages or table.is_masked[m]:
                 return False
             if table.is_read[m]:
