@@ -159,9 +159,11 @@ def _listener(address: str) -> socket.socket:
     """Raises: SettingError."""
     host, _, port = address.rpartition(":")
     try:
+        if not 0 <= int(port) <= 65_535:
+            raise ValueError("a port is at most 65535")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=_BACKLOG)
-    except (OSError, OverflowError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SettingError(f"CSM_HTTP_LISTEN={address!r}: cannot listen there ({error})") from error
 
 
