@@ -68,6 +68,7 @@ def test_a_script_that_the_languages_do_not_use_is_refused(text, script, letters
 def test_other_languages_are_cleaned_and_keep_their_digits():
     german = SpokenForm(("de",))
     assert german.of("**Hallo**\u200b, es ist 5\u00a0Uhr \U0001f600") == "Hallo, es ist 5 Uhr"
+    assert german.of("10\u202f000 und 10 000 und 1,50") == "10 000 und 10 000 und 1,50"  # a comma would be a point
     russian = SpokenForm(("ru", "en"))
     assert russian.of("<b>Привет</b> world") == "Привет world"
     with pytest.raises(NotSpeakable, match="the voices speak ru"):

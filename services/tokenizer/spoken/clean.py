@@ -48,7 +48,7 @@ def clean(text: str) -> str:
     return unicodedata.normalize("NFC", "".join(out))  # composes Hangul again
 
 
-# Kept for the next stage, which joins digits that stand on both sides: 10 000.
+# Kept for the language's stage, where they part the digits of one number: 10 000.
 _GROUPING_SPACES = frozenset("\u00a0\u2009\u202f")
 
 

@@ -38,11 +38,6 @@ _LOOK_ALIKES = dict(
 _TABLE = str.maketrans({**_SIGNS, **_SMALL_CAPITALS})
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
 _RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
-_ROUND_THOUSANDS = re.compile(
-    r"(?<![\d.,])\d{1,3}(?: \d{3})* 000(?![\d.,]\d|\d| \d)|(?<=[€£$¥] )\d{1,3}(?: \d{3})+(?!\d)|(?<![\d.,])\d{1,3}(?: \d{3})+(?= ?[€£])"
-)
-_INDIAN = re.compile(r"(?<![\d.,])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,])")
-_GROUPED = re.compile(r"(?<![\d\u00a0\u2009\u202f.,])\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)")
 _MIXED_WORD = re.compile(r"\w*[A-Za-z]\w*")
 _FRACTION = re.compile(r"(\d?)\s?([¼-¾⅐-⅞↉])")
 _STARS = re.compile(r"(?<!\S)([★✭⭑]{1,5})([☆✩⭒]{0,4})(?!\S)|(?<=\d)\s?[★⭐✭](?![★⭐✭☆])")
@@ -55,14 +50,10 @@ def fold(text: str) -> str:
     if "`" in text:  # before lone ones become apostrophes
         text = re.sub(r"^[ ]{0,3}```+[^`\n]*$", "", text, flags=re.M)
         text = _CODE_QUOTE.sub(r"\2", text)
-    text = _INDIAN.sub(lambda m: f"{int(m[0].replace(',', '')):,}", text) if "," in text else text
-    text = _ROUND_THOUSANDS.sub(lambda m: m[0].replace(" ", ","), text) if "000" in text or "€" in text else text
     text = text.replace("``", '"').replace("''", '"')
     if text.isascii():
         return text.replace("`", "'") if "`" in text else text
     text = _STARS.sub(_stars, text)
-    text = _GROUPED.sub(lambda m: re.sub(r"\D", ",", m[0]), text)
-    text = re.sub("[\u00a0\u2009\u202f]", " ", text)
     text = _FRACTION.sub(_fraction, text)
     text = _PRIME.sub("'", text.translate(_TABLE))
     text = _RAISED.sub(_raised, text)

@@ -8,7 +8,7 @@ from services.tokenizer.spoken.english.abbreviations import read_abbreviations, 
 from services.tokenizer.spoken.english.addresses import read_addresses
 from services.tokenizer.spoken.english.codes import read_codes, read_sizes
 from services.tokenizer.spoken.english.dates import read_dates
-from services.tokenizer.spoken.english.decimals import read_decimals
+from services.tokenizer.spoken.english.decimals import read_decimals, read_groups
 from services.tokenizer.spoken.english.fractions import read_fractions
 from services.tokenizer.spoken.english.initials import read_initials
 from services.tokenizer.spoken.english.maths import read_approximately, read_maths, read_names
@@ -28,7 +28,7 @@ _DIGIT = re.compile(r"\d")
 
 def read_english(text: str) -> str:
     """Words and sentence punctuation for one text, which is clean, folded and without markup."""
-    text = read_names(text)
+    text = read_names(read_groups(text))
     text = read_addresses(text)
     text = read_shorthand(read_abbreviations(text))
     if _DIGIT.search(text):
