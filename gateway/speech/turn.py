@@ -29,6 +29,7 @@ from services.runtime.errors import NOTHING_SPEAKABLE, CallError, InvalidArgumen
 
 _LATE_MARGIN_S = 0.15  # before the listener has played all, silence must be on its way
 _JOIN_MARGIN_S = 1.0  # before that, a sentence is spoken as it is rather than wait for more to be joined with it
+_OPENING_SPREAD = 1.5  # how much longer a unit may take to open than the one before
 _KEEP_CHAIN_S = 5.0  # a turn whose text is late for longer gives its slots back until text comes
 _CHAIN_S = 240.0  # of audio in one chain; well below a stage's CSM_CONNECTION_GRACE_S
 
@@ -184,7 +185,10 @@ class Turn:
 
     async def _next_unit(self, chain: SpeechChain) -> str | None:
         left_s = self._audio_left_s()
-        unit = await self._text.next_unit(max(0.0, left_s - _LATE_MARGIN_S), max(0.0, left_s - _JOIN_MARGIN_S))
+        opening_s = _OPENING_SPREAD * self._units.opening_s  # a slow machine needs more
+        unit = await self._text.next_unit(
+            max(0.0, left_s - max(_LATE_MARGIN_S, opening_s)), max(0.0, left_s - max(_JOIN_MARGIN_S, 2 * opening_s))
+        )
         if unit is None and not self._text.done:
             # The watermark keeps its look-ahead until more audio comes: silence pushes the last words out.
             frame = chain.samples_per_frame

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -59,7 +60,8 @@ def unit_seed(seed: int, unit: int, attempt: int) -> int:
 class UnitSpeaker:
     """`enter` a chain, then `speak` units into it. What was said is appended to `context` as it is generated.
 
-    units: spoken so far. spoken, prompt_tokens, finish_reason: of them.
+    units: spoken so far. spoken, prompt_tokens, finish_reason: of them. opening_s: from the text of the last one to its
+    first frames.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class UnitSpeaker:
         self._silent = False
         self.is_open = False  # whether the chain of now has its slots
         self.units = 0
+        self.opening_s = 0.0
         self.spoken: list[str] = []
         self.prompt_tokens = 0
         self.finish_reason: common_pb2.FinishReason.ValueType = common_pb2.FINISH_REASON_UNSPECIFIED
@@ -171,6 +174,7 @@ class UnitSpeaker:
             self.finish_reason = common_pb2.FINISH_REASON_MAX_LENGTH
             return True
         max_frames, goes_on = self._room(unit, text)
+        began_s = time.monotonic()
         for attempt in range(1 + (0 if self._fixed_seed else self._rules.empty_retries)):
             request = self._request(text, max_frames, attempt)
             async with Generation(
@@ -185,6 +189,7 @@ class UnitSpeaker:
                 frames = await generation.read()
                 if frames is None:
                     continue
+                self.opening_s = time.monotonic() - began_s
                 self.spoken.append(text.spoken)
                 reason = await self._say(generation, frames, shown, unit, text)
                 break
