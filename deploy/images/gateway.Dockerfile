@@ -11,7 +11,7 @@ COPY deploy/images/requirements.py deploy/images/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /opt/venv \
-    && python3 deploy/images/requirements.py gateway > requirements.txt \
+    && python3 deploy/images/requirements.py gateway,http > requirements.txt \
     && /opt/venv/bin/pip install -c constraints.txt -r requirements.txt
 COPY protos/csm /opt/csm/csm
 COPY services/__init__.py /opt/csm/services/

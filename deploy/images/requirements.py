@@ -1,6 +1,6 @@
-"""What an image installs: `python3 deploy/images/requirements.py EXTRA > requirements.txt`.
+"""What an image installs: `python3 deploy/images/requirements.py EXTRA[,EXTRA] > requirements.txt`.
 
-The dependencies of csm-client and csm-serve[EXTRA], without those two themselves: an image copies their code. So a
+The dependencies of csm-client and csm-serve[EXTRA,…], without those two themselves: an image copies their code. So a
 change of code leaves the layer of dependencies alone. Needs Python's standard library alone.
 """
 
@@ -14,12 +14,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def requirements(extra: str) -> list[str]:
-    """Raises: KeyError when there is no such extra."""
+def requirements(extras: str) -> list[str]:
+    """extras: with commas between. Raises: KeyError when there is no such extra."""
     client = tomllib.loads((ROOT / "gateway/client/pyproject.toml").read_text())["project"]
     serve = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     own = client["dependencies"] + serve["dependencies"]
-    return sorted({*own, *_expanded(serve["optional-dependencies"], extra)} - {_client(own)})
+    known = serve["optional-dependencies"]
+    return sorted({*own, *(line for extra in extras.split(",") for line in _expanded(known, extra))} - {_client(own)})
 
 
 def _expanded(extras: dict[str, list[str]], extra: str) -> list[str]:

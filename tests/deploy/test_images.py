@@ -16,7 +16,7 @@ from support.manifests.rendered import DEPLOY, ROOT, SERVICES, one, pod, pods, r
 
 requirements = runpy.run_path(str(DEPLOY / "images/requirements.py"))["requirements"]
 IMAGES = (*SERVICES, "weights")
-EXTRAS = {name: name for name in SERVICES} | {"weights": "models"}
+EXTRAS = {name: name for name in SERVICES} | {"weights": "models", "gateway": "gateway,http"}
 MODULES = {name: f"services.{name}" for name in SERVICES} | {"gateway": "gateway", "weights": "models.fetch"}
 NO_DEPS = {"tokenizer": "moshi", "codec": "moshi", "watermark": "silentcipher"}
 
@@ -59,7 +59,7 @@ def test_it_is_built_in_stages_on_a_base_that_the_builder_chooses(name):
 def test_it_installs_its_own_dependencies_and_no_others(name):
     installs = re.findall(r"pip install (.+?)(?: \\)?$", dockerfile(name), re.MULTILINE)
     assert installs[0] == "-c constraints.txt -r requirements.txt"
-    assert re.findall(r"requirements\.py (\w+ > .+?)(?: \\)?$", dockerfile(name), re.MULTILINE) == [
+    assert re.findall(r"requirements\.py ([\w,]+ > .+?)(?: \\)?$", dockerfile(name), re.MULTILINE) == [
         f"{EXTRAS[name]} > requirements.txt"
     ]
     pinned = re.findall(r"grep '\^(\w+)=='", dockerfile(name))

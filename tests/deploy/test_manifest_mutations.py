@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from support.manifest_mutations.http import HTTP
 from support.manifest_mutations.network import NETWORK
 from support.manifest_mutations.pods import PODS
 from support.manifest_mutations.scaling import KEDA as KEDA_MUTATIONS
@@ -15,7 +16,11 @@ from support.manifests.overlays import DEPLOYED, DEV, FULL, KEDA
 from support.manifests.rendered import render
 
 ALL = [
-    *((FULL, name, mutate) for mutations in (PODS, NETWORK, SCALING, SETTINGS) for name, mutate in mutations.items()),
+    *(
+        (FULL, name, mutate)
+        for mutations in (PODS, NETWORK, SCALING, SETTINGS, HTTP)
+        for name, mutate in mutations.items()
+    ),
     *((KEDA, name, mutate) for name, mutate in KEDA_MUTATIONS.items()),
     *((DEV, name, mutate) for name, mutate in DEV_MUTATIONS.items()),
 ]

@@ -69,7 +69,7 @@ def test_every_component_is_in_something_deployed():
     for overlay in ("cpu-dev", "gpu", "one-card"):
         text = (DEPLOY / f"overlays/{overlay}/kustomization.yaml").read_text()
         used |= set(re.findall(r"^  - ../../components/([\w-]+)$", text, re.MULTILINE))
-    used |= {"tls", "renamed"}  # by mtls; in a test of its own
+    used |= {"tls", "renamed", "places"}  # by mtls; in a test of its own
     assert written - {"plaintext"} == used
     assert {path.name for path in (DEPLOY / "overlays").iterdir()} == {"cpu-dev", "gpu", "one-card"}
 
@@ -228,6 +228,34 @@ def test_names_with_a_prefix_and_a_suffix_are_used_wherever_they_are_meant(tmp_p
     assert tls["spec"]["targetRefs"][0]["name"] == tls["spec"]["validation"]["hostname"] == "a-csm-gateway-b"
     assert timeouts["spec"]["targetRefs"][0]["name"] == route["metadata"]["name"]
     assert scaled["spec"]["scaleTargetRef"]["name"] == "a-csm-backbone-b"
+
+
+def test_places_puts_other_names_into_every_policy(tmp_path):
+    """Namespaces and DNS labels are values of one ConfigMap; none of the usual ones is left."""
+    values = {"dnsNamespace": "dns-ns", "dnsApp": "dns-app", "monitoring": "watchers", "envoyGateway": "edge"}
+
+    def path(name: str) -> str:
+        return os.path.relpath(DEPLOY / name, (tmp_path / "inner").resolve())
+
+    def write(name: str, content: dict) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kustomization.yaml").write_text(yaml.safe_dump(content))
+
+    merged = {"name": "csm-places", "namespace": "csm", "behavior": "merge"}
+    merged |= {"literals": [f"{key}={value}" for key, value in values.items()]}
+    chosen = ("observability", "prometheus-operator", "gateway-api-tls", "http-tls")
+    components = [path(f"components/{name}") for name in chosen]
+    inner = {"resources": [path("overlays/gpu")], "components": components, "configMapGenerator": [merged]}
+    write("inner", inner)
+    write("outer", {"resources": ["../inner"], "components": [path("components/places")]})
+    kubectl = Path(sys.executable).with_name("kubectl")
+    text = subprocess.run([kubectl, "kustomize", tmp_path / "outer"], capture_output=True, text=True, check=True).stdout
+    policies = json.dumps(of_kind(list(yaml.safe_load_all(text)), "NetworkPolicy"))
+    before = json.dumps(of_kind(render("overlays/gpu", chosen), "NetworkPolicy"))
+    old = one(render("overlays/gpu"), "ConfigMap", "csm-places")["data"]
+    for key, value in values.items():
+        assert policies.count(f'"{value}"') == before.count(f'"{old[key]}"') > 0, key
+        assert f'"{old[key]}"' not in policies, key
 
 
 def test_images_have_the_tag_of_this_version():

@@ -15,14 +15,14 @@ SCALING: dict[str, Mutation] = {
         streamIdleTimeout="60s"
     ),
     "a rollout given up too early": lambda m: deployment(m, "backbone")["spec"].update(progressDeadlineSeconds=600),
-    "more backbones than codecs": lambda m: scaler(m).update(maxReplicas=8),
+    "more backbones than codecs": lambda m: scaler(m).update(maxReplicas=9),
     "Envoy's own timeout": lambda m: one(m, "BackendTrafficPolicy", "csm-speech")["spec"]["timeout"]["http"].pop(
         "requestTimeout"
     ),
     "target above the slots": lambda m: scaler(m)["metrics"][0]["pods"]["target"].update(averageValue="16"),
     "fewer slots than the target": lambda m: variable(m, "backbone", "CSM_BACKBONE_SLOTS").update(value="8"),
     "replicas beside an autoscaler": lambda m: deployment(m, "backbone")["spec"].update(replicas=2),
-    "no replica count": lambda m: deployment(m, "codec")["spec"].pop("replicas"),
+    "no replica count": lambda m: deployment(m, "tokenizer")["spec"].pop("replicas"),
     "metric that is not exported": lambda m: scaler(m)["metrics"][0]["pods"]["metric"].update(
         name="csm_backbone_active_slots"
     ),

@@ -9,8 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from grpc_reflection.v1alpha import reflection
+
+from gateway import public
+from gateway.http.app import build_app
+from gateway.http.config import HttpSettings
 from models.bundle import known_bundles, load_bundle
-from services.runtime.settings import SettingError
+from services.runtime import health
+from services.runtime.settings import SettingError, read
 from support.manifests.edges import check_edges
 from support.manifests.pods import check_cards, check_hardening, check_probes, check_rollouts
 from support.manifests.rendered import (
@@ -64,7 +70,11 @@ KINDS = {
     "BackendTrafficPolicy",
     "PodMonitor",
     "PrometheusRule",
+    "SecurityPolicy",
+    "ExternalSecret",
+    "PriorityClass",
 }
+CLUSTER_WIDE = ("PriorityClass",)
 
 
 def check_variables_are_settings(manifests: Manifests) -> None:
@@ -82,7 +92,7 @@ def check_kinds(manifests: Manifests) -> None:
     (namespace,) = of_kind(manifests, "Namespace")
     for manifest in manifests:
         assert manifest["kind"] in KINDS, f"what is a {manifest['kind']} for?"
-        if manifest is not namespace:
+        if manifest is not namespace and manifest["kind"] not in CLUSTER_WIDE:
             assert manifest["metadata"]["namespace"] == namespace["metadata"]["name"], manifest["metadata"]["name"]
 
 
@@ -107,7 +117,7 @@ def check_ports(manifests: Manifests) -> None:
     for stage in STAGES:
         assert getattr(settings_of(manifests, "gateway"), stage) == f"csm-{stage}:{grpc_port(stage)}"
     services = {manifest["metadata"]["name"]: manifest["spec"] for manifest in of_kind(manifests, "Service")}
-    assert services.keys() - {"csm-collector"} == {f"csm-{service}" for service in SERVICES}
+    assert services.keys() - {"csm-collector", "csm-http"} == {f"csm-{service}" for service in SERVICES}
     assert services.get("csm-collector", {}).keys() <= {"selector", "ports"}, "no way in from outside"
 
 
@@ -128,7 +138,9 @@ def check_selectors(manifests: Manifests) -> None:
     for monitor in of_kind(manifests, "PodMonitor"):
         found = selected(manifests, monitor["spec"]["selector"])
         wanted = (
-            [f"csm-{service}" for service in SERVICES] if monitor["metadata"]["name"] == "csm" else ["csm-collector"]
+            [f"csm-{service}" for service in (*SERVICES, "http")]
+            if monitor["metadata"]["name"] == "csm"
+            else ["csm-collector"]
         )
         assert sorted(found) == sorted(set(wanted) & {m["metadata"]["name"] for m in pods(manifests)})
         # Else Prometheus' own job and instance, the collector's, take the place of those that made the span.
@@ -174,7 +186,7 @@ def check_metrics(manifests: Manifests, exported: frozenset[str]) -> None:
     """exported: series in Prometheus, by the tables of docs/telemetry.md, which other tests hold to the code."""
     named = set()
     for manifest in of_kind(manifests, "HorizontalPodAutoscaler"):
-        named |= {metric["pods"]["metric"]["name"] for metric in manifest["spec"]["metrics"]}
+        named |= {metric["pods"]["metric"]["name"] for metric in manifest["spec"]["metrics"] if "pods" in metric}
     for manifest in of_kind(manifests, "ScaledObject"):
         for trigger in manifest["spec"]["triggers"]:
             named |= _series(trigger["metadata"]["query"])
@@ -192,20 +204,11 @@ def _series(query: str) -> set[str]:
 
 
 def check_routes(manifests: Manifests) -> None:
-    from grpc_health.v1 import health
-    from grpc_reflection.v1alpha import reflection
-
-    from gateway import public
-
+    """The route carries what a gateway serves, and nothing else."""
     for route in of_kind(manifests, "GRPCRoute"):
         (rule,) = route["spec"]["rules"]
-        assert {match["method"]["service"] for match in rule["matches"]} == {
-            public.SPEECH,
-            public.VOICE,
-            public.RIVA,
-            health.SERVICE_NAME,
-            reflection.SERVICE_NAME,
-        }
+        served = [public.SPEECH, public.VOICE, public.RIVA, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        assert [match["method"] for match in rule["matches"]] == [{"service": name} for name in served]
         (backend,) = rule["backendRefs"]
         (port,) = one(manifests, "Service", backend["name"])["spec"]["ports"]
         assert backend["port"] == port["port"]
@@ -222,6 +225,68 @@ def check_routes(manifests: Manifests) -> None:
             (volume,) = (v for v in pod(deployment(manifests, "gateway"))["volumes"] if v["name"] == "tls")
             (authority,) = validation["caCertificateRefs"]
             assert (authority["kind"], authority["name"]) == ("Secret", volume["secret"]["secretName"])
+    for policy in of_kind(manifests, "SecurityPolicy"):
+        (target,) = policy["spec"]["targetRefs"]
+        assert one(manifests, target["kind"], target["name"]) and policy["spec"]["cors"]["allowCredentials"] is False
+
+
+def check_http(manifests: Manifests) -> None:
+    """The HTTP face: its own settings, its gateway, its way out to it."""
+    if not any(manifest["metadata"]["name"] == "csm-http" for manifest in pods(manifests)):
+        return
+    face = one(manifests, "Deployment", "csm-http")
+    values = environ(manifests, face)
+    shared = {field.metadata["env"] for name in SERVICES for field in dataclasses.fields(SETTINGS[name])}
+    known = {field.metadata["env"] for field in dataclasses.fields(HttpSettings)}
+    assert not values.keys() - known - shared - OTHERS
+    settings = read(HttpSettings, {name: value for name, value in values.items() if name in known})
+    assert settings.gateway == f"csm-gateway:{grpc_port('gateway')}"
+    assert settings.timeout_s <= settings.grace_s, "a stop cuts requests"
+    encrypted = bool(settings_of(manifests, "gateway").tls_cert_file)
+    assert bool(settings.gateway_ca_file) == bool(settings.tls_cert_file) == encrypted
+    assert encrypted or "plaintext" in (settings.insecure or ""), "it would not start"
+    ports = {port["name"]: port["containerPort"] for port in container(face)["ports"]}
+    assert ports == {"http": port_of(settings.listen), "metrics": port_of(settings.metrics_listen)}
+    (port,) = one(manifests, "Service", "csm-http")["spec"]["ports"]
+    assert (port["name"], port["port"], port["targetPort"]) == (
+        *(("https", 443) if encrypted else ("http", 80)),
+        "http",
+    )
+    for name, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/health")):
+        probe = container(face)[name]["httpGet"]
+        assert probe == {"path": path, "port": "http"} | ({"scheme": "HTTPS"} if encrypted else {})
+    paths = {route.path for route in build_app(settings, None, lambda: False).routes if hasattr(route, "path")}
+    assert {"/livez", "/health"} <= paths
+    assert container(face)["image"] == container(deployment(manifests, "gateway"))["image"]
+    assert container(face)["command"] == ["python", "-m", "gateway.http"]
+    leaving_s = pod(face)["terminationGracePeriodSeconds"]
+    assert (
+        leaving_s >= container(face)["lifecycle"]["preStop"]["sleep"]["seconds"] + settings.drain_s + settings.grace_s
+    )
+
+
+def check_external_secrets(manifests: Manifests) -> None:
+    """They make the Secrets that pods mount, by the same names and keys."""
+    for manifest in of_kind(manifests, "ExternalSecret"):
+        spec = manifest["spec"]
+        assert spec["target"]["name"] == manifest["metadata"]["name"] and spec["secretStoreRef"]["name"] == "csm"
+        (entry,) = spec["data"]
+        mounted = {
+            f"{mount['mountPath']}/{entry['secretKey']}"
+            for p in pods(manifests)
+            for volume in pod(p)["volumes"]
+            if volume.get("secret", {}).get("secretName") == spec["target"]["name"]
+            for mount in container(p)["volumeMounts"]
+            if mount["name"] == volume["name"]
+        }
+        named = {value for service in SERVICES for value in environ(manifests, deployment(manifests, service)).values()}
+        keys = [
+            (e["valueFrom"]["secretKeyRef"]["name"], e["valueFrom"]["secretKeyRef"]["key"])
+            for p in pods(manifests)
+            for e in container(p).get("env", [])
+            if "secretKeyRef" in e.get("valueFrom", {})
+        ]
+        assert mounted & named or (spec["target"]["name"], entry["secretKey"]) in keys, manifest["metadata"]["name"]
 
 
 # Those that need to know nothing but the manifests.
@@ -242,6 +307,8 @@ CHECKS: tuple[Callable[..., None], ...] = (
     check_images,
     check_edges,
     check_routes,
+    check_http,
+    check_external_secrets,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from urllib.parse import urlsplit
 
 from gateway.config import GatewaySettings
 from support.manifests.rendered import (
@@ -37,6 +38,8 @@ def who(manifests: Manifests, peer: Manifest) -> list[str]:
         and INSIDE <= set(peer["ipBlock"]["except"])
     ):
         return ["hub"]
+    if peer.keys() == {"ipBlock"} and peer["ipBlock"].keys() == {"cidr"} and peer["ipBlock"]["cidr"].endswith("/32"):
+        return [peer["ipBlock"]["cidr"].removesuffix("/32")]
     system = {"namespaceSelector": {"matchLabels": {NAMESPACE: "kube-system"}}}
     if peer == system | {"podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}:
         return ["dns"]
@@ -85,12 +88,17 @@ def check_edges(manifests: Manifests) -> None:
         into |= otlp | {("monitoring", "collector", 8889, "TCP")}
         out |= otlp | {("collector", "monitoring", 4317, "TCP")}
         asks_for_names |= {*SERVICES, "collector"}
+    if has_http := "csm-http" in [m["metadata"]["name"] for m in pods(manifests)]:
+        into |= {("caller", "http", 50055, "TCP"), ("http", "gateway", grpc_port("gateway"), "TCP")}
+        out |= {("http", "gateway", grpc_port("gateway"), "TCP")}
+        asks_for_names |= {"http"}
     if of_kind(manifests, "PodMonitor"):
-        into |= {("monitoring", service, 9464, "TCP") for service in SERVICES}
+        into |= {("monitoring", service, 9464, "TCP") for service in (*SERVICES, *(["http"] if has_http else []))}
     if of_kind(manifests, "GRPCRoute"):
         into |= {("envoy-gateway-system", "gateway", grpc_port("gateway"), "TCP")}
     if environ(manifests, one(manifests, "Job", "csm-weights"))["CSM_MODEL"] == "csm-1b":
-        out |= {("weights", "hub", 443, "TCP")}
+        proxy = urlsplit(environ(manifests, one(manifests, "Job", "csm-weights")).get("HTTPS_PROXY", ""))
+        out |= {("weights", proxy.hostname, proxy.port, "TCP") if proxy.hostname else ("weights", "hub", 443, "TCP")}
         asks_for_names |= {"weights"}
     out |= {(name, *dns) for name in asks_for_names for dns in DNS}
     seen_into, seen_out = edges(manifests)

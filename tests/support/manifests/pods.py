@@ -20,6 +20,8 @@ from support.manifests.rendered import (
 
 # A stage is ready once its model is loaded: 6 GB of CSM-1B from a network's volume, or the bundled model.
 STARTUP_S = {"backbone": 600} | dict.fromkeys(("gateway", "tokenizer", "codec", "watermark"), 120)
+# The Job writes the weights, gateways the voices.
+WRITERS = {("csm-weights", "weights"), ("csm-gateway", "voices")}
 _UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
@@ -59,7 +61,7 @@ def check_rollouts(manifests: Manifests) -> None:
     """A service with a card gives it up first, the others never have fewer than they should."""
     for service in SERVICES:
         manifest = deployment(manifests, service)
-        has_card = "nvidia.com/gpu" in container(manifest)["resources"]["limits"]
+        has_card = any(name.startswith("nvidia.com/") for name in container(manifest)["resources"]["limits"])
         strategy = manifest["spec"]["strategy"]
         assert strategy["type"] == "RollingUpdate"
         wanted = {"maxUnavailable": 1, "maxSurge": 0} if has_card else {"maxUnavailable": 0, "maxSurge": 1}
@@ -73,10 +75,13 @@ def check_cards(manifests: Manifests, expected: frozenset[str]) -> None:
     nodes = {"key": "nvidia.com/gpu.present", "operator": "In", "values": ["true"]}
     for manifest in pods(manifests):
         name = manifest["metadata"]["name"].removeprefix("csm-")
-        cards = container(manifest)["resources"]["limits"].get("nvidia.com/gpu")
+        limits = container(manifest)["resources"]["limits"]
+        cards = [(what, count) for what, count in limits.items() if what.startswith("nvidia.com/")]
         tolerations, affinity = pod(manifest).get("tolerations"), pod(manifest).get("affinity")
         if name in expected:
-            assert cards == "1"
+            ((what, count),) = cards
+            # A card, a share of one by the device plugin's name for it, or a slice.
+            assert count == "1" and re.fullmatch(r"nvidia\.com/(gpu|gpu\.shared|mig-\dg\.\d+gb)", what), cards
             assert tolerations == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
             assert affinity
             required = affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
@@ -120,8 +125,10 @@ def check_hardening(manifests: Manifests) -> None:
             assert "sizeLimit" in mounted["/tmp"]["emptyDir"], f"{name} has no /tmp"
         for mount in container(manifest)["volumeMounts"]:
             scratch = "emptyDir" in volumes[mount["name"]]
-            # The Job alone may write the weights. subPath would keep a renewed Secret from being seen.
-            assert scratch or name == "csm-weights" or mount.get("readOnly") is True, f"{name} writes {mount}"
+            # subPath would keep a renewed Secret from being seen.
+            assert scratch or (name, mount["name"]) in WRITERS or mount.get("readOnly") is True, (
+                f"{name} writes {mount}"
+            )
             assert "subPath" not in mount
     namespace = one(manifests, "Namespace", "csm")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from support.manifests.pods import patience_s
+from support.manifests.pods import patience_s, quantity
 from support.manifests.rendered import SERVICES, Manifests, container, deployment, of_kind, pod, settings_of
+
+# Service → the series that it is scaled by, and the setting that says how many there may be.
+PLACES = {
+    "backbone": ("csm_backbone_slots_active", "slots"),
+    "codec": ("csm_codec_slots_active", "slots"),
+    "watermark": ("csm_watermark_streams_active", "streams"),
+    "gateway": ("csm_gateway_streams_active", "max_streams"),
+}
 
 
 def check_streams_may_end(manifests: Manifests) -> None:
@@ -45,10 +53,17 @@ def check_autoscaling(manifests: Manifests) -> None:
     slots = settings_of(manifests, "backbone").slots
     queue = settings_of(manifests, "backbone").queue
     for manifest in of_kind(manifests, "HorizontalPodAutoscaler"):
-        autoscaled.add(manifest["spec"]["scaleTargetRef"]["name"])
-        (metric,) = manifest["spec"]["metrics"]
-        assert metric["pods"]["metric"]["name"] == "csm_backbone_slots_active"
-        assert slots / 2 <= float(metric["pods"]["target"]["averageValue"]) < slots
+        name = manifest["spec"]["scaleTargetRef"]["name"]
+        autoscaled.add(name)
+        metric, *others = manifest["spec"]["metrics"]
+        series, places = PLACES[name.removeprefix("csm-")]
+        room = getattr(settings_of(manifests, name.removeprefix("csm-")), places)
+        assert metric["pods"]["metric"]["name"] == series
+        assert room / 2 <= float(metric["pods"]["target"]["averageValue"]) < room
+        # An event loop is one core at most: more than that would never be reached.
+        for other in others:
+            assert name == "csm-gateway" and other["containerResource"]["name"] == "cpu"
+            assert 0.4 < quantity(other["containerResource"]["target"]["averageValue"]) < 0.9
     for manifest in of_kind(manifests, "ScaledObject"):
         autoscaled.add(manifest["spec"]["scaleTargetRef"]["name"])
         thresholds = {trigger["name"]: trigger for trigger in manifest["spec"]["triggers"]}
@@ -67,15 +82,18 @@ def check_autoscaling(manifests: Manifests) -> None:
         assert all(trigger["metadata"]["ignoreNullValues"] == "false" for trigger in thresholds.values())
         spec = manifest["spec"]
         assert spec["minReplicaCount"] <= spec["fallback"]["replicas"] <= spec["maxReplicaCount"]
-    assert autoscaled <= {"csm-backbone"}
+    assert autoscaled <= {f"csm-{name}" for name in PLACES}
     # Every stream of the largest number of backbones finds a place in the stages behind.
-    most = [m["spec"]["maxReplicas"] for m in of_kind(manifests, "HorizontalPodAutoscaler")]
+    scaled = {m["spec"]["scaleTargetRef"]["name"]: m["spec"] for m in of_kind(manifests, "HorizontalPodAutoscaler")}
+    most = [spec["maxReplicas"] for name, spec in scaled.items() if name == "csm-backbone"]
     most += [m["spec"]["maxReplicaCount"] for m in of_kind(manifests, "ScaledObject")]
     for replicas in most:
         for service, places in (("codec", "slots"), ("watermark", "streams")):
-            behind = deployment(manifests, service)["spec"]["replicas"] * getattr(
-                settings_of(manifests, service), places
+            own = (
+                scaled.get(f"csm-{service}", {}).get("maxReplicas")
+                or deployment(manifests, service)["spec"]["replicas"]
             )
+            behind = own * getattr(settings_of(manifests, service), places)
             assert replicas * slots <= behind, f"{service} has {behind} places for {replicas * slots} streams"
     for service in SERVICES:
         fixed = "replicas" in deployment(manifests, service)["spec"]

@@ -22,7 +22,7 @@ SECRETS = {
     "csm-watermark-key": {"csm-watermark"},
     "csm-tokens": {"csm-gateway"},
     "csm-hub": {"csm-weights"},
-} | {f"csm-{name}-tls": {f"csm-{name}"} for name in SERVICES}
+} | {f"csm-{name}-tls": {f"csm-{name}"} for name in (*SERVICES, "http")}
 
 
 def owners(manifests: Manifests, secret: str) -> set[str]:
