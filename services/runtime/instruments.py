@@ -145,6 +145,7 @@ _GAUGES = {
 _COUNTERS = {
     "csm.backbone.prompt.tokens": ("{token}", "positions of all prompts admitted: text tokens and frames"),
     "csm.backbone.prompt.prefix_hit_tokens": ("{token}", "of these: found in the prefix cache"),
+    "csm.watermark.eager_passes": ("{pass}", "passes on a GPU without the graphs that were captured for them"),
 }
 # Counters that begin at 0 when their service does: one that first appears with its first count hides it from rate().
 _ZEROS = {

@@ -135,6 +135,8 @@ class Embedder:
         self._pass_lock = threading.Lock()  # padded passes share their input buffer and memory
         self._graphs = PassGraphs(self._run, self.device, self._buckets) if graphs and self._pad else None
         self._captured_reallocations = 0  # of the state pool, when passes were captured
+        self._wants_graphs = False  # from the warm-up on, where there is something that captures
+        self.eager_passes = 0  # since the warm-up, where a graph was wanted
 
     @property
     def lookahead_samples(self) -> int:
@@ -192,7 +194,8 @@ class Embedder:
         if not self._pad:
             return
         with self.state.pass_slots(), on_device(self.device), self._pass_lock:
-            if self._graphs is not None and (recorder is not None or self.device.type == "cuda"):
+            wants_graphs = self._graphs is not None and (recorder is not None or self.device.type == "cuda")
+            if self._graphs is not None and wants_graphs:
                 try:
                     self._graphs.capture(self._padding_input, recorder)
                     self._captured_reallocations = self.state.reallocations
@@ -207,6 +210,7 @@ class Embedder:
                         self._run_padded(self._padding_input(columns, streams), columns, streams, streams)
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
+            self._wants_graphs = wants_graphs
 
     def embed(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """A whole clip [n] → marked [n]."""
@@ -325,6 +329,8 @@ class Embedder:
 
     def _run_padded(self, host: PassInput, columns: int, size: int, count: int) -> Tensor:
         """Start a pass of `size` rows; returns host memory that holds the first `count` results once it is done."""
+        if self._wants_graphs and not self.captured:
+            self.eager_passes += 1
         marked = self._run(host, columns) if self._graphs is None else self._graphs.run(host, columns, size)
         output = torch.empty(count, marked.shape[1], pin_memory=self.device.type == "cuda")
         return output.copy_(marked[:count], non_blocking=True)  # the next pass may overwrite it on the device

@@ -77,6 +77,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
             time_limit_s=settings.search_time_s,
         )
         instruments.observe_admission(self._streams, "csm.watermark.streams")
+        instruments.observe(embedder, "csm.watermark.eager_passes", lambda embedder: embedder.eager_passes)
         instruments.observe_admission(detections, "csm.watermark.detections")
 
     async def Embed(
