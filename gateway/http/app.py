@@ -15,7 +15,9 @@ from starlette.routing import Route
 from gateway.http.config import HttpSettings
 from gateway.http.endpoint import Endpoint, Handler
 from gateway.http.errors import HttpError
+from gateway.http.exchange import Exchange
 from gateway.http.listings import Models, Ready, Voices, alive
+from gateway.http.open_gateway import OpenGatewayGuard
 from gateway.http.page import page_routes
 from gateway.http.speech import Speech
 from gateway.http.upstream import Upstream
@@ -28,13 +30,18 @@ _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def build_app(settings: HttpSettings, upstream: Upstream, is_draining: Callable[[], bool]) -> Starlette:
-    """The ASGI application."""
+    """The ASGI application. Raises: SettingError."""
     requests = Admission("requests", settings.max_requests)
     instruments.observe_admission(requests, "csm.http.requests")
+    guard = OpenGatewayGuard(settings, upstream)
     monitors = Admission("health checks", settings.max_requests)
 
     def route(path: str, method: str, handler: Handler) -> Route:
-        return Route(path, Endpoint(handler, path, settings, requests), methods=[method])
+        async def guarded(exchange: Exchange) -> None:
+            await guard.check()
+            await handler(exchange)
+
+        return Route(path, Endpoint(guarded, path, settings, requests), methods=[method])
 
     def health(path: str, handler: Handler) -> Route:
         return Route(path, Endpoint(handler, path, settings, monitors, is_traced=False), methods=["GET"])

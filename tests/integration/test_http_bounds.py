@@ -188,7 +188,28 @@ async def test_settings_that_cannot_be_used(settings, says):
     await server.stop()
 
 
-async def test_in_plaintext_beyond_this_machine_where_it_is_asked_for():
-    server = HttpServer(read(HttpSettings, environ={}, listen="0.0.0.0:0", insecure="plaintext"))
-    await server.start()
-    await server.stop()
+async def post(url, **headers):
+    """From this machine to a server that listens to all."""
+    async with httpx.AsyncClient(base_url=url.replace("0.0.0.0", "127.0.0.1"), trust_env=False, timeout=30) as client:
+        return await client.post(SPEECH, json=BODY, headers=headers)
+
+
+async def test_a_gateway_without_tokens_is_not_opened_to_the_world(open_chain):
+    chain = await open_chain()
+    beyond = {"listen": "0.0.0.0:0", "insecure": "plaintext"}
+    async with open_http(chain.addresses["gateway"], **beyond) as face:
+        for headers in ({}, {"authorization": "Bearer x"}):
+            refused = await post(face.url, **headers)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "open_gateway")
+    async with open_http(chain.addresses["gateway"], **{**beyond, "insecure": "plaintext,no-tokens"}) as face:
+        assert (await post(face.url)).status_code == 200
+
+
+async def test_a_gateway_with_tokens_is(open_chain, tmp_path):
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text('[ann]\ntoken = "0123456789abcdef"\n')
+    shown = "Bearer 0123456789abcdef"
+    chain = await open_chain(tokens_file=str(tokens), metadata=[("authorization", shown)])
+    async with open_http(chain.addresses["gateway"], listen="0.0.0.0:0", insecure="plaintext") as face:
+        assert (await post(face.url)).status_code == 401
+        assert (await post(face.url, authorization=shown)).status_code == 200
