@@ -132,7 +132,7 @@ def decode(data: bytes, info: WavInfo) -> np.ndarray:
     if info.tag in (ALAW, MULAW):
         samples = g711_table(info.tag)[np.frombuffer(data, np.uint8, count, info.start)]
     elif info.tag == _FLOAT:
-        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused as that
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes infinite, and is refused as that
             samples = np.frombuffer(data, f"{order}f{info.width}", count, info.start).astype(np.float32)
     elif info.width == 1:
         samples = (np.frombuffer(data, np.uint8, count, info.start).astype(np.float32) - 128) / 128

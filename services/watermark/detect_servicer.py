@@ -217,8 +217,8 @@ class _FileAudio:
         if self._wav is not None:
             return self._decode_wav(self._wav, data)
         self._data += data
-        if self._kind is None and len(self._data) >= _SNIFFED_BYTES:
-            return self._look()
+        if self._kind is None and len(self._data) >= _SNIFFED_BYTES and len(samples := self._look()):
+            return samples
         if len(self._data) > MAX_COMPRESSED_BYTES:
             limit = f"{MAX_COMPRESSED_BYTES / 1e6:.0f} MB"
             raise InvalidArgument("audio.data", f"a {self._kind} file is taken up to {limit}; a WAV has no limit")
