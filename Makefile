@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # npm trusts the authorities of Debian, as pip does.
 export NODE_EXTRA_CA_CERTS ?= /etc/ssl/certs/ca-certificates.crt
 
-.PHONY: help demo test test-slow chaos gpu-check voice-test metrics-test lint protos protos-release clean images deploy-check deploy-test
+.PHONY: help demo test test-slow chaos gpu-check voice-test clients-test metrics-test lint protos protos-release clean images deploy-check deploy-test
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -48,6 +48,16 @@ demo: $(VENV)/run.stamp
 # Two processes, a file each: half the time on two cores, and what starts once a file starts once.
 test: lint $(BIN)/promtool
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Clients of other people, whose pins are not ours, in an environment of their own.
+$(VENV)/clients.stamp: $(VENV)/test.stamp tests/integration/clients/requirements.txt
+	test -x $(VENV)/clients/bin/python || $(PYTHON) -m venv $(VENV)/clients
+	$(VENV)/clients/bin/pip install --quiet -r tests/integration/clients/requirements.txt
+	touch $@
+
+# nvidia-riva-client, Pipecat, LiveKit and openai before a gateway. FIRST_AUDIO=1 measures on an idle machine.
+clients-test: $(VENV)/clients.stamp
+	$(BIN)/python -m pytest -m clients tests/integration/clients
 
 # Full CSM-1B shapes: about 8 GB of memory and some minutes.
 test-slow: $(VENV)/test.stamp
