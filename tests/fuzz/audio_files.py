@@ -15,12 +15,12 @@ import random
 import struct
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import psutil
 import soundfile
 
-from gateway.audio import open_encoder
 from services.runtime import decoder_process
 from services.runtime.audio import MAX_CHANNELS, MAX_CLIP_RATE_HZ, AudioError
 from services.runtime.audio_file import MAX_DECODED_BYTES, read_file
@@ -30,8 +30,10 @@ _EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FF
 
 
 def corpus() -> dict[str, bytes]:
-    """Whole files of half a second, by name."""
-    t = np.arange(12_000) / 24_000
+    """Whole files of a quarter of a second, by name."""
+    from gateway.audio import open_encoder
+
+    t = np.arange(6_000) / 24_000
     mono = (0.4 * np.sin(2 * np.pi * 220 * t) * np.sin(2 * np.pi * 3 * t)).astype(np.float32)
     files = {}
     for name in ("wav", "wav_f32", "wav_mulaw", "wav_alaw", "flac", "mp3", "ogg_opus"):
@@ -115,9 +117,9 @@ class Outcome:
         return "\n".join(lines + self.wrong[:20])
 
 
-def run(files: int, seed: int = 0) -> Outcome:
+def run(files: int, seed: int = 0, originals: dict[str, bytes] | None = None) -> Outcome:
     """Read that many damaged files."""
-    random_, whole = random.Random(seed), list(corpus().items())
+    random_, whole = random.Random(seed), sorted((corpus() if originals is None else originals).items())
     outcome, process = Outcome(), psutil.Process()
     settled: int | None = None
     for number in range(files):
@@ -164,8 +166,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--corpus", type=Path, help="take the whole files from here; written when it is no folder yet")
     arguments = parser.parse_args()
-    outcome = run(arguments.files, arguments.seed)
+    originals = None
+    if arguments.corpus is not None:
+        if not arguments.corpus.is_dir():
+            arguments.corpus.mkdir(parents=True)
+            for name, data in corpus().items():
+                (arguments.corpus / name).write_bytes(data)
+        originals = {path.name: path.read_bytes() for path in arguments.corpus.iterdir()}
+    outcome = run(arguments.files, arguments.seed, originals)
     print(outcome.describe(), flush=True)
     return 1 if outcome.wrong or outcome.growth_bytes > 100 << 20 else 0
 
