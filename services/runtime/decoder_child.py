@@ -55,6 +55,8 @@ def main() -> None:
 def _reason(error: Exception) -> str:
     said = str(error).splitlines()[-1:] or [type(error).__name__]
     text = said[0].removeprefix("Error opening ").partition(": ")[2] or said[0]
+    if text.startswith("File does not exist"):  # libsndfile's words for one whose length it cannot find
+        text = "its length cannot be found."
     return f"cannot be decoded: {text}" if not text.startswith("is ") else text
 
 
