@@ -26,7 +26,7 @@ from gateway.speech.summary import fill_summary
 from gateway.speech.trace_id import trace_id
 from gateway.speech.turn import Turn
 from gateway.speech.turn_events import AudioChunk, Started
-from gateway.speech.unit_speaker import TurnOptions
+from gateway.speech.turn_options import TurnOptions
 from gateway.stages import StageInfo, Stages
 from gateway.verification import verify, verify_stream
 from gateway.voices.names import VoiceNames

@@ -24,7 +24,7 @@ from gateway.speech.prompt_tokenizer import PromptTokenizer
 from gateway.speech.summary import fill_summary
 from gateway.speech.turn import Turn
 from gateway.speech.turn_events import AudioChunk, TurnEvent
-from gateway.speech.unit_speaker import TurnOptions
+from gateway.speech.turn_options import TurnOptions
 from services.runtime.errors import NOTHING_SPEAKABLE, CallError, ResourceExhausted, UnavailableError
 
 _tracer = trace.get_tracer("csm.gateway")

@@ -22,7 +22,8 @@ from gateway.speech.prompt_tokenizer import PromptTokenizer
 from gateway.speech.rules import SpeechRules
 from gateway.speech.text_source import TextSource
 from gateway.speech.turn_events import AudioChunk, TextLate, TurnEvent
-from gateway.speech.unit_speaker import TurnOptions, UnitSpeaker
+from gateway.speech.turn_options import TurnOptions
+from gateway.speech.unit_speaker import UnitSpeaker
 from gateway.stages import Stages
 from gateway.timeline import Timeline
 from services.runtime.errors import NOTHING_SPEAKABLE, CallError, InvalidArgument

@@ -3,58 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from csm.backbone.v1 import backbone_pb2
 from csm.common.v1 import common_pb2
 
-from gateway.audit import AuditEntry
 from gateway.chain import Generation, ResumeBudget, SpeechChain
 from gateway.speech.context import Context, Segment
 from gateway.speech.ending import SilenceEnd, likely_s
 from gateway.speech.prompt_tokenizer import PromptTokenizer, SpokenText, prompt_parts
 from gateway.speech.rules import SpeechRules
 from gateway.speech.turn_events import ContextDropped, NothingSpeakable, Started, UnitStarted
+from gateway.speech.turn_options import TurnOptions, unit_seed
 from gateway.stages import Stages
 from services.runtime.errors import NOTHING_SPEAKABLE, CallError, InternalError, InvalidArgument
 
 _MAX_HELD_BACK_FRAMES = 64  # of ChunkPolicy, by the contract
 _LENGTH_SPREAD = 1.6  # real over likely length, at most
 _UNIT_PATIENCE_S = 10.0  # a turn that has begun waits for a slot rather than break off
-
-
-@dataclass(frozen=True)
-class TurnOptions:
-    """What the caller asks of a turn. seed: None is drawn. max_frames: a cap on all units together.
-
-    patience_s: how long the turn waits for its first slots. streamed: whether the caller hears it while it is spoken.
-    on_audio: is given the seconds of each piece of audio. audit: its entry in the audit trail.
-    path, text_path: of what holds the options and the text in the caller's request, for errors.
-    """
-
-    speaker: int = 0
-    sampling: common_pb2.SamplingOptions = field(default_factory=common_pb2.SamplingOptions)
-    max_frames: int | None = None
-    turn: int = 0
-    key: str | None = None
-    patience_s: float = 0.0
-    streamed: bool = True
-    on_audio: Callable[[float], None] = lambda seconds: None
-    audit: AuditEntry | None = None
-    path: str = "utterance"
-    text_path: str = "utterance"
-
-
-def unit_seed(seed: int, unit: int, attempt: int) -> int:
-    """Of a turn's unit and of the attempt at it: those of the first are the turn's own. Turns' seeds may be neighbours."""
-    if not unit and not attempt:
-        return seed
-    return int.from_bytes(hashlib.blake2b(f"{seed} {unit} {attempt}".encode(), digest_size=8).digest())
 
 
 class UnitSpeaker:

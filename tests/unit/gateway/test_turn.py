@@ -9,7 +9,7 @@ from gateway.speech.context import Context
 from gateway.speech.deadline import Deadline
 from gateway.speech.rules import SpeechRules
 from gateway.speech.turn import Turn
-from gateway.speech.unit_speaker import TurnOptions
+from gateway.speech.turn_options import TurnOptions
 from models.bundle import load_bundle
 from services.runtime.settings import read
 
