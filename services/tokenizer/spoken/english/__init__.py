@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from services.tokenizer.spoken.english.abbreviations import read_abbreviations, read_slashes
+from services.tokenizer.spoken.english.abbreviations import read_abbreviations
 from services.tokenizer.spoken.english.addresses import read_addresses
 from services.tokenizer.spoken.english.codes import read_codes, read_sizes
 from services.tokenizer.spoken.english.dates import read_dates
@@ -19,6 +19,8 @@ from services.tokenizer.spoken.english.ranges import read_ranges, read_ratios
 from services.tokenizer.spoken.english.roman import read_roman
 from services.tokenizer.spoken.english.shorthand import read_shorthand
 from services.tokenizer.spoken.english.signs import read_signs
+from services.tokenizer.spoken.english.slashes import read_slashes
+from services.tokenizer.spoken.english.streets import read_streets
 from services.tokenizer.spoken.english.times import read_times
 from services.tokenizer.spoken.english.units import read_named_units, read_units
 from services.tokenizer.spoken.english.versions import read_versions
@@ -30,7 +32,7 @@ def read_english(text: str) -> str:
     """Words and sentence punctuation for one text, which is clean, folded and without markup."""
     text = read_names(read_groups(text))
     text = read_addresses(text)
-    text = read_shorthand(read_abbreviations(text))
+    text = read_shorthand(read_abbreviations(read_streets(text)))
     if _DIGIT.search(text):
         text = read_approximately(read_decimals(text))
         text = read_phones(text)

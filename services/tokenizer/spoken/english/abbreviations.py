@@ -22,7 +22,7 @@ _DOTTED = {
     "temp": "temperature", "vol": "volume", "Vol": "Volume", "ed": "edition", "eds": "editors", "fig": "figure", "Fig": "Figure",
     "figs": "figures", "Figs": "Figures", "eq": "equation", "Eq": "Equation", "ch": "chapter", "Ch": "Chapter", "sec": "section", "Sec": "Section",
     "ref": "reference", "refs": "references", "ver": "version", "tel": "telephone", "Tel": "Telephone", "ext": "extension", "Ext": "Extension",
-    "al": "al", "cf": "compare", "viz": "namely", "ca": "circa", "esp": "especially", "incl": "including", "excl": "excluding", "orig": "original",
+    "cf": "compare", "viz": "namely", "ca": "circa", "esp": "especially", "incl": "including", "excl": "excluding", "orig": "original",
     "resp": "respectively", "cont": "continued", "assoc": "associate", "asst": "assistant", "Asst": "Assistant", "mgr": "manager",
     "Attn": "Attention", "attn": "attention", "qty": "quantity", "Qty": "Quantity", "tbsp": "tablespoon", "tsp": "teaspoon", "oz": "ounces",
     "lb": "pounds", "lbs": "pounds", "ft": "feet", "hr": "hour", "hrs": "hours", "mins": "minutes", "secs": "seconds", "yr": "year", "yrs": "years",
@@ -42,6 +42,11 @@ _ONLY_BEFORE_NAME = frozenset("Mt Mts Ft".split())
 _AFTER_NAME = frozenset(
     "Jr Sr Inc Ltd Corp Co Bros Esq Blvd Ave Rd Ln Hwy Pkwy Sq Ct Pl Ter Bldg Ill Calif Mass Conn Fla Penn Wash Ariz Tex Univ".split()
 )
+_NEVER_LAST = frozenset((*_ONLY_BEFORE_NUMBER, *_ONLY_BEFORE_NAME, "vs", "approx", "Attn"))
+_AMOUNT_BEFORE = re.compile(
+    r"\b(?:an?|per|few|several|one|two|three|four|five|six|seven|eight|nine|ten|half|hundred)\s?$"
+)
+_NAME_BEFORE = re.compile(r"(?:[A-Z\d][\w'’&]*|[a-z]{3,}),?\s$")
 _TITLE = re.compile(rf"\b({'|'.join(_TITLES)})\b\.?(?=\s+(?:[A-Z]|(?:and|or|&)\s+[A-Z]))")
 _DOTLESS_TITLES = frozenset("Dr Mr Mrs Ms Prof Sgt Capt Lt".split())
 _DOT = re.compile(rf"(?<![\w.@/-])({'|'.join(sorted(_DOTTED, key=len, reverse=True))})\.(?![\w]|\.\w)")
@@ -57,55 +62,21 @@ _LATIN_WORDS = {
     "gov't": "government", "int'l": "international", "nat'l": "national", "dep't": "department", "feat.": "featuring", "ft.": "featuring",
     "v.": "versus", "eg": "for example", "ie": "that is", "&c.": "et cetera",
 }  # fmt: skip
-_STREET = re.compile(
-    r"(?<=[a-zA-Z\d] )St\b\.?(?=\s*(?:[,;:!?)]|$|\s(?:and|in|at|is|was|near|to|by|or|on|for|from|NW|NE|SW|SE|Apt|Suite|#)|\s[A-Z][a-z]+,))|(?<=\d(?:st|nd|rd|th) )St\b\.?|(?<=[a-z] )St\.(?=\s[a-z])"
-)
-_SAINT = re.compile(r"\bSt\b\.?(?=\s+[A-Z][a-z])")
-_DRIVE = re.compile(r"(?<=[a-z] )Dr\b\.?(?=\s*(?:[,;:!?)]|$|\s(?:and|in|at|is|was|near|to|by|or|on|NW|NE|SW|SE)\b))")
-_STREET_DOTLESS = re.compile(
-    r"(?<=[a-z] )(Ave|Blvd|Rd|Hwy|Pkwy)\b(?=\s*(?:[,;:!?)]|$|\s(?:and|in|at|is|was|near|to|by|or|on|NW|NE|SW|SE)\b))"
-)
-_DIRECTION = re.compile(
-    r"(?<=\d )([NSEW])\b\.?(?=\s(?:\d{1,3}(?:st|nd|rd|th)\b|[A-Z][a-z]+\s(?:St|Ave|Avenue|Blvd|Rd|Dr|Ln|Street|Road|Drive|Lane|Boulevard)\b))"
-)
-_DIRECTIONS = {"N": "North", "S": "South", "E": "East", "W": "West"}
-_STATES = {
-    "Ala": "Alabama", "Ark": "Arkansas", "Colo": "Colorado", "Del": "Delaware", "Ga": "Georgia", "Ind": "Indiana", "Kan": "Kansas",
-    "Ky": "Kentucky", "La": "Louisiana", "Md": "Maryland", "Mich": "Michigan", "Minn": "Minnesota", "Miss": "Mississippi", "Mo": "Missouri",
-    "Mont": "Montana", "Neb": "Nebraska", "Nev": "Nevada", "Okla": "Oklahoma", "Ore": "Oregon", "Pa": "Pennsylvania", "Tenn": "Tennessee",
-    "Va": "Virginia", "Vt": "Vermont", "Wis": "Wisconsin", "Wyo": "Wyoming",
-}  # fmt: skip
-_STATE = re.compile(rf"(?<=[a-z], )({'|'.join(_STATES)})\.(?!\w)")
 _OFFICE = re.compile(r"\b(Sen|Gov|Prof|Gen)\.(?=\s(?:from|of)\s)")
-_HIGHWAY = re.compile(r"\bHwy\b\.?(?=\s\d)")
 _SENTENCE = re.compile(r"\s+[\"'(]?[A-Z]")
-_SLASH_WORDS = re.compile(r"(?<![\w/.:])([A-Za-z]+)/([A-Za-z]+)(?:/([A-Za-z]+))?(?![\w/])")
-_SLASH_OR = frozenset("he she his her him they yes true pass male female on mother mr s husband wife".split())
 # What none of which is in a text, it has no abbreviation.
 TRIGGER = re.compile(
     rf"\b(?:{'|'.join(sorted(_DOTLESS_TITLES))}|St|Dr|Ave|Blvd|Rd|Hwy|Pkwy|aka|eg|ie)\b"
-    rf"|\b(?:{'|'.join(sorted({*_TITLES, *_DOTTED}))}|No|no|Nr)\.|\.[ ][a-z]|\b[Hh]wy\b|\b(?:gov|int|nat|dep)'[tl]\b"
+    rf"|\b(?:{'|'.join(sorted({*_TITLES, *_DOTTED}))}|No|no|Nr|al)\.|\.[ ][a-z]|\b[Hh]wy\b|\b(?:gov|int|nat|dep)'[tl]\b"
 )
 
 
 def read_abbreviations(text: str) -> str:
-    """`Dr. Smith` → Doctor Smith; `e.g.` → for example."""
+    """`Dr. Smith` → Doctor Smith; `e.g.` → for example. Streets have been read: Elm Dr. is none of the doctors."""
     text = _LATIN.sub(_latin, text)
-    text = _DIRECTION.sub(lambda m: _DIRECTIONS[m[1]], text)
-    text = _STREET.sub(lambda m: "Street" + _stop(m), text)
-    text = _SAINT.sub("Saint", text)
-    text = _DRIVE.sub(lambda m: "Drive" + _stop(m), text)
     text = _TITLE.sub(lambda m: _TITLES[m[1]] if m[0].endswith(".") or m[1] in _DOTLESS_TITLES else m[0], text)
     text = _OFFICE.sub(lambda m: _TITLES[m[1]], text)
-    text = _STATE.sub(lambda m: _STATES[m[1]] + _stop(m), text)
-    text = _DOT.sub(_dotted, text)
-    text = _HIGHWAY.sub("Highway", text)
-    return _STREET_DOTLESS.sub(lambda m: _DOTTED[m[1]], text)
-
-
-def read_slashes(text: str) -> str:
-    """`he/she` → he or she; `read/write` → read slash write."""
-    return _SLASH_WORDS.sub(_slash, text) if "/" in text else text
+    return _DOT.sub(_dotted, text)
 
 
 def _latin(match: re.Match[str]) -> str:
@@ -124,51 +95,23 @@ def _latin(match: re.Match[str]) -> str:
 
 def _dotted(match: re.Match[str]) -> str:
     word, before, after = match[1], match.string[: match.start()], match.string[match.end() :]
-    is_end = begins_sentence(after) if word in _AFTER_NAME else not after.strip() or bool(_SENTENCE.match(after))
-    if word in _ONLY_BEFORE_NUMBER and not re.match(r"\s*[\dIVX#]", after):
+    if not _is_abbreviation(word, before, after):
         return match[0]
-    if word in _ONLY_AFTER_NUMBER and not re.search(
-        r"(?:\b(?:an?|per|few|several|one|two|three|four|five|six|seven|eight|nine|ten|half|hundred))\s?$", before
-    ):
-        return match[0]
-    if word in _ONLY_BEFORE_NAME and not re.match(r"\s+[A-Z]", after):
-        return match[0]
-    if word in ("Jr", "Sr") and re.match(r"\s+[a-z]", after):
-        return _DOTTED[word]
-    if (
-        word in _AFTER_NAME
-        and not after.startswith(" of ")
-        and not re.search(r"(?:[A-Z\d][\w'’&]*|[a-z]{3,}),?\s$", before)
-    ):
-        return match[0]
+    ends = begins_sentence(after) if word in _AFTER_NAME else not after.strip() or bool(_SENTENCE.match(after))
+    words = _DOTTED[word]
     if word in ("incl", "excl") and not re.match(r"\s+\w", after):
-        return f"{word}uded" + ("." if is_end else "")
-    if word == "al":
-        return match[0]
-    return _DOTTED[word] + (
-        "."
-        if is_end
-        and word not in _ONLY_BEFORE_NUMBER
-        and word not in _ONLY_BEFORE_NAME
-        and word not in ("vs", "approx", "Attn")
-        else ""
-    )
+        words = f"{word}uded"
+    return f"{words}." if ends and word not in _NEVER_LAST else words
 
 
-def _stop(match: re.Match[str]) -> str:
-    after = match.string[match.end() :]
-    return (
-        "."
-        if match[0].endswith(".") and (not after.strip() or _SENTENCE.match(after)) and not after.startswith(".")
-        else ""
-    )
-
-
-def _slash(match: re.Match[str]) -> str:
-    parts = [part for part in match.groups() if part]
-    if parts[0].lower() in ("and", "either") or (len(parts) == 2 and parts[0] in ("I", "A")):
-        return " ".join(parts)
-    if parts[0].lower() in _SLASH_OR:
-        return " or ".join(parts)
-    is_initials = all(part.isupper() and len(part) < 4 for part in parts)
-    return (" " if is_initials else " slash ").join(parts)
+def _is_abbreviation(word: str, before: str, after: str) -> bool:
+    """Not of a word that ends a sentence: it went on for a sec. Come in."""
+    if word in _ONLY_BEFORE_NUMBER:
+        return re.match(r"\s*[\dIVX#]", after) is not None
+    if word in _ONLY_AFTER_NUMBER:
+        return _AMOUNT_BEFORE.search(before) is not None
+    if word in _ONLY_BEFORE_NAME:
+        return re.match(r"\s+[A-Z]", after) is not None
+    if word in _AFTER_NAME:
+        return after.startswith(" of ") or _NAME_BEFORE.search(before) is not None
+    return True
