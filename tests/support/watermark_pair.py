@@ -98,7 +98,7 @@ def speech_like(seconds: float, sample_rate_hz: int = 24000, seed: int = 0) -> n
     return (audio * np.sqrt(TRAINING_POWER / np.mean(audio**2))).astype(np.float32)
 
 
-def stock_model(paths: dict[str, Path]):
+def stock_model(paths: dict[str, Path], device: str = "cpu"):
     """The stock package's model on the same files, with an STFT of its own sizes.
 
     Its STFT is one per process and keeps the first model's sizes; that is forgotten first.
@@ -109,6 +109,8 @@ def stock_model(paths: dict[str, Path]):
     Singleton._instances.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it never closes its files
-        model = silentcipher.get_model(ckpt_path=str(paths["hparams"].parent), config_path=str(paths["hparams"]))
+        model = silentcipher.get_model(
+            ckpt_path=str(paths["hparams"].parent), config_path=str(paths["hparams"]), device=device
+        )
         gc.collect()
     return model

@@ -3,8 +3,9 @@
 Says unseen sentences through the real gateway, has them judged, and prints one table. Exit code 0 says that every
 figure is within its limit. What was said lies in out/voice-test, with what was heard in it (notes.json).
 
-On two free cores the full size should take about 20 minutes to say, 30 to judge, and ten to look for marks in. Parts can
-be run one by one: `--parts speech`, `--parts spoken`, `--parts marks`.
+On two free cores the full size should take about 20 minutes to say, 30 to judge, ten to look for marks in, and an hour
+or two for the stock decoder, which a GPU does in minutes. Parts can be run one by one: `--parts speech`, `--parts spoken`,
+`--parts marks`, `--parts stock`.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ class Size:
     """How much is said and looked at.
 
     each: sentences a speaker. talks: conversations begun by each speaker. clips: in which the mark is looked for.
-    windows: unmarked ones. timed: utterances timed on one core. texts: with numbers, signs and markup in them.
-    answers: of one or two words. passages: of 200 to 300 characters.
+    crops: of 2 s that the stock decoder reads. windows: unmarked ones. timed: utterances timed on one core.
+    texts: with numbers, signs and markup in them. answers: of one or two words. passages: of 200 to 300 characters.
     """
 
     each: int
     talks: int
     clips: int
+    crops: int
     windows: int
     timed: int
     texts: int
@@ -40,22 +42,25 @@ class Size:
     passages: int
 
 
-FULL = Size(each=100, talks=8, clips=300, windows=2000, timed=20, texts=120, answers=60, passages=20)
-QUICK = Size(each=12, talks=2, clips=10, windows=40, timed=8, texts=24, answers=20, passages=4)
-PARTS = ("speech", "lengths", "spoken", "marks", "pace")
+FULL = Size(each=100, talks=8, clips=300, crops=300, windows=2000, timed=20, texts=120, answers=60, passages=20)
+QUICK = Size(each=12, talks=2, clips=10, crops=6, windows=40, timed=8, texts=24, answers=20, passages=4)
+PARTS = ("speech", "lengths", "spoken", "marks", "stock", "pace")
 
 
 async def speak(args: argparse.Namespace, size: Size, notes: dict) -> None:
     """Everything that needs the chain; fills the notes."""
     import judging
     import speaking
+    import stock_decoder
     import work
     from chain import Chain
     from rich.console import Console
 
+    from models.bundle import load_bundle
+
     console, lines = Console(), work.lines(size.each)
     teacher = speaking.teacher_of(args.out / "scratch", args.kokoro) if "speech" in args.parts else None
-    if set(args.parts) - {"pace"}:
+    if set(args.parts) - {"stock", "pace"}:
         async with Chain.start(args.model, args.out / "chain", console) as chain:
             if "speech" in args.parts:
                 speaking.clear(args.out)
@@ -73,6 +78,9 @@ async def speak(args: argparse.Namespace, size: Size, notes: dict) -> None:
             if "marks" in args.parts:
                 notes["marks"] = await speaking.marks(chain, args.out, size.clips)
                 notes["alarms"] = await speaking.alarms(chain, args.out, size.windows)
+    if "stock" in args.parts:
+        part = load_bundle(args.model).watermark
+        notes["stock"] = stock_decoder.readings(args.out, part.resolve(), tuple(part.options["public_key"]), size.crops)
     if "pace" in args.parts:
         async with Chain.start(args.model, args.out / "one_core", console, core=speaking.last_core()) as chain:
             timed = [line for line in lines if line.kind != "short"]

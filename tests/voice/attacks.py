@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 
 import numpy as np
+import soundfile
 import soxr
 
 RATE_HZ = 24000
@@ -35,6 +36,17 @@ def opus(audio: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     decoded = np.concatenate([part.reshape(-1) for part in parts])
     scale = 32768 if decoded.dtype == np.int16 else 1
     return soxr.resample(decoded.astype(np.float32) / scale, 48000, RATE_HZ)
+
+
+def mp3(audio: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """64 kb/s and back, by libsndfile, whose compression level sets the bit rate."""
+    buffer = io.BytesIO()
+    soundfile.write(
+        buffer, np.clip(audio, -1, 1), RATE_HZ, format="MP3", subtype="MPEG_LAYER_III",
+        bitrate_mode="CONSTANT", compression_level=0.6316,
+    )  # fmt: skip
+    buffer.seek(0)
+    return soundfile.read(buffer, dtype="float32")[0]
 
 
 def cropped(audio: np.ndarray, draw: np.random.Generator) -> np.ndarray:

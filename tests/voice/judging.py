@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import sibilants
+import stock_decoder
 from attacks import ATTACKS
 from judges import Ear, Quality, Recogniser
 from speaking import CLIP_S, TAKES, read
@@ -114,6 +115,8 @@ def table(notes: dict) -> Table:
         _texts(notes["texts"], result)
     if "marks" in notes:
         _marks(notes, result)
+    if "stock" in notes:
+        stock_decoder.rows(notes["stock"], result)
     if "one_core" in notes:
         _pace(notes["one_core"], result)
     return result
