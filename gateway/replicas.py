@@ -1,9 +1,10 @@
 """The replicas of a stage behind one name: who gets a call, and who gets it when that one cannot take it.
 
 The name is resolved again and again, each address has a channel and is watched (`gateway.replica`). Calls without a
-key go to the replica with the fewest calls of this gateway. Calls with a key go where the key's earlier calls went, by
-rendezvous hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam 2018): the first replica in the key's own order
-whose load is below 1.25 times the mean.
+key go to the replica with the fewest calls of this gateway. Calls with a key go where the key's last call went, unless
+that replica's load is 1.25 times the mean; then, and at first, by rendezvous hashing with bounded loads (Mirrokni,
+Thorup, Zadimoghaddam 2018): to the first replica in the key's own order whose load is below that. All gateways have the
+same order.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ OPEN_ATTEMPTS = 3  # rounds over all replicas
 LOAD_BOUND = 1.25
 _RESOLVE_EVERY_S = 5.0
 _BACKOFF_S, _MAX_BACKOFF_S = 0.05, 0.4  # between two rounds; doubles
+_MAX_HOMES = 10_000  # keys whose last replica is remembered
 _RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
@@ -58,6 +60,7 @@ class ReplicaSet:
         self._resolved = asyncio.Event()
         self._why_not = f"{stage}: its name is not resolved yet"
         self._turn = 0  # rotates among equals
+        self._homes: dict[str, str] = {}  # key → address of its last call, the least recently used first
 
     async def __aenter__(self) -> ReplicaSet:
         self._resolver = asyncio.get_running_loop().create_task(self._resolve_often())
@@ -75,7 +78,7 @@ class ReplicaSet:
         return tuple(self._replicas.values())
 
     def pick(self, key: str | None = None, avoid: Collection[Replica] = ()) -> Replica | None:
-        """The replica for the next call, none of `avoid`.
+        """The replica for the next call, none of `avoid`. Side effect: it is remembered as the key's.
 
         Unusable ones are picked when there is no usable one at all: their errors say more than ours. None when all
         that could be picked are to be avoided.
@@ -92,8 +95,15 @@ class ReplicaSet:
                 key=lambda replica: (replica.is_full, replica.load),
             )
         bound = math.ceil(LOAD_BOUND * (sum(replica.load for replica in candidates) + 1) / len(candidates))
-        ranked = sorted(candidates, key=lambda replica: _rank(key, replica.address), reverse=True)
-        return next((replica for replica in ranked if replica.load < bound and not replica.is_full), ranked[0])
+        home = self._homes.pop(key, None)
+        ranked = sorted(
+            candidates, key=lambda replica: (replica.address == home, _rank(key, replica.address)), reverse=True
+        )
+        chosen = next((replica for replica in ranked if replica.load < bound and not replica.is_full), ranked[0])
+        self._homes[key] = chosen.address
+        if len(self._homes) > _MAX_HOMES:
+            del self._homes[next(iter(self._homes))]
+        return chosen
 
     async def open(
         self,

@@ -1,6 +1,7 @@
 """Who gets a call: the least loaded, the one that a key is hashed to, the next one after a refusal."""
 
 import asyncio
+import random
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
+from gateway import replicas as module
 from gateway.replica import Health
 from gateway.replicas import LOAD_BOUND, OPEN_ATTEMPTS, ReplicaSet
 from gateway.resolver import ResolveError, parse_target
@@ -66,10 +68,46 @@ async def test_a_key_stays_where_it_was_while_replicas_come_and_go(replicas):
     assert len(set(homes.values())) == 5
     gone = replicas.replicas[2]
     gone.health = Health.DOWN
-    for key in keys:
-        assert replicas.pick(key) is homes[key] or homes[key] is gone
+    moved = {key: replicas.pick(key) for key in keys}
+    assert all(moved[key] is homes[key] or homes[key] is gone for key in keys)
     gone.health = Health.SERVING
-    assert homes == {key: replicas.pick(key) for key in keys}
+    assert moved == {key: replicas.pick(key) for key in keys}  # where their rows are now
+
+
+async def test_a_gateway_that_does_not_know_a_key_sends_it_where_others_do(replicas, monkeypatch):
+    keys = [f"conversation-{n}" for n in range(200)]
+    homes = {key: replicas.pick(key) for key in keys}
+    replicas._homes.clear()
+    assert homes == {key: replicas.pick(key) for key in reversed(keys)}
+    monkeypatch.setattr(module, "_MAX_HOMES", 200)
+    replicas.pick("one more")
+    assert len(replicas._homes) == 200 and keys[-1] not in replicas._homes  # the least recently used
+
+
+@pytest.mark.parametrize(("conversations", "speaking"), [(100, 50), (400, 200)])
+@pytest.mark.parametrize("seed", range(3))
+async def test_conversations_stay_with_their_rows_while_many_speak_at_once(replicas, conversations, speaking, seed):
+    """Turns begin and end in a random order: 95 % of them where the turn before was, and loads alike all the time."""
+    draw = random.Random(seed)
+    turns = dict.fromkeys(range(conversations), 20)
+    at, homes, kept, again = {}, {}, 0, 0
+    while any(turns.values()):
+        waiting = [number for number, left in turns.items() if left and number not in at]
+        if waiting and len(at) < speaking:
+            number = draw.choice(waiting)
+            turns[number] -= 1
+            replica = replicas.pick(f"{seed}-{number}")
+            if number in homes:
+                again, kept = again + 1, kept + (homes[number] is replica)
+            call = StageCall("codec", SimpleNamespace(cancel=lambda: None))
+            replica.calls.add(call)
+            homes[number], at[number] = replica, (replica, call)
+            mean = len(at) / len(replicas.replicas)
+            assert replica.load <= LOAD_BOUND * mean + 1
+        else:
+            replica, call = at.pop(draw.choice(list(at)))
+            replica.calls.discard(call)
+    assert again == 19 * conversations and kept >= 0.95 * again, kept / again
 
 
 async def test_a_keys_load_is_bounded(replicas):
