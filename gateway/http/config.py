@@ -58,8 +58,12 @@ class HttpSettings:
         min=0.1,
         max=3600,
     )
-    timeout_s: float = setting(
-        "CSM_HTTP_TIMEOUT_S", 600.0, "longest that one request may take, its upload aside, seconds", min=1, max=3600
+    timeout_s: float | None = setting(
+        "CSM_HTTP_TIMEOUT_S",
+        None,
+        "longest that one request may take, its upload aside, seconds; without it the gateway's own limits",
+        min=1,
+        max=86_400,
     )
     keep_alive_s: int = setting(
         "CSM_HTTP_KEEP_ALIVE_S", 75, "a connection without a request for longer is closed, seconds", min=1, max=3600

@@ -19,6 +19,7 @@ from csm.speech.v1 import speech_pb2
 from services.runtime.errors import CallError, ResourceExhausted
 from support.fake_stages import MARK, SAMPLES_PER_FRAME
 from support.http_face import open_http
+from support.telemetry import tables
 
 SPEECH = "/v1/audio/speech"
 SPOKEN = 10 * SAMPLES_PER_FRAME * 2  # bytes: the fake backbone makes ten frames
@@ -329,7 +330,7 @@ async def test_the_callers_trace_goes_on(http, spans):
     assert call.context.trace_state.get("a") == "b"
 
 
-async def test_metrics(http, metrics):
+async def test_metrics(metrics, http):  # in this order: what lives before is not measured
     await http.client.post(SPEECH, json=body())
     await http.client.post(SPEECH, json=body(input=""))
     await http.client.get("/health")
@@ -339,6 +340,12 @@ async def test_metrics(http, metrics):
     assert {point.attributes["http.route"] for point in points} == {SPEECH}
     (first,) = measured["csm.http.time_to_first_audio"]
     assert first.count == 1
+    ours = {name: points for name, points in measured.items() if name.startswith(("http.", "csm.http."))}
+    seen = {
+        name: {key.replace(".", "_") for point in points for key in point.attributes} for name, points in ours.items()
+    }
+    rows = tables.rows("HTTP metric")  # of docs/telemetry.md
+    assert seen == {tables.one(row[0]): set(tables.quoted(row[4])) for row in rows}
 
 
 async def test_other_origins_only_where_allowed(open_chain):

@@ -39,6 +39,7 @@ async function start() {
   run.times = { sent: now(), answer: null, firstAudio: null, received: null, playing: null, played: null };
   const since = () => now() - run.times.sent;
   run.since = since;
+  run.underruns = 0;
   speaking = run;
   at('error').textContent = '';
   at('stop').disabled = false;
@@ -100,7 +101,7 @@ function ended(run) {
 }
 
 function show(run) {
-  showWaterfall(at('waterfall'), run.summary, run.times);
+  showWaterfall(at('waterfall'), run.summary, run.times, run.underruns);
 }
 
 function offer(blob) {
@@ -124,6 +125,11 @@ player.addEventListener('playing', ({ detail }) => {
   const share = Math.round((100 * detail) / Math.max(speaking.samples, 1));
   at('progress').setAttribute('aria-valuenow', String(share));
   at('progress').firstElementChild.style.width = `${share}%`;
+});
+player.addEventListener('underrun', () => {
+  if (speaking === null) return;
+  speaking.underruns += 1;
+  if (!speaking.isWhole) status('The loudspeaker waits for more audio.');
 });
 player.addEventListener('finished', () => {
   if (speaking === null || !speaking.isWhole) return;

@@ -2,7 +2,7 @@
 const ms = (value) => (value === null ? '' : `${Math.round(value)} ms`);
 
 // times: {answer, firstAudio, playing, played} of this page, in ms since the request was sent; null: it did not happen.
-export function showWaterfall(root, summary, times) {
+export function showWaterfall(root, summary, times, underruns) {
   const start = Math.max(0, times.firstAudio - summary.time_to_first_audio_ms); // of the request at the gateway
   const rows = summary.stages.map(({ stage, first_output_ms: first, last_output_ms: last }) => ({
     name: stage,
@@ -21,6 +21,7 @@ export function showWaterfall(root, summary, times) {
   facts(root.querySelector('dl'), {
     'spoken as': summary.spoken_text,
     'why it ended': summary.finish_reason.replaceAll('_', ' '),
+    'buffer underruns': underruns,
     seed: summary.seed,
     frames: summary.frames,
     'prompt tokens': summary.prompt_tokens,
