@@ -36,7 +36,7 @@ VIEWS = len(COARSE) + 1  # with the plain one; each is a chance to be wrong
 _FINE = (-0.01, -0.005, 0.0, 0.005, 0.01)  # around the best coarse speed
 _PROMISING = 0.001  # p-value of a window at a coarse speed that is worth refining
 _MAX_REFINED = 2  # coarse speeds
-_NEAR_MESSAGES = 3  # that are read at each fine speed
+_NEAR_S, _NEAR_MESSAGES = 1.35, 3  # read at each fine speed; as many messages at least
 
 
 def view_at(reader: SymbolReader, samples: NDArray[np.float32], rate_hz: int, speed: Speed) -> View:
@@ -69,7 +69,7 @@ def search_speeds(
     for p_value, _, at_s, speed in coarse[:_MAX_REFINED]:
         if p_value > _PROMISING:
             break
-        length_s = _NEAR_MESSAGES * reader.hparams.message_seconds
+        length_s = max(_NEAR_S, _NEAR_MESSAGES * reader.hparams.message_seconds)
         first = max(0, int((at_s - length_s / 2) * rate_hz))
         near = samples[first : first + int(length_s * rate_hz)]
         tried = []
