@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # npm trusts the authorities of Debian, as pip does.
 export NODE_EXTRA_CA_CERTS ?= /etc/ssl/certs/ca-certificates.crt
 
-.PHONY: help demo test test-slow chaos gpu-check voice-test clients-test metrics-test lint protos protos-release clean images deploy-check deploy-test
+.PHONY: help demo test test-slow chaos fuzz gpu-check voice-test clients-test metrics-test lint protos protos-release clean images deploy-check deploy-test
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -46,8 +46,10 @@ demo: $(VENV)/run.stamp
 	$(BIN)/csm demo
 
 # Two processes, a file each: half the time on two cores, and what starts once a file starts once.
+# Then 50,000 fuzzed calls: about a minute on two cores.
 test: lint $(BIN)/promtool
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+	PYTHONPATH=tests $(BIN)/python -m fuzz --calls 50000
 
 # Clients of other people, whose pins are not ours, in an environment of their own.
 $(VENV)/clients.stamp: $(VENV)/test.stamp tests/integration/clients/requirements.txt
@@ -66,6 +68,10 @@ test-slow: $(VENV)/test.stamp
 # Kills, freezes, restarts and cuts off every stage while callers speak, about fifteen minutes; ROUNDS=20 for longer.
 chaos: $(VENV)/test.stamp
 	PYTHONPATH=tests $(BIN)/python -m chaos --rounds $(or $(ROUNDS),3)
+
+# Random, damaged, late and contradictory calls to all five servers. CALLS=1000000 FLEETS=8 is about ten minutes on eight cores.
+fuzz: $(VENV)/test.stamp
+	PYTHONPATH=tests $(BIN)/python -m fuzz --calls $(or $(CALLS),50000) --fleets $(or $(FLEETS),1)
 
 # A recogniser, judges and the teacher in a folder of their own, behind the pinned packages.
 $(VENV)/voice.stamp: $(VENV)/test.stamp tests/voice/requirements.txt
