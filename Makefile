@@ -45,11 +45,11 @@ $(VENV)/test.stamp: $(VENV)/run.stamp $(TEST_INPUTS)
 demo: $(VENV)/run.stamp
 	$(BIN)/csm demo
 
-# Two processes, a file each: half the time on two cores, and what starts once a file starts once.
-# Then 50,000 fuzzed calls: about a minute on two cores.
+# 50,000 fuzzed calls, about a minute on two cores. Then the tests in two processes, a file each: half the time on two
+# cores, and what starts once a file starts once.
 test: lint $(BIN)/promtool
-	$(BIN)/python -m pytest -n 2 --dist loadfile
 	PYTHONPATH=tests $(BIN)/python -m fuzz --calls 50000
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Clients of other people, whose pins are not ours, in an environment of their own.
 $(VENV)/clients.stamp: $(VENV)/test.stamp tests/integration/clients/requirements.txt
