@@ -101,12 +101,19 @@ class Conversation:
                     yield response
             case Configuration():
                 self._apply(item)
-            case OwnTurn() if item.dropped or item.refusal is not None:
-                yield self._unspoken(item)
             case OwnTurn():
-                async with aclosing(self._speak(item)) as responses:
+                async with aclosing(self._own(item)) as responses:
                     async for response in responses:
                         yield response
+
+    async def _own(self, own: OwnTurn) -> Responses:
+        if own.dropped or own.refusal is not None:
+            yield self._unspoken(own)
+        else:
+            async with aclosing(self._speak(own)) as responses:
+                async for response in responses:
+                    yield response
+        own.text.drop()  # an interrupt may still name the turn, which must not keep its text
 
     async def _interrupt(self, interrupt: Interrupt) -> list[speech_pb2.ConverseResponse]:
         last = self._last

@@ -59,6 +59,11 @@ class TextSource:
         self._cutter.flush()
         self._changed.set()
 
+    def drop(self) -> None:
+        """Nothing more of it is spoken: forget what no unit has taken."""
+        self._cutter.drop()
+        self.flush()
+
     @property
     def flushed(self) -> bool:
         """Whether the text is complete."""

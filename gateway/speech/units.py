@@ -57,6 +57,10 @@ class UnitCutter:
         """The text is complete."""
         self.flushed = True
 
+    def drop(self) -> None:
+        """Forget what no unit has taken."""
+        self._text = ""
+
     @property
     def pending(self) -> str:
         """Text that no unit has taken yet."""

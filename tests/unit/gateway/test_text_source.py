@@ -107,3 +107,11 @@ async def test_text_that_comes_while_it_waits_wakes_it():
     await asyncio.sleep(0)
     text.append("It is all done! ")
     assert await waiting == "It is all done! "
+
+
+async def test_dropped_text_is_forgotten():
+    text = source()
+    text.append("Not said. " * 100)
+    text.drop()
+    assert text.done and text.pending == 0
+    assert await text.next_unit(None) is None
