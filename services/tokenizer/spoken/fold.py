@@ -42,14 +42,15 @@ _MIXED_WORD = re.compile(r"\w*[A-Za-z]\w*")
 _FRACTION = re.compile(r"(\d?)\s?([¼-¾⅐-⅞↉])")
 _STARS = re.compile(r"(?<!\S)([★✭⭑]{1,5})([☆✩⭒]{0,4})(?!\S)|(?<=\d)\s?[★⭐✭](?![★⭐✭☆])")
 _PRIME = re.compile("(?<=[A-Za-z])′(?=[A-Za-z])")
+# With the name of a language and settings, where nothing else stands on the line.
+_FENCE = re.compile(r"```+(?:[ \t]*[\w+#.-]*[ \t]*(?:\w+=[^`\n]*|\{[^`\n]*\})?(?=\n|$))?")
 _CODE_QUOTE = re.compile(r"(`+)(?!`)([^`\n]+)\1(?!`)")
 
 
 def fold(text: str) -> str:
     """The same text in the commoner of equivalent signs. What carries a meaning of its own (², ½, −, €) keeps it."""
     if "`" in text:  # before lone ones become apostrophes
-        text = re.sub(r"^[ ]{0,3}```+[^`\n]*$", "", text, flags=re.M)
-        text = _CODE_QUOTE.sub(r"\2", text)
+        text = _FENCE.sub("\n", _CODE_QUOTE.sub(r"\2", text))
     text = text.replace("``", '"').replace("''", '"')
     if text.isascii():
         return text.replace("`", "'") if "`" in text else text

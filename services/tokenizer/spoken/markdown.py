@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _RULE = re.compile(r"[ ]{0,3}(?:[-*_=~#+][ \t]*){3,}")
-_TABLE_RULE = re.compile(r"\s*\|?\s*:?-{2,}:?\s*(?:\|\s*:?-{2,}:?\s*)*\|?\s*")
+_TABLE_RULE = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
 _HEADING = re.compile(r"\s{0,3}#{1,6}(?:\s+|$)")
 _HEADING_END = re.compile(r"\s+#{1,6}\s*$")
 _QUOTE = re.compile(r"\s{0,3}(?:>\s?)+(?!\s*[\d=])")
@@ -49,6 +49,7 @@ _DOLLARS = re.compile(
     r"\$\$([^$\n]{1,400})\$\$|(?<![\w$])\$(?=[A-Za-z\\])([^$\n]{1,80}?)(?<!\s)\$(?![\w$])"
 )  # a formula
 _LATEX_SIGN = re.compile(r"\\(?:[()\[\]]|[a-z]{2,})")
+_LONE_LETTER = re.compile(r"(?:^|\s)[A-Z]$")
 _SENTENCE_END = re.compile(r"[.!?:;,…][\"')\]*_]*\s*$")
 
 
@@ -89,12 +90,17 @@ def _join_lines(text: str) -> str:
         bare, is_block = _strip_line(line)
         bare = bare.strip()
         if out and (is_block or not bare) and not _SENTENCE_END.search(out):
-            out += "."
+            out += _end(out)
         if bare:
             out += (" " if out else "") + bare
             if is_block and "\n" in text and not _SENTENCE_END.search(out):
-                out += "."
+                out += _end(out)
     return out
+
+
+def _end(line: str) -> str:
+    """A full stop, but not behind a letter by itself, which it would make an initial: Plan B. Price."""
+    return "," if _LONE_LETTER.search(line) else "."
 
 
 def _strip_line(line: str) -> tuple[str, bool]:

@@ -31,11 +31,11 @@ _DOTTED = {
     "Mt": "Mount", "Mts": "Mountains", "Ft": "Fort", "Pt": "Point", "Intl": "International", "Natl": "National", "Acad": "Academy", "Inst": "Institute",
     "Hosp": "Hospital", "Rte": "Route", "Esq": "Esquire", "Mfg": "Manufacturing", "pp": "pages", "p": "page", "pg": "page", "pgs": "pages", "chs": "chapters",
     "para": "paragraph", "Nos": "Numbers", "nos": "numbers", "Op": "Opus", "op": "opus", "Ill": "Illinois", "Calif": "California", "Mass": "Massachusetts",
-    "Conn": "Connecticut", "pop": "population", "Fla": "Florida", "Penn": "Pennsylvania", "Wash": "Washington", "Ariz": "Arizona", "Tex": "Texas",
+    "Conn": "Connecticut", "pop": "population", "Rm": "Room", "rm": "room", "Fla": "Florida", "Penn": "Pennsylvania", "Wash": "Washington", "Ariz": "Arizona", "Tex": "Texas",
 }  # fmt: skip
 # Words of their own too, so that their full stop alone says nothing: only before a number or a capital, or as told.
 _ONLY_BEFORE_NUMBER = frozenset(
-    "min max temp pop ed sec ch p pp pg pgs fig figs eq Fig Figs Ch Sec Eq vol Vol op Op para chs Nos nos Apt apt Ste ext Ext Rte Pt est Est ca".split()
+    "min max temp pop Rm rm ed sec ch p pp pg pgs fig figs eq Fig Figs Ch Sec Eq vol Vol op Op para chs Nos nos Apt apt Ste ext Ext Rte Pt est Est ca".split()
 )
 _ONLY_AFTER_NUMBER = frozenset("oz lb lbs ft hr hrs mins secs yr yrs mo wk wks tbsp tsp".split())
 _ONLY_BEFORE_NAME = frozenset("Mt Mts Ft".split())

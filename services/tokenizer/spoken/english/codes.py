@@ -15,6 +15,8 @@ _BY = re.compile(
 )
 _WIRELESS = re.compile(r"(?<![\w.,])802\.11(?=[a-z]{0,2}\b)")
 _MODEL_S = re.compile(r"\b(iPhone|Galaxy|Pixel|Redmi|Xbox|Leica)\s(\d{1,2})s\b")
+_RECORD = re.compile(r"(?<![\w-])(\d{1,3})(W)-(\d{1,3})(L|D)(?:-(\d{1,3})([LDT]))?(?![\w-])")  # games won, lost
+_FLIGHT = re.compile(r"\b([Ff]light\s(?:[A-Z]{1,3}\s?|[A-Z][a-z]+\s)?)(\d\d)(\d\d)\b(?![.,]\d)")
 _BY_SEVERAL = re.compile(r"(?<![\w.,/])(\d{1,2})[x×](\d{1,2})s\b")
 _SCALED = re.compile(rf"(?<![\w.,-])({NUMBER})(k|K|M|mn|B|bn|tn)(?=\s+[a-z]|[.,!?;:)]|\+|$|\s?/|-)(?![.,]\d)")
 _RUN = re.compile(r"(?<![\w.,])(\d{1,2})[kK](?=\s(?:run|race|training|walk|runner|course)\b)")
@@ -39,6 +41,8 @@ _UUID = re.compile(r"(?<![\w-])[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{
 
 def read_sizes(text: str) -> str:
     """`1920x1080` → 1920 by 1080; the digits are read later, with their unit."""
+    text = _RECORD.sub(_record, text)
+    text = _FLIGHT.sub(lambda m: m[1] + pairs(m[2], m[3]), text)
     text = _WIRELESS.sub("eight oh two dot eleven ", _MODEL_S.sub(r"\1 \2 S", text))
     text = _BY_SEVERAL.sub(lambda m: f"{cardinal(m[1])} by {_plural(m[2])}", text)
     return _BY.sub(lambda m: " by ".join(part for part in m.groups() if part) if " ×" not in m[0] else m[0], text)
@@ -61,6 +65,10 @@ def read_codes(text: str) -> str:
     text = _PLURAL.sub(lambda m: f"{_plural(m[1])}", text)
     text = _PLUS.sub(" plus", text)
     return _MIXED.sub(lambda m: _mixed(m[0]), text)
+
+
+def _record(match: re.Match[str]) -> str:
+    return " ".join(cardinal(part) if part.isdigit() else part for part in match.groups() if part)
 
 
 def _scaled(match: re.Match[str]) -> str:
@@ -101,8 +109,8 @@ def _mixed(word: str) -> str:
             out.append(_number(piece, is_code))
         elif len(piece) == 1:
             out.append(piece.upper() if bare.isupper() or len(pieces) > 2 else piece)
-        elif is_code and piece.isupper():
-            out.append(" ".join(piece))
+        elif is_code and (piece.isupper() or len(piece) == 2):
+            out.append(" ".join(piece.upper()))
         elif piece.islower() and len(piece) <= 3 and not set(piece) & set("aeiouy"):
             out.append(" ".join(piece.upper()))
         else:

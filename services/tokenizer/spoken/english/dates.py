@@ -21,7 +21,7 @@ _ISO_MONTH = re.compile(r"(?<![\w./$€£-])((?:19|20)\d\d)-(0[1-9]|1[0-2])(?![\
 _SLASHED = re.compile(r"(?<![\w./-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?![\w/-]|\.\d)")
 _MONTH_OF_YEAR = re.compile(r"(?<![\w./,-])(0?[1-9]|1[0-2])/((?:19|20)\d\d)(?![\w/-]|\.\d)")
 _MONTH_DAY = re.compile(
-    r"(\b(?:on|by|until|till|from|before|after|since|due|dated?|starting|beginning|through)\s+)"
+    r"(\b(?:on|by|until|till|from|before|after|since|due|dated?|starting|beginning|through|ships|arrives|ends|starts|begins|opens|closes|expires|launches)\s+)"
     r"(0?[1-9]|1[0-2])/(0?[1-9]|[12]\d|3[01])(?![\w/]|[.,-]\d|\s(?:of|cup|tea|table|inch|mile|the|an?)\b)"
 )
 _NAMED_FIRST = re.compile(
@@ -40,6 +40,7 @@ _DAY_AND_HOUR = re.compile(rf"(?<![Tt]he )\b({_DAY_NAMES})\b(?:(?=\s\d)|\.(?=\sa
 _DECADE = re.compile(
     r"(?<![\w.,$€£#-])(?:(mid|early|late)[- ])?((?:1[1-9]|20)\d0|10[1-9]0)['’]?s\b(?!/)|(?<![\w.])['’]([1-9]0)['’]?s\b|(?:(?<![\w.,$€£/-])|(?<=mid-)|(?<=early-)|(?<=late-))([2-9]0)['’]?s\b(?!/)"
 )
+_DECADES = re.compile(r"(?<=\d0s)\s?[–—-]\s?(?=['’]?(?:\d\d)?\d0s\b)")
 _AGES = re.compile(
     r"(?:\b(?:the|his|her|their|my|your|our|early|mid|late|roaring|swinging|and|or|of|in|from)[\s-]+)$", re.I
 )
@@ -69,6 +70,7 @@ def read_dates(text: str) -> str:
     text = _MONTH_SPAN.sub(lambda m: f"{_month(m[1])} to {_month(m[2])}", text)
     text = _SHORT_MONTH.sub(lambda m: _month(m[1]), text)
     text = read_days(text)
+    text = _DECADES.sub(" to ", text)
     text = _DECADE.sub(_decade, text)
     text = _FISCAL.sub(lambda m: f"{m[1]} {_short_year(m[2])}", text)
     text = _QUARTER.sub(lambda m: f"{m[1]} {cardinal(m[2])}" + (f" {_short_year(m[3])}" if m[3] else ""), text)

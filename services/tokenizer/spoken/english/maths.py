@@ -62,6 +62,7 @@ def read_names(text: str) -> str:
     if "(" in text:
         text = _FUNCTION.sub(lambda m: f"{m[1]} {m[2]}".rstrip() + f" of {m[3]}", text)
     if "/" in text:
+        text = text.replace(")/(", ") over (")
         text = _OVER.sub(r"\1 over \2", _LETTERS_OVER.sub(r"\1 over \2", text))
     if "^" in text:
         text = _CHARGE.sub(lambda m: f" {m[1]} {'plus' if m[2] == '+' else 'minus'}", text)

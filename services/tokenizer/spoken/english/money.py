@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from services.tokenizer.spoken.english.numbers import MAGNITUDE_WORDS, MAGNITUDES, NUMBER, cardinal, is_one, number
-from services.tokenizer.spoken.english.sentences import begins_sentence
 
 # sign or code: (one, several, one hundredth, several hundredths)
 _DOLLAR = ("dollar", "dollars", "cent", "cents")
@@ -63,8 +62,9 @@ _PENCE = re.compile(r"(?<![\w.,])(\d{1,2})p\b(?!\s?(?:video|x\b))")
 _CENTS = re.compile(rf"(?<![\w.,])({NUMBER}(?=\s?¢)|\d\d(?=c\b))\s?[¢c]")
 _PER = re.compile(
     r"(?<=[a-z])\s?/\s?(mo|month|months|yr|year|hr|hour|h|day|d|week|wk|night|person|kg|lb|oz|unit|user|seat|item|head|sq ?ft|gallon|gal|liter|litre|l|"
-    r"mile|km|min|minute|share|ton|dozen|box|pack|piece|pc|page|word|token|call|GB|MB|kWh|MWh|barrel|bbl)\b\.?"
+    r"mile|km|min|minute|share|ton|dozen|box|pack|piece|pc|page|word|token|call|GB|MB|kWh|MWh|barrel|bbl)\b(?:\.(?=\s+[a-z]|[,;:)]))?"
 )
+_TICKER = re.compile(r"(?<!\w)\$(?=[A-Z]{1,5}\b)")  # of a share: $TSLA
 _CENTS_OF = re.compile(r"\.\d\d$")
 _PER_SEVERAL = re.compile(r"(?<=dollars|..euros|.pounds|..cents)\s?/\s?(?=\d)")
 _EACH = re.compile(r"(?<=\d)\s?/\s?(day|week|month|year|hour|minute|night|person|user|item|seat|head|share|page)\b")
@@ -86,7 +86,7 @@ _AS_ADJECTIVE = re.compile(
 
 def read_money(text: str) -> str:
     """`$2.5M` → two point five million dollars; `€9,99` → nine euros and ninety nine cents."""
-    text = _RANGE_BEFORE.sub(_range, text)
+    text = _RANGE_BEFORE.sub(_range, _TICKER.sub("", text))
     text = _PREFIXED.sub(
         lambda m: (
             ("minus " if m[1] or m[3] else "")
@@ -101,12 +101,8 @@ def read_money(text: str) -> str:
     if "/" in text:
         text = _PER_SEVERAL.sub(" per ", text)
         text = _EACH.sub(r" per \1", text)
-        text = _PER.sub(lambda m: f" per {_PER_WORDS.get(m[1], m[1])}" + _stop(m), text)
+        text = _PER.sub(lambda m: f" per {_PER_WORDS.get(m[1], m[1])}", text)
     return text
-
-
-def _stop(match: re.Match[str]) -> str:
-    return "." if match[0].endswith(".") and begins_sentence(match.string[match.end() :]) else ""
 
 
 def _range(match: re.Match[str]) -> str:

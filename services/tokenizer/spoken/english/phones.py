@@ -15,6 +15,7 @@ _INTERNATIONAL = re.compile(rf"(?<![\w.])\+(\d{{1,3}})((?:{_SEP}?\(?\d{{1,5}}\)?
 _LOCAL = re.compile(rf"(?<![\w.,/$€£-])(\d{{3}})-(\d{{4}})(?![\w/]|[.,-]\d){_EXTENSION}")
 _VANITY = re.compile(r"(?<![\w+])(1-)?([89]\d\d)-((?=[A-Z0-9-]*[A-Z])[A-Z0-9]+(?:-[A-Z0-9]+)*)\b")
 _JOINED = re.compile(r"(?<![\w.])\+1(\d{3})(\d{3})(\d{4})(?!\d)")
+_IBAN = re.compile(r"\b[A-Z]{2}\d\d(?: [A-Z\d]{4}){2,7}(?: [A-Z\d]{1,3})?\b")
 _FREE = re.compile(r"(?<![\w+])(\+?1-)?(8\d\d)-(\d{3})-(\d{4})(?![\w-])")
 _GROUPS = re.compile(r"(?<![\w.,/-])(?!\d{4}-\d\d-\d\d\b)\d{2,5}(?:[ -]\d{2,5}){2,5}(?![\w/]|[.,:-]\d)")
 _HYPHENED = re.compile(r"(?<![\w.,/-])(?!\d{4}-\d\d-\d\d\b)\d{1,7}(?:-\d{1,7}){3,}(?:-?X)?(?![\w-])")
@@ -35,6 +36,7 @@ _LONG = re.compile(r"(?<![\w.,:/$€£¥₹-])\d{7,}(?![\w%]|[.,:/]\d|\s?[$€£
 
 def read_phones(text: str) -> str:
     """Digits one by one, the groups parted by commas."""
+    text = _IBAN.sub(lambda m: ", ".join(_spelt(group) for group in m[0].split()), text)
     text = _JOINED.sub(r"+1 \1 \2 \3", text)
     text = _VANITY.sub(_vanity, text)
     text = _FREE.sub(_free, text)
@@ -57,6 +59,10 @@ def read_phones(text: str) -> str:
     text = _ZIP.sub(lambda m: f"{m[1]}{digits(m[2] + ' ' + m[3])}", text)
     text = _CODE.sub(lambda m: _EXTENSION_WORD.sub("extension ", m[1]) + _code(m), text)
     return _LONG.sub(lambda m: digits(m[0]), text)
+
+
+def _spelt(code: str) -> str:
+    return " ".join(digits(char) if char.isdigit() else char for char in code)
 
 
 def _free(match: re.Match[str]) -> str:

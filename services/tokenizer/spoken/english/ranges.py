@@ -15,7 +15,8 @@ _SPACED = re.compile(
     rf"(?<![\w.,/:])(\b(?:from|between|ages?|pages?|pp\.|chapters?|lines?|years?|weeks?|days?)\s+)({_NUMBER})\s-\s({_NUMBER})"
 )
 _NEGATIVE_SPAN = re.compile(rf"(?<![\w.,/:])([-−]{_NUMBER})({_SUFFIX})?\s?[–—]\s?([-−]?{_NUMBER})")
-_RATIO = re.compile(r"(?<![\w.,:/])(\d{1,4}):(\d{1,4})(?::(\d{1,4}))?(?![\w:]|\.\d)")
+_RATIO = re.compile(r"(?<![\w.,:/])(\d{1,4}):(\d{1,4}(?:\.\d)?)(?::(\d{1,4}))?(?![\w:]|\.\d)")
+_VERSES = re.compile(r"(?<=[a-z] )(\d{1,3}):(\d{1,3})[-–](\d{1,3})(?![\d:])(?!\s?[ap]\.?m)", re.I)  # Matthew 5:3-12
 _STANDARD = re.compile(r"(?<![\w.,:/])(\d{4,6}(?:-\d{1,2})?):((?:19|20)\d\d)(?![\w:])")
 _LETTERS = re.compile(r"(?<![\w-])([A-Z])\s?[–—-]\s?([A-Z])(?![\w-])")
 _ORDINALS = re.compile(r"\b(\d{1,3}(?:st|nd|rd|th))\s?[–—-]\s?(\d{1,3}(?:st|nd|rd|th))\b")
@@ -44,7 +45,7 @@ def read_ranges(text: str) -> str:
 
 def read_ratios(text: str) -> str:
     """After times of day have been read: 16:9, 3:1. A standard has its year behind a colon: ISO 9001:2015."""
-    text = _STANDARD.sub(r"\1, \2", text)
+    text = _STANDARD.sub(r"\1, \2", _VERSES.sub(r"\1 \2 to \3", text))
     return _RATIO.sub(lambda m: f"{m[1]} to {m[2]}" + (f" to {m[3]}" if m[3] else ""), text)
 
 

@@ -81,7 +81,7 @@ def _after_noun(match: re.Match[str]) -> str:
     ):
         return match[0]  # in part I agree
     if first == "I" and re.match(
-        r"\s+(?:am|was|have|had|think|will|would|can|could|did|do|know|saw|went|like|love|want|need)\b",
+        r"\s+(?:[A-Z]\b|am|was|have|had|think|will|would|can|could|did|do|know|saw|went|like|love|want|need)\b",
         match.string[match.end() :],
     ):
         return match[0]

@@ -24,12 +24,18 @@ _STATES = {
 }  # fmt: skip
 _STATE = re.compile(rf"(?<=[a-z], )({'|'.join(_STATES)})\.(?!\w)")
 _HIGHWAY = re.compile(r"\bHwy\b\.?(?=\s\d)")
+_REGION = re.compile(
+    r"(?<![\w.])([NSEW])\.\s(?=(?:Korea|Africa|America|Carolina|Dakota|Virginia|Ireland|Europe|Asia)\b)"
+)
+_FLOOR = re.compile(r"(?<=\d(?:st|nd|rd|th) )[Ff]l\.(?=[\s,]|$)")
 _HIGHWAYS = {"Ave": "Avenue", "Blvd": "Boulevard", "Rd": "Road", "Hwy": "Highway", "Pkwy": "Parkway"}
 _SENTENCE = re.compile(r"\s+[\"'(]?[A-Z]")
 
 
 def read_streets(text: str) -> str:
     """`48 W. Oak St.` → 48 West Oak Street; `St. Louis, Mo.` → Saint Louis, Missouri."""
+    text = _REGION.sub(lambda m: f"{_DIRECTIONS[m[1]]} ", text)
+    text = _FLOOR.sub("floor", text)
     text = _DIRECTION.sub(lambda m: _DIRECTIONS[m[1]], text)
     text = _STREET.sub(lambda m: "Street" + _stop(m), text)
     text = _SAINT.sub("Saint", text)

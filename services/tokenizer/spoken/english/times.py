@@ -18,6 +18,7 @@ _MILITARY = re.compile(r"(?<![\w.:/,$])(0\d|1\d|2[0-3])([0-5]\d)\s?(hours|hrs|h)
 _OFFSET = re.compile(r"\b(UTC|GMT)\s?([+\-−–])\s?(\d{1,2})(?::?([0-5]\d))?\b")
 _MINUTES = re.compile(r"(?<![\w.:/$-])(\d{1,3}):([0-5]\d)(?=\s?(?:min\b|mins\b|minutes?\b|mile\b|per\b|/))")
 _LAP = re.compile(r"(?<![\w.:/$-])(\d{1,2}):([0-5]\d)\.(\d{1,3})(?![\w:]|\.\d)")
+_SHORT_HALF = re.compile(r"(?<=\d:[0-5]\d)([ap])\b(?!['’])")  # of airlines
 _RANGED = r"\d{1,2}(?:[:.]\d\d)?"
 _NAMED = re.compile(r"\b(noon|midnight|now|today|dawn|dusk)\s?[–—-]\s?(?=\d)", re.I)
 _UNTIL = re.compile(r"(?<=[\dmM.])\s?[–—-]\s?(noon|midnight|now|today|present|dawn|dusk|late|close)\b")
@@ -30,6 +31,7 @@ _SPAN = re.compile(
 
 def read_times(text: str) -> str:
     """`5:30 p.m.` → five thirty P M; `17:00` → seventeen hundred; `9:05` → nine oh five."""
+    text = _SHORT_HALF.sub(r"\1m", text)
     text = _NAMED.sub(r"\1 to ", _UNTIL.sub(r" to \1", text))
     text = _SPAN.sub(_span, text)
     text = _OFFSET.sub(_offset, text)
