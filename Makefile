@@ -57,7 +57,7 @@ $(VENV)/clients.stamp: $(VENV)/test.stamp tests/integration/clients/requirements
 	$(VENV)/clients/bin/pip install --quiet -r tests/integration/clients/requirements.txt
 	touch $@
 
-# nvidia-riva-client, Pipecat, LiveKit and openai before a gateway. FIRST_AUDIO=1 measures on an idle machine.
+# nvidia-riva-client, Pipecat, LiveKit and openai before a gateway. PAIRS=20 for more of the measurement of first audio.
 clients-test: $(VENV)/clients.stamp
 	$(BIN)/python -m pytest -m clients tests/integration/clients
 
