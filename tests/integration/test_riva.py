@@ -209,10 +209,18 @@ async def test_it_can_be_switched_off(open_chain):
     await refused(stub_of(chain).Synthesize(request(), timeout=10), grpc.StatusCode.UNIMPLEMENTED)
 
 
-async def test_texts_of_many_callers_at_once(open_chain):
+async def test_32_callers_at_once_hear_every_sample(open_chain, probe):
+    """Two texts each: as stitched callers send them, by calls that stay open."""
     chain = await open_chain()
-    answers = await asyncio.gather(*(stub_of(chain).Synthesize(request(f"Caller {n}."), timeout=30) for n in range(16)))
-    assert {len(answer.audio) for answer in answers} == {SPOKEN}
+
+    async def heard(number):
+        texts = iter([request(f"Caller {number}."), request("And more.")])
+        return [answer.audio async for answer in stub_of(chain).SynthesizeOnline(texts, timeout=60)]
+
+    answers = await asyncio.gather(*(heard(number) for number in range(32)))
+    assert {len(b"".join(pieces)) for pieces in answers} == {2 * SPOKEN}
+    assert all(piece and len(piece) % 2 == 0 for pieces in answers for piece in pieces)
+    await probe.until(lambda: not +probe.active)
 
 
 def test_a_prompt_that_is_too_long_has_rivas_field():

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_proxies import running
 
 from support.authority import Authority
 from support.fake_stages import SAMPLES_PER_FRAME
+from support.proxies import running
 
 TOKEN = "s3cret"
 SPOKEN = 10 * SAMPLES_PER_FRAME * 2
