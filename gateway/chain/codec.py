@@ -170,8 +170,8 @@ class CodecLink:
 
         self._replica, call, started = await self._replicas.stream(start, admit, avoid=avoid, patience_s=patience_s)
         self._call = call
-        if started.format.encoding not in ENCODINGS or started.samples_per_frame < 1:
-            raise InternalError("codec: unknown sample encoding or frame length")
+        if started.format.encoding not in ENCODINGS or started.samples_per_frame < 1 or started.history_frames < 0:
+            raise InternalError("codec: unknown sample encoding, frame length or history")
         self._encoding, self.samples_per_frame = ENCODINGS[started.format.encoding], started.samples_per_frame
         self._history = started.history_frames or None
         self._window, self._first, self._discarded = CreditWindow(CODEC_WINDOW_FRAMES), first, discard

@@ -101,7 +101,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _stream(self, handler: Any, context: Context) -> None:
         """A call with a stream of requests. CSM has none whose answer is a single message."""
         requests = RequestStream(context, self._limits, handler.request_deserializer)
-        await self._write_all(context, handler.stream_stream(requests, context))
+        try:
+            await self._write_all(context, handler.stream_stream(requests, context))
+        finally:
+            requests.close()
 
     async def _write_all(self, context: Context, responses: AsyncGenerator[Any, None]) -> None:
         async with aclosing(responses):

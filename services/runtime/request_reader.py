@@ -78,17 +78,25 @@ class RequestLimits:
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
         """Count a request's memory for as long as its call runs. Raises: ResourceExhausted."""
-        if size <= SMALL_BYTES:
+        held = self.reserve(size)
+        try:
             yield
-            return
+        finally:
+            self.release(held)
+
+    def reserve(self, size: int) -> int:
+        """Count a request's memory. Returns: what to `release`. Raises: ResourceExhausted."""
+        if size <= SMALL_BYTES:
+            return 0
         if self._held_bytes and self._held_bytes + size > self._memory_bytes:
             text = f"requests: {self._memory_bytes // MIB} MiB of them are being served"
             raise ResourceExhausted(text, 1.0, reason="REQUEST_MEMORY")
         self._held_bytes += size
-        try:
-            yield
-        finally:
-            self._held_bytes -= size
+        return size
+
+    def release(self, held: int) -> None:
+        """Give back what `reserve` returned."""
+        self._held_bytes -= held
 
     async def parse(self, data: bytes, deserialize: Callable[[bytes], Any] | None) -> Any:
         """The message. Raises: InvalidArgument."""
@@ -132,12 +140,21 @@ async def read_in_time(context: Context, timeout_s: float) -> Any:
 
 
 class RequestStream:
-    """The messages of a streaming request. A plain iterator, not a generator: a handler may drop it half read."""
+    """The messages of a streaming request. A plain iterator, not a generator: a handler may drop it half read.
+
+    The memory of a message counts until the next one is read, or `close`.
+    """
 
     def __init__(self, context: Context, limits: RequestLimits, deserialize: Callable[[bytes], Any] | None):
         self._context, self._limits, self._deserialize = context, limits, deserialize
         self._idle_from_s: float | None = None  # None: no limit
         self._timeout: asyncio.Timeout | None = None  # of the read that waits
+        self._held = 0  # what the last message reserved
+
+    def close(self) -> None:
+        """The call is over."""
+        self._limits.release(self._held)
+        self._held = 0
 
     def limit_idle(self, from_s: float) -> None:
         """End the call when no message comes for `RequestLimits.idle_s` after `from_s` and after the last message.
@@ -156,8 +173,11 @@ class RequestStream:
             message = await Detached(self._context.read())
         else:
             message = await self._read_in_time(self._idle_from_s)
+        self._limits.release(self._held)
+        self._held = 0
         if message is grpc.aio.EOF:
             raise StopAsyncIteration
+        self._held = self._limits.reserve(len(message))
         return await self._limits.parse(message, self._deserialize)
 
     async def _read_in_time(self, from_s: float) -> Any:

@@ -47,7 +47,7 @@ from services.watermark.weights import Nets
 
 log = logging.getLogger(__name__)
 
-_MAX_COLUMNS = 1 << 32  # of a stream, which are years
+_MAX_POWER = 16.0  # of what the service takes: MAX_PEAK of runtime.audio, squared
 _MAX_EAGER_COLUMNS = 32  # of one stream in a pass that is not padded
 _CHUNKS_S = (0.08, 0.16, 0.32, 0.64)  # usual chunk lengths; a pass on a GPU has one of these lengths
 # Batch sizes that passes on a GPU are padded to.
@@ -172,7 +172,7 @@ class Embedder:
         Raises: ValueError when no stream of this embedder could have given that checkpoint.
         """
         origin = Checkpoint(first_sample, first_marked_sample, columns, power_sum)
-        sound = math.isfinite(power_sum) and 0 <= power_sum and 0 <= columns < _MAX_COLUMNS
+        sound = 0 <= columns < OPEN_LENGTH // 2 // self._framing.hop and 0 <= power_sum <= columns * _MAX_POWER
         if not sound or self.checkpoint(columns, power_sum) != origin:
             raise ValueError("is none that this model's streams give")
         return EmbedStream(self, origin, int(self.receptive_field.min_samples(columns)) - first_sample)

@@ -12,6 +12,8 @@ from csm.speech.v1 import speech_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.runtime import request_reader
+from services.runtime.errors import ResourceExhausted
+from services.runtime.request_reader import RequestLimits, RequestStream
 from support.codec_stub import SERVICE
 from support.hardened_server import (
     CHECK,
@@ -153,6 +155,35 @@ async def test_requests_in_service_have_a_budget_of_memory(serve):
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert (await call(b"", timeout=30)).trace_id == "0"  # small ones are not counted
         assert (await call(request.SerializeToString(), timeout=30)).trace_id == "1"
+
+
+async def test_messages_of_streams_count_until_the_next_one():
+    limits = RequestLimits(timeout_s=1.0, idle_s=1.0, memory_bytes=4 * MIB, max_message_bytes=4 * MIB)
+
+    class Sent:
+        """A call's context of which a stream reads these messages."""
+
+        def __init__(self, *sizes):
+            self._messages = [bytes(size) for size in sizes]
+
+        async def read(self):
+            return self._messages.pop(0) if self._messages else grpc.aio.EOF
+
+    first, second = (
+        RequestStream(Sent(*sizes), limits, None) for sizes in ((3 * MIB, 10, 3 * MIB), (2 * MIB, 2 * MIB, 2 * MIB))
+    )
+    assert len(await anext(first)) == 3 * MIB
+    with pytest.raises(ResourceExhausted, match="4 MiB of them"):
+        await anext(second)
+    assert len(await anext(first)) == 10  # small ones are not counted
+    assert len(await anext(second)) == 2 * MIB
+    with pytest.raises(ResourceExhausted):
+        await anext(first)
+    second.close()
+    second.close()  # harmless
+    with limits.hold(4 * MIB):
+        pass
+    assert await anext(first, None) is None
 
 
 async def test_a_stream_that_says_nothing_more_is_ended_once_its_audio_is_played(serve):

@@ -10,6 +10,7 @@ from services.watermark.embedder import Embedder
 from services.watermark.key import PUBLIC_KEY
 from services.watermark.level import FixedLevel, RunningLevel
 from services.watermark.marker import Marker
+from services.watermark.planner import OPEN_LENGTH
 from services.watermark.state_pool import StatePool
 from services.watermark.weights import load_nets
 from support.watermark_pair import speech_like, stock_model
@@ -275,7 +276,7 @@ def test_a_stream_that_begins_at_a_checkpoint_is_the_rest_of_the_undisturbed_one
     "change",
     [
         {"first_sample": 1}, {"first_marked_sample": 10}, {"columns": 3}, {"columns": -1}, {"columns": 1 << 40},
-        {"power_sum": float("nan")}, {"power_sum": float("inf")}, {"power_sum": -1.0},
+        {"power_sum": float("nan")}, {"power_sum": float("inf")}, {"power_sum": -1.0}, {"power_sum": 1e9},
     ],
 )  # fmt: skip
 def test_a_checkpoint_that_no_stream_gave_is_refused(untrained, change):
@@ -284,3 +285,12 @@ def test_a_checkpoint_that_no_stream_gave_is_refused(untrained, change):
     embedder.open_at(**checkpoint).close()
     with pytest.raises(ValueError, match="none that this model's streams give"):
         embedder.open_at(**checkpoint | change)
+
+
+def test_a_checkpoint_beyond_what_counts_as_an_open_stream_is_refused(untrained):
+    """Columns there would count as after the stream's end: they would not be marked."""
+    embedder = Embedder(untrained, PUBLIC_KEY, level=RunningLevel())
+    last = OPEN_LENGTH // 2 // untrained.hparams.hop_length
+    embedder.open_at(**asdict(embedder.checkpoint(last - 1, 1.0))).close()
+    with pytest.raises(ValueError, match="none that this model's streams give"):
+        embedder.open_at(**asdict(embedder.checkpoint(last, 1.0)))
