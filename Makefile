@@ -100,7 +100,7 @@ $(BIN)/promtool: $(VENV)/test.stamp
 
 metrics-test: $(BIN)/promtool
 	@test -x $(BIN)/promtool
-	$(BIN)/python -m pytest tests/deploy/test_queries.py
+	$(BIN)/python -m pytest tests/deploy/test_queries.py tests/deploy/test_prometheus.py
 
 # On a machine with a CUDA device: its tests and timings, about nine minutes.
 gpu-check: $(VENV)/test.stamp

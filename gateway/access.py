@@ -98,6 +98,7 @@ class Access(grpc.aio.ServerInterceptor):
             except InvalidFile as error:
                 raise SettingError(f"CSM_TOKENS_FILE: {error}") from error
             instruments.observe(self._file, "csm.gateway.tokens.stale", lambda file: int(file.stale()))
+            self._metrics.begin(token.name for token in self._file.current())
             if not self._file.current():  # at the start a mistake; later the only way to take the last one out
                 raise SettingError(f"CSM_TOKENS_FILE: {path}: names no token")
         elif not tls.is_loopback(settings.listen):

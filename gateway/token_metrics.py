@@ -1,10 +1,12 @@
 """What each token's callers use, as metrics: characters, seconds of audio, refusals.
 
-The label is the token's name, of the first `max_names` that call; the others share `(other)`, which cannot be a name.
+The label is the token's name, of the first `max_names` of the file; the others share `(other)`, which cannot be a name.
 Each process counts for itself, so a sum over gateways is the whole. Knows no gRPC.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from services.runtime import instruments
 
@@ -18,6 +20,12 @@ class TokenMetrics:
     def __init__(self, max_names: int):
         self._max_names = max_names
         self._seen: set[str] = set()
+
+    def begin(self, names: Iterable[str]) -> None:
+        """Show the counters of these names, at 0. One that first appears with its first count hides it from rate()."""
+        for name in names:
+            if self._max_names:
+                self._labels(name)
 
     def characters(self, name: str, count: int) -> None:
         """Text that is spoken for `name`."""
@@ -40,7 +48,6 @@ class TokenMetrics:
         labels = {"csm.token": name}
         if name not in self._seen and name != OTHER:
             self._seen.add(name)
-            # Counters that begin at 0: one that first appears with its first count hides it from rate().
             instruments.token_characters.add(0, labels)
             instruments.token_audio.add(0, labels)
             for reason in _REASONS:

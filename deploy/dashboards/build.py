@@ -158,12 +158,12 @@ def request() -> dict:
                 limit=0.05,
             ),
             panel(
-                "Underruns per stream", "none", "Gaps that a listener hears who buffers as CSM_LISTENER_BUFFER_MS says.",
+                "Underruns", "none", "Gaps in a minute of audio, for a listener who buffers as CSM_LISTENER_BUFFER_MS says.",
                 [
                     (
-                        "sum(rate(csm_stream_underruns_total[$__rate_interval]))"
-                        f" / sum(rate({first_audio}_count[$__rate_interval]))",
-                        "underruns per stream",
+                        "60 * sum(rate(csm_stream_underruns_total[$__rate_interval]))"
+                        " / sum(rate(csm_request_audio_seconds_total[$__rate_interval]))",
+                        "underruns a minute",
                     )
                 ],
             ),

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from support.telemetry import chain_under_observation
+from support.telemetry import chain_under_observation, prometheus
 from support.telemetry import tables as telemetry_tables
 
 
@@ -18,7 +18,16 @@ def observed(tmp_path_factory):
         "CSM_LOG_LEVEL": "DEBUG",
         "CSM_BACKBONE_TRACE_STEPS": "3",
     }
-    return asyncio.run(chain_under_observation.observe(tmp_path_factory.mktemp("observed"), settings))
+    folder, watching = tmp_path_factory.mktemp("observed"), []
+
+    def watch(pages):
+        watching.append(prometheus.Prometheus(folder, pages))
+        return watching[0]
+
+    options = {"watch": watch} if prometheus.PROMETHEUS else {}
+    found = asyncio.run(chain_under_observation.observe(folder, settings, **options))
+    found.panels = watching[0].panels if watching else {}
+    return found
 
 
 @pytest.fixture(scope="session")

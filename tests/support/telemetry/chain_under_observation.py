@@ -9,6 +9,8 @@ import re
 import sys
 import urllib.request
 import wave
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +33,7 @@ LONG = f"The {MARK} leaves at seven in the morning and stops at every small stat
 
 _UNARY = 3  # calls that speak and have no stream: two of Synthesize, and Riva's
 
+LIMITED = "1-zyxommaquillbright-1"
 TOKEN = "0-zyxommaquillbright-0"
 
 
@@ -46,6 +49,7 @@ class Observed:
     trace_id: str = ""  # of a request that went well
     late_trace_id: str = ""  # of one whose deadline passed
     audit: str = ""  # the file of the audit trail
+    panels: dict = field(default_factory=dict)  # what Prometheus gave, where there is one: see Prometheus.panels
     broken_off: int = 0  # streams that the caller left, or whose deadline passed
 
 
@@ -70,8 +74,15 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer, metrics_service_pb2_
         return metrics_service_pb2.ExportMetricsServiceResponse()
 
 
-async def observe(folder: Path, settings: dict[str, str]) -> Observed:
-    """Run the chain with these settings, talk to it in many ways, stop it."""
+async def observe(
+    folder: Path,
+    settings: dict[str, str],
+    watch: Callable[[dict[str, str]], AbstractAsyncContextManager] = lambda pages: nullcontext(),
+) -> Observed:
+    """Run the chain with these settings, talk to it in many ways, stop it.
+
+    watch: given the URLs of all metrics, what is open while there is talk.
+    """
     observed = Observed()
     server, receiver = grpc.aio.server(), Receiver(observed)
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)
@@ -79,7 +90,8 @@ async def observe(folder: Path, settings: dict[str, str]) -> Observed:
     endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     tokens = folder / "tokens.toml"
-    tokens.write_text(f'[observer]\ntoken = "{TOKEN}"\n')
+    limited = f'[limited]\ntoken = "{LIMITED}"\ncharacters_per_minute = {len(SENTENCE) - 1}\n'
+    tokens.write_text(f'[observer]\ntoken = "{TOKEN}"\n{limited}')
     addresses = {name: f"127.0.0.1:{port}" for name, port in free_ports().items()}
     common = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
@@ -98,17 +110,23 @@ async def observe(folder: Path, settings: dict[str, str]) -> Observed:
     try:
         async with Supervisor(children, folder / "logs") as running:
             await running.wait_ready(240, lambda child, took_s: None)
-            async with SpeechClient(addresses["gateway"], token=TOKEN) as client:
-                await _talk(client, observed)
-            await _talk_riva(addresses["gateway"])
-            async with SpeechClient(addresses["gateway"]) as stranger:
-                with pytest.raises(SpeechError):
-                    await stranger.synthesize(SENTENCE)
-            for path in (folder / "logs").glob("*.log"):
-                if found := re.search(r"metrics on (http://[\d.:]+/metrics)", path.read_text()):
-                    page = await asyncio.to_thread(urllib.request.urlopen, found[1])
-                    observed.pages[path.stem] = page.read().decode()
-            await _searches_end(folder / "audit.jsonl", observed.pages["gateway"])
+            urls = {
+                path.stem: found[1]
+                for path in (folder / "logs").glob("*.log")
+                if (found := re.search(r"metrics on (http://[\d.:]+/metrics)", path.read_text()))
+            }
+            async with watch(urls):
+                async with SpeechClient(addresses["gateway"], token=TOKEN) as client:
+                    await _talk(client, observed)
+                await _talk_riva(addresses["gateway"])
+                for token in (None, LIMITED):
+                    async with SpeechClient(addresses["gateway"], token=token) as refused:
+                        with pytest.raises(SpeechError):
+                            await refused.synthesize(SENTENCE)
+                for name, url in urls.items():
+                    page = await asyncio.to_thread(urllib.request.urlopen, url)
+                    observed.pages[name] = page.read().decode()
+                await _searches_end(folder / "audit.jsonl", observed.pages["gateway"])
     finally:
         await server.stop(1)
     observed.audit = (folder / "audit.jsonl").read_text()
