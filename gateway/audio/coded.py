@@ -1,4 +1,4 @@
-"""FLAC, MP3 and Opus, by PyAV (FFmpeg)."""
+"""FLAC, MP3 and Opus, by PyAV (FFmpeg), which is imported with the first of them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
-from av.audio.codeccontext import AudioCodecContext
-from av.audio.stream import AudioStream
 
 from gateway.audio.resampler import StreamResampler
 from services.runtime.provenance import tags
+
+if TYPE_CHECKING:
+    import av
 
 PACKET_MS = 20  # of Opus
 
@@ -62,6 +63,9 @@ class CodedEncoder:
     is_codec = True
 
     def __init__(self, codec: Codec, resampler: StreamResampler, content_type: str, *, streamed: bool, model: str):
+        import av
+        from av.audio.stream import AudioStream
+
         self.content_type, self.sample_rate_hz = content_type, resampler.output_rate_hz
         self.samples = 0
         self._codec, self._resampler = codec, resampler
@@ -104,6 +108,9 @@ class PacketEncoder:
     is_codec = True
 
     def __init__(self, codec: Codec, resampler: StreamResampler, content_type: str):
+        import av
+        from av.audio.codeccontext import AudioCodecContext
+
         self.content_type, self.sample_rate_hz = content_type, resampler.output_rate_hz
         self.samples = 0
         self._codec, self._resampler = codec, resampler
@@ -134,6 +141,8 @@ class PacketEncoder:
 
 
 def _frame(samples: np.ndarray, codec: Codec, sample_rate_hz: int, first_sample: int) -> av.AudioFrame:
+    import av
+
     if codec.sample == "s16":
         samples = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format=codec.sample, layout="mono")
