@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +36,7 @@ class ReloadingChannel(grpc.aio.Channel):
             credentials.current()
         )  # tried last; None: they could not be used
         self._channel = connect(self._credentials_tried)
-        self._calls: Counter[grpc.aio.Channel] = Counter()
+        self._calls: defaultdict[grpc.aio.Channel, set[grpc.aio.Call]] = defaultdict(set)  # that run
         self._reload: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -87,14 +87,15 @@ class ReloadingChannel(grpc.aio.Channel):
                 made.clear()
                 made[channel] = getattr(channel, kind)(*args, **kwargs)
             running = made[channel](*call_args, **call_kwargs)
-            self._calls[channel] += 1
-            running.add_done_callback(lambda _: self._ended(channel))
+            self._calls[channel].add(running)
+            running.add_done_callback(lambda _: self._ended(channel, running))
             return running
 
         return call
 
-    def _ended(self, channel: grpc.aio.Channel) -> None:
-        self._calls[channel] -= 1
+    def _ended(self, channel: grpc.aio.Channel, call: grpc.aio.Call) -> None:
+        # May be called again: gRPC does when the status comes after a write has failed.
+        self._calls[channel].discard(call)
         self._close_if_idle(channel)
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:

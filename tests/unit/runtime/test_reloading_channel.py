@@ -62,3 +62,35 @@ async def test_a_channel_that_could_not_be_made_is_tried_again_at_the_next_call(
         "here:1: no channel with the new certificates; the next call tries again: no more of them"
     ]
     assert all(one.closed for one in made)
+
+
+async def test_a_call_whose_end_is_told_twice_does_not_close_the_channel_under_another_one():
+    """gRPC runs a call's callbacks again when its status comes after a write has failed."""
+    made, files, endings = [], Files(), []
+
+    class Running:
+        def add_done_callback(self, ended):
+            endings.append(lambda: ended(self))
+
+    class Slow(Channel):
+        def unary_unary(self, method):
+            return lambda request: Running()
+
+    def connect(credentials):
+        made.append(Slow(credentials))
+        return made[-1]
+
+    async with ReloadingChannel("here:1", files, connect) as channel:
+        ask = channel.unary_unary("/a/B")
+        for _ in range(2):
+            ask(b"")
+        files.now = "new"
+        ask(b"")
+        await asyncio.gather(channel._reload)
+        for _ in range(2):
+            endings[0]()
+        await asyncio.sleep(0)
+        assert not made[0].closed  # the second call runs on it
+        endings[1]()
+        await asyncio.gather(*channel._closing)
+        assert made[0].closed and not made[1].closed
