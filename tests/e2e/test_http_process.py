@@ -138,11 +138,12 @@ async def test_the_watermark_is_found_in_what_was_spoken(client):
     speech = await client.post(SPEECH, json=body(TEXT, 3, response_format="wav"))
     found = (await client.post("/v1/audio/watermark", content=speech.content)).json()
     assert (found["verdict"], found["found"], len(found["marks"])) == ("found", True, 1)
-    none = await client.post("/v1/audio/watermark", content=speech.content[:44] + bytes(len(speech.content) - 44))
+    none = await client.post("/v1/audio/watermark", content=_silence())
     assert (none.json()["verdict"], none.json()["found"]) == ("silent", False)
     bad = await client.post("/v1/audio/watermark", content=b"no audio at all")
     assert (bad.status_code, bad.json()["error"]["param"]) == (400, "file")
-    await client.post("/v1/audio/watermark", content=b"")
+    empty = await client.post("/v1/audio/watermark", content=b"")
+    assert (empty.status_code, empty.json()["error"]["param"]) == (400, "file")
 
 
 async def test_a_drain_lets_running_requests_end(chain, folder):
