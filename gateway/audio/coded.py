@@ -15,6 +15,9 @@ from services.runtime.provenance import tags
 
 if TYPE_CHECKING:
     import av
+    from av.audio.codeccontext import AudioCodecContext
+    from av.audio.stream import AudioStream
+    from av.container import OutputContainer
 
 PACKET_MS = 20  # of Opus
 
@@ -63,26 +66,12 @@ class CodedEncoder:
     is_codec = True
 
     def __init__(self, codec: Codec, resampler: StreamResampler, content_type: str, *, streamed: bool, model: str):
-        import av
-        from av.audio.stream import AudioStream
-
         self.content_type, self.sample_rate_hz = content_type, resampler.output_rate_hz
         self.samples = 0
-        self._codec, self._resampler = codec, resampler
+        self._codec, self._resampler, self._model = codec, resampler, model
         self._sink = _Bytes()
         self._whole = None if streamed else io.BytesIO()
-        self._file = av.open(
-            self._sink if self._whole is None else self._whole,
-            "w",
-            format=codec.muxer,
-            container_options=dict(codec.muxer_options),
-        )
-        self._file.metadata.update(tags(model))
-        stream = self._file.add_stream(codec.name, rate=self.sample_rate_hz, options=dict(codec.options))
-        assert isinstance(stream, AudioStream)
-        self._stream = stream
-        self._stream.layout = "mono"
-        self._stream.format = codec.sample
+        self._opened: tuple[OutputContainer, AudioStream] | None = None
 
     def feed(self, samples: np.ndarray) -> list[bytes]:
         self._encode(self._resampler.feed(samples))
@@ -90,16 +79,34 @@ class CodedEncoder:
 
     def finish(self) -> list[bytes]:
         self._encode(self._resampler.finish())
-        self._file.start_encoding()  # writes the header, if there was no sample
+        file, stream = self._open()
+        file.start_encoding()  # writes the header, if there was no sample
         if self.samples:
-            self._file.mux(self._stream.encode(None))
-        self._file.close()
+            file.mux(stream.encode(None))
+        file.close()
         return self._sink.take() if self._whole is None else [self._whole.getvalue()]
 
     def _encode(self, samples: np.ndarray) -> None:
         if len(samples):
-            self._file.mux(self._stream.encode(_frame(samples, self._codec, self.sample_rate_hz, self.samples)))
+            file, stream = self._open()
+            file.mux(stream.encode(_frame(samples, self._codec, self.sample_rate_hz, self.samples)))
             self.samples += len(samples)
+
+    def _open(self) -> tuple[OutputContainer, AudioStream]:
+        """With the first samples, for it takes milliseconds, as `feed` may."""
+        if self._opened is None:
+            import av
+            from av.audio.stream import AudioStream
+
+            sink = self._sink if self._whole is None else self._whole
+            file = av.open(sink, "w", format=self._codec.muxer, container_options=dict(self._codec.muxer_options))
+            file.metadata.update(tags(self._model))
+            stream = file.add_stream(self._codec.name, rate=self.sample_rate_hz, options=dict(self._codec.options))
+            assert isinstance(stream, AudioStream)
+            stream.layout = "mono"
+            stream.format = self._codec.sample
+            self._opened = file, stream
+        return self._opened
 
 
 class PacketEncoder:
@@ -108,20 +115,10 @@ class PacketEncoder:
     is_codec = True
 
     def __init__(self, codec: Codec, resampler: StreamResampler, content_type: str):
-        import av
-        from av.audio.codeccontext import AudioCodecContext
-
         self.content_type, self.sample_rate_hz = content_type, resampler.output_rate_hz
         self.samples = 0
         self._codec, self._resampler = codec, resampler
-        context = av.CodecContext.create(codec.name, "w")
-        assert isinstance(context, AudioCodecContext)
-        context.sample_rate = self.sample_rate_hz
-        context.layout = "mono"
-        context.format = codec.sample
-        context.options = dict(codec.options)
-        context.time_base = Fraction(1, self.sample_rate_hz)
-        self._context = context
+        self._opened: AudioCodecContext | None = None
 
     def feed(self, samples: np.ndarray) -> list[bytes]:
         return self._encode(self._resampler.feed(samples))
@@ -129,7 +126,7 @@ class PacketEncoder:
     def finish(self) -> list[bytes]:
         pieces = self._encode(self._resampler.finish())
         if self.samples:
-            pieces += [bytes(packet) for packet in self._context.encode(None)]
+            pieces += [bytes(packet) for packet in self._open().encode(None)]
         return pieces
 
     def _encode(self, samples: np.ndarray) -> list[bytes]:
@@ -137,7 +134,22 @@ class PacketEncoder:
             return []
         frame = _frame(samples, self._codec, self.sample_rate_hz, self.samples)
         self.samples += len(samples)
-        return [bytes(packet) for packet in self._context.encode(frame)]
+        return [bytes(packet) for packet in self._open().encode(frame)]
+
+    def _open(self) -> AudioCodecContext:
+        if self._opened is None:
+            import av
+            from av.audio.codeccontext import AudioCodecContext
+
+            context = av.CodecContext.create(self._codec.name, "w")
+            assert isinstance(context, AudioCodecContext)
+            context.sample_rate = self.sample_rate_hz
+            context.layout = "mono"
+            context.format = self._codec.sample
+            context.options = dict(self._codec.options)
+            context.time_base = Fraction(1, self.sample_rate_hz)
+            self._opened = context
+        return self._opened
 
 
 def _frame(samples: np.ndarray, codec: Codec, sample_rate_hz: int, first_sample: int) -> av.AudioFrame:

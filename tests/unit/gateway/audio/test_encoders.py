@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import subprocess
+import sys
 import threading
 
 import av
@@ -210,6 +212,16 @@ async def test_a_codec_runs_off_the_event_loop(name, monkeypatch):
     await wrapped.finish()
     assert (threads[0] is threading.main_thread()) is (not encoder.is_codec)
     assert threads[1] is not threading.main_thread()
+
+
+def test_opening_an_encoder_imports_no_codec():
+    """The event loop opens it; its thread pays for the rest."""
+    code = (
+        "from gateway.audio import FORMATS, open_encoder; import sys;"
+        "[open_encoder(name, input_rate_hz=24000) for name in FORMATS]; print('av' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True)
+    assert out.stdout.strip() == b"False", out.stderr.decode()
 
 
 @pytest.mark.parametrize("name", FORMATS)
