@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -10,6 +12,8 @@ from gateway.audio.stream_encoder import StreamEncoder
 
 # Samples that are converted on the loop: the largest piece of the chain takes 0.1 ms, resampling included.
 MAX_INLINE_SAMPLES = 16_384
+# Of their own: what else blocks in threads (stores, files) must not hold a listener's audio.
+_THREADS = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="encoder")
 
 
 class AsyncEncoder:
@@ -22,10 +26,10 @@ class AsyncEncoder:
         """As StreamEncoder."""
         if not self.encoder.is_codec and len(samples) <= MAX_INLINE_SAMPLES:
             return self.encoder.feed(samples)
-        return await asyncio.to_thread(self.encoder.feed, samples)
+        return await asyncio.get_running_loop().run_in_executor(_THREADS, self.encoder.feed, samples)
 
     async def finish(self) -> list[bytes]:
         """As StreamEncoder."""
         if not self.encoder.is_codec:
             return self.encoder.finish()
-        return await asyncio.to_thread(self.encoder.finish)
+        return await asyncio.get_running_loop().run_in_executor(_THREADS, self.encoder.finish)

@@ -1,25 +1,15 @@
 """First audio through each client beside the plain one, in pairs: python first_audio.py GATEWAY HTTP PAIRS. JSON."""
 
 import asyncio
+import importlib.util
 import json
 import statistics
 import sys
 import time
 
-import openai
 import riva.client
 from csm_client import SpeechClient
-from livekit.agents import APIConnectOptions
-from livekit.plugins import nvidia
-from loguru import logger
-from pipecat.frames.frames import EndFrame, TTSAudioRawFrame, TTSSpeakFrame, TTSStoppedFrame
-from pipecat.pipeline.pipeline import Pipeline
-from pipecat.pipeline.worker import PipelineParams, PipelineWorker
-from pipecat.processors.frame_processor import FrameProcessor
-from pipecat.services.nvidia.tts import NvidiaTTSService
-from pipecat.workers.runner import WorkerRunner
 
-logger.remove()
 TEXT, VOICE = "Yes, that would be great.", "heart"
 
 
@@ -52,60 +42,12 @@ class Riva:
         return first
 
 
-class LiveKit:
-    """Its plugin, by the sentence."""
-
-    def __init__(self, address):
-        self._tts = nvidia.TTS(server=address, use_ssl=False, voice=VOICE)
-
-    async def first(self):
-        began, first = time.perf_counter(), 0.0
-        stream = self._tts.synthesize(TEXT, conn_options=APIConnectOptions(max_retry=0))
-        async for _ in stream:
-            first = first or time.perf_counter() - began
-        await stream.aclose()
-        return first
-
-
-class Pipecat(FrameProcessor):
-    """A pipeline that stays, as in a call."""
-
-    def __init__(self, address):
-        super().__init__()
-        tts = NvidiaTTSService(server=address, use_ssl=False, settings=NvidiaTTSService.Settings(voice=VOICE))
-        params = PipelineParams(audio_out_sample_rate=24_000)
-        self._worker = PipelineWorker(Pipeline([tts, self]), params=params, cancel_on_idle_timeout=False)
-        self._first, self._stopped, self._running = 0.0, asyncio.Event(), None
-
-    async def process_frame(self, frame, direction):
-        await super().process_frame(frame, direction)
-        if isinstance(frame, TTSAudioRawFrame):
-            self._first = self._first or time.perf_counter()
-        if isinstance(frame, TTSStoppedFrame):
-            self._stopped.set()
-        await self.push_frame(frame, direction)
-
-    async def first(self):
-        if self._running is None:
-            runner = WorkerRunner(handle_sigint=False)
-            await runner.add_workers(self._worker)
-            self._running = asyncio.ensure_future(runner.run())
-        self._first = 0.0
-        self._stopped.clear()
-        began = time.perf_counter()
-        await self._worker.queue_frame(TTSSpeakFrame(TEXT))
-        await asyncio.wait_for(self._stopped.wait(), 60)
-        return self._first - began
-
-    async def end(self):
-        await self._worker.queue_frame(EndFrame())
-        await self._running
-
-
 class OpenAI:
     """Over HTTP."""
 
     def __init__(self, address):
+        import openai
+
         self._client = openai.AsyncOpenAI(base_url=f"http://{address}/v1", api_key="x", max_retries=0)
 
     async def first(self):
@@ -120,8 +62,13 @@ class OpenAI:
 
 async def main(address, http, pairs):
     plain = Plain(address)
-    pipecat = Pipecat(address)
-    others = {"riva.client": Riva(address), "LiveKit": LiveKit(address), "Pipecat": pipecat, "openai": OpenAI(http)}
+    others = {"riva.client": Riva(address)}
+    if importlib.util.find_spec("openai") is not None:
+        others["openai"] = OpenAI(http)
+    if importlib.util.find_spec("pipecat") is not None:
+        from first_audio_frameworks import LiveKit, Pipecat
+
+        others |= {"LiveKit": LiveKit(address, TEXT, VOICE), "Pipecat": Pipecat(address, TEXT, VOICE)}
     result = {}
     for name, client in others.items():
         rows = []
@@ -135,7 +82,8 @@ async def main(address, http, pairs):
             "client_ms": 1000 * statistics.median(row[1] for row in rows),
             "over_ms": 1000 * statistics.median(row[1] - row[0] for row in rows),
         }
-    await pipecat.end()
+    if "Pipecat" in others:
+        await others["Pipecat"].end()
     print(json.dumps(result), flush=True)
 
 
