@@ -17,7 +17,7 @@ from gateway.replica import Replica
 from gateway.stage_calls import StageCall
 from gateway.stages import Stages
 from services.runtime.audio import Encoding, from_bytes
-from services.runtime.errors import CallError, InternalError
+from services.runtime.errors import CallError, InternalError, UnavailableError
 from services.runtime.sample_encodings import ENCODINGS
 
 CODEC_WINDOW_FRAMES = 128  # in flight in the codec at most
@@ -166,7 +166,10 @@ class CodecLink:
             if self.frames:  # a replay
                 opening.buffered_duration.FromNanoseconds(int(self._buffered_s() * 1e9))
             await call.write(codec_pb2.DecodeRequest(start=opening))
-            return await call.first("started")
+            started: codec_pb2.DecodeStarted = await call.first("started")
+            if first and started.history_frames > discard:
+                raise UnavailableError("codec: this replica needs more frames than are kept")
+            return started
 
         self._replica, call, started = await self._replicas.stream(start, admit, avoid=avoid, patience_s=patience_s)
         self._call = call
