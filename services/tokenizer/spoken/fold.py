@@ -42,8 +42,8 @@ _MIXED_WORD = re.compile(r"\w*[A-Za-z]\w*")
 _FRACTION = re.compile(r"(\d?)\s?([¼-¾⅐-⅞↉])")
 _STARS = re.compile(r"(?<!\S)([★✭⭑]{1,5})([☆✩⭒]{0,4})(?!\S)|(?<=\d)\s?[★⭐✭](?![★⭐✭☆])")
 _PRIME = re.compile("(?<=[A-Za-z])′(?=[A-Za-z])")
-# With the name of a language and settings, where nothing else stands on the line.
-_FENCE = re.compile(r"```+(?:[ \t]*[\w+#.-]*[ \t]*(?:\w+=[^`\n]*|\{[^`\n]*\})?(?=\n|$))?")
+# With the name of a language and settings, where nothing else is before the line's end.
+_FENCE = re.compile(r"(?<!\S)```+[ \t]*[\w+#.-]*[ \t]*(?:\w+=[^`\n]*|\{[^`\n]*\})?(?=\n)|```+")
 _CODE_QUOTE = re.compile(r"(`+)(?!`)([^`\n]+)\1(?!`)")
 
 

@@ -21,6 +21,12 @@ _INLINE = frozenset(
     "a abbr b bdi bdo cite code data del dfn em font i ins kbd mark q rp rt ruby samp small span strike strong sub sup time tt u var wbr "
     "emphasis prosody voice phoneme say-as lang w token mark express-as amazon:effect".split()
 )
+_OTHERS = frozenset(
+    "address area audio base big canvas caption center col colgroup datalist dialog embed frame hgroup html iframe img input link map "
+    "meta meter nobr noscript object optgroup output param path picture progress search select slot source strike svg tbody textarea "
+    "tfoot thead track video break laugh laughs laughter laughing chuckle chuckles giggle sigh sighs gasp cough sniffle groan yawn "
+    "breath breathe pause silence noise music clear_throat".split()
+)  # of HTML, and the sounds of other speech services
 _CELLS = frozenset(("td", "th"))
 _RAISED = re.compile(r"<sup>\s*(-?\d{1,3}|st|nd|rd|th)\s*</sup>", re.I)
 _SUB_ALIAS = re.compile(r"""<sub\b[^<>]*\balias\s*=\s*["']([^"'<>]*)["'][^<>]*>[^<>]*</sub\s*>""", re.I)
@@ -72,7 +78,12 @@ def _tag(match: re.Match[str]) -> str:
         return "\n"
     if name in _CELLS:
         return ", " if match[1] else " "
-    return "" if name in _INLINE else " "
+    if name in _INLINE:
+        return ""
+    is_bare = not (match[1] or match[3] or match[4])
+    if is_bare and name not in _OTHERS and f"</{name}" not in match.string.lower():
+        return f" {match[2]} "  # no element: Dear <name>
+    return " "
 
 
 def _pause(match: re.Match[str]) -> str:

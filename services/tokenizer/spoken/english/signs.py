@@ -30,7 +30,7 @@ def read_signs(text: str) -> str:
     text = _SINGLE_QUOTED.sub(r'"\1"', text.translate(_TABLE))
     text = _DASH.sub(", ", text)
     text = _SLASH.sub(", ", _BULLET.sub(", ", text))
-    text = _EMPTY_BRACKETS.sub("", text)
+    text = _EMPTY_BRACKETS.sub(" ", text)
     text = _BRACKETS.sub(", ", text)
     text = _CLOSING.sub(_close, text)
     text = _KEPT.sub(" ", text)
