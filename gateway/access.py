@@ -32,6 +32,7 @@ from services.runtime.settings import SettingError
 log = logging.getLogger(__name__)
 
 _STREAM_RETRY_S = 1.0
+_CONVERSATIONS_A_STREAM = 4  # a conversation speaks a part of the time
 _WINDOW_S = 60.0
 _ROUNDING_S = 1e-3  # a caller who comes back at the stated time is not refused for a nanosecond
 
@@ -44,7 +45,7 @@ class _Usage:
     """What one token name uses now."""
 
     def __init__(self) -> None:
-        self.calls = self.arriving = 0
+        self.calls = self.arriving = self.conversations = 0
         self.texts: dict[Grant, tuple[float, int]] = {}  # of the last minute, oldest first: since when, characters
         self.characters = 0  # of all of them
 
@@ -170,6 +171,26 @@ class Access(grpc.aio.ServerInterceptor):
                 self._metrics.characters(token.name, characters)
             else:
                 usage.give_back(grant)
+
+    @contextmanager
+    def converse(self) -> Iterator[None]:
+        """Hold one of the token's conversations while the block runs: its turns take permits of their own.
+
+        Raises: CallError when the caller's token allows no more.
+        """
+        token = self._caller.get(None)
+        if self._file is None or token is None:
+            yield
+            return
+        usage = self._usage.setdefault(token.name, _Usage())
+        if token.max_streams is not None and usage.conversations >= _CONVERSATIONS_A_STREAM * token.max_streams:
+            text = f"token {token.name}: all {_CONVERSATIONS_A_STREAM * token.max_streams} conversations are open"
+            raise self._limited(token, "TOKEN_CONVERSATIONS", text, _STREAM_RETRY_S)
+        usage.conversations += 1
+        try:
+            yield
+        finally:
+            usage.conversations -= 1
 
     def owner(self) -> str:
         """Whose call this is: its token's name, or `local` where no tokens are asked for."""

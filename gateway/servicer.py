@@ -136,7 +136,7 @@ class SpeechServicer(speech_pb2_grpc.SpeechServiceServicer):
     async def Converse(
         self, request_iterator: AsyncIterator[speech_pb2.ConverseRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[speech_pb2.ConverseResponse]:
-        with self._conversations.enter():
+        with self.access.converse(), self._conversations.enter():
             self._ready()
             async with aclosing(Conversation(self._deployment, context).responses(request_iterator)) as responses:
                 async for response in responses:

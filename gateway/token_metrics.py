@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from services.runtime import instruments
 
 OTHER = "(other)"
-_REASONS = ("TOKEN_STREAMS", "TOKEN_CHARACTERS")
+_REASONS = ("TOKEN_STREAMS", "TOKEN_CONVERSATIONS", "TOKEN_CHARACTERS")
 
 
 class TokenMetrics:

@@ -158,7 +158,7 @@ _ZEROS = {
         ),
         *(
             (refusals, {"reason": reason})
-            for reason in ("NO_TOKEN", "WRONG_TOKEN", "TOKEN_STREAMS", "TOKEN_CHARACTERS")
+            for reason in ("NO_TOKEN", "WRONG_TOKEN", "TOKEN_STREAMS", "TOKEN_CONVERSATIONS", "TOKEN_CHARACTERS")
         ),
         *((audit_records, {"outcome": outcome}) for outcome in ("written", "lost")),
         *((audit_verifications, {"result": result}) for result in ("found", "not_found", "unsure", "failed")),

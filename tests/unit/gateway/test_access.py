@@ -177,6 +177,29 @@ async def test_places_are_held_for_as_long_as_calls_run(guarded, refusals):
     await running[1]
 
 
+async def test_conversations_of_a_token_are_bounded(guarded, refusals):
+    release, entered = asyncio.Event(), []
+
+    async def converse(guard):
+        with guard.converse():
+            entered.append(1)
+            await release.wait()
+
+    running = [asyncio.create_task(guarded(RADIO, converse)) for _ in range(8)]
+    while len(entered) < 8:
+        await asyncio.sleep(0)
+    with pytest.raises(ResourceExhausted, match="token radio: all 8 conversations are open"):
+        await guarded(RADIO, converse)
+    assert refusals == ["TOKEN_CONVERSATIONS"]
+    await guarded(RADIO, speak(1))  # turns are counted by themselves
+    running += [asyncio.create_task(guarded(TV, converse)) for _ in range(9)]  # another's, without limits
+    while len(entered) < 17:
+        await asyncio.sleep(0)
+    release.set()
+    await asyncio.gather(*running)
+    await guarded(RADIO, converse)
+
+
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
