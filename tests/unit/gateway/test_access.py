@@ -287,7 +287,7 @@ async def test_what_tokens_use_is_counted_by_their_names(metrics, guarded):
             guard.count_audio(1.5)
 
     begun = {(p.attributes["csm.token"], p.attributes["reason"]): p.value for p in metrics()["csm.token.refusals"]}
-    assert begun["tv", "TOKEN_STREAMS"] == 0 and len(begun) == 4  # there before anything is counted
+    assert begun["tv", "TOKEN_STREAMS"] == 0 and len(begun) == 6  # there before anything is counted
     await guarded(RADIO, audible)
     await guarded(TV, speak(7))
     await guarded(TV, speak(9, kept=False))  # gave nothing, so it costs nothing
