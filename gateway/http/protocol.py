@@ -43,7 +43,9 @@ class BoundedHttp(H11Protocol):
         super().connection_lost(exc)
 
     def reset(self) -> None:
-        """Drop the connection and what is queued for it."""
+        """Drop the connection and what is queued for it. Without effect on one that has gone."""
+        if self.transport.is_closing():
+            return
         connection: Any = self.transport.get_extra_info("socket")
         if connection is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)

@@ -58,6 +58,7 @@ async def http(chain, folder):
     async with process(chain, folder) as running:
         await running.until(200)
         yield running
+    assert "Traceback" not in running.log.read_text()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

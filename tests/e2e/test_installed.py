@@ -152,7 +152,8 @@ def test_the_serving_wheel_alone_talks_and_says_what_serving_takes(wheels, gatew
     said = base.run("csm", "say", "Hello there.", "-o", "out.wav", "--voice", "Emma", "--address", gateway).stdout
     assert f"spoken by {gateway} (bundle embedded, version {__version__})" in said
     assert base.run("csm", "verify", "out.wav", "--address", gateway).stdout.startswith("Watermark found")
-    for command in (("csm", "up"), ("csm", "demo"), ("python", "-m", "services.codec"), ("python", "-m", "gateway")):
+    servers = [("python", "-m", module) for module in ("services.codec", "gateway", "gateway.http")]
+    for command in (("csm", "up"), ("csm", "demo"), *servers):
         failed = base.run(*command, check=False)
         assert failed.returncode == 1 and len(failed.stderr.splitlines()) == 1, failed.stderr
         assert "not installed: " in failed.stderr and "pip install 'csm-serve[" in failed.stderr

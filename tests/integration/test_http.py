@@ -35,11 +35,14 @@ def events(text):
 
 
 @pytest.fixture
-async def http(open_chain):
+async def http(open_chain, caplog):
     chain = await open_chain()
     async with open_http(chain.addresses["gateway"]) as face:
         face.chain = chain
         yield face
+    records = caplog.get_records("call") + caplog.get_records("teardown")
+    ours = [record for record in records if record.name.startswith(("gateway.http", "uvicorn", "asyncio"))]
+    assert [record.getMessage() for record in ours if record.levelname in ("ERROR", "CRITICAL")] == []
 
 
 async def rpc_audio(chain, text="Hello there.", **fields):
@@ -297,6 +300,9 @@ async def test_voices_and_models(http):
 
 
 async def test_health_follows_the_gateway(http):
+    async with asyncio.timeout(20):  # the gateway reports what it has just become at its next look
+        while (await http.client.get("/health")).status_code != 200:
+            await asyncio.sleep(0.05)
     for path in ("/health", "/readyz", "/healthz", "/livez"):
         assert (await http.client.get(path)).status_code == 200
     await http.chain.servers["gateway"].stop(0)
