@@ -116,7 +116,7 @@ class Chat:
             case ["/interrupt"]:
                 await self._interrupt()
             case _:
-                self._out.print('/say FILE.wav "words" is the other party; /interrupt or Ctrl-C stops a turn')
+                self._out.print('/say FILE "words" is the other party; /interrupt or Ctrl-C stops a turn')
 
     async def _on_event(self, event: object) -> None:
         match event:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from csm.common.v1 import common_pb2
 
 from services.runtime.audio import AudioError, Clip, read_raw, read_wav
-from services.runtime.audio_file import read_file
+from services.runtime.audio_file import read_file, sniff
 from services.runtime.sample_encodings import CLIP_ENCODING_NAMES, CLIP_ENCODINGS
 
 
@@ -13,6 +13,8 @@ def read_clip(audio: common_pb2.AudioClip, *, max_duration_s: float) -> Clip:
     """Takes milliseconds: not for the event loop. Raises: AudioError."""
     match audio.WhichOneof("source"):
         case "wav":
+            if (kind := sniff(audio.wav)) not in ("", "wav"):
+                raise AudioError("wav", f"is no WAV file but {kind.upper()}, which goes into `file`")
             return read_wav(audio.wav, max_duration_s=max_duration_s)
         case "file":
             return read_file(audio.file, max_duration_s=max_duration_s)

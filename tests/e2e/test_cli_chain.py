@@ -163,6 +163,23 @@ async def test_up_serves_other_terminals_until_a_service_dies(csm, tmp_path):
     code, out, err = await csm("trace", "-o", "refused.html")
     assert code == 0 and "Ended by INVALID_ARGUMENT" in out, out + err
 
+    words = "The train to Lisbon leaves at half past seven."
+    for name in ("said.flac", "said.mp3", "said.opus", "said.ogg"):
+        code, out, err = await csm("say", words, "-o", name, "--voice", "emma", "--seed", "3")
+        assert (code, err) == (0, "") and f"{name}: " in out
+        code, out, err = await csm("verify", name)
+        assert (code, err) == (0 if TRAINED else 1, ""), out
+    consent = ("--transcript", words, "--consent", "It is the bundle's own voice.")
+    code, out, err = await csm("voices", "add", "rita", "said.mp3", *consent)
+    assert (code, err) == (0, "")
+    code, out, err = await csm(
+        "say", "Yes.", "-o", "d.wav", "--voice", "rita", "--context", f"said.opus:{words}", "--max-seconds", "0.8"
+    )
+    assert code in (0, 9) and err == "", err
+    (tmp_path / "bad.flac").write_bytes(b"fLaC" + bytes(9_000))
+    code, out, err = await csm("verify", "bad.flac")
+    assert code == 3 and len(err.splitlines()) == 1 and "cannot be decoded" in err, err
+
     codec = next(pid for pid, command in csm.processes().items() if "services.codec" in command)
     os.kill(codec, signal.SIGKILL)
     _, err = await asyncio.wait_for(up.communicate(), 60)

@@ -161,6 +161,7 @@ async def test_the_same_content_is_encoded_once(tokenizer):
         (raw(np.float32([np.inf, 0]), 24_000), "audio.raw.data", "infinite"),
         (raw(tone(24_000, seconds=3.1), 24_000), "audio.raw.data", "at most 3 s"),
         (wav(b"no wav"), "audio.wav", "not a WAV file"),
+        (wav(b"fLaC" + bytes(99)), "audio.wav", "is no WAV file but FLAC, which goes into `file`"),
         (wav(wav_bytes(FLOATS, 24_000)[:-5_000]), "audio.wav", "truncated"),
         (wav(wav_bytes(FLOATS[:0], 24_000)), "audio.wav", "no samples"),
     ],

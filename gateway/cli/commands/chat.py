@@ -39,7 +39,7 @@ from gateway.cli.terminal import PlainConsole
 def command(**options: Any) -> int:
     """Talk: what you type or pipe in is spoken as it comes.
 
-    A line that begins with a slash is a command: /say FILE.wav "words" is what the other party said; /interrupt, like
+    A line that begins with a slash is a command: /say FILE "words" is what the other party said; /interrupt, like
     Ctrl-C, stops the turn that speaks.
     """
     if options["play"] == (options["output"] is not None):
