@@ -30,6 +30,6 @@ class AsyncEncoder:
 
     async def finish(self) -> list[bytes]:
         """As StreamEncoder."""
-        if not self.encoder.is_codec:
-            return self.encoder.finish()
+        if not self.encoder.is_codec and self.encoder.samples <= 16 * MAX_INLINE_SAMPLES:
+            return self.encoder.finish()  # of a whole file that joins all of it
         return await asyncio.get_running_loop().run_in_executor(_THREADS, self.encoder.finish)
