@@ -204,6 +204,14 @@ DOWNLOADED = """async () => {
 }"""
 
 
+DROPPED = """async () => {
+  const blob = await (await fetch(document.querySelector('#download').href)).blob();
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([blob], 'spoken.wav', { type: 'audio/wav' }));
+  return transfer;
+}"""
+
+
 def without_gaps(heard, received):
     """How much of `received` was heard, in order, with nothing but silence between: an underrun plays silence."""
     at = 0
@@ -260,6 +268,10 @@ async def test_the_page_plays_what_the_rpc_gives(chain, http):
         silence = {"name": "a.wav", "mimeType": "audio/wav", "buffer": _silence()}
         await page.get_by_label("Drop an audio file here").set_input_files(silence)
         await expect(page.get_by_text("The clip is silent.")).to_be_visible(timeout=60_000)
+
+        dropped = await page.evaluate_handle(DROPPED)
+        await page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+        await expect(page.get_by_text("The watermark is there.")).to_be_visible(timeout=60_000)
 
         # Stopped by a key, everything behind the page stops.
         await page.get_by_label("Text").fill(TEXT * 8)
