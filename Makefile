@@ -124,7 +124,7 @@ protos-release: $(VENV)/test.stamp
 
 # Images by buildah, podman or docker. BASE: Debian with Python; FLAGS: see deploy/images/build.py.
 images:
-	$(PYTHON) deploy/images/build.py $(if $(BASE),--base $(BASE)) $(FLAGS)
+	$(PYTHON) deploy/images/build.py $(if $(BASE),--base $(BASE)) $(if $(push),--push $(push)) $(FLAGS)
 
 # The manifests alone, which `make test` looks at too: seconds, no cluster.
 deploy-check: $(VENV)/test.stamp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import runpy
 import signal
@@ -11,8 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from csm.version import __version__
 
-from support.manifests.rendered import DEPLOY, ROOT, SERVICES, one, pod, pods, render
+from support.manifests.rendered import DEPLOY, ROOT, SERVICES, container, one, pod, pods, render
 
 requirements = runpy.run_path(str(DEPLOY / "images/requirements.py"))["requirements"]
 IMAGES = (*SERVICES, "weights")
@@ -143,3 +146,48 @@ def test_the_job_fetches_into_the_volume():
     (spec,) = pod(job)["containers"]
     (mount,) = (mount for mount in spec["volumeMounts"] if mount["name"] == "weights")
     assert spec["args"] == [mount["mountPath"]] and not mount.get("readOnly")
+
+
+def test_pushed_images_are_named_by_digest_in_every_overlay(tmp_path):
+    """The component that `make images push=…` writes, listed by an overlay, on top of what is there."""
+    script = runpy.run_path(str(DEPLOY / "images/build.py"))
+    digests = {name: f"sha256:{number:064x}" for number, name in enumerate(IMAGES)}
+    (tmp_path / "images").mkdir()
+    written = script["lock"]("registry.example/team/", "0.2.0", digests)
+    (tmp_path / "images/kustomization.yaml").write_text(written)
+    (tmp_path / "top").mkdir()
+    base = os.path.relpath(DEPLOY / "overlays/one-card", (tmp_path / "top").resolve())
+    face = os.path.relpath(DEPLOY / "components/http-tls", (tmp_path / "top").resolve())
+    top = {"resources": [base], "components": [face, "../images"]}
+    (tmp_path / "top/kustomization.yaml").write_text(yaml.safe_dump(top))
+    kubectl = Path(sys.executable).with_name("kubectl")
+    text = subprocess.run([kubectl, "kustomize", tmp_path / "top"], capture_output=True, text=True, check=True).stdout
+    named = {container(manifest)["image"] for manifest in pods(list(yaml.safe_load_all(text)))}
+    assert named == {f"registry.example/team/csm-{name}@{digest}" for name, digest in digests.items()}
+
+
+@pytest.mark.parametrize("tool", ["buildah", "podman", "docker"])
+def test_images_say_what_they_are_and_for_which_machine(tool):
+    script = runpy.run_path(str(DEPLOY / "images/build.py"))
+    argv = script["command"](tool, "gateway", "dev", "", [], "/pip.conf", [], platform="linux/arm64", revision="abc")
+    assert f"--label=org.opencontainers.image.version={__version__}" in argv
+    assert "--label=org.opencontainers.image.revision=abc" in argv
+    assert "--label=org.opencontainers.image.title=csm-gateway" in argv and "--platform=linux/arm64" in argv
+
+
+def test_a_bill_of_materials_has_packages_of_both_kinds(monkeypatch):
+    monkeypatch.syspath_prepend(str(DEPLOY / "images"))
+    script = runpy.run_path(str(DEPLOY / "images/sbom.py"))
+    found = script["of_debian"]("libc6 2.36-9+deb12u14 amd64\nzlib1g 1:1.2.13 amd64\n")
+    assert [one["purl"] for one in found] == [
+        "pkg:deb/debian/libc6@2.36-9+deb12u14?arch=amd64",
+        "pkg:deb/debian/zlib1g@1:1.2.13?arch=amd64",
+    ]
+    if not Path(sys.executable).with_name("cyclonedx-py").exists():
+        pytest.skip("cyclonedx-bom is not installed")
+    document = script["of_python"]("grpcio==1.85.1\nnumpy==2.4.1\n")
+    assert document["bomFormat"] == "CycloneDX"
+    assert {(one["name"], one["version"]) for one in document["components"]} == {
+        ("grpcio", "1.85.1"),
+        ("numpy", "2.4.1"),
+    }
