@@ -115,7 +115,7 @@ class Faults:
         assert replica.process is not None
         replica.process.send_signal(number)
         await replica.process.wait()
-        await self._fleet.start(replica)
+        await self._fleet.start(replica, soon=True)
         await self._fleet.ready(replica)
 
 
@@ -147,8 +147,9 @@ async def run(
         for fault in faults:
             for stage in stages:
                 work = [_round(fleet, getattr(doing, fault), fleet.replicas[stage][n % 2]) for n in range(rounds)]
-                rows.append(await _row(fleet, speaking, fault, stage, work, ends_s))
-                say(_line(rows[-1]))
+                if time.monotonic() < ends_s:
+                    rows.append(await _row(fleet, speaking, fault, stage, work, ends_s))
+                    say(_line(rows[-1]))
         await speaking.stop()
         return rows, await fleet.leaked()
 

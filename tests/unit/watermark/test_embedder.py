@@ -244,11 +244,10 @@ def test_pauses_are_left_as_they_are_and_quiet_speech_is_not(untrained):
 
 
 @pytest.mark.parametrize("pad", [False, True], ids=["as they come", "filled up"])
-@pytest.mark.parametrize("level", [FixedLevel(), RunningLevel()], ids=["fixed", "running"])
 @pytest.mark.parametrize("nets", ["untrained", "untrained_44k"])
-def test_a_stream_that_begins_at_a_checkpoint_is_the_rest_of_the_undisturbed_one(nets, level, pad, request):
-    samples = speech_like(3.0, seed=6)[:70001]
-    embedder = Embedder(request.getfixturevalue(nets), PUBLIC_KEY, level=level, pad=pad, slots=2)
+def test_a_stream_that_begins_at_a_checkpoint_is_the_rest_of_the_undisturbed_one(nets, pad, request):
+    samples = speech_like(2.0, seed=6)[:40001]
+    embedder = Embedder(request.getfixturevalue(nets), PUBLIC_KEY, level=RunningLevel(), pad=pad, slots=2)
     undisturbed, marked, checkpoints = embedder.open(), [], []
     for start in range(0, len(samples), FRAME):
         marked.append(undisturbed.push(samples[start : start + FRAME]))
@@ -257,11 +256,10 @@ def test_a_stream_that_begins_at_a_checkpoint_is_the_rest_of_the_undisturbed_one
         if checkpoint is not None and checkpoint.first_marked_sample < len(samples):
             checkpoints.append(checkpoint)
     whole = np.concatenate([*marked, undisturbed.finish()])
-    assert len(checkpoints) > 10
-    for number, checkpoint in enumerate([*checkpoints[:2], *checkpoints[2::5], checkpoints[-1]]):
-        cut = (1, 700, FRAME, 5000)[number % 4] if number < 3 else FRAME
+    assert len(checkpoints) > 5
+    for checkpoint, cut in zip([checkpoints[0], *checkpoints[-3:]], (1, 700, FRAME, 5000), strict=True):
         resumed = embedder.open_at(*astuple(checkpoint))
-        rest = samples[checkpoint.first_sample :][: len(samples) if cut > 1 else 3000]
+        rest = samples[checkpoint.first_sample :][: len(samples) if cut > 1 else 1000]
         parts = [resumed.push(rest[start : start + cut]) for start in range(0, len(rest), cut)]
         if cut > 1:
             parts.append(resumed.finish())
