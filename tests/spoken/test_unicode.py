@@ -92,6 +92,9 @@ PIECES = st.one_of(
     st.sampled_from(TEXTS),
     st.sampled_from(list(" \n\t.,;:!?-–—'\"()[]{}<>|*_#~`^+=/\\&%$€£¥@°×÷±≤²½→")),
     st.text(alphabet="0123456789", min_size=1, max_size=12),
+    st.sampled_from(
+        "1.2 0.5 1,234 1/2 007 2024 45 101 $ € k M bn km kg s min am p.m. st Jan V X A ² ½ US$ per to".split()
+    ),
     st.text(alphabet="abcdefgABCDEFGIVX", min_size=1, max_size=6),
 )
 

@@ -40,6 +40,7 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ"
 _RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 _MIXED_WORD = re.compile(r"\w*[A-Za-z]\w*")
 _FRACTION = re.compile(r"(\d?)\s?([¼-¾⅐-⅞↉])")
+_NUMBER_SIGN = re.compile(r"\b[nN][º°]\s?(?=\d)")
 _STARS = re.compile(r"(?<!\S)([★✭⭑]{1,5})([☆✩⭒]{0,4})(?!\S)|(?<=\d)\s?[★⭐✭](?![★⭐✭☆])")
 _PRIME = re.compile("(?<=[A-Za-z])′(?=[A-Za-z])")
 # With the name of a language and settings, where nothing else is before the line's end.
@@ -55,6 +56,7 @@ def fold(text: str) -> str:
     if text.isascii():
         return text.replace("`", "'") if "`" in text else text
     text = _STARS.sub(_stars, text)
+    text = _NUMBER_SIGN.sub(" number ", text)
     text = _FRACTION.sub(_fraction, text)
     text = _PRIME.sub("'", text.translate(_TABLE))
     text = _RAISED.sub(_raised, text)

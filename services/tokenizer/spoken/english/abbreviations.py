@@ -51,12 +51,12 @@ _TITLE = re.compile(rf"\b({'|'.join(_TITLES)})\b\.?(?=\s+(?:[A-Z]|(?:and|or|&)\s
 _DOTLESS_TITLES = frozenset("Dr Mr Mrs Ms Prof Sgt Capt Lt".split())
 _DOT = re.compile(rf"(?<![\w.@/-])({'|'.join(sorted(_DOTTED, key=len, reverse=True))})\.(?![\w]|\.\w)")
 _LATIN = re.compile(
-    r"(?<![\w.])(e\.\s?g\.|i\.\s?e\.|a\.k\.a\.|a/c\b|et al\.|P\.S\.|p\.s\.|n\.b\.|N\.B\.|q\.v\.|c\.\s(?=\d{4})|R\.I\.P\.|Ph\.?\s?D\.?|M\.D\.|w/o(?=\s|$)|w/out\b|w/(?:\s?(?=[a-zA-Z]{2,}|\d)|\s(?=[aAI]\s))|TL;DR\b|YoY\b|QoQ\b|MoM\b|MSc\b|BSc\b|p\.a\.|pcm\b|s/he\b|gov't\b|int'l\b|nat'l\b|dep't\b|feat\.(?=\s)|[fF]t\.(?=\s[A-Z][a-z]+\s*(?:[.,;:!?)&]|$|\sand\s[A-Z]))|[nN]o\.(?=\sof\b)|v\.(?=\s[A-Z][a-z])|b/c\b|c/o\b|n/a\b|N/A\b|R&D\b|R&B\b|Q&A\b|B&B\b|AT&T\b|aka\b|No\.\s?(?=\d)|no\.\s?(?=\d)|Nr\.\s?(?=\d)|eg\b|ie\b|&c\.)(,)?"
+    r"(?<![\w.])(e\.\s?g\.|i\.\s?e\.|a\.k\.a\.|a/c\b|et al\.|P\.S\.|p\.s\.|n\.b\.|N\.B\.|q\.v\.|c\.\s(?=\d{3,4}\b)|pp(?=\d)|[Nn]o\s(?=\d{1,4}(?:\s(?:on|in|seed|fan|spot|pick|hit|song|team|player|priority|reason|choice)\b|[.,;:!?)]|$))|R\.I\.P\.|Ph\.?\s?D\.?|M\.D\.|w/o(?=\s|$)|w/out\b|w/(?:\s?(?=[a-zA-Z]{2,}|\d)|\s(?=[aAI]\s))|TL;DR\b|YoY\b|QoQ\b|MoM\b|MSc\b|BSc\b|p\.a\.|pcm\b|s/he\b|gov't\b|int'l\b|nat'l\b|dep't\b|feat\.(?=\s)|[fF]t\.(?=\s[A-Z][a-z]+\s*(?:[.,;:!?)&]|$|\sand\s[A-Z]))|[nN]o\.(?=\sof\b)|v\.(?=\s[A-Z][a-z])|b/c\b|c/o\b|n/a\b|N/A\b|R&D\b|R&B\b|Q&A\b|B&B\b|AT&T\b|aka\b|No\.\s?(?=\d)|no\.\s?(?=\d)|Nr\.\s?(?=\d)|eg\b|ie\b|&c\.)(,)?"
 )
 _LATIN_WORDS = {
     "e.g.": "for example", "i.e.": "that is", "a.k.a.": "also known as", "aka": "also known as", "etal.": "and others", "p.s.": "P S", "n.b.": "N B",
     "q.v.": "which see", "c.": "circa ", "r.i.p.": "R I P", "phd": "P H D", "m.d.": "M D", "w/o": "without", "w/": "with ", "b/c": "because",
-    "c/o": "care of", "a/c": "A C", "n/a": "not applicable", "r&d": "R and D", "r&b": "R and B", "q&a": "Q and A", "b&b": "B and B", "at&t": "A T and T",
+    "c/o": "care of", "pp": "pages ", "a/c": "A C", "n/a": "not applicable", "r&d": "R and D", "r&b": "R and B", "q&a": "Q and A", "b&b": "B and B", "at&t": "A T and T",
     "no.": "number ", "nr.": "number ", "w/out": "without", "tl;dr": "T L D R", "yoy": "year over year", "qoq": "quarter over quarter",
     "mom": "month over month", "msc": "M S C", "bsc": "B S C", "p.a.": "per annum", "pcm": "per calendar month", "s/he": "he or she",
     "gov't": "government", "int'l": "international", "nat'l": "national", "dep't": "department", "feat.": "featuring", "ft.": "featuring",
@@ -85,7 +85,7 @@ def _latin(match: re.Match[str]) -> str:
         key, ends = "phd", match[1].endswith(".")
     else:
         ends = match[1].endswith(".") and key in ("etal.", "m.d.", "&c.")
-    words = _LATIN_WORDS[key]
+    words = _LATIN_WORDS["no." if key == "no" else key]
     if key == "no." and match.string.startswith(" of", match.end()):
         return "number"
     after = match.string[match.end() :]

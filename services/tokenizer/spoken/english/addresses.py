@@ -47,7 +47,7 @@ _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]{1,11}://", re.I)
 _USER = re.compile(r"^[^\s/@]+@")  # and a password: not for all to hear
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])")
 _YEAR = re.compile(r"(?:19|20)\d\d")
-_PORT = re.compile(r":(\d{1,5})\b")
+_PORT = re.compile(r"(?<=[\w\]]):(\d{1,5})\b")
 _NAMES = {
     ".": "dot", "/": "slash", "-": "dash", "_": "underscore", "@": "at", ":": "colon", "?": "question mark", "=": "equals",
     "&": "and", "#": "hash", "%": "percent", "+": "plus", "~": "tilde", "\\": "backslash",

@@ -8,7 +8,7 @@ _MEASURED = re.compile(
     r"\s(?:ceilings?|screens?|displays?|monitors?|cables?|drives?|bulbs?|pipes?|bags?|bottles?|cans?|lens|lenses|pools?|steaks?|engines?|"
     r"motors?|batter(?:y|ies)|chargers?|adapters?|sprints?|dash|commute|drive|walk|hike|radius|limit|"
     r"nails?|drills?|bolts?|screws?|wheels?|hoses?|pizzas?|boards?|planks?|subs?|tablets?|phones?|laptops?|pots?|pans?|plates?|cakes?|gaps?|"
-    r"angles?|turns?|bends?|rotations?)\b"
+    r"ladders?|poles?|fences?|boats?|trees?|angles?|turns?|bends?|rotations?)\b"
 )  # nouns that a measure says the size of: two point six meter ceilings
 DETERMINER = re.compile(r"(?:\b(?:an?|the|this|that|each|every|another|one)\s+)$", re.I)
 _NOUN_FOLLOWS = re.compile(

@@ -51,12 +51,14 @@ _ERA = re.compile(
     r"(?<![\w.,])(\d{1,3}(?:,\d{3})+|\d{1,4})\s?(BCE|BC|CE|AD|B\.C\.E\.|B\.C\.|A\.D\.|C\.E\.)(?![A-Za-z])"
 )
 _ERA_FIRST = re.compile(r"\b(AD|A\.D\.)\s(\d{1,4})(?:\s?[–-]\s?(\d{1,4}))?\b")
+_ISO_BASIC = re.compile(r"(?<!\w)((?:19|20)\d\d)(0[1-9]|1[0-2])([0-3]\d)T([0-2]\d)([0-5]\d)([0-5]\d)(?=Z?\b)")
 _ISO_WEEK = re.compile(r"(?<![\w.-])((?:19|20)\d\d)-W([0-5]\d)\b")
 _CENTURY = re.compile(r"(?<=\d(?:st|nd|rd|th) )c\.(?=\s|$)")
 
 
 def read_dates(text: str) -> str:
     """`2025-03-14` → March fourteenth, twenty twenty five."""
+    text = _ISO_BASIC.sub(r"\1-\2-\3T\4:\5:\6", text)
     text = _ISO.sub(lambda m: _date(m[3], m[4], m[1]) + (" at " if m[0][-1] in "T " else ""), text)
     text = _ISO_WEEK.sub(lambda m: f"{year(m[1])}, week {cardinal(str(int(m[2])))}", text)
     text = _CENTURY.sub("century", text)

@@ -10,6 +10,7 @@ from services.tokenizer.spoken.english.numbers import is_one, number
 
 _FEET_INCHES = re.compile(r"(?<![\w.])(\d{1,2})['’′]\s?(\d{1,2}(?:\.\d)?)(?:[\"”″]|''|(?=[\s.,!?;)]|$))")
 _FEET = re.compile(r"(?<![\w.])(\d{1,3})['′](?=\s?(?:tall|long|wide|high|deep|x|by)\b)")
+_FEET_ALONE = re.compile(r"(?<![\w.,'’′\"])(\d{1,3})['′](?=\s[a-z]{3,}\b|[,;]|\.?$)")
 _FEET_BY = re.compile(r"(?<![\w.])(\d{1,3})['′]\s?[x×]\s?(\d{1,3})['′](?!\s?\d)")
 _INCHES = re.compile(r"(?<![\w.'])(\d{1,3}(?:\.\d{1,2})?)[\"″](?!\w)")
 _FRACTION_INCHES = re.compile(r"(?<![\w.,/])(\d{1,2}/(?:2|4|8|16|32|64))\"")
@@ -29,6 +30,7 @@ def read_inches(text: str) -> str:
         text = _FEET_BY.sub(lambda m: f"{number(m[1])} feet by {number(m[2])} feet", text)
         text = _FEET_INCHES.sub(_feet_inches, text)
         text = _FEET.sub(lambda m: f"{number(m[1])} feet", text)
+        text = _FEET_ALONE.sub(_feet, text)
     if '"' in text:
         text = _FRACTION_INCHES.sub(
             lambda m: fraction_words(m[1]) + (" inch" if is_adjective(m) else " of an inch"), text
@@ -45,6 +47,13 @@ def _feet_inches(match: re.Match[str]) -> str:
         return f"{number(feet)} foot" + (f" {number(inches)}" if float(inches) else "")  # a six foot one man
     words = f"{number(feet)} {'foot' if feet == '1' else 'feet'}"
     return words + (f" {number(inches)} {'inch' if inches == '1' else 'inches'}" if float(inches) else "")
+
+
+def _feet(match: re.Match[str]) -> str:
+    """An apostrophe after a number is feet unless it closes a quotation."""
+    if re.search(r"(?<!\w)['’]", match.string[: match.start()]):
+        return match[0]
+    return f"{number(match[1])} {'foot' if is_one(match[1]) or is_adjective(match) else 'feet'}"
 
 
 def _inches(match: re.Match[str]) -> str:

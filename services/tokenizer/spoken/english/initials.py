@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from services.tokenizer.spoken.english.sentences import begins_sentence
+from services.tokenizer.spoken.english.shorthand import SPELT
 
 # Said as words although they do not look it, or said as words where the rule below would spell them.
 _WORDS = frozenset(
@@ -37,7 +38,7 @@ _SPELT = frozenset(
     EA ED EP EPS EST PST CST MST EDT PDT GMT UTC CET BST IST JST HDMI HTML HTTP HTTPS IEEE IETF IO IR IV LAPD NYPD
     OECD OEM OP OT PA PI PO POC PHD QR QE RGB RTX GTX SOB SSD HDD TA TGIF TOS UAT US USAF USMC USPS VC VOIP WNBA WTO WWE
     WWI WWII XML XL XXL ICBM NGO NGOS NICU PTSD ROTC AMD IBM HP LG BMW KFC MTV NPC EOS GPT UCLA IMEI USPS AGM ALA AMC AOC EPL MAU DAU WAU ARR CAC AES SAT XYZ""".split()
-)
+) | {word.upper() for word in SPELT}
 _SAID_AS = {"JSON": "jason", "YAML": "yammel", "JPEG": "J peg", "NOAA": "noah", "NAACP": "N double A C P", "AAA": "triple A",
             "IEEE": "I triple E", "SCSI": "scuzzy", "OK": "okay", "CD-ROM": "C D rom", "COVID": "covid", "IKEA": "ikea",
             "WYSIWYG": "wizzywig", "SaaS": "sass", "PIN": "pin", "COO": "C O O"}  # fmt: skip

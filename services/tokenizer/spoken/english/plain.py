@@ -18,6 +18,7 @@ _NOT_A_YEAR = re.compile(
     r"(?:\b(?:about|around|over|nearly|almost|approximately|roughly|than|up to|least|most|only|exactly|equals|times|plus|minus|total of|some)\s+)$"
 )
 _ANY = re.compile(rf"{NUMBER}")
+_SLASH = re.compile(r"(?<=\d)/(?=\w)")
 _OTHER_DIGITS = re.compile(r"\d+")
 
 
@@ -34,6 +35,7 @@ def _point(text: str) -> str:
 
 def read_plain(text: str) -> str:
     """No digit is left."""
+    text = _SLASH.sub(" slash ", text) if "/" in text else text
     text = _FOUR.sub(_four, text)
     text = re.sub(r"(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])", " ", text)
     text = _ANY.sub(lambda m: number(m[0]), text)

@@ -56,7 +56,7 @@ def _span(match: re.Match[str]) -> str:
         return f"{low} {high}"
     if low.startswith("0") and len(low) > 1 and "." not in low:
         return match[0]
-    is_falling = "-" in match[0] and len(low) == len(high) == 3 and "," not in low and int(low) > int(high)
+    is_falling = "-" in match[0] and len(low) == len(high) == 3 and (low + high).isdigit() and low > high
     joint = " " if is_falling else " and " if before.endswith("between ") else " to "
     # One sign for both stands before the second: five to ten dollars.
     lead = "" if sign and not sign_again else sign or ""

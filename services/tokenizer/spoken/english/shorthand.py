@@ -14,11 +14,11 @@ _WITH_DIGITS = {
     "2nite": "tonight", "2night": "tonight", "2day": "today", "2moro": "tomorrow", "2morrow": "tomorrow", "b4": "before", "gr8": "great",
     "l8r": "later", "l8": "late", "m8": "mate", "w8": "wait", "h8": "hate", "str8": "straight", "g2g": "G two G",
 }  # fmt: skip
-_SPELT = (
+SPELT = (
     "btw idk tbh imo imho fyi asap tbd diy faq atm rsvp omg brb smh ikr afaik iirc pov ngl nvm wfh eta ttyl gtg lmk hmu ily irl idc omw "
     "ceo cfo cto usa fbi html url pdf gpu cpu llm api sql http https usb gps"
 ).split()
-SHORTHAND = frozenset((*_WORDS, *_SPELT))  # in small letters; what else is read here is never plain
+SHORTHAND = frozenset((*_WORDS, *SPELT))  # in small letters; what else is read here is never plain
 _SHORT = re.compile(rf"(?<![\w'’.@-])({'|'.join(sorted(SHORTHAND, key=len, reverse=True))})(?![\w'’@-]|\.\w)", re.I)
 _NAMES = frozenset(("Abt", "Eta", "Imo"))
 _SHORT_WITH_DIGITS = re.compile(rf"(?<![\w'’.@-])({'|'.join(_WITH_DIGITS)})(?![\w'’@-]|\.\w)", re.I)

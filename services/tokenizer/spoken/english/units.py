@@ -17,7 +17,7 @@ _QUANTITY = re.compile(
 _PERCENT_FIRST = re.compile(r"(?<![\w%])%\s?(\d+(?:\.\d+)?)(?![\w%]|\.\d)")
 _COMPOUND = re.compile(rf"(?<![\w.,/])({NUMBER})\s?([A-Za-zμΩ]{{1,3}})/([A-Za-zμΩ]{{1,4}}(?:\^[23])?)(?![\w/^])")
 _LONE = re.compile(
-    r"(?<![\w.'’-])(km|kg|cm|mg|ml|lbs?|hrs?|yrs?|wks?|ft|tbsp|tsp|kmh|mph)(?![\w'’/^-])"
+    r"(?<![\w.'’-])(km|kg|cm|lbs?|hrs?|yrs?|wks?|ft|tbsp|tsp|kmh|mph)(?![\w'’/^-])"
 )  # no words, so they may stand for themselves: a few km
 _PER_SEVERAL = re.compile(r"(?<=\d)(\s?(?:l|L|kWh|g|kg|mg|MB|GB))/(?=\d)")
 _DURATION = re.compile(r"(?<![\w.,:/])(?:\d{1,3}\s?[dhm]\s?)(?:\d{1,2}\s?[hms]\b\s?)*\d{1,2}\s?[hms]\b")

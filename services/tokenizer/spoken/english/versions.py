@@ -14,7 +14,7 @@ _NAMED = re.compile(
     r"PyTorch|TensorFlow|Bluetooth|Linux|kernel)\s)(\d{1,3}\.\d{1,3})(?![\w]|\.\d)"
 )
 _LABEL = r"(?:-?((?:alpha|beta|rc|dev|pre|post|preview)\.?\d*))?"
-_PREFIXED = re.compile(rf"(?<![\w.,])[vV](\d{{1,4}}(?:\.\d{{1,4}})?){_LABEL}(?![\w]|\.\d)")
+_PREFIXED = re.compile(rf"(?<![\w.,])(?:v|V(?=\d+\.))(\d{{1,4}}(?:\.\d{{1,4}})?){_LABEL}(?![\w]|\.\d)")
 _LABELS = {"rc": "release candidate", "dev": "dev", "pre": "pre", "post": "post", "alpha": "alpha", "beta": "beta", "preview": "preview",
            "a": "alpha", "b": "beta"}  # fmt: skip
 
