@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -38,15 +40,30 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
 
+_PORTS = range(15_000, 32_000)  # below those that the kernel gives to clients
+
+
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Ports that nobody listens on. Who asks at the same time, in whichever process, gets others."""
+    with (Path(tempfile.gettempdir()) / f"csm-test-ports-{os.getuid()}").open("a+") as taken:
+        fcntl.flock(taken, fcntl.LOCK_EX)
+        taken.seek(0)
+        last, found = int(taken.read() or _PORTS.start), []
+        for port in (*range(last + 1, _PORTS.stop), *_PORTS):
+            with socket.socket() as one:
+                one.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+                )  # as servers do: past connections do not count
+                try:
+                    one.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+            found.append(port)
+            if len(found) == count:
+                break
+        taken.truncate(0)
+        taken.write(str(found[-1]))
+    return found
 
 
 class Processes:
