@@ -134,6 +134,7 @@ deploy-check: $(VENV)/test.stamp
 deploy-test: $(VENV)/test.stamp
 	$(BIN)/python deploy/e2e_pods.py $(if $(BASE),--base $(BASE)) $(FLAGS)
 	$(BIN)/python deploy/e2e_pods_mtls.py
+	$(BIN)/python deploy/e2e_compose.py
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

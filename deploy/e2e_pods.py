@@ -50,7 +50,7 @@ READY_S = 180.0
 SENTENCE = "These words went through five pods."
 STORY = " ".join(["The old man took his boat out to the sea, and the wind was warm that day."] * 4)
 UNAVAILABLE = 5  # what csm ends with when the chain, or a part of it, is away
-NEEDED = ("podman", "runc", "buildah", "debootstrap")
+NEEDED = ("podman", "runc", "buildah", "debootstrap", "catatonit", "iptables")
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 COPY protos/csm /opt/csm/csm
 COPY services/__init__.py /opt/csm/services/
 COPY services/runtime /opt/csm/services/runtime
+COPY services/engine /opt/csm/services/engine
 COPY services/watermark /opt/csm/services/watermark
 COPY models/*.py /opt/csm/models/
 COPY models/csm-1b/bundle.toml /opt/csm/models/csm-1b/

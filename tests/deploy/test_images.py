@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -116,7 +117,47 @@ def test_a_stage_is_not_given_the_others(name):
         if source.startswith(("services/", "gateway")) and target.startswith("/opt/")
     }
     own = {"gateway", "gateway/client/csm_client"} if name == "gateway" else {f"services/{name}"}
-    assert code == {"services/__init__.py", "services/runtime"} | own
+    shared = {"services/__init__.py", "services/runtime"} | (set() if name == "gateway" else {"services/engine"})
+    assert code == shared | own
+
+
+def imported(module: str) -> set[Path]:
+    """Files of this project that a module imports, and what those import, wherever in the file it stands."""
+    found: set[Path] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, AttributeError, ValueError):
+            continue  # a name of a module's, not a module
+        if spec is None or not spec.origin or not Path(spec.origin).is_relative_to(ROOT):
+            continue
+        file = Path(spec.origin).relative_to(ROOT)
+        if file in found or file.parts[0] == ".venv" or file.suffix != ".py":
+            continue
+        found.add(file)
+        for node in ast.walk(ast.parse((ROOT / file).read_text())):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_all_that_it_imports_is_copied(name):
+    modules = [f"{MODULES[name]}.__main__"] if name != "weights" else [MODULES[name]]
+    if name == "gateway":
+        modules += ["gateway.http.__main__"]
+    sources = [
+        ROOT / source for sources, target in copied(name) for source in sources if target.startswith("/opt/csm/")
+    ]
+    there = {path for source in sources for path in ROOT.glob(str(source.relative_to(ROOT)))}
+    needed = set().union(*map(imported, modules))
+    assert len(needed) > 2
+    missing = {str(file) for file in needed if not any((ROOT / file).is_relative_to(path) for path in there)}
+    assert not missing
 
 
 def test_the_build_context_is_what_is_copied():
