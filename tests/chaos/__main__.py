@@ -115,7 +115,7 @@ class Faults:
         assert replica.process is not None
         replica.process.send_signal(number)
         await replica.process.wait()
-        await self._fleet.start(replica, soon=True)
+        await self._fleet.start(replica)
         await self._fleet.ready(replica)
 
 

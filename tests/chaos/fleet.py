@@ -22,6 +22,7 @@ from support.tcp_path import TcpPath
 
 # Each replica can take all callers when the other one is gone.
 _ROOM = {"CSM_BACKBONE_SLOTS": "16", "CSM_CODEC_SLOTS": "32", "CSM_WATERMARK_STREAMS": "32"}
+_NICENESS = 10
 
 
 class Replica:
@@ -75,8 +76,8 @@ class Fleet:
             if replica is not self._gateway:
                 await replica.path.stop()
 
-    async def start(self, replica: Replica, *, soon: bool = False) -> None:
-        """Start its process. soon: before all others get the processor, where we may say so: callers leave it none."""
+    async def start(self, replica: Replica) -> None:
+        """Start its process."""
         addresses = {
             f"CSM_{stage.upper()}_ADDRESS": "ipv4:" + ",".join(one.path.address for one in replicas)
             for stage, replicas in self.replicas.items()
@@ -97,9 +98,6 @@ class Fleet:
             replica.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", MODULES[replica.stage], cwd=ROOT, env=environment, stdout=log, stderr=log
             )
-        if soon:
-            with suppress(PermissionError):
-                os.setpriority(os.PRIO_PROCESS, replica.process.pid, -10)
 
     async def ready(self, replica: Replica, within_s: float = 600) -> None:
         """Wait until its health says SERVING. Raises: RuntimeError when its process ends, TimeoutError."""
@@ -113,7 +111,7 @@ class Fleet:
                             health_pb2.HealthCheckRequest(service="readiness"), timeout=2
                         )
                         if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                            return
+                            return _step_back(replica.process.pid)
                     except grpc.aio.AioRpcError:
                         pass
                 await asyncio.sleep(0.2)
@@ -164,3 +162,10 @@ class Fleet:
         return [
             (name, float(value)) for name, value in re.findall(r"^(csm_\S+?(?:\{.*\})?) (\S+)$", text, re.MULTILINE)
         ]
+
+
+def _step_back(pid: int) -> None:
+    """Let processes that are about to start go before this one: callers who never pause would leave them no processor."""
+    with suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), _NICENESS)
