@@ -72,7 +72,7 @@ class BackboneSettings(ServerSettings):
     )
     head_start_ms: int = setting(
         "CSM_BACKBONE_HEAD_START_MS",
-        640,
+        2000,
         "while a request has no audible frame yet, those that are this far ahead of their listeners wait; 0: none does",
         min=0,
         max=60_000,

@@ -16,9 +16,11 @@ from services.backbone.request import SequenceState
 class NewcomersFirst:
     """Chooses who is in the next step."""
 
-    def __init__(self, frame_s: float, *, head_start_s: float = 0.64, max_steps: int = 8, flat_slots: int = 1):
-        """frame_s: duration of a frame. head_start_s: 0 leaves nobody out.
+    def __init__(self, frame_s: float, *, head_start_s: float = 2.0, max_steps: int = 8, flat_slots: int = 1):
+        """frame_s: duration of a frame.
 
+        head_start_s: 0 leaves nobody out. Much less than the default starves listeners: frames wait for their chunk,
+            of up to 0.64 s, and then for codec and watermark.
         flat_slots: up to so many slots a step takes the same time, so that nobody need be left out.
         """
         self._frame_s, self._head_start_s, self._max_steps = frame_s, head_start_s, max_steps

@@ -9,8 +9,13 @@ FRAME = [1, 2]
 FRAME_S = 0.08
 
 
-def scheduler_of(slots=8, **options):
-    return Scheduler(slots=slots, queue_capacity=0, pool=BlockPool(256), newcomers=NewcomersFirst(FRAME_S, **options))
+def scheduler_of(slots=8, head_start_s=0.64, **options):
+    return Scheduler(
+        slots=slots,
+        queue_capacity=0,
+        pool=BlockPool(256),
+        newcomers=NewcomersFirst(FRAME_S, head_start_s=head_start_s, **options),
+    )
 
 
 def come(scheduler, now, held_back=2):
