@@ -100,13 +100,13 @@ async def test_the_spoken_form_can_be_switched_off_and_a_stream_tells_it_too(cli
 
 
 async def test_words_that_are_too_many_for_one_generation_are_spoken_in_parts(client):
-    """38 characters whose spoken form has 280: with its speech more than the model's 512 positions."""
-    text = "1,234,567.89 2,345,678.91 3,456,789.12"
+    """51 characters whose spoken form has over 340: with its speech more than the model's 640 positions."""
+    text = "1,234,567.89 2,345,678.91 3,456,789.12 4,567,891.23"
     response = await client.synthesize(text, seed=3, timeout_s=240)
     words = response.summary.spoken_text
-    assert len(words) > 270 and words.startswith("one million") and words.endswith("point one two")
+    assert len(words) > 340 and words.startswith("one million") and words.endswith("point two three")
     assert response.summary.finish_reason == common_pb2.FINISH_REASON_END_OF_SPEECH
-    assert 12 < response.summary.audio_duration.ToNanoseconds() / 1e9 < 40
+    assert 16 < response.summary.audio_duration.ToNanoseconds() / 1e9 < 40
 
 
 @pytest.mark.parametrize("characters", [236, 300, 430, 506])

@@ -22,23 +22,23 @@ from services.watermark.embedder import Embedder
 from services.watermark.weights import load_nets
 from support.backbone_slots import open_slot
 
-TEXT, SPEAKER, SEED = "Yes, that would be great.", 0, 0
+TEXT, SPEAKER, SEED = "Yes, that would be great.", 0, 44
 # The first frames of this text, speaker and seed at the default temperature and top-k, in fp32. A code is where
 # logits / temperature + noise is greatest. Processors differ by about 1e-4 there, so codes can only differ where the
 # runner-up is as close as that: of some dozens of seeds this is the one whose draws are clearest, and the test holds
 # every one of them to CLEAR before it compares. New weights need new codes: `python tests/integration/test_embedded_voice.py`.
 CLEAR = 0.05
 GOLDEN = [
-    [406, 231, 595, 966, 499, 227, 834, 551],
-    [146, 562, 351, 813, 1004, 165, 399, 370],
-    [321, 22, 705, 838, 462, 623, 141, 108],
-    [718, 810, 136, 407, 136, 29, 12, 339],
-    [449, 960, 720, 202, 67, 437, 912, 976],
-    [557, 804, 181, 247, 330, 398, 968, 586],
-    [125, 31, 542, 722, 408, 208, 687, 278],
-    [212, 452, 999, 768, 790, 757, 395, 827],
-    [640, 66, 497, 162, 380, 79, 25, 591],
-    [313, 341, 508, 904, 462, 340, 161, 178],
+    [283, 162, 922, 981, 478, 574, 964, 632],
+    [438, 477, 757, 968, 62, 657, 300, 420],
+    [438, 948, 1008, 316, 441, 630, 134, 6],
+    [321, 810, 153, 1004, 964, 980, 951, 76],
+    [839, 60, 328, 623, 125, 647, 884, 567],
+    [449, 960, 720, 709, 591, 324, 850, 746],
+    [557, 956, 875, 243, 451, 978, 396, 27],
+    [125, 984, 840, 496, 838, 442, 694, 867],
+    [212, 950, 523, 145, 147, 381, 665, 389],
+    [640, 807, 519, 769, 552, 243, 731, 273],
 ]
 
 

@@ -62,14 +62,14 @@ def judge_lengths(notes: dict, out: Path) -> None:
         note["want"], note["got"] = plain(note["text"]), plain(note["heard"])
 
 
-# How a recogniser that knows no context writes a letter that was said by its name.
-LETTERS = {"b": "be bee", "i": "eye", "o": "oh", "r": "are", "x": "ex"}
+# How a recogniser that knows no context writes what can be written in two ways.
+HEARD_AS = {"ok": "okay", "b": "be bee", "r": "are ar", "w": "double-u"}
 
 
 def is_answer(note: dict) -> bool:
     """Whether a short answer was heard word for word."""
     heard = re.sub(r"[^a-z]+", " ", note["heard"].lower()).strip()
-    return is_wanted(note["heard"], note["text"]) or heard in LETTERS.get(note["text"].strip(".").lower(), "").split()
+    return is_wanted(note["heard"], note["text"]) or heard in HEARD_AS.get(note["text"].strip(".!").lower(), "").split()
 
 
 class WordJudge:

@@ -56,7 +56,8 @@ def texts(count: int) -> list[Case]:
 
 
 def answers(count: int) -> list[str]:
-    """`count` texts of one or two words, or of single letters, spread evenly over the file."""
+    """`count` texts of one or two words, or of letters, spread evenly over the file: such as the recogniser hears when the
+    teacher says them. (Of single letters it hears few.)"""
     return _some("answers.json", count)
 
 
