@@ -48,7 +48,11 @@ OVERLAY = ROOT / "deploy/overlays/cpu-dev"
 BASE = "localhost/csm-base:bookworm"
 READY_S = 180.0
 SENTENCE = "These words went through five pods."
-STORY = " ".join(["The old man took his boat out to the sea, and the wind was warm that day."] * 4)
+# One generation: a text of several units asks the backbone again for each, and there is no second replica to answer.
+STORY = (
+    "The old man took his boat out to the wide grey sea on a warm and windy day and sailed past the rocks and the "
+    "lighthouse and the long white beach until he saw the first houses of the town."
+)
 UNAVAILABLE = 5  # what csm ends with when the chain, or a part of it, is away
 NEEDED = ("podman", "runc", "buildah", "debootstrap", "catatonit", "iptables")
 
