@@ -60,6 +60,7 @@ class SpeechChain:
         self._output: OutputQueue[Any] = OutputQueue(OUTPUT_CHUNKS)
         self._cuts: list[int] = []  # where speech was cut, in samples
         self._tasks: list[asyncio.Task[Any]] = []
+        self._is_closed = False
 
     async def __aenter__(self) -> SpeechChain:
         return self
@@ -89,6 +90,10 @@ class SpeechChain:
             for task in opening:
                 task.cancel()
             await asyncio.gather(*opening, return_exceptions=True)
+            if self._is_closed:  # a link may have got its slot in the moment in which it was cancelled
+                await self._close_links()
+        if self._is_closed:
+            raise UnavailableError("the speech was cancelled")
         self._watermark.start()
         self.spawn(self._marked_to_output())
 
@@ -148,12 +153,16 @@ class SpeechChain:
     async def close(self) -> None:
         """Cancel everything."""
         # All of it before the first wait: the task that closes may be cancelled again in the middle of it.
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()
         self._watermark.cancel()
         self._source.cancel()
         self._codec.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._close_links()
+
+    async def _close_links(self) -> None:
         await self._watermark.close()
         await self._source.close()
         await self._codec.close()
