@@ -11,10 +11,12 @@ from csm.speech.v1 import speech_pb2
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway.chain.fade import FADE_S
 from gateway.stage_names import STAGES
 from services.runtime.errors import InvalidArgument, ResourceExhausted, rich_details
 from support.fake_stages import MARK, SAMPLES_PER_FRAME
 
+FADE_SAMPLES = round(FADE_S * 24_000)
 F32 = common_pb2.AUDIO_ENCODING_PCM_F32LE
 
 
@@ -24,11 +26,15 @@ def request(text="hello", **fields):
 
 
 async def fails(call) -> grpc.aio.AioRpcError:
-    """The error that ends `call`; audio read on the way must be marked."""
+    """The error that ends `call`; audio read on the way must be marked, its end may fade out."""
+    audio = b""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         while (response := await call.read()) is not grpc.aio.EOF:
-            samples = np.frombuffer(response.audio.data, "<f4")
-            assert (samples >= MARK).all()
+            audio += response.audio.data
+    samples = np.frombuffer(audio, "<f4")
+    body, end = samples[:-FADE_SAMPLES], samples[-FADE_SAMPLES:]
+    assert (body >= MARK).all()
+    assert (end >= MARK).all() or (np.diff(end) <= 0).all()
     return caught.value
 
 
