@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _NOTHING = np.zeros((0, 1), np.float32)
+_MAX_COMPRESSED_S = 86_400.0  # of a file that is kept until it is whole
 _SNIFFED_BYTES = 4096  # of a file: two frames of any MP3
 
 
@@ -124,6 +125,8 @@ class DetectServicer:
                         limit_idle(requests, time.monotonic())
                         seconds += passed
                         yield watermark_pb2.DetectStreamResponse(progress=_progress(session, keys))
+                        if session.limited and audio.is_kept:
+                            break  # hours of silence fit into a small file: no more of it is decoded
                 if session is None:
                     raise InvalidArgument("audio.data", "holds no samples")
                 detection, passed = await self._run(session.finish, labels)
@@ -176,6 +179,8 @@ async def _samples(
 class _PcmAudio:
     """Samples of a stated format."""
 
+    is_kept = False
+
     def __init__(self, form: common_pb2.AudioFormat):
         """Raises: InvalidArgument."""
         channels = form.channels if form.HasField("channels") else 1
@@ -212,6 +217,11 @@ class _FileAudio:
         self._ended = False
         self.sample_rate_hz = 0
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether all of it has come and waits here to be decoded."""
+        return self._compressed is not None
+
     def decode(self, data: bytes) -> np.ndarray:
         """The next bytes of the file → samples [n, channels]. Raises: InvalidArgument."""
         if self._wav is not None:
@@ -236,7 +246,7 @@ class _FileAudio:
                 return _NOTHING
             if self._compressed is None:
                 data, self._data = bytes(self._data), bytearray()
-                self._compressed = CompressedFile(data, max_duration_s=math.inf, max_bytes=math.inf)
+                self._compressed = CompressedFile(data, max_duration_s=_MAX_COMPRESSED_S, max_bytes=math.inf)
                 self.sample_rate_hz = self._compressed.sample_rate_hz
             return _checked_peak(self._compressed.next_block())
         except WavError as error:

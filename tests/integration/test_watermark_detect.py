@@ -1,17 +1,21 @@
 """The watermark service searches clips: what it finds, what it refuses, when it stops."""
 
 import asyncio
+import io
 import threading
 
 import grpc
 import numpy as np
 import pytest
+import soundfile
 from csm.common.v1 import common_pb2
 from csm.watermark.v1 import watermark_pb2
 from google.protobuf.duration_pb2 import Duration
 
 from gateway.audio import open_encoder
+from services.runtime import audio_file
 from services.runtime.audio import wav_bytes
+from services.watermark.detector import DetectionSession
 from services.watermark.key import PUBLIC_KEY
 from services.watermark.weights import write_random
 from support.watermark_calls import F32, KEY, S16, audio, embed, field_of, raw, refusal, serving, start, write_bundle
@@ -83,6 +87,27 @@ async def test_bad_files_in_pieces_are_refused(service, data, says):
         await searched_file(service, data, piece=100_000)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.details().startswith("audio.data: ") and says in caught.value.details()
+
+
+async def test_a_small_file_of_days_is_refused_and_one_of_hours_ends_with_the_limit(service, monkeypatch):
+    silence = io.BytesIO()
+    soundfile.write(silence, np.zeros(8_000 * 7200, np.int16), 8_000, format="FLAC")
+    data = silence.getvalue()
+    assert len(data) < 200_000
+    answer = await searched_file(service, data, piece=1 << 20)
+    assert answer.searched.ToTimedelta().total_seconds() == 7200 and not answer.found
+    decoded = []
+    next_block = audio_file.CompressedFile.next_block
+    with monkeypatch.context() as patch:
+        patch.setattr(audio_file.CompressedFile, "next_block", lambda self: decoded.append(1) or next_block(self))
+        patch.setattr(DetectionSession, "search", lambda self: setattr(self, "limited", True))
+        patch.setattr(DetectionSession, "finish", lambda self: self._detection(self._findings, []))
+        await searched_file(service, data, piece=1 << 20)
+    assert len(decoded) < 300
+    monkeypatch.setattr("services.watermark.detect_servicer._MAX_COMPRESSED_S", 3600.0)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await searched_file(service, data, piece=1 << 20)
+    assert "audio.data: lasts 7200.00 s, at most 3600 s are taken" in caught.value.details()
 
 
 async def test_a_compressed_file_in_pieces_has_a_limit(service, monkeypatch):
