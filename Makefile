@@ -130,7 +130,8 @@ images:
 deploy-check: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/deploy/test_manifests.py tests/deploy/test_manifest_mutations.py tests/deploy/test_images.py
 
-# The cpu-dev overlay as real pods. As root, with podman, runc, buildah, netavark, aardvark-dns and debootstrap.
+# The cpu-dev overlay as real pods, with TLS too, and compose. As root, with podman, runc, buildah, netavark, aardvark-dns, iptables,
+# catatonit and debootstrap.
 deploy-test: $(VENV)/test.stamp
 	$(BIN)/python deploy/e2e_pods.py $(if $(BASE),--base $(BASE)) $(FLAGS)
 	$(BIN)/python deploy/e2e_pods_mtls.py
