@@ -21,7 +21,9 @@ COPY gateway/client/csm_client /opt/csm/csm_client
 COPY models/*.py /opt/csm/models/
 COPY models/csm-1b/bundle.toml /opt/csm/models/csm-1b/
 COPY deploy/images/sitecustomize.py /opt/csm/
-RUN /opt/venv/bin/python -m compileall -q /opt/csm
+RUN /opt/venv/bin/python -m compileall -q /opt/csm \
+    && printf '#!/bin/sh\nexec python -m gateway.cli "$@"\n' > /opt/venv/bin/csm \
+    && chmod 755 /opt/venv/bin/csm
 
 FROM ${BASE}
 COPY --from=build /opt/venv /opt/venv

@@ -46,7 +46,6 @@ class Prometheus:
         file = self._folder / "prometheus.yaml"
         file.write_text(yaml.safe_dump(config))
         assert PROMETHEUS is not None
-        # Port 0 is not taken by Prometheus; nothing else is told of this one.
         self._port = _free_port()
         self._process = await asyncio.create_subprocess_exec(
             PROMETHEUS, f"--config.file={file}", f"--storage.tsdb.path={self._folder / 'tsdb'}",
