@@ -45,7 +45,7 @@ $(VENV)/test.stamp: $(VENV)/run.stamp $(TEST_INPUTS)
 demo: $(VENV)/run.stamp
 	$(BIN)/csm demo
 
-# 50,000 fuzzed calls, about a minute on two cores. Then the tests in two processes, a file each: half the time on two
+# 50,000 fuzzed calls, a minute and a half on two cores. Then the tests in two processes, a file each: half the time on two
 # cores, and what starts once a file starts once.
 test: lint $(BIN)/promtool
 	PYTHONPATH=tests $(BIN)/python -m fuzz --calls 50000
@@ -69,7 +69,7 @@ test-slow: $(VENV)/test.stamp
 chaos: $(VENV)/test.stamp
 	PYTHONPATH=tests $(BIN)/python -m chaos --rounds $(or $(ROUNDS),3)
 
-# Random, damaged, late and contradictory calls to all five servers. CALLS=1000000 FLEETS=8 is about ten minutes on eight cores.
+# Random, damaged, late and contradictory calls to all five servers. CALLS and FLEETS (processes of all five, side by side) for more.
 fuzz: $(VENV)/test.stamp
 	PYTHONPATH=tests $(BIN)/python -m fuzz --calls $(or $(CALLS),50000) --fleets $(or $(FLEETS),1)
 
