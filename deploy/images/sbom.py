@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from build import IMAGES, OUT
+from build import IMAGES, OUT  # type: ignore[attr-defined]  # the file beside, not the package
 
 
 def inside(image: str, *command: str) -> str:
@@ -26,7 +26,7 @@ def inside(image: str, *command: str) -> str:
 def of_python(frozen: str) -> dict[str, Any]:
     """A CycloneDX document of `pip freeze`."""
     tool = Path(sys.executable).with_name("cyclonedx-py")
-    argv = [tool, "requirements", "--of", "JSON", "--output-reproducible", "-"]
+    argv = [str(tool), "requirements", "--of", "JSON", "--output-reproducible", "-"]
     document: dict[str, Any] = json.loads(
         subprocess.run(argv, input=frozen, check=True, capture_output=True, text=True).stdout
     )

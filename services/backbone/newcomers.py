@@ -1,6 +1,6 @@
 """Newcomers' first frames before those of streams that have audio in hand. Pure Python: no torch, threads or clock.
 
-A step takes longer the more slots it has, and six frames or so precede a listener's first audio. So while somebody
+A step takes longer the more slots it has, and six frames or so precede a listener's first audio. So while a listener
 has heard nothing yet, a step leaves out the streams that are `head_start_s` ahead of their listeners; those that are
 not go on at the pace of playback. After `max_steps` such steps in a row comes one with all of them, so that the others
 stay ahead however many newcomers there are.
@@ -19,13 +19,13 @@ class NewcomersFirst:
     def __init__(self, frame_s: float, *, head_start_s: float = 2.0, max_steps: int = 8, flat_slots: int = 1):
         """frame_s: duration of a frame.
 
-        head_start_s: 0 leaves nobody out. Much less than the default starves listeners: frames wait for their chunk,
+        head_start_s: 0 leaves no stream out. Much less than the default starves listeners: frames wait for their chunk,
             of up to 0.64 s, and then for codec and watermark.
-        flat_slots: up to so many slots a step takes the same time, so that nobody need be left out.
+        flat_slots: up to so many slots a step takes the same time, so that no stream need be left out.
         """
         self._frame_s, self._head_start_s, self._max_steps = frame_s, head_start_s, max_steps
         self._flat_slots = flat_slots
-        self._steps = 0  # in a row that left somebody out
+        self._steps = 0  # in a row that left a listener out
 
     def choose(self, ready: Sequence[SequenceState], is_prefilling: bool, now: float) -> Sequence[SequenceState]:
         """Those of `ready` to step. is_prefilling: whether a prompt is read in this round, whose first frame comes with it."""

@@ -68,7 +68,7 @@ class Scheduler:
         pool: the cache's blocks; must hold the longest request.
         buffer_frames: unread frames at which a slot pauses.
         stall_limit_s: how long a slot may stay paused before its request is ended.
-        newcomers: who is left out of a step for newcomers; None: nobody.
+        newcomers: who is left out of a step for newcomers; None: no stream.
         """
         self.slots = slots
         self.queue_capacity = queue_capacity

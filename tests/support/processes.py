@@ -44,7 +44,7 @@ _PORTS = range(15_000, 32_000)  # below those that the kernel gives to clients
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on. Who asks at the same time, in whichever process, gets others."""
+    """Free ports. Processes that ask at the same time get different ones."""
     with (Path(tempfile.gettempdir()) / f"csm-test-ports-{os.getuid()}").open("a+") as taken:
         fcntl.flock(taken, fcntl.LOCK_EX)
         taken.seek(0)

@@ -26,7 +26,7 @@ class Plan:
     listens: closed loop: a caller hears the utterance out, in real time, before the next.
     timeout_s: for one utterance. max_in_flight: open loop, utterances at once; more wait, and their wait counts.
     target: whose door is asked: csm, riva or openai. peer_voice, peer_model: what the latter two are asked for.
-    turns: closed loop: a caller holds conversations of so many turns, pause_s between two; 0: single utterances.
+    turns: closed loop: a caller holds conversations of this many turns, pause_s between two; 0: single utterances.
     prompt_s: length of the voice prompt that each utterance brings; shares_prompt: whether it is the same one.
     max_seq_len: tokens that text and audio of an utterance may take; 0 when that is not known. frame_rate_hz: of the audio.
     """

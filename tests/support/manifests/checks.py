@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import cast
 
 from grpc_reflection.v1alpha import reflection
 
 from gateway import public
 from gateway.http.app import build_app
 from gateway.http.config import HttpSettings
+from gateway.http.upstream import Upstream
 from models.bundle import known_bundles, load_bundle
 from services.runtime import health
 from services.runtime.settings import SettingError, read
@@ -241,12 +243,12 @@ def check_http(manifests: Manifests) -> None:
     assert not values.keys() - known - shared - OTHERS
     settings = read(HttpSettings, {name: value for name, value in values.items() if name in known})
     assert settings.gateway == f"csm-gateway:{grpc_port('gateway')}"
-    assert settings.timeout_s <= settings.grace_s, "a stop cuts requests"
+    assert (settings.timeout_s or 0) <= settings.grace_s, "a stop cuts requests"
     encrypted = bool(settings_of(manifests, "gateway").tls_cert_file)
     assert bool(settings.gateway_ca_file) == bool(settings.tls_cert_file) == encrypted
     assert encrypted or "plaintext" in (settings.insecure or ""), "it would not start"
     ports = {port["name"]: port["containerPort"] for port in container(face)["ports"]}
-    assert ports == {"http": port_of(settings.listen), "metrics": port_of(settings.metrics_listen)}
+    assert ports == {"http": port_of(settings.listen), "metrics": port_of(settings.metrics_listen or "")}
     (port,) = one(manifests, "Service", "csm-http")["spec"]["ports"]
     assert (port["name"], port["port"], port["targetPort"]) == (
         *(("https", 443) if encrypted else ("http", 80)),
@@ -255,7 +257,11 @@ def check_http(manifests: Manifests) -> None:
     for name, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/health")):
         probe = container(face)[name]["httpGet"]
         assert probe == {"path": path, "port": "http"} | ({"scheme": "HTTPS"} if encrypted else {})
-    paths = {route.path for route in build_app(settings, None, lambda: False).routes if hasattr(route, "path")}
+    paths = {
+        route.path
+        for route in build_app(settings, cast(Upstream, None), lambda: False).routes
+        if hasattr(route, "path")
+    }
     assert {"/livez", "/health"} <= paths
     assert container(face)["image"] == container(deployment(manifests, "gateway"))["image"]
     assert container(face)["command"] == ["python", "-m", "gateway.http"]

@@ -42,7 +42,7 @@ SOURCES = {
 @functools.cache
 def schemas() -> dict[tuple[str, str], jsonschema.Validator]:
     """(apiVersion, kind) → its schema, which knows no field but those of the definition."""
-    found = {}
+    found: dict[tuple[str, str], jsonschema.Validator] = {}
     for path in sorted(FOLDER.glob("*.json")):
         for each in json.loads(path.read_text()):
             found[each["apiVersion"], each["kind"]] = Draft202012Validator(_strict(each["schema"], is_top=True))

@@ -98,7 +98,9 @@ def check_edges(manifests: Manifests) -> None:
         into |= {("envoy-gateway-system", "gateway", grpc_port("gateway"), "TCP")}
     if environ(manifests, one(manifests, "Job", "csm-weights"))["CSM_MODEL"] == "csm-1b":
         proxy = urlsplit(environ(manifests, one(manifests, "Job", "csm-weights")).get("HTTPS_PROXY", ""))
-        out |= {("weights", proxy.hostname, proxy.port, "TCP") if proxy.hostname else ("weights", "hub", 443, "TCP")}
+        out |= {
+            ("weights", proxy.hostname, proxy.port or 80, "TCP") if proxy.hostname else ("weights", "hub", 443, "TCP")
+        }
         asks_for_names |= {"weights"}
     out |= {(name, *dns) for name in asks_for_names for dns in DNS}
     seen_into, seen_out = edges(manifests)

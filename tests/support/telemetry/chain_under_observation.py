@@ -173,7 +173,9 @@ async def _talk(client: SpeechClient, observed: Observed) -> None:
 
 async def _searches_end(audit: Path, page: str) -> None:
     """Each utterance that had audio has its record, once its mark was looked for."""
-    streams = int(float(re.search(r"^csm_stream_buffer_needed_seconds_count\S* (\S+)$", page, re.MULTILINE)[1]))
+    told = re.search(r"^csm_stream_buffer_needed_seconds_count\S* (\S+)$", page, re.MULTILINE)
+    assert told is not None
+    streams = int(float(told[1]))
     async with asyncio.timeout(120):
         while len((await asyncio.to_thread(audit.read_text)).splitlines()) < streams + _UNARY:
             await asyncio.sleep(0.1)

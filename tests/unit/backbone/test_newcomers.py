@@ -1,4 +1,4 @@
-"""Who is in a step while somebody has heard nothing yet."""
+"""Who is in a step while a listener has heard nothing yet."""
 
 from services.backbone.blocks import BlockPool
 from services.backbone.newcomers import NewcomersFirst
@@ -60,7 +60,7 @@ def test_who_is_not_far_ahead_goes_on():
     assert step(scheduler, 0.34) == [new]  # another frame was made
 
 
-def test_nobody_waits_beside_those_who_are_all_heard():
+def test_none_waits_beside_those_who_are_all_heard():
     scheduler = scheduler_of()
     both = [come(scheduler, 0.0), come(scheduler, 0.0)]
     steps(scheduler, 10)
@@ -85,7 +85,7 @@ def test_all_have_their_turn_however_many_newcomers_there_are():
     assert [old in stepped for stepped in steps(scheduler, 8)] == [False, False, True, False, False, False, True, False]
 
 
-def test_where_a_step_of_all_takes_no_longer_nobody_waits():
+def test_where_a_step_of_all_takes_no_longer_none_waits():
     scheduler = scheduler_of(flat_slots=2)
     first = come(scheduler, 0.0)
     steps(scheduler, 20)
@@ -96,7 +96,7 @@ def test_where_a_step_of_all_takes_no_longer_nobody_waits():
     assert step(scheduler, 0.0) == [third]
 
 
-def test_without_a_head_start_nobody_waits():
+def test_without_a_head_start_none_waits():
     scheduler = scheduler_of(head_start_s=0)
     old = come(scheduler, 0.0)
     steps(scheduler, 20)
