@@ -22,6 +22,9 @@ from support.raw_http2 import RawCaller, frame, raw_caller
 
 MIB = 1024 * 1024
 _RACE = "max_age"  # a connection's age met a call that had just begun: the call was not served
+# gRPC loses a stage's status when the gateway's write meets the end of that call. There is no public way to ask for it.
+_LOST = "stream was broken off"
+_CALLS_A_LOSS = 10_000  # such a loss is that rare
 BROKEN = {"NO STATUS", "INTERNAL", "UNKNOWN", "UNAVAILABLE", "DATA_LOSS"}
 SETTINGS = {"OTEL_METRICS_EXPORTER": "none", "CSM_REQUEST_TIMEOUT_S": "2", "CSM_MAX_MESSAGE_MIB": "4"}
 _CALLERS = 48
@@ -32,12 +35,13 @@ _WARM_UP_TENTHS = 3  # caches fill, threads start
 
 @dataclass
 class Report:
-    """statuses: service → status → calls. rss_mib: service → at the start and after each tenth of the calls."""
+    """statuses: service → status → calls. lost: calls whose status gRPC lost between gateway and stage. rss_mib: service → at the start and after each tenth of the calls."""
 
     calls: int = 0
     seconds: float = 0.0
     statuses: dict[str, Counter[str]] = field(default_factory=partial(defaultdict, Counter))
     broken: list[str] = field(default_factory=list)
+    lost: int = 0
     rss_mib: dict[str, list[float]] = field(default_factory=partial(defaultdict, list))
     died: list[str] = field(default_factory=list)
     logged: list[str] = field(default_factory=list)
@@ -54,10 +58,11 @@ class Report:
     @property
     def is_clean(self) -> bool:
         """Whether no process died, had a fault of its own, logged one or grew."""
-        return not (self.died or self.broken or self.logged or self.grown)
+        too_many_lost = self.lost > 1 + self.calls // _CALLS_A_LOSS
+        return not (self.died or self.broken or self.logged or self.grown or too_many_lost)
 
     def lines(self) -> list[str]:
-        found = [f"{self.calls} calls in {self.seconds:.0f} s"]
+        found = [f"{self.calls} calls in {self.seconds:.0f} s; a stage's status was lost in {self.lost}"]
         for service, statuses in sorted(self.statuses.items()):
             told = ", ".join(f"{status} {count}" for status, count in statuses.most_common())
             rss = " ".join(f"{mib:.0f}" for mib in self.rss_mib[service])
@@ -94,7 +99,9 @@ async def fuzz(calls: int, seed: int, folder: Path, *, limit_s: float = math.inf
                     status, details = await _call(channels[call.service], call)
                 report.calls += 1
                 report.statuses[call.service][status] += 1
-                if status in BROKEN and _RACE not in details:
+                if status == "UNAVAILABLE" and details.endswith(_LOST):
+                    report.lost += 1
+                elif status in BROKEN and _RACE not in details:
                     report.broken.append(f"{call.method}: {status} {details[:200]} ({call.end}, {call.timeout_s} s)")
 
         note_memory()
