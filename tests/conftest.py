@@ -18,6 +18,7 @@ import torch
 for name in [name for name in os.environ if name.startswith(("CSM_", "OTEL_"))]:
     del os.environ[name]
 os.environ["CSM_STATE_DIR"] = tempfile.mkdtemp(prefix="csm-tests-")
+os.environ["XDG_DATA_HOME"] = os.path.join(os.environ["CSM_STATE_DIR"], "data")  # of voices that a test keeps
 atexit.register(shutil.rmtree, os.environ["CSM_STATE_DIR"], ignore_errors=True)
 
 # Without a GPU Triton's interpreter runs the kernels, and the setting must be there before

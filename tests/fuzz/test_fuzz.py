@@ -4,7 +4,7 @@ from fuzz.runner import fuzz
 
 
 async def test_fuzzed_calls_break_nothing(tmp_path):
-    """The harness itself; `make test` runs 50,000 calls before the tests."""
+    """The harness itself; `make test` runs 5,000 calls before the tests."""
     report = await fuzz(1_500, seed=1_500, folder=tmp_path)
     told = "\n".join(report.lines())
     assert report.is_clean, told

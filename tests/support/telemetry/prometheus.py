@@ -58,7 +58,7 @@ class Prometheus:
     async def __aexit__(self, kind: Any, *_: object) -> None:
         try:
             if kind is None:
-                await self._until_scraped_after(time.time())
+                await self._until_scraped_after(time.time() + 2)  # queries look each second: past the last change
                 for path in sorted((tables.DEPLOY / "dashboards").glob("*.json")):
                     for panel in json.loads(path.read_text())["panels"]:
                         self.panels[path.stem, panel["title"]] = await self._lines(panel)
