@@ -45,10 +45,9 @@ $(VENV)/test.stamp: $(VENV)/run.stamp $(TEST_INPUTS)
 demo: $(VENV)/run.stamp
 	$(BIN)/csm demo
 
-# 5,000 fuzzed calls, ten seconds (`make fuzz` sends more). Then the tests in two processes, a file each: half the time on two
-# cores, and what starts once a file starts once. In the order of the folders: the longest files are not the last.
+# The tests in two processes, a file each: half the time on two cores, and what starts once a file starts once. In the
+# order of the folders: the longest files are not the last.
 test: lint $(BIN)/promtool
-	PYTHONPATH=tests $(BIN)/python -m fuzz --calls 5000
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Clients of other people, whose pins are not ours, in an environment of their own.

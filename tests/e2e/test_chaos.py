@@ -1,4 +1,4 @@
-"""The short form of `make chaos`: each stage that streams is killed once while callers speak."""
+"""The short form of `make chaos`: a stage that streams is killed once while callers speak; slow: each of them."""
 
 import pytest
 
@@ -8,11 +8,13 @@ STAGES = ("backbone", "codec", "watermark")
 
 
 @pytest.mark.timeout(600)
-async def test_no_utterance_is_lost_when_stages_die(tmp_path):
-    rows, leaked = await run(rounds=1, stages=STAGES, faults=["kill"], callers=3, quiet_s=0.1, logs=tmp_path)
+@pytest.mark.parametrize("stages", [("watermark",), pytest.param(STAGES, marks=pytest.mark.slow)], ids=len)
+async def test_no_utterance_is_lost_when_stages_die(tmp_path, stages):
+    rows, leaked = await run(rounds=1, stages=stages, faults=["kill"], callers=3, quiet_s=0.1, logs=tmp_path)
     undisturbed, *killed = rows
-    assert undisturbed.fault == "none" and [row.stage for row in killed] == list(STAGES)
+    assert undisturbed.fault == "none" and [row.stage for row in killed] == list(stages)
     for row in killed:
         assert row.streams and not row.failed and not row.off, row
-    assert sum(row.resumed for row in killed) >= 1  # something was hit
+    if len(stages) > 1:  # one kill may come between two utterances
+        assert sum(row.resumed for row in killed) >= 1
     assert leaked == 0

@@ -10,7 +10,7 @@ from csm_client.exceptions import InvalidRequest
 from support.processes import Processes
 from support.wav_files import wav_files
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 TEXT = "Your table is ready, and the soup of the day is on the menu."
 NAMES = list(wav_files(np.ones(24_000) / 2, 24_000))
 
