@@ -53,6 +53,7 @@ def together(around, chars, count):
         yield " ".join(map(around.format, chars[start : start + count]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plane", range(0, 0x110000, 0x10000), ids=hex)
 def test_every_character(plane):
     """All of them alone. Between words: Latin ones each in a text of its own, other signs and letters that may be
