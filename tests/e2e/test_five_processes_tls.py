@@ -12,6 +12,8 @@ from services.runtime import tls
 from support.authority import Authority
 from support.processes import MODULES, ROOT, Processes
 
+pytestmark = pytest.mark.slow
+
 OLD, NEW = "the-old-token-of-the-radio", "the-new-token-of-the-radio"
 LONG_TEXT = (
     "The train to the city leaves at seven in the morning and stops at every small station on the way. "
