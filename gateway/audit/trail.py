@@ -14,10 +14,10 @@ import numpy as np
 from csm.common.v1 import common_pb2
 from csm.watermark.v1 import watermark_pb2
 from opentelemetry import context as otel_context
-from opentelemetry import trace
 
 from gateway.audit.sinks import EVENT, FileSink, OtlpSink, Record, Sink
 from gateway.config import GatewaySettings
+from gateway.speech.trace_id import trace_id
 from gateway.stages import Stages
 from services.runtime import instruments, telemetry
 from services.runtime.audio import to_bytes
@@ -85,7 +85,7 @@ class AuditTrail:
         """The entry of an utterance that begins, inside its call's span; None where nothing is recorded."""
         if self._sink is None:
             return None
-        facts = {"token": token, "voice": voice or None, "speaker": speaker, "trace_id": _trace_id()}
+        facts = {"token": token, "voice": voice or None, "speaker": speaker, "trace_id": trace_id()}
         return AuditEntry(self, facts, self._max_samples if random.random() < self._share else 0)
 
     def try_keep(self) -> bool:
@@ -164,7 +164,3 @@ class AuditEntry:
         if facts["audio_s"] > 0:
             samples = np.concatenate(self._pieces) if self._pieces else None
             self._trail.close(self._facts | {"key_ids": self._key_ids, **facts}, samples)
-
-
-def _trace_id() -> str:
-    return f"{trace.get_current_span().get_span_context().trace_id:032x}"
