@@ -62,4 +62,6 @@ def rss_mib():
 async def health_of(address, name="readiness"):
     async with grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
-        return (await check(health_pb2.HealthCheckRequest(service=name), timeout=5)).status
+        request = health_pb2.HealthCheckRequest(service=name)
+        # A server may still count connections that have just been closed.
+        return (await check(request, timeout=5, wait_for_ready=True)).status
