@@ -4,6 +4,7 @@ Real servers on loopback addresses, found by a list of addresses or by DNS (a na
 """
 
 import asyncio
+import random
 import socket
 import struct
 from contextlib import AsyncExitStack
@@ -21,6 +22,7 @@ from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings, read
 from support.authority import Authority
 from support.fake_stages import SAMPLES_PER_FRAME, StageProbe, servicers
+from support.talk import talking
 
 NAME = "replicas.test"
 
@@ -250,6 +252,43 @@ async def test_a_conversation_stays_with_the_replica_that_has_its_prompt_while_l
     assert sum(turns) == 64 and kept >= 0.95 * 64
     counts = [replica.calls - had for replica, had in zip(replicas, before, strict=True)]
     assert min(counts) > 0
+
+
+async def test_conversations_that_speak_at_once_stay_with_their_replica(open_replicas):
+    """Sixteen conversations at two replicas: whichever of them begins its next turn while the others speak."""
+    chain, replicas = await open_replicas("backbone", 2)
+    for replica in replicas:
+        replica.probe.gate = 0  # a turn speaks until it is interrupted
+    draw, homes = random.Random(5), {}
+
+    async def next_turn(number, talk):
+        before = [replica.calls for replica in replicas]
+        await talk.conversation.say("hello there")
+        async with asyncio.timeout(20):
+            while [replica.calls for replica in replicas] == before:
+                await asyncio.sleep(0)
+        (home,) = [one for one, calls in zip(replicas, before, strict=True) if one.calls > calls]
+        return homes.setdefault(number, home) is home
+
+    async def interrupt(talk):
+        ended = len(talk.finished)
+        await talk.conversation.interrupt()
+        await talk.until(lambda: len(talk.finished) > ended)
+
+    async with AsyncExitStack() as stack:
+        talks = [(await stack.enter_async_context(talking(chain)))[1] for _ in range(16)]
+        for number, talk in enumerate(talks):
+            assert await next_turn(number, talk)
+        kept, moved = 0, []
+        for _ in range(64):
+            number = draw.randrange(16)
+            await interrupt(talks[number])
+            loads = [replica.load for replica in chain.stages.backbone.replicas]
+            stays = await next_turn(number, talks[number])
+            kept += stays
+            if not stays:
+                moved.append(loads)
+        assert kept == 64, moved
 
 
 async def test_a_conversation_goes_on_when_its_replica_dies_in_a_turn(open_replicas):

@@ -1,6 +1,7 @@
 """Who gets a call: the least loaded, the one that a key is hashed to, the next one after a refusal."""
 
 import asyncio
+import itertools
 import random
 import time
 from collections import Counter
@@ -108,6 +109,25 @@ async def test_conversations_stay_with_their_rows_while_many_speak_at_once(repli
             replica, call = at.pop(draw.choice(list(at)))
             replica.calls.discard(call)
     assert again == 19 * conversations and kept >= 0.95 * again, kept / again
+
+
+async def test_a_key_stays_whenever_loads_differ_by_less_than_the_bound(replicas, monkeypatch):
+    """Every load of two and of three replicas up to 24 calls: the home is left only where one has 1.25 times the mean."""
+    left, everyone = 0, replicas.replicas
+    for count in (2, 3):
+        some = everyone[:count]
+        monkeypatch.setattr(replicas, "_replicas", {replica.address: replica for replica in some})
+        for loads in itertools.product(range(25 if count == 2 else 9), repeat=count):
+            for replica, calls in zip(some, loads, strict=True):
+                replica.calls = range(calls)
+            for home in some:
+                replicas._homes["talk"] = home.address
+                stays = replicas.pick("talk") is home
+                assert stays or max(loads) >= LOAD_BOUND * sum(loads) / count, (loads, home.address)
+                left += not stays
+    assert left
+    for replica in everyone:
+        replica.calls = set()
 
 
 async def test_a_keys_load_is_bounded(replicas):

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from gateway.speech.text_source import TextSource, TextWaits
 from gateway.speech.units import UnitLimits
 
@@ -39,28 +41,32 @@ async def test_later_units_wait_until_the_listener_needs_them():
     assert await waiting == "Well I think that it "
 
 
-async def test_a_short_first_sentence_waits_for_text_that_comes_fast():
-    text = TextSource(UnitLimits(first_chars=30), "en", TextWaits(0.001, NEVER))
-    for piece in ("Yes, ", "I ", "do. "):
-        text.append(piece)
+async def test_a_short_first_sentence_waits_for_nothing():
+    text = TextSource(UnitLimits(first_chars=30), "en", TextWaits(NEVER, NEVER))
+    text.append("Yes, I do. ")
+    assert await text.next_unit(None) == "Yes, I do. "
+
+
+async def test_a_sentences_end_waits_only_for_text_that_can_come_in_time():
+    text = source(sentence_s=0.01)
+    for word in ("That", " is", " all."):
+        text.append(word)
+        await asyncio.sleep(0.03)
+    async with asyncio.timeout(0.005):  # no wait at all: the next word would come too late
+        assert await text.next_unit(None) == "That is all."
+
+
+@pytest.mark.parametrize("pieces", [["It", " costs", " 3.", "5 euros! "], ["See", " Dr. ", "Smith, please! "]])
+async def test_text_that_is_likely_to_go_on_is_waited_for_as_long_as_a_piece_takes(pieces):
+    text = source(sentence_s=0.001)
+    for piece in pieces[:-1]:
         await asyncio.sleep(0.05)
+        text.append(piece)
     taking = asyncio.create_task(text.next_unit(None))
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.03)
     assert not taking.done()
-    text.append("So do we, I should think. And ")
-    assert await taking == "Yes, I do. So do we, I should think. "
-
-
-async def test_a_short_first_sentence_that_comes_alone_is_not_held_up():
-    text = TextSource(UnitLimits(first_chars=30), "en", TextWaits(0.001, NEVER))
-    text.append("Yes. ")
-    assert await text.next_unit(None) == "Yes. "
-
-
-async def test_a_short_first_sentence_does_not_wait_long_for_the_next():
-    text = TextSource(UnitLimits(first_chars=30), "en", TextWaits(0.001, NEVER))
-    text.append("Yes. And then")
-    assert await text.next_unit(None) == "Yes. "
+    text.append(pieces[-1])
+    assert await taking == "".join(pieces)
 
 
 async def test_a_later_sentence_waits_to_be_joined_while_there_is_time():

@@ -46,10 +46,25 @@ def test_word_by_word_the_first_unit_ends_at_a_clause_and_abbreviations_end_noth
 def test_a_first_unit_has_its_length_before_it_ends_at_a_clause():
     limits = UnitLimits(first_chars=30)
     assert units(words(TEXT), limits)[0] == "Well, hello there, my friend. "
-    assert units(words("Yes, I know. That is what I think, too, and so do you."), limits)[0] == (
-        "Yes, I know. That is what I think, "
-    )
+    text = "Well, I know that it is very late, and so do you."
+    assert units(words(text), limits)[0] == "Well, I know that it is very late, "
     assert units(["Yes!"], limits) == ["Yes!"]
+
+
+def test_a_first_unit_is_one_sentence_however_short_and_takes_others_only_when_they_are_here():
+    text = "Yes, I know. That is what I think, too, and so do you."
+    assert units(words(text), UnitLimits(first_chars=30))[0] == "Yes, I know. "
+    assert units([text], UnitLimits(first_chars=30)) == [text]
+
+
+@pytest.mark.parametrize(
+    ("text", "goes_on"),
+    [("See Dr.", True), ("See Dr. ", True), ("It costs 3.", True), ("So do I.", True), ("That is all.", False)],
+)
+def test_what_looks_like_a_sentences_end_may_be_none(text, goes_on):
+    cutter = UnitCutter(UnitLimits())
+    cutter.append(text)
+    assert cutter.ends_sentence() and cutter.may_go_on() is goes_on
 
 
 def test_sentences_wait_to_be_joined_only_as_long_as_they_may():
