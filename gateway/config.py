@@ -52,7 +52,7 @@ class GatewaySettings(ServerSettings):
     first_unit_chars: int = setting(
         "CSM_GATEWAY_FIRST_UNIT_CHARS",
         30,
-        "characters that a turn's first unit, a sentence or a clause, should have; fewer are spoken when no more come",
+        "characters that a turn's first unit has before it may end at a clause; a sentence ends it at any length",
         min=1,
         max=4096,
     )
@@ -60,7 +60,10 @@ class GatewaySettings(ServerSettings):
         "CSM_GATEWAY_FIRST_WAIT_MS", 400, "wait for more text before a turn's first words are spoken as they are", min=0
     )
     sentence_wait_ms: int = setting(
-        "CSM_GATEWAY_SENTENCE_WAIT_MS", 60, "wait for text that shows that a full stop ends no sentence", min=0
+        "CSM_GATEWAY_SENTENCE_WAIT_MS",
+        60,
+        "wait for text that shows that a full stop ends no sentence, where pieces come faster",
+        min=0,
     )
     ceiling_factor: float = setting(
         "CSM_GATEWAY_CEILING_FACTOR",

@@ -27,7 +27,7 @@ class TextSource:
     """`append` and `flush` from the caller's side; `next_unit` from the speaker's."""
 
     def __init__(self, limits: UnitLimits, language: str, waits: TextWaits):
-        self._cutter, self._waits, self._first_chars = UnitCutter(limits, language), waits, limits.first_chars
+        self._cutter, self._waits = UnitCutter(limits, language), waits
         self._changed = asyncio.Event()
         self._hash, self.characters = hashlib.sha256(), 0  # of all there was
         self._appended_s: float | None = None  # when text came last
@@ -46,7 +46,8 @@ class TextSource:
         self._hash.update(text.encode())
         self.characters += len(text)
         if self._appended_s is not None:
-            self._gap_s = (self._gap_s + self.changed_s - self._appended_s) / 2
+            gap_s = self.changed_s - self._appended_s
+            self._gap_s = (self._gap_s + gap_s) / 2 if self._gap_s else gap_s
         self._appended_s = self.changed_s
         self._speech_s += words_s(text)
         self._cutter.append(text)
@@ -85,7 +86,7 @@ class TextSource:
 
     def fit(self, limits: UnitLimits) -> None:
         """Cut what comes by other limits."""
-        self._cutter.limits, self._first_chars = limits, limits.first_chars
+        self._cutter.limits = limits
 
     def hurry(self) -> None:
         """The listener waits: the next unit may be as short as a turn's first one."""
@@ -110,7 +111,7 @@ class TextSource:
             waits = [] if ends_s is None else [ends_s - now_s]
             if joining_s > 0:
                 waits.append(joining_s)
-            elif self._cutter.ends_sentence() or (first and self._cutter.has_sentence):
+            elif self._cutter.ends_sentence():
                 waits.append(self._sentence_wait_s())
             elif first and self._cutter.pending:
                 waits.append(self._waits.first_s)
@@ -129,7 +130,8 @@ class TextSource:
                     await self._changed.wait()
 
     def _sentence_wait_s(self) -> float:
-        """After a short first sentence, text that comes fast is waited for a little longer, to be joined with it."""
-        if not self._cutter.first or self.pending >= self._first_chars:
-            return self._waits.sentence_s
-        return max(self._waits.sentence_s, min(2 * self._gap_s, self._waits.first_s))
+        """For text that shows that a sentence goes on. While the listener waits, not where it comes too slowly for that."""
+        wait_s = self._waits.sentence_s
+        if self._cutter.may_go_on():
+            return max(wait_s, min(2 * self._gap_s, self._waits.first_s))
+        return 0.0 if self._cutter.first and self._gap_s > wait_s else wait_s

@@ -15,10 +15,12 @@ import sentencex
 _TERMINAL = re.compile(r"[.!?…。！？]['\"”’)\]»]*\s*$")
 _SURE = re.compile(r"(?:[!?…。！？]['\"”’)\]»]*|[.!?…。！？]['\"”’)\]»]*\s+)$")  # nothing that follows can continue it
 _CLAUSE = re.compile(r"(?:[,;:]['\"”’)\]»]*|\s[-–—]|—)(?=\s)")
+_CLAUSE_AT_END = re.compile(r"[^\W\d_][,;]['\"”’)\]»]*$")  # before its white space has come: no "1," of "1,000"
 _WORD = re.compile(r"\w")
 _CLAUSE_WORDS = 2  # of a unit that ends at a clause, at least
 # A tag or a Markdown link that is not closed yet: cut in two, its signs and address would be read out.
 _OPEN_MARKUP = re.compile(r"(?:<[A-Za-z/!][^<>]{0,100}|\[[^\[\]]{0,200}(?:\](?:\([^()\s]{0,200})?)?)$")
+_NUMBER_OR_INITIAL = re.compile(r"(?:\d|\b\w)\.$")
 _PROBE = " and"  # goes on after an abbreviation ("Dr. and"), and begins a sentence after anything else
 
 
@@ -27,8 +29,8 @@ class UnitLimits:
     """Lengths in characters.
 
     max_chars: the longest unit. join_chars: sentences are joined while the unit is shorter than this, since short ones
-    are spoken better together. first_chars: the same for the first unit of a turn, which a listener waits for, and which
-    may end at a clause from here on.
+    are spoken better together; the first unit of a turn, which a listener waits for, takes only those that are here.
+    first_chars: that unit may end at a clause from here on.
     """
 
     max_chars: int = 200
@@ -71,15 +73,10 @@ class UnitCutter:
         """The text is complete and every unit of it is taken."""
         return self.flushed and not self._text
 
-    @property
-    def has_sentence(self) -> bool:
-        """Whether a sentence has surely ended in the text that is here."""
-        return self._sentences_end(join=False) is not None
-
     def take(self, *, join: bool = True, force_words: int | None = None) -> str | None:
         """The next unit, or None while it is not certain where it ends. White space after a unit belongs to it.
 
-        join: wait until short sentences can be joined. force_words: wait for nothing; a clause or so many whole words
+        join: wait until short sentences can be joined; not for a first unit. force_words: wait for nothing; a clause or so many whole words
         make a unit.
         """
         forced = force_words is not None
@@ -97,11 +94,6 @@ class UnitCutter:
         self.first = False
         return unit
 
-    @property
-    def _least(self) -> int:
-        """Characters that the next unit should have."""
-        return self.limits.first_chars if self.first else self.limits.join_chars
-
     def _sentences_end(self, *, join: bool) -> int | None:
         """End of the sentences that make a unit, as far as they are certain."""
         window = self._window()
@@ -114,7 +106,8 @@ class UnitCutter:
             if full or not certain:
                 break
             end += len(sentence)
-        if full or end >= self._least or not join or (self.flushed and end == len(self._text)):
+        waits = join and not self.first and end < self.limits.join_chars
+        if full or not waits or (self.flushed and end == len(self._text)):
             return end or None
         return None
 
@@ -128,6 +121,8 @@ class UnitCutter:
         least = self.limits.first_chars if at_once else 0
         words = _CLAUSE_WORDS if force_words is None else force_words
         ends = [match.end() for match in _CLAUSE.finditer(window, 0, self.limits.max_chars)]
+        if at_once and len(window) < self.limits.max_chars and _CLAUSE_AT_END.search(window):
+            ends.append(len(window))
         ends = [end for end in ends if end >= least and len(window[:end].split()) >= words]
         if ends:
             return _past_space(window, ends[0] if at_once else ends[-1])
@@ -156,6 +151,13 @@ class UnitCutter:
     def ends_sentence(self) -> bool:
         """Whether the text that is here looks like whole sentences, so that a short wait decides it."""
         return _TERMINAL.search(self._text) is not None
+
+    def may_go_on(self) -> bool:
+        """Whether what looks like a sentence's end is likely to be none: "Dr.", "3." before its decimals."""
+        text = self._text.rstrip()
+        return (text == self._text and _NUMBER_OR_INITIAL.search(text) is not None) or not self._surely_ends(
+            text[-2 * self.limits.max_chars :] + " "
+        )
 
     def _whole_words(self, window: str, count: int) -> int | None:
         if self.flushed or self.ends_sentence():

@@ -51,6 +51,16 @@ def test_a_first_unit_has_its_length_before_it_ends_at_a_clause():
     assert units(["Yes!"], limits) == ["Yes!"]
 
 
+def test_a_first_clause_does_not_wait_for_the_white_space_behind_it():
+    cutter = UnitCutter(UnitLimits(first_chars=12))
+    cutter.append("They have had 10,")
+    assert cutter.take() is None
+    cutter.append("000 of them,")
+    assert cutter.take() == "They have had 10,000 of them,"
+    cutter.append(" and so have we, too,")
+    assert cutter.take() is None
+
+
 def test_a_first_unit_is_one_sentence_however_short_and_takes_others_only_when_they_are_here():
     text = "Yes, I know. That is what I think, too, and so do you."
     assert units(words(text), UnitLimits(first_chars=30))[0] == "Yes, I know. "
