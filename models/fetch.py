@@ -2,13 +2,20 @@
 
 A bundle that ships with its weights (`embedded`) is copied to FOLDER/<name>; services then run with
 CSM_MODEL=FOLDER/<name>. Files of the hub go to the hub's own cache (HF_HOME), at the revisions that the
-bundle names; services then run with the same HF_HOME and HF_HUB_OFFLINE=1. Run again, it does only
-what is missing. Knows no torch.
+bundle names; services then run with the same HF_HOME and HF_HUB_OFFLINE=1. With CSM_WEIGHTS_URL all of it comes
+from an object store instead, to the same places; `--publish URL` fills one.
+
+Run again, it does only what is missing: what is there is held to its digest, and a damaged file is fetched again.
+Of several at once in one FOLDER, such as the pods of a node, one works and the others wait. Knows no torch.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import fcntl
 import filecmp
+import hashlib
 import os
 import re
 import shutil
@@ -16,8 +23,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from models import store
 from models.bundle import Bundle, known_bundles, load_bundle
-from models.files import PartError
+from models.files import ModelError, PartError
 
 
 def fetch(bundle: Bundle, folder: Path) -> list[Path]:
@@ -31,10 +39,12 @@ def fetch(bundle: Bundle, folder: Path) -> list[Path]:
                 f"revision {source.get('revision')!r} is not a commit",
                 "name a commit of 40 hex digits in bundle.toml",
             )
-    _, config, weights = bundle.generator.resolve()
-    paths = [*weights, *([config] if config else [])]
-    for part in ("text_tokenizer", "mimi", "watermark"):
-        paths.extend(getattr(bundle, part).resolve().values())
+    paths = _resolve(bundle)
+    if damaged := [path for path in paths if _is_damaged(path)]:
+        for path in damaged:
+            for file in {path.resolve(), _blob(path)}:
+                file.unlink(missing_ok=True)
+        paths = _resolve(bundle)
     home = bundle.folder.resolve()
     name = next((name for name, place in known_bundles().items() if place == home), home.name)
     local = [path for path in paths if path.resolve().is_relative_to(home)]
@@ -44,6 +54,46 @@ def fetch(bundle: Bundle, folder: Path) -> list[Path]:
     # Last: where there is a bundle.toml, every file that it names is there.
     copied.append(_copy(home / "bundle.toml", folder / name / "bundle.toml"))
     return [path for path in paths if path not in local] + copied
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold folder alone, among all processes of this node. The lock ends with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"models.fetch: another process fills {folder}, waiting", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _resolve(bundle: Bundle) -> list[Path]:
+    _, config, weights = bundle.generator.resolve()
+    paths = [*weights, *([config] if config else [])]
+    for part in ("text_tokenizer", "mimi", "watermark"):
+        paths.extend(getattr(bundle, part).resolve().values())
+    return paths
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether a file of the hub's cache is not what its name says: the cache names each by the hub's digest of it.
+
+    A large file's is its SHA-256, a small one's git's SHA-1. Files elsewhere have no such name.
+    """
+    blob = _blob(path)
+    if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+        return False
+    if len(blob.name) == 64:
+        return store.sha256(path) != blob.name
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() != blob.name
+
+
+def _blob(path: Path) -> Path:
+    """What a snapshot's entry leads to, by one step: blobs may lead on to a store of several repositories."""
+    return path.parent / path.readlink() if path.is_symlink() else path
 
 
 def _sources(bundle: Bundle) -> Iterator[tuple[str, dict[str, str]]]:
@@ -63,18 +113,41 @@ def _copy(source: Path, target: Path) -> Path:
     return target
 
 
+def _names(paths: list[Path], folder: Path) -> dict[str, Path]:
+    """Path in the folder that services mount → file. The hub's cache is FOLDER/hub there, wherever it is here."""
+    from huggingface_hub.constants import HF_HOME
+
+    found = {}
+    for path in paths:
+        inside = path.relative_to(folder) if path.is_relative_to(folder) else "hub" / path.relative_to(HF_HOME)
+        found[inside.as_posix()] = path
+    return found
+
+
 def main(arguments: list[str]) -> None:
-    if len(arguments) != 1:
-        sys.exit("usage: python -m models.fetch FOLDER (CSM_MODEL names the bundle)")
-    folder = Path(arguments[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m models.fetch", description="Fetch the bundle that CSM_MODEL names."
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what the services mount")
+    parser.add_argument("--publish", metavar="URL", help="and upload them to an object store (s3://…, gs://…)")
+    options = parser.parse_args(arguments)
+    folder: Path = options.folder.absolute()
     os.environ.setdefault("HF_HOME", str(folder / "hub"))  # before huggingface_hub is imported
+    url = os.environ.get("CSM_WEIGHTS_URL", "")
     try:
-        bundle = load_bundle()
-        paths = fetch(bundle, folder)
-    except (PartError, OSError) as error:
+        with locked(folder):
+            if url:
+                paths, what = store.download(url, folder, pinned=os.environ.get("CSM_WEIGHTS_SHA256", "")), url
+            else:
+                bundle = load_bundle()
+                paths, what = fetch(bundle, folder), bundle.id
+            total = sum(path.stat().st_size for path in paths)
+            print(f"{what}: {len(paths)} files, {total / 1e6:.1f} MB at hand under {folder}")
+            if options.publish:
+                digest = store.publish(_names(paths, folder), options.publish)
+                print(f"{what}: published at {options.publish}, CSM_WEIGHTS_SHA256={digest}")
+    except (ModelError, OSError) as error:
         sys.exit(f"models.fetch: {error}")
-    total = sum(path.stat().st_size for path in paths)
-    print(f"{bundle.id}: {len(paths)} files, {total / 1e6:.1f} MB at hand under {folder}")
 
 
 if __name__ == "__main__":

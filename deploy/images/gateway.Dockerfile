@@ -2,6 +2,7 @@
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
+ARG STORE=s3
 WORKDIR /src
 # Dependencies first: a change of code leaves this layer alone.
 # pip's own configuration says where packages come from; it stays out of the image.
@@ -11,7 +12,7 @@ COPY deploy/images/requirements.py deploy/images/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /opt/venv \
-    && python3 deploy/images/requirements.py gateway,http > requirements.txt \
+    && python3 deploy/images/requirements.py "gateway,http,$STORE" > requirements.txt \
     && /opt/venv/bin/pip install -c constraints.txt -r requirements.txt
 COPY protos/csm /opt/csm/csm
 COPY services/__init__.py /opt/csm/services/

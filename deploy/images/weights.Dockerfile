@@ -4,6 +4,7 @@
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
+ARG STORE=s3
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
 COPY gateway/client/pyproject.toml gateway/client/
@@ -11,7 +12,7 @@ COPY deploy/images/requirements.py deploy/images/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /opt/venv \
-    && python3 deploy/images/requirements.py models > requirements.txt \
+    && python3 deploy/images/requirements.py "models,$STORE" > requirements.txt \
     && /opt/venv/bin/pip install -c constraints.txt -r requirements.txt
 COPY models/*.py /opt/csm/models/
 COPY models/csm-1b/bundle.toml /opt/csm/models/csm-1b/

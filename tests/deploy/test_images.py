@@ -20,7 +20,8 @@ from support.manifests.rendered import DEPLOY, ROOT, SERVICES, container, one, p
 
 requirements = runpy.run_path(str(DEPLOY / "images/requirements.py"))["requirements"]
 IMAGES = (*SERVICES, "weights")
-EXTRAS = {name: name for name in SERVICES} | {"weights": "models", "gateway": "gateway,http"}
+# STORE is an argument of the build: s3, or s3,gcs.
+EXTRAS = {name: name for name in SERVICES} | {"weights": "models,s3", "gateway": "gateway,http,s3"}
 MODULES = {name: f"services.{name}" for name in SERVICES} | {"gateway": "gateway", "weights": "models.fetch"}
 NO_DEPS = {"tokenizer": "moshi", "codec": "moshi", "watermark": "silentcipher"}
 
@@ -63,9 +64,9 @@ def test_it_is_built_in_stages_on_a_base_that_the_builder_chooses(name):
 def test_it_installs_its_own_dependencies_and_no_others(name):
     installs = re.findall(r"pip install (.+?)(?: \\)?$", dockerfile(name), re.MULTILINE)
     assert installs[0] == "-c constraints.txt -r requirements.txt"
-    assert re.findall(r"requirements\.py ([\w,]+ > .+?)(?: \\)?$", dockerfile(name), re.MULTILINE) == [
-        f"{EXTRAS[name]} > requirements.txt"
-    ]
+    (asked,) = re.findall(r'requirements\.py "?([\w,$]+?)"? > requirements\.txt', dockerfile(name))
+    store = re.findall(r"^ARG STORE=(\w+)$", stages(name)[0], re.MULTILINE)
+    assert asked.replace("$STORE", *store) == EXTRAS[name] if store else asked == EXTRAS[name]
     pinned = re.findall(r"grep '\^(\w+)=='", dockerfile(name))
     assert pinned == ([NO_DEPS[name]] if name in NO_DEPS else [])
     assert installs[1:] == (["--no-deps -r nodeps.txt"] if name in NO_DEPS else [])

@@ -22,7 +22,7 @@ from services.runtime.server import Stage, StageServer
 from services.runtime.settings import ServerSettings
 from support.manifest_mutations.mutation import Mutation, settings_name
 from support.manifests import checks, custom_resources
-from support.manifests.overlays import DEPLOYED, FULL, KEDA
+from support.manifests.overlays import DEPLOYED, DRA, FULL, KEDA, oldest
 from support.manifests.rendered import (
     DEPLOY,
     SERVICES,
@@ -38,7 +38,7 @@ from support.manifests.rendered import (
     settings_of,
 )
 
-OLDEST, NEWEST = "1.30", "1.37"  # 1.30 is the first whose preStop can sleep by itself
+NEWEST = "1.37"
 
 
 @functools.cache
@@ -59,7 +59,7 @@ def test_what_is_deployed_is_valid_and_fits_the_code(deployed, exported):
     overlay, components = deployed
     manifests = render(overlay, components)
     assert checks.failures(manifests, DEPLOYED[deployed], exported) == {}
-    for version in (OLDEST, NEWEST):
+    for version in (oldest(deployed), NEWEST):
         check_schemas(manifests, version)
 
 
@@ -69,7 +69,7 @@ def test_every_component_is_in_something_deployed():
     for overlay in ("cpu-dev", "gpu", "one-card"):
         text = (DEPLOY / f"overlays/{overlay}/kustomization.yaml").read_text()
         used |= set(re.findall(r"^  - ../../components/([\w-]+)$", text, re.MULTILINE))
-    used |= {"tls", "renamed", "places"}  # by mtls; in a test of its own
+    used |= {"tls", "renamed", "places", "weights-init"}  # by mtls; in a test of its own; by weights-node
     assert written - {"plaintext"} == used
     assert {path.name for path in (DEPLOY / "overlays").iterdir()} == {"cpu-dev", "gpu", "one-card"}
 
@@ -148,6 +148,26 @@ KUBERNETES_MUTATIONS: dict[str, Mutation] = {
     "number as text": lambda m: one(m, "Service", "csm-codec")["spec"]["ports"][0].update(port="50053"),
     "no such kind": lambda m: one(m, "PodDisruptionBudget", "csm-codec").update(apiVersion="policy/v1beta1"),
 }
+
+
+CLAIM_MUTATIONS: dict[str, Mutation] = {
+    "a class at the place of v1beta1": lambda m: _request(m).update(deviceClassName="gpu.nvidia.com"),
+    "a count as text": lambda m: _request(m)["exactly"].update(count="1"),
+    "no class": lambda m: _request(m)["exactly"].pop("deviceClassName"),
+    "a claim without a name": lambda m: pod(deployment(m, "codec"))["resourceClaims"][0].pop("name"),
+}
+
+
+def _request(manifests: Manifests) -> dict:
+    return one(manifests, "ResourceClaimTemplate", "csm-card")["spec"]["spec"]["devices"]["requests"][0]
+
+
+@pytest.mark.parametrize("mutate", CLAIM_MUTATIONS.values(), ids=CLAIM_MUTATIONS)
+def test_the_schemas_find_a_claim_that_is_none(mutate):
+    manifests = render(*DRA)
+    mutate(manifests)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        check_schemas(manifests, NEWEST)
 
 
 @pytest.mark.parametrize("mutate", KUBERNETES_MUTATIONS.values(), ids=KUBERNETES_MUTATIONS)

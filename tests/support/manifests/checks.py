@@ -7,6 +7,8 @@ Here are those of the chain as a whole; the others lie beside it, by what they l
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from collections.abc import Callable
 from typing import cast
 
@@ -20,15 +22,18 @@ from models.bundle import known_bundles, load_bundle
 from services.runtime import health
 from services.runtime.settings import SettingError, read
 from support.manifests.edges import check_edges
-from support.manifests.pods import check_cards, check_hardening, check_probes, check_rollouts
+from support.manifests.pods import check_cards, check_hardening, check_probes, check_rollouts, quantity
 from support.manifests.rendered import (
     SERVICES,
     SETTINGS,
     STAGES,
     Manifests,
     container,
+    containers,
     deployment,
     environ,
+    environ_of,
+    fetching,
     grpc_port,
     of_kind,
     one,
@@ -44,6 +49,8 @@ from support.telemetry import promql
 
 # Variables that libraries read, not we; and POD_NAME, which another variable's value is made of.
 OTHERS = {
+    "AWS_REGION",
+    "AWS_SHARED_CREDENTIALS_FILE",
     "HF_HOME",
     "HF_HUB_OFFLINE",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -75,8 +82,10 @@ KINDS = {
     "SecurityPolicy",
     "ExternalSecret",
     "PriorityClass",
+    "PersistentVolume",
+    "ResourceClaimTemplate",
 }
-CLUSTER_WIDE = ("PriorityClass",)
+CLUSTER_WIDE = ("PriorityClass", "PersistentVolume")
 
 
 def check_variables_are_settings(manifests: Manifests) -> None:
@@ -155,33 +164,62 @@ def check_selectors(manifests: Manifests) -> None:
 
 
 def check_weights(manifests: Manifests) -> None:
-    job = environ(manifests, one(manifests, "Job", "csm-weights"))
-    assert job["CSM_MODEL"] in known_bundles()
-    folder = container(one(manifests, "Job", "csm-weights"))["args"]
-    assert folder == ["/models"]
-    from_hub = any("repo" in source for source in load_bundle(job["CSM_MODEL"]).mimi.sources)
+    """One place, filled by the Job or by every pod before it starts, read by the services at the same path."""
+    fetchers = fetching(manifests)
+    names = {m["metadata"]["name"] for m, _ in fetchers}
+    assert names in ({"csm-weights"}, {f"csm-{service}" for service in SERVICES}), names
+    assert len({json.dumps(spec, sort_keys=True) for _, spec in fetchers}) == 1, "they fetch different things"
+    spec = fetchers[0][1]
+    fetch = environ_of(manifests, spec)
+    assert fetch["CSM_MODEL"] in known_bundles() and "HF_HUB_OFFLINE" not in fetch
+    assert spec["args"] == ["/models"]
+    from_hub = any("repo" in source for source in load_bundle(fetch["CSM_MODEL"]).mimi.sources)
     for service in SERVICES:
         values = environ(manifests, deployment(manifests, service))
-        assert values["HF_HUB_OFFLINE"] == "1" and values["HF_HOME"] == job["HF_HOME"]
+        assert values["HF_HUB_OFFLINE"] == "1" and values["HF_HOME"] == fetch["HF_HOME"]
         # models.fetch copies a bundle with weights to FOLDER/<name>; the hub's files go to HF_HOME.
-        assert values["CSM_MODEL"] == (job["CSM_MODEL"] if from_hub else f"/models/{job['CSM_MODEL']}")
-        mounts = {
-            mount["mountPath"]: mount["name"] for mount in container(deployment(manifests, service))["volumeMounts"]
-        }
-        (claim,) = (v for v in pod(deployment(manifests, service))["volumes"] if v["name"] == mounts["/models"])
-        assert claim["persistentVolumeClaim"] == {"claimName": "csm-weights", "readOnly": True}
-    assert "HF_HUB_OFFLINE" not in job
+        assert values["CSM_MODEL"] == (fetch["CSM_MODEL"] if from_hub else f"/models/{fetch['CSM_MODEL']}")
+    for m, each in [
+        (deployment(manifests, name), container(deployment(manifests, name))) for name in SERVICES
+    ] + fetchers:
+        mounts = {mount["mountPath"]: mount["name"] for mount in each["volumeMounts"]}
+        (volume,) = (v for v in pod(m)["volumes"] if v["name"] == mounts["/models"])
+        if "emptyDir" in volume:
+            assert len(fetchers) > 1 and quantity(volume["emptyDir"]["sizeLimit"]) >= 10e9, (
+                "a pod's own folder is empty"
+            )
+        else:
+            own = {} if m["metadata"]["name"] in names else {"readOnly": True}
+            assert {"readOnly": False} | volume["persistentVolumeClaim"] == {
+                "claimName": "csm-weights",
+                "readOnly": False,
+            } | own
+    for volume in of_kind(manifests, "PersistentVolume"):
+        assert len(fetchers) > 1, "a node's folder that no pod of the node fills"
+        claim = one(manifests, "PersistentVolumeClaim", volume["metadata"]["name"])["spec"]
+        assert claim["volumeName"] == volume["metadata"]["name"]
+        assert claim["storageClassName"] == volume["spec"]["storageClassName"]
+        assert set(claim["accessModes"]) <= set(volume["spec"]["accessModes"])
+        assert quantity(claim["resources"]["requests"]["storage"]) <= quantity(volume["spec"]["capacity"]["storage"])
+        assert volume["spec"]["hostPath"]["type"] == "Directory", "kubelet would make it root's"
+    if "CSM_WEIGHTS_URL" in fetch:
+        assert re.match(r"(s3|gs)://[a-z0-9]", fetch["CSM_WEIGHTS_URL"])
+        credentials, _, file = fetch["AWS_SHARED_CREDENTIALS_FILE"].rpartition("/")
+        for m, each in fetchers:
+            (mount,) = (x for x in each["volumeMounts"] if x["mountPath"] == credentials)
+            (volume,) = (v for v in pod(m)["volumes"] if v["name"] == mount["name"])
+            assert volume["secret"]["secretName"] == "csm-store" and file == "credentials"
 
 
 def check_images(manifests: Manifests) -> None:
     """Each runs its own image, as its Dockerfile says; test_images.py holds those against the code."""
-    for name in (*SERVICES, "weights"):
-        manifest = one(manifests, "Job" if name == "weights" else "Deployment", f"csm-{name}")
-        repository, _, tag = container(manifest)["image"].rpartition(":")
-        assert repository.rpartition("/")[2] == f"csm-{name}", container(manifest)["image"]
+    run = [(name, container(deployment(manifests, name))) for name in SERVICES]
+    for name, spec in run + [("weights", spec) for _, spec in fetching(manifests)]:
+        repository, _, tag = spec["image"].rpartition(":")
+        assert repository.rpartition("/")[2] == f"csm-{name}", spec["image"]
         assert tag and tag != "latest"
-        assert "command" not in container(manifest)
-        assert "args" not in container(manifest) or name == "weights"
+        assert "command" not in spec
+        assert "args" not in spec or name == "weights"
 
 
 def check_metrics(manifests: Manifests, exported: frozenset[str]) -> None:
@@ -282,14 +320,16 @@ def check_external_secrets(manifests: Manifests) -> None:
             for p in pods(manifests)
             for volume in pod(p)["volumes"]
             if volume.get("secret", {}).get("secretName") == spec["target"]["name"]
-            for mount in container(p)["volumeMounts"]
+            for each in containers(p)
+            for mount in each["volumeMounts"]
             if mount["name"] == volume["name"]
         }
-        named = {value for service in SERVICES for value in environ(manifests, deployment(manifests, service)).values()}
+        run = [spec for p in pods(manifests) for spec in containers(p)]
+        named = {value for spec in run for value in environ_of(manifests, spec).values()}
         keys = [
             (e["valueFrom"]["secretKeyRef"]["name"], e["valueFrom"]["secretKeyRef"]["key"])
-            for p in pods(manifests)
-            for e in container(p).get("env", [])
+            for spec in run
+            for e in spec.get("env", [])
             if "secretKeyRef" in e.get("valueFrom", {})
         ]
         assert mounted & named or (spec["target"]["name"], entry["secretKey"]) in keys, manifest["metadata"]["name"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from urllib.parse import urlsplit
 
 from gateway.config import GatewaySettings
@@ -10,7 +11,8 @@ from support.manifests.rendered import (
     SERVICES,
     Manifest,
     Manifests,
-    environ,
+    environ_of,
+    fetching,
     grpc_port,
     labels,
     matches,
@@ -18,6 +20,7 @@ from support.manifests.rendered import (
     one,
     pods,
     selected,
+    settings_of,
 )
 
 DNS = {("dns", 53, "UDP"), ("dns", 53, "TCP")}
@@ -96,12 +99,14 @@ def check_edges(manifests: Manifests) -> None:
         into |= {("monitoring", service, 9464, "TCP") for service in (*SERVICES, *(["http"] if has_http else []))}
     if of_kind(manifests, "GRPCRoute"):
         into |= {("envoy-gateway-system", "gateway", grpc_port("gateway"), "TCP")}
-    if environ(manifests, one(manifests, "Job", "csm-weights"))["CSM_MODEL"] == "csm-1b":
-        proxy = urlsplit(environ(manifests, one(manifests, "Job", "csm-weights")).get("HTTPS_PROXY", ""))
-        out |= {
-            ("weights", proxy.hostname, proxy.port or 80, "TCP") if proxy.hostname else ("weights", "hub", 443, "TCP")
-        }
-        asks_for_names |= {"weights"}
+    for manifest, spec in fetching(manifests):
+        fetch = environ_of(manifests, spec)
+        if fetch["CSM_MODEL"] == "csm-1b" or "CSM_WEIGHTS_URL" in fetch:
+            name, proxy = manifest["metadata"]["name"].removeprefix("csm-"), urlsplit(fetch.get("HTTPS_PROXY", ""))
+            out |= {(name, proxy.hostname, proxy.port or 80, "TCP") if proxy.hostname else (name, "hub", 443, "TCP")}
+            asks_for_names |= {name}
+    if re.match(r"\w+://", settings_of(manifests, "gateway").voices_url or ""):
+        out |= {("gateway", "hub", 443, "TCP")}
     out |= {(name, *dns) for name in asks_for_names for dns in DNS}
     seen_into, seen_out = edges(manifests)
     assert seen_into == into, f"in: too many {seen_into - into}, missing {into - seen_into}"

@@ -27,5 +27,17 @@ DEPLOYED: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {
     ("overlays/gpu", ("prometheus-operator", "gpu-shared", "hub-proxy")): frozenset({"backbone", "codec"}),
     ("overlays/one-card", ()): frozenset({"backbone", "codec", "watermark"}),
     ("overlays/gpu", ("gpu-mig",)): frozenset({"backbone", "codec"}),
+    ("overlays/gpu", ("gpu-dra",)): frozenset({"backbone", "codec"}),
+    ("overlays/cpu-dev", ("weights-pod",)): frozenset(),
+    ("overlays/gpu", ("hub-proxy", "weights-node")): frozenset({"backbone", "codec"}),
+    ("overlays/gpu", ("weights-store",)): frozenset({"backbone", "codec"}),
+    ("overlays/gpu", ("weights-node", "weights-store", "voices-store", "external-secrets-store")): frozenset(
+        {"backbone", "codec"}
+    ),
 }
-DEV, _, _, FULL, KEDA, _, ONE_CARD, _ = DEPLOYED
+DEV, _, _, FULL, KEDA, _, ONE_CARD, _, DRA, _, _, _, NODE = DEPLOYED
+
+
+def oldest(deployed: tuple[str, tuple[str, ...]]) -> str:
+    """The oldest Kubernetes that it is for. 1.30 is the first whose preStop can sleep by itself."""
+    return "1.34" if "gpu-dra" in deployed[1] else "1.30"

@@ -10,6 +10,7 @@ from support.manifests.rendered import (
     Manifest,
     Manifests,
     container,
+    containers,
     deployment,
     one,
     pod,
@@ -61,7 +62,8 @@ def check_rollouts(manifests: Manifests) -> None:
     """A service with a card gives it up first, the others never have fewer than they should."""
     for service in SERVICES:
         manifest = deployment(manifests, service)
-        has_card = any(name.startswith("nvidia.com/") for name in container(manifest)["resources"]["limits"])
+        resources = container(manifest)["resources"]
+        has_card = "claims" in resources or any(name.startswith("nvidia.com/") for name in resources["limits"])
         strategy = manifest["spec"]["strategy"]
         assert strategy["type"] == "RollingUpdate"
         wanted = {"maxUnavailable": 1, "maxSurge": 0} if has_card else {"maxUnavailable": 0, "maxSurge": 1}
@@ -78,7 +80,20 @@ def check_cards(manifests: Manifests, expected: frozenset[str]) -> None:
         limits = container(manifest)["resources"]["limits"]
         cards = [(what, count) for what, count in limits.items() if what.startswith("nvidia.com/")]
         tolerations, affinity = pod(manifest).get("tolerations"), pod(manifest).get("affinity")
-        if name in expected:
+        if name in expected and (claimed := container(manifest)["resources"].get("claims")):
+            assert not cards, f"{name} asks the device plugin too"
+            (reference,) = pod(manifest)["resourceClaims"]
+            assert claimed == [{"name": reference["name"]}]
+            template = one(manifests, "ResourceClaimTemplate", reference["resourceClaimTemplateName"])
+            (request,) = template["spec"]["spec"]["devices"]["requests"]
+            assert request["exactly"] == {
+                "deviceClassName": "gpu.nvidia.com",
+                "allocationMode": "ExactCount",
+                "count": 1,
+            }
+            assert tolerations == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+            assert "nodeAffinity" not in (affinity or {}), f"{name}: the claim chooses the node"
+        elif name in expected:
             ((what, count),) = cards
             # A card, a share of one by the device plugin's name for it, or a slice.
             assert count == "1" and re.fullmatch(r"nvidia\.com/(gpu|gpu\.shared|mig-\dg\.\d+gb)", what), cards
@@ -88,6 +103,7 @@ def check_cards(manifests: Manifests, expected: frozenset[str]) -> None:
             assert required and all(nodes in term["matchExpressions"] for term in required), f"{name} runs anywhere"
         else:
             assert not cards and not tolerations and not affinity, f"{name} needs no card"
+            assert "resourceClaims" not in pod(manifest)
             assert "runtimeClassName" not in pod(manifest)
     for stage in STAGES:
         assert settings_of(manifests, stage).device == ("cuda" if stage in expected else "cpu"), stage
@@ -105,30 +121,38 @@ def check_hardening(manifests: Manifests) -> None:
         context = pod(manifest)["securityContext"]
         assert context["runAsNonRoot"] is True and context["runAsUser"] > 0
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert container(manifest)["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }
-        assert not {"initContainers", "ephemeralContainers"} & pod(manifest).keys(), f"{name}: who is that beside it?"
-        limits, requests = (container(manifest)["resources"][key] for key in ("limits", "requests"))
-        assert "memory" in limits and {"cpu", "memory"} <= requests.keys()
-        assert all(quantity(requests[key]) <= quantity(limits[key]) for key in requests.keys() & limits.keys()), name
+        # Before a container nothing runs but what fetches its weights.
+        before = [spec["name"] for spec in pod(manifest).get("initContainers", [])]
+        assert before in ([], ["weights"]) and "ephemeralContainers" not in pod(manifest), (
+            f"{name}: who is that beside it?"
+        )
         for key in ("hostNetwork", "hostPID", "hostIPC", "hostUsers"):
             assert key not in pod(manifest)
-        assert not any({"hostPort", "hostIP"} & port.keys() for port in container(manifest).get("ports", []))
         volumes = {volume["name"]: volume for volume in pod(manifest)["volumes"]}
         kinds = {key for volume in volumes.values() for key in volume} - {"name"}
         assert kinds <= {"secret", "configMap", "persistentVolumeClaim", "emptyDir"}, f"{name} mounts {kinds}"
-        mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container(manifest)["volumeMounts"]}
-        if name != "csm-collector":  # Python's and torch's; the root file system is read-only
-            assert "sizeLimit" in mounted["/tmp"]["emptyDir"], f"{name} has no /tmp"
-        for mount in container(manifest)["volumeMounts"]:
-            scratch = "emptyDir" in volumes[mount["name"]]
-            # subPath would keep a renewed Secret from being seen.
-            assert scratch or (name, mount["name"]) in WRITERS or mount.get("readOnly") is True, (
-                f"{name} writes {mount}"
-            )
-            assert "subPath" not in mount
+        for spec in containers(manifest):
+            _check_container(name if spec is container(manifest) else "csm-weights", spec, volumes)
     namespace = one(manifests, "Namespace", "csm")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def _check_container(name: str, spec: Manifest, volumes: dict[str, Manifest]) -> None:
+    """name: of what it does, which says what it may write. volumes: its pod's, by name."""
+    assert spec["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    limits, requests = (spec["resources"][key] for key in ("limits", "requests"))
+    assert "memory" in limits and {"cpu", "memory"} <= requests.keys()
+    assert all(quantity(requests[key]) <= quantity(limits[key]) for key in requests.keys() & limits.keys()), name
+    assert not any({"hostPort", "hostIP"} & port.keys() for port in spec.get("ports", []))
+    mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in spec["volumeMounts"]}
+    if name != "csm-collector":  # Python's and torch's; the root file system is read-only
+        assert "sizeLimit" in mounted["/tmp"]["emptyDir"], f"{name} has no /tmp"
+    for mount in spec["volumeMounts"]:
+        scratch = "emptyDir" in volumes[mount["name"]] and mount["name"] != "weights"
+        # subPath would keep a renewed Secret from being seen.
+        assert scratch or (name, mount["name"]) in WRITERS or mount.get("readOnly") is True, f"{name} writes {mount}"
+        assert "subPath" not in mount

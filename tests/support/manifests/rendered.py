@@ -90,6 +90,16 @@ def container(manifest: Manifest) -> Manifest:
     return found
 
 
+def containers(manifest: Manifest) -> list[Manifest]:
+    """Its container, and those that run before it."""
+    return [*pod(manifest).get("initContainers", []), container(manifest)]
+
+
+def fetching(manifests: Manifests) -> list[tuple[Manifest, Manifest]]:
+    """Who fetches weights, as (Job or Deployment, the container that does): the Job, or every service before it starts."""
+    return [(m, c) for m in pods(manifests) for c in containers(m) if c["name"] == "weights"]
+
+
 def pods(manifests: Manifests) -> Manifests:
     """Everything that runs pods."""
     return of_kind(manifests, "Deployment") + of_kind(manifests, "Job")
@@ -97,10 +107,15 @@ def pods(manifests: Manifests) -> Manifests:
 
 def environ(manifests: Manifests, manifest: Manifest) -> dict[str, str]:
     """The environment of its container: ConfigMaps first, then its own. Values from elsewhere read `(from …)`."""
+    return environ_of(manifests, container(manifest))
+
+
+def environ_of(manifests: Manifests, spec: Manifest) -> dict[str, str]:
+    """The same of any container."""
     values: dict[str, str] = {}
-    for source in container(manifest).get("envFrom", []):
+    for source in spec.get("envFrom", []):
         values |= one(manifests, "ConfigMap", source["configMapRef"]["name"])["data"]
-    for entry in container(manifest).get("env", []):
+    for entry in spec.get("env", []):
         values[entry["name"]] = entry["value"] if "value" in entry else f"(from {sorted(entry['valueFrom'])[0]})"
     return values
 

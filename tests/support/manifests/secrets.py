@@ -7,8 +7,10 @@ from support.manifests.rendered import (
     STAGES,
     Manifests,
     container,
+    containers,
     deployment,
     environ,
+    fetching,
     of_kind,
     one,
     pod,
@@ -22,6 +24,7 @@ SECRETS = {
     "csm-watermark-key": {"csm-watermark"},
     "csm-tokens": {"csm-gateway"},
     "csm-hub": {"csm-weights"},
+    "csm-store": {"csm-weights", "csm-gateway"},
 } | {f"csm-{name}-tls": {f"csm-{name}"} for name in (*SERVICES, "http")}
 
 
@@ -37,8 +40,9 @@ def check_references(manifests: Manifests) -> None:
     here = {(m["kind"], m["metadata"]["name"]) for m in manifests}
     for manifest in pods(manifests):
         pod_name = manifest["metadata"]["name"]
-        named = [("ConfigMap", source["configMapRef"]["name"]) for source in container(manifest).get("envFrom", [])]
-        for entry in container(manifest).get("env", []):
+        run = containers(manifest)
+        named = [("ConfigMap", source["configMapRef"]["name"]) for spec in run for source in spec.get("envFrom", [])]
+        for entry in [entry for spec in run for entry in spec.get("env", [])]:
             assert {"value", "valueFrom"} & entry.keys() == entry.keys() - {"name"}
             reference = entry.get("valueFrom", {}).get("secretKeyRef")
             if reference:
@@ -57,7 +61,10 @@ def check_references(manifests: Manifests) -> None:
                 named.append(("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]))
         for kind, name in named:
             if kind == "Secret":
-                assert pod_name in owners(manifests, name), f"{pod_name} has the Secret {name}"
+                allowed = owners(manifests, name)
+                if "csm-weights" in allowed:
+                    allowed = allowed | {m["metadata"]["name"] for m, _ in fetching(manifests)}
+                assert pod_name in allowed, f"{pod_name} has the Secret {name}"
             else:
                 assert (kind, name) in here, f"no {kind} {name}"
     for manifest in of_kind(manifests, "Certificate"):
@@ -84,7 +91,11 @@ def check_files_lie_where_settings_say(manifests: Manifests) -> None:
             if name.endswith("_FILE"):
                 folder, _, file = value.rpartition("/")
                 assert "secret" in mounted[folder], f"{service}: {name}={value}"
-                inside = {"CSM_WATERMARK_KEY_FILE": "key", "CSM_TOKENS_FILE": "tokens.toml"}.get(name)
+                inside = {
+                    "CSM_WATERMARK_KEY_FILE": "key",
+                    "CSM_TOKENS_FILE": "tokens.toml",
+                    "AWS_SHARED_CREDENTIALS_FILE": "credentials",
+                }.get(name)
                 assert file == inside if inside else file in ("tls.crt", "tls.key", "ca.crt")
 
 

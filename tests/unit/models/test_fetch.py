@@ -1,6 +1,7 @@
 """The weights Job: what it leaves on a volume is what the services find there, and nothing else counts as done."""
 
 import dataclasses
+import hashlib
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from models.bundle import load_bundle
-from models.fetch import fetch
+from models.fetch import fetch, locked
 from models.files import PartError
 
 
@@ -78,3 +79,61 @@ def test_what_the_job_left_on_the_volume_is_enough_for_pods_that_are_offline(tmp
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
     assert "csm-1b: 8 files" in done.stdout
     assert not (tmp_path / "csm-1b").exists()  # its bundle.toml is in the images
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "models.fetch", str(folder)]
+    environ = {**os.environ, "CSM_MODEL": "embedded"}
+    return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_of_two_pods_on_a_node_one_waits_for_the_other(tmp_path):
+    with locked(tmp_path):
+        pods = [start(tmp_path) for _ in range(2)]
+        for pod in pods:  # both have come to the lock, and neither goes on
+            assert pod.stdout is not None
+            assert "another process fills" in pod.stdout.readline()
+        assert not (tmp_path / "embedded").exists() and all(pod.poll() is None for pod in pods)
+    for pod in pods:
+        out, error = pod.communicate(timeout=60)
+        assert pod.returncode == 0 and "embedded: 10 files" in out, error
+    # One that is killed in the middle keeps nobody waiting.
+    with locked(tmp_path):
+        waiting = start(tmp_path)
+        assert waiting.stdout is not None and waiting.stdout.readline()
+        waiting.kill()
+        waiting.communicate()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_damaged_file_of_the_hubs_cache_is_not_taken(tmp_path, monkeypatch):
+    """The cache names files by their digests; the hub is away, so what was thrown out stays away."""
+    data = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"[]"}
+    names = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
+    names["config.json"] = hashlib.sha1(b"blob 2\0{}").hexdigest()  # as git names small files
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshots").mkdir()
+    paths = []
+    for name, content in data.items():
+        (tmp_path / "blobs" / names[name]).write_bytes(content)
+        (tmp_path / "snapshots" / name).symlink_to(f"../blobs/{names[name]}")
+        paths.append(tmp_path / "snapshots" / name)
+
+    def resolve(bundle):
+        for path in paths:
+            if not path.is_file():
+                raise PartError("generator", path.name, "not in the local cache and the hub cannot be reached", "")
+        return paths
+
+    monkeypatch.setattr("models.fetch._resolve", resolve)
+    bundle = load_bundle("csm-1b")
+    assert fetch(bundle, tmp_path / "node") == paths
+    for name in ("config.json", "model.safetensors"):
+        blob = tmp_path / "blobs" / names[name]
+        blob.write_bytes(b"[]")
+        with pytest.raises(PartError, match=name):
+            fetch(bundle, tmp_path / "node")
+        assert not blob.exists()
+        blob.write_bytes(data[name])
+    assert fetch(bundle, tmp_path / "node") == paths
