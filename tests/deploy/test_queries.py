@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import grpc
@@ -18,6 +15,7 @@ from opentelemetry.metrics import Histogram
 
 from services.runtime import instruments
 from support.telemetry import promql, tables
+from support.telemetry.prometheus import PROMTOOL
 
 DEPLOY = tables.DEPLOY
 RULES_FILE, CASES_FILE = DEPLOY / "alerts" / "csm.rules.yaml", DEPLOY / "alerts" / "csm.rules.test.yaml"
@@ -200,9 +198,6 @@ def test_the_alerts_tests_feed_series_that_are_exported(case):
         assert {label for label, _, _ in matchers} - OF_PLACE == labels_of(series)
         for label, _, value in matchers:
             assert value in VALUES.get(label, {value})
-
-
-PROMTOOL = shutil.which("promtool", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: apt-get install prometheus)")

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from support.manifest_mutations.mutation import Mutation, scaled, scaler, settings_map, variable
-from support.manifests.rendered import deployment, one, pod
+from support.manifests.rendered import Manifest, Manifests, deployment, one, pod
+
+
+def _codec_metrics(manifests: Manifests) -> list[Manifest]:
+    return one(manifests, "HorizontalPodAutoscaler", "csm-codec")["spec"]["metrics"]
+
+
+def _lag(manifests: Manifests) -> Manifest:
+    return _codec_metrics(manifests)[1]["pods"]
+
 
 SCALING: dict[str, Mutation] = {
     "grace too short": lambda m: pod(deployment(m, "backbone")).update(terminationGracePeriodSeconds=300),
@@ -21,6 +30,9 @@ SCALING: dict[str, Mutation] = {
     ),
     "target above the slots": lambda m: scaler(m)["metrics"][0]["pods"]["target"].update(averageValue="16"),
     "fewer slots than the target": lambda m: variable(m, "backbone", "CSM_BACKBONE_SLOTS").update(value="8"),
+    "lag that an alert sees first": lambda m: _lag(m)["target"].update(averageValue="200m"),
+    "lag by no name of the adapter": lambda m: _lag(m)["metric"].update(name="csm_event_loop_lag_seconds_bucket"),
+    "a codec that nothing but streams scales": lambda m: _codec_metrics(m).pop(),
     "replicas beside an autoscaler": lambda m: deployment(m, "backbone")["spec"].update(replicas=2),
     "no replica count": lambda m: deployment(m, "tokenizer")["spec"].pop("replicas"),
     "metric that is not exported": lambda m: scaler(m)["metrics"][0]["pods"]["metric"].update(

@@ -43,7 +43,7 @@ from support.manifests.rendered import (
     selected,
     settings_of,
 )
-from support.manifests.scaling import check_autoscaling, check_streams_may_end
+from support.manifests.scaling import LAG, check_autoscaling, check_streams_may_end
 from support.manifests.secrets import check_files_lie_where_settings_say, check_references, check_who_may_come_in
 from support.telemetry import promql
 
@@ -226,7 +226,7 @@ def check_metrics(manifests: Manifests, exported: frozenset[str]) -> None:
     """exported: series in Prometheus, by the tables of docs/telemetry.md, which other tests hold to the code."""
     named = set()
     for manifest in of_kind(manifests, "HorizontalPodAutoscaler"):
-        named |= {metric["pods"]["metric"]["name"] for metric in manifest["spec"]["metrics"] if "pods" in metric}
+        named |= {m["pods"]["metric"]["name"] for m in manifest["spec"]["metrics"] if "pods" in m} - {LAG}
     for manifest in of_kind(manifests, "ScaledObject"):
         for trigger in manifest["spec"]["triggers"]:
             named |= _series(trigger["metadata"]["query"])

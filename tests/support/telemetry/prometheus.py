@@ -18,7 +18,10 @@ import yaml
 
 from support.telemetry import tables
 
-PROMETHEUS = shutil.which("prometheus", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+PROMETHEUS, PROMTOOL = (
+    shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    for name in ("prometheus", "promtool")
+)
 CONFIG = tables.DEPLOY / "compose" / "prometheus.yaml"
 _RATE_S = 8  # $__rate_interval here, with a page read every second
 
