@@ -2,32 +2,96 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import numpy as np
 import soxr
+from numpy.lib.stride_tricks import sliding_window_view
+
+from services.runtime.polyphase import PolyphaseFilter
+
+# Shares of the lower rate's half: what passes unchanged, and from where on nothing is left (-90 dB).
+_PASS_EDGE, _STOP_EDGE = 0.9, 1.0
+# Taps are tabled for each phase of an output between two inputs: 147 from 24,000 to 44,100 Hz, its parts and multiples.
+_MAX_PHASES = 320
+_MIN_BLOCK = 32  # outputs of one product: fewer leave its matrix mostly zeros or its rows short
 
 
 class StreamResampler:
-    """soxr, high quality: passes everything up to 0.91 of the lower rate's half. Equal rates pass through."""
+    """Passes everything up to 0.9 of the lower rate's half. Equal rates pass through.
+
+    Holds back half its filter: 2.4 ms at 24 to 48 kHz, 7.2 ms at 8 kHz. Between rates that have no small ratio soxr does
+    it (high quality), in blocks of up to 76 ms.
+    """
 
     def __init__(self, input_rate_hz: int, output_rate_hz: int):
         self.output_rate_hz = output_rate_hz
-        self._stream = (
-            None
-            if input_rate_hz == output_rate_hz
-            else soxr.ResampleStream(input_rate_hz, output_rate_hz, 1, dtype="float32")
-        )
+        self._stream: _Polyphase | _Soxr | None = None
+        if input_rate_hz != output_rate_hz:
+            phases = output_rate_hz // math.gcd(input_rate_hz, output_rate_hz)
+            kind = _Polyphase if phases <= _MAX_PHASES else _Soxr
+            self._stream = kind(input_rate_hz, output_rate_hz)
 
     def feed(self, samples: np.ndarray) -> np.ndarray:
         """float32 [T] → float32 [T']; some samples may be held back."""
-        if self._stream is None:
-            return samples
+        return samples if self._stream is None else self._stream.feed(samples)
+
+    def finish(self) -> np.ndarray:
+        """What is held back."""
+        return np.zeros(0, np.float32) if self._stream is None else self._stream.finish()
+
+
+class _Polyphase:
+    """Blocks of outputs, each one row of a matrix product. How the input was cut changes nothing."""
+
+    def __init__(self, input_rate_hz: int, output_rate_hz: int):
+        self._filter, self._matrix, self._step = _block(input_rate_hz, output_rate_hz)
+        # Input from `lookback` before the block of the next output on: at first the silence before the speech.
+        self._held = np.zeros(self._filter.lookback, np.float32)
+        self._received = self._sent = 0  # input and output samples
+
+    def feed(self, samples: np.ndarray) -> np.ndarray:
+        self._received += len(samples)
+        return self._outputs(samples, int(self._filter.complete_outputs(self._received)))
+
+    def finish(self) -> np.ndarray:
+        return self._outputs(np.zeros(0, np.float32), self._filter.outputs(self._received))
+
+    def _outputs(self, samples: np.ndarray, end: int) -> np.ndarray:
+        """Those from the next one to `end`. What an input that has not come yet would give is cut off."""
+        length, size = self._matrix.shape
+        held = np.concatenate([self._held, samples])
+        if end == self._sent:
+            self._held = held
+            return held[:0]
+        first, blocks = self._sent // size, -(-end // size) - self._sent // size
+        missing = max(0, (blocks - 1) * self._step + length - len(held))
+        windows = sliding_window_view(np.pad(held, (0, missing)), length)[:: self._step][:blocks]
+        # In float64, so that a sum's order, which differs with the number of rows, does not show in float32.
+        outputs = (windows.astype(np.float64) @ self._matrix).reshape(-1)
+        outputs = outputs[self._sent - first * size : end - first * size].astype(np.float32)
+        self._held = held[(end // size - first) * self._step :].copy()
+        self._sent = end
+        return outputs
+
+
+class _Soxr:
+    def __init__(self, input_rate_hz: int, output_rate_hz: int):
+        self._stream = soxr.ResampleStream(input_rate_hz, output_rate_hz, 1, dtype="float32")
+
+    def feed(self, samples: np.ndarray) -> np.ndarray:
         done: np.ndarray = self._stream.resample_chunk(samples)
         return done
 
     def finish(self) -> np.ndarray:
-        """What is held back."""
-        nothing = np.zeros(0, np.float32)
-        if self._stream is None:
-            return nothing
-        done: np.ndarray = self._stream.resample_chunk(nothing, last=True)
+        done: np.ndarray = self._stream.resample_chunk(np.zeros(0, np.float32), last=True)
         return done
+
+
+@lru_cache(maxsize=64)
+def _block(input_rate_hz: int, output_rate_hz: int) -> tuple[PolyphaseFilter, np.ndarray, int]:
+    """(filter, float64 [L, N]: a block of N outputs, input samples from one block to the next). Takes milliseconds."""
+    polyphase = PolyphaseFilter(input_rate_hz, output_rate_hz, pass_edge=_PASS_EDGE, stop_edge=_STOP_EDGE)
+    periods = -(-_MIN_BLOCK // polyphase.up)
+    return polyphase, polyphase.block_matrix(periods).astype(np.float64), periods * polyphase.down

@@ -39,7 +39,7 @@ from services.watermark.planner import (
     max_streams,
 )
 from services.watermark.receptive_field import ReceptiveField
-from services.watermark.resampler import FilterBank, PolyphaseFilter
+from services.watermark.resampler import FilterBank, polyphase_filter
 from services.watermark.spectrum import Framing
 from services.watermark.state_pool import StatePool
 from services.watermark.stream import Checkpoint, EmbedStream
@@ -108,7 +108,7 @@ class Embedder:
             torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
         self._framing = Framing(shape.n_fft, shape.hop_length, self.device)
         model_hz = shape.sample_rate_hz
-        filters = (PolyphaseFilter(sample_rate_hz, model_hz), PolyphaseFilter(model_hz, sample_rate_hz))
+        filters = (polyphase_filter(sample_rate_hz, model_hz), polyphase_filter(model_hz, sample_rate_hz))
         banks = (FilterBank(filters[0], self.device), FilterBank(filters[1], self.device))
         self._inward, self._outward = banks
         self.receptive_field = ReceptiveField(shape, self._framing, filters, banks)

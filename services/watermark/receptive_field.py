@@ -13,7 +13,8 @@ import numpy as np
 from services.watermark.hparams import Hparams
 
 if TYPE_CHECKING:
-    from services.watermark.resampler import FilterBank, IntOrArray, PolyphaseFilter
+    from services.runtime.polyphase import IntOrArray, PolyphaseFilter
+    from services.watermark.resampler import FilterBank
     from services.watermark.spectrum import Framing
 
 

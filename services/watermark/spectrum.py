@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from services.watermark.resampler import IntOrArray
+from services.runtime.polyphase import IntOrArray
 from services.watermark.state_pool import StatePool
 
 

@@ -75,7 +75,9 @@ _CHARACTER_S = 0.25  # a character is 0.07 s of speech; this is for a slow machi
 @click.option(
     "--max-seconds", type=Seconds(), metavar="SECONDS", help="A cap: longer speech is cut there (exit code 9)."
 )
-@click.option("--rate", type=int, metavar="HZ", help="Sample rate, 8000 to 48000 (default: the model's).")
+@click.option(
+    "--rate", type=int, metavar="HZ", help="Sample rate, 8000 to 48000 (default: the model's, or the format's own)."
+)
 @click.option("--trace", is_flag=True, help="Show where the time went.")
 @remote
 def command(**options: Any) -> int:

@@ -3,7 +3,8 @@ import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from services.watermark.resampler import FilterBank, PolyphaseFilter
+from services.runtime.polyphase import PolyphaseFilter
+from services.watermark.resampler import FilterBank, polyphase_filter
 
 RATES = [(24000, 44100), (44100, 24000), (24000, 16000), (24000, 24000)]
 
@@ -54,7 +55,7 @@ def through(kernel, samples, cut):
 @pytest.mark.parametrize("rates", RATES)
 @pytest.mark.parametrize("cut", [1, 80, 1921])
 def test_cuts_change_nothing(rates, cut):
-    kernel = PolyphaseFilter(*rates)
+    kernel = polyphase_filter(*rates)
     samples = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
     whole = Resampler(kernel).push(samples, last=True)
     pieces = through(kernel, samples, cut)
@@ -67,27 +68,27 @@ def test_cuts_change_nothing(rates, cut):
 def test_a_tone_keeps_place_and_height(rates, share):
     tone_hz = share * min(rates) / 2
     sine = [np.sin(2 * np.pi * tone_hz * np.arange(rate // 4) / rate) for rate in rates]
-    got = Resampler(PolyphaseFilter(*rates)).push(sine[0].astype(np.float32), last=True)
+    got = Resampler(polyphase_filter(*rates)).push(sine[0].astype(np.float32), last=True)
     inner = slice(300, len(sine[1]) - 300)
     assert np.abs(got[: len(sine[1])] - sine[1])[inner].max() < 1e-4
 
 
 def test_what_the_lower_rate_cannot_hold_is_gone():
     tone = np.sin(2 * np.pi * 13000 * np.arange(11025) / 44100).astype(np.float32)
-    got = Resampler(PolyphaseFilter(44100, 24000)).push(tone, last=True)
+    got = Resampler(polyphase_filter(44100, 24000)).push(tone, last=True)
     assert np.abs(got[300:-300]).max() < 1e-4
 
 
 @pytest.mark.parametrize("rates", RATES)
 def test_an_empty_stream_gives_nothing(rates):
-    assert len(Resampler(PolyphaseFilter(*rates)).push(np.zeros(0, np.float32), last=True)) == 0
+    assert len(Resampler(polyphase_filter(*rates)).push(np.zeros(0, np.float32), last=True)) == 0
 
 
 @pytest.mark.parametrize("rates", RATES)
 @pytest.mark.parametrize("first", [0, 1, 500, 1234])
 def test_windows_give_what_the_stream_gives_at_any_place(rates, first):
     # `first`: the output from which on a window's outputs are wanted.
-    kernel = PolyphaseFilter(*rates)
+    kernel = polyphase_filter(*rates)
     bank, count = FilterBank(kernel), 333
     clips = np.random.default_rng(0).standard_normal((2, 4000)).astype(np.float32)
     block, skipped = divmod(first, bank.up)

@@ -210,7 +210,7 @@ class OutputOptions(_message.Message):
     encoding: _common_pb2.AudioEncoding.ValueType
     """Sample encoding, of raw and WAV. Default PCM_S16LE. FLAC takes no other, MP3 and Opus none."""
     sample_rate_hz: _builtins.int
-    """8000 to 48000. Default: the bundle's, 24000; 8000 of MULAW and ALAW."""
+    """8000 to 48000. Default: the bundle's, 24000; 8000 of MULAW and ALAW; 48000 of MP3 and OPUS_PACKETS."""
     def __init__(
         self,
         *,
