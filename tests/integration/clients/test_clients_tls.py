@@ -6,7 +6,9 @@ import hashlib
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
+from csm_client import SpeechClient
 
 from support.authority import Authority
 from support.fake_stages import SAMPLES_PER_FRAME
@@ -27,7 +29,12 @@ async def envoy(open_chain, tmp_path):
     authority = Authority()
     authority.issue("localhost").write(tmp_path)
     root = authority.write(tmp_path)
-    async with running("envoy.yaml", tmp_path, chain.addresses["gateway"], "127.0.0.1:1") as address:
+    credentials = grpc.ssl_channel_credentials(authority.pem)
+    async with (
+        running("envoy.yaml", tmp_path, chain.addresses["gateway"], "127.0.0.1:1") as address,
+        SpeechClient(address, credentials=credentials) as client,
+    ):
+        await client.wait_ready(60)  # riva.client does not wait for a server that still starts
         yield address, str(root)
 
 
@@ -35,7 +42,8 @@ async def test_a_token_that_comes_twice_is_one(envoy, run):
     address, root = envoy
     own = {"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": root}
     options = {"root": root, "token": TOKEN, "sample_rate_hz": 24_000}
-    assert sum((await run("riva_calls.py", address, "online", options))["sizes"]) == SPOKEN
+    result = await run("riva_calls.py", address, "online", options)
+    assert sum(result.get("sizes", [])) == SPOKEN, result
     result = await run("pipecat_calls.py", address, {"tls": True, "token": TOKEN}, **own)
     assert not result["errors"] and sum(result["sizes"]) == SPOKEN
     result = await run("livekit_calls.py", address, "stream", {"tls": True, "token": TOKEN}, **own)
