@@ -20,6 +20,7 @@ class TextWaits:
     first_s: float = 0.4
 
 
+_BURST_S = 0.01  # between pieces that were sent together, at most
 _BRIDGE_WORDS = 3  # that a unit has at least which only bridges a gap
 
 
@@ -130,8 +131,9 @@ class TextSource:
                     await self._changed.wait()
 
     def _sentence_wait_s(self) -> float:
-        """For text that shows that a sentence goes on. While the listener waits, not where it comes too slowly for that."""
+        """For text that shows that a sentence goes on. While the listener waits, only for the rest of a burst where
+        pieces come too slowly for that."""
         wait_s = self._waits.sentence_s
         if self._cutter.may_go_on():
             return max(wait_s, min(2 * self._gap_s, self._waits.first_s))
-        return 0.0 if self._cutter.first and self._gap_s > wait_s else wait_s
+        return min(wait_s, _BURST_S) if self._cutter.first and self._gap_s > wait_s else wait_s

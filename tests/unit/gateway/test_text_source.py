@@ -1,9 +1,11 @@
 """Units out of text that comes in time, late, or never."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
+from gateway.speech import text_source as module
 from gateway.speech.text_source import TextSource, TextWaits
 from gateway.speech.units import UnitLimits
 
@@ -47,23 +49,30 @@ async def test_a_short_first_sentence_waits_for_nothing():
     assert await text.next_unit(None) == "Yes, I do. "
 
 
-async def test_a_sentences_end_waits_only_for_text_that_can_come_in_time():
-    text = source(sentence_s=0.01)
+@pytest.fixture
+def clock(monkeypatch):
+    """What text is timed by: `clock.now` seconds."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+async def test_a_sentences_end_waits_only_for_text_that_can_come_in_time(clock):
+    text = source()
     for word in ("That", " is", " all."):
         text.append(word)
-        await asyncio.sleep(0.03)
-    async with asyncio.timeout(0.005):  # no wait at all: the next word would come too late
-        assert await text.next_unit(None) == "That is all."
+        clock.now += 2 * NEVER
+    assert await text.next_unit(None) == "That is all."
 
 
 @pytest.mark.parametrize("pieces", [["It", " costs", " 3.", "5 euros! "], ["See", " Dr. ", "Smith, please! "]])
-async def test_text_that_is_likely_to_go_on_is_waited_for_as_long_as_a_piece_takes(pieces):
+async def test_text_that_is_likely_to_go_on_is_waited_for_as_long_as_a_piece_takes(clock, pieces):
     text = source(sentence_s=0.001)
     for piece in pieces[:-1]:
-        await asyncio.sleep(0.05)
+        clock.now += NEVER
         text.append(piece)
     taking = asyncio.create_task(text.next_unit(None))
-    await asyncio.sleep(0.03)
+    await asyncio.sleep(0.01)
     assert not taking.done()
     text.append(pieces[-1])
     assert await taking == "".join(pieces)
