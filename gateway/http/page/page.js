@@ -188,8 +188,10 @@ at('verify-spoken').addEventListener('click', () => look(spoken));
 at('file').addEventListener('change', () => {
   if (at('file').files.length) look(at('file').files[0]);
 });
+// Anywhere on the page: a file that misses the field would replace the page.
 for (const kind of ['dragover', 'dragleave', 'drop']) {
-  at('drop').addEventListener(kind, (event) => {
+  document.addEventListener(kind, (event) => {
+    if (!event.dataTransfer.types.includes('Files')) return;
     event.preventDefault();
     at('drop').classList.toggle('over', kind === 'dragover');
     if (kind === 'drop' && event.dataTransfer.files.length) look(event.dataTransfer.files[0]);
