@@ -10,7 +10,7 @@ import numpy as np
 
 from gateway.audio.stream_encoder import StreamEncoder
 
-# Samples that are converted on the loop: the largest piece of the chain takes 0.1 ms, resampling included.
+# Samples that are converted on the loop: the largest piece of the chain takes 0.3 ms, resampling included.
 MAX_INLINE_SAMPLES = 16_384
 # Of their own: what else blocks in threads (stores, files) must not hold a listener's audio.
 _THREADS = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="encoder")

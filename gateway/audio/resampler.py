@@ -15,7 +15,10 @@ from services.runtime.polyphase import PolyphaseFilter
 _PASS_EDGE, _STOP_EDGE = 0.9, 1.0
 # Taps are tabled for each phase of an output between two inputs: 147 from 24,000 to 44,100 Hz, its parts and multiples.
 _MAX_PHASES = 320
-_MIN_BLOCK = 32  # outputs of one product: fewer leave its matrix mostly zeros or its rows short
+_MIN_BLOCK = 32  # outputs of a row: fewer leave the matrix mostly zeros or its rows short
+# Multiplications of one product. From 262,144 on OpenBLAS spreads it over threads, which on a busy machine wait for each
+# other for milliseconds.
+_MAX_PRODUCT = 200_000
 
 
 class StreamResampler:
@@ -43,10 +46,11 @@ class StreamResampler:
 
 
 class _Polyphase:
-    """Blocks of outputs, each one row of a matrix product. How the input was cut changes nothing."""
+    """Blocks of outputs, each one row of small matrix products. How the input was cut changes nothing."""
 
     def __init__(self, input_rate_hz: int, output_rate_hz: int):
         self._filter, self._matrix, self._step = _block(input_rate_hz, output_rate_hz)
+        self._rows = max(1, _MAX_PRODUCT // self._matrix.size)
         # Input from `lookback` before the block of the next output on: at first the silence before the speech.
         self._held = np.zeros(self._filter.lookback, np.float32)
         self._received = self._sent = 0  # input and output samples
@@ -66,10 +70,12 @@ class _Polyphase:
             self._held = held
             return held[:0]
         first, blocks = self._sent // size, -(-end // size) - self._sent // size
+        blocks = -(-blocks // self._rows) * self._rows
         missing = max(0, (blocks - 1) * self._step + length - len(held))
         windows = sliding_window_view(np.pad(held, (0, missing)), length)[:: self._step][:blocks]
-        # In float64, so that a sum's order, which differs with the number of rows, does not show in float32.
-        outputs = (windows.astype(np.float64) @ self._matrix).reshape(-1)
+        # In float64, so that a sum's order, which differs with the place of its row, does not show in float32.
+        groups = windows.astype(np.float64).reshape(-1, self._rows, length)  # [G, R, L]
+        outputs = (groups @ self._matrix).reshape(-1)
         outputs = outputs[self._sent - first * size : end - first * size].astype(np.float32)
         self._held = held[(end // size - first) * self._step :].copy()
         self._sent = end
