@@ -3,7 +3,9 @@
     .venv/bin/python deploy/e2e_compose.py [--keep]
 
 The images are those that e2e_pods.py has built. Brings profile cpu up, says a sentence by gRPC and one by HTTP, finds the
-mark of both, keeps a named voice over a restart of the gateway, and takes everything down with its volumes.
+mark of both, keeps a named voice over a restart of the gateway, and takes everything down with its volumes. Of profile
+observe it runs Prometheus, Debian's under the name of the image that the profile has, where there is one: it must find all
+services by their names and load the alerts.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +22,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import yaml
 from pods import containers_conf
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +32,7 @@ FILE = ROOT / "deploy/compose.yaml"
 READY_S = 300.0
 SENTENCE = "These words went through seven containers."
 HTTP = "http://127.0.0.1:50055"
+SERVICES = {f"csm-{name}" for name in ("gateway", "http", "tokenizer", "backbone", "codec", "watermark")}
 
 
 def main() -> None:
@@ -47,12 +53,13 @@ def walk_through(*, keep: bool) -> None:
         speak()
         speak_by_http()
         voices_stay()
+        prometheus_finds_all()
     except BaseException:
         subprocess.run(compose_command("logs", "--tail", "40"), cwd=ROOT)
         raise
     finally:
         if not keep:
-            compose("down", "--volumes", "--timeout", "20")
+            subprocess.run(compose_command("down", "--volumes", "--timeout", "20", observe=True), check=True, cwd=ROOT)
     say("compose: all of it worked")
 
 
@@ -88,6 +95,46 @@ def voices_stay() -> None:
     say("a named voice outlives its gateway")
 
 
+def prometheus_finds_all() -> None:
+    """Profile observe's Prometheus beside profile cpu, with the files and the names that it has there."""
+    binary = shutil.which("prometheus")
+    if binary is None:
+        say("no Prometheus on this machine (Debian: apt-get install prometheus): profile observe is left out")
+        return
+    definition = yaml.safe_load(FILE.read_text())["services"]["prometheus"]
+    stand_in(definition["image"], Path(binary))
+    subprocess.run(compose_command("up", "--detach", "prometheus", observe=True), check=True, cwd=ROOT)
+    until(lambda: targets_up() == SERVICES, "Prometheus reaches every service")
+    groups = ask("rules")["groups"]
+    if not groups or any(rule["health"] == "err" for group in groups for rule in group["rules"]):
+        raise RuntimeError(f"the alerts are not loaded: {groups}")
+    say(f"Prometheus asks all of {', '.join(sorted(SERVICES))}, and has {sum(len(g['rules']) for g in groups)} alerts")
+
+
+def stand_in(image: str, binary: Path) -> None:
+    """An image of that name with this machine's Prometheus: no registry is reached."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(binary, Path(folder) / "prometheus")
+        (Path(folder) / "Dockerfile").write_text(
+            "FROM localhost/csm-base:bookworm\nCOPY prometheus /bin/prometheus\nUSER 65534:65534\n"
+            'ENTRYPOINT ["/bin/prometheus", "--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/tmp/tsdb"]\n'
+        )
+        subprocess.run(["buildah", "bud", "--tag", image, folder], check=True, capture_output=True)
+
+
+def targets_up() -> set[str]:
+    try:
+        return {t["labels"]["job"] for t in ask("targets")["activeTargets"] if t["health"] == "up"}
+    except OSError:
+        return set()
+
+
+def ask(what: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"http://127.0.0.1:9090/api/v1/{what}", timeout=5) as answer:
+        found: dict[str, Any] = json.load(answer)["data"]
+    return found
+
+
 def get(path: str) -> int:
     try:
         with urllib.request.urlopen(HTTP + path, timeout=5) as answer:
@@ -108,8 +155,9 @@ def csm(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]
     return done
 
 
-def compose_command(*arguments: str) -> list[str]:
-    return [str(Path(sys.executable).with_name("podman-compose")), "-f", str(FILE), "--profile", "cpu", *arguments]
+def compose_command(*arguments: str, observe: bool = False) -> list[str]:
+    profiles = ["--profile", "cpu", *(["--profile", "observe"] if observe else [])]
+    return [str(Path(sys.executable).with_name("podman-compose")), "-f", str(FILE), *profiles, *arguments]
 
 
 def compose(*arguments: str) -> None:

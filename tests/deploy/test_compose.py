@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import shutil
 import subprocess
@@ -17,10 +16,10 @@ from gateway.http.config import HttpSettings
 from models.bundle import known_bundles
 from services.runtime.settings import read
 from support.manifests.rendered import DEPLOY, SERVICES, SETTINGS, port_of
+from support.telemetry.prometheus import PROMTOOL
 
 FILE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 OTHERS = {"HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "OTEL_EXPORTER_OTLP_ENDPOINT"}
-PROMTOOL = shutil.which("promtool", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
 def of_profile(profile: str) -> dict[str, dict]:
@@ -64,6 +63,19 @@ def test_each_profile_is_a_whole_chain_of_our_settings(profile):
         assert read_settings[stage].device in (wanted, "auto" if wanted == "cpu" else wanted), stage
         assert ("deploy" in services[stage]) is (wanted == "cuda")
     assert read_settings["http"].gateway == f"gateway:{port_of(gateway.listen)}"
+
+
+@pytest.mark.parametrize("profiles", [("cpu",), ("gpu",), ("cpu", "observe"), ("gpu", "observe")])
+def test_podman_compose_takes_each_set_of_profiles(profiles):
+    command = [str(Path(sys.executable).with_name("podman-compose")), "-f", str(DEPLOY / "compose.yaml")]
+    command += [word for profile in profiles for word in ("--profile", profile)]
+    done = subprocess.run([*command, "config"], capture_output=True, text=True)
+    if done.returncode and "podman" in done.stderr and shutil.which("podman") is None:
+        pytest.skip("podman is not installed, which podman-compose asks for its version")
+    assert done.returncode == 0, done.stderr
+    said = yaml.safe_load(done.stdout)["services"]
+    wanted = {name for name, service in FILE["services"].items() if set(service["profiles"]) & set(profiles)}
+    assert said.keys() == wanted and all(said[name]["image"] for name in wanted)
 
 
 def test_only_loopback_is_published_and_containers_may_little():

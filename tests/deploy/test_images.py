@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 from csm.version import __version__
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from support.manifests.rendered import DEPLOY, ROOT, SERVICES, container, one, pod, pods, render
 
@@ -233,3 +236,43 @@ def test_a_bill_of_materials_has_packages_of_both_kinds(monkeypatch):
         ("grpcio", "1.85.1"),
         ("numpy", "2.4.1"),
     }
+
+
+def closure(extras: str) -> dict[str, importlib.metadata.Distribution]:
+    """What an image installs, by name, as it is installed here: the requirements and what they require."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    waiting = [Requirement(line) for line in requirements(extras)]
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in found or not (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+            continue
+        found[name] = importlib.metadata.distribution(name)
+        waiting += [Requirement(line) for line in found[name].requires or ()]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gateway", "tokenizer", "weights"])
+def test_what_is_compiled_has_a_wheel_for_arm64(name):
+    """By pip, of the pinned versions. What is pure Python needs none. Asks the package index."""
+    compiled = [
+        f"{dist.name}=={dist.version.partition('+')[0]}"
+        for dist in closure(EXTRAS[name]).values()
+        if not re.search(r"^Tag: .*-none-any$", dist.read_text("WHEEL") or "", re.MULTILINE)
+    ]
+    assert any(each.startswith("protobuf==") for each in compiled)
+    platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (17, 24, 26, 27, 28, 31, 34)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--no-deps",
+        "--only-binary=:all:",
+    ]
+    command += ["--target=none", "--python-version=3.11", "--implementation=cp", "--platform=manylinux2014_aarch64"]
+    done = subprocess.run([*command, *platforms, *compiled], capture_output=True, text=True, cwd="/tmp")
+    assert done.returncode == 0, done.stderr
