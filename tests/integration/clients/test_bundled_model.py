@@ -14,6 +14,7 @@ from csm_client import SpeechClient
 
 ROOT = Path(__file__).parents[3]
 PAIRS = int(os.environ.get("PAIRS", "5"))
+CLIENTS = os.environ.get("CLIENTS", "")  # some of MOST_OVER_MS, with commas; all by default
 MOST_OVER_MS = {
     "Riva's RPC": 5.0,
     "HTTP": 10.0,
@@ -93,7 +94,7 @@ async def test_first_audio_is_hardly_later_than_the_plain_clients(deployment, st
     gateway, http = deployment
     paths = os.pathsep.join(str(ROOT / part) for part in ("gateway/client", "protos"))
     busy = await busy_share(2.0)
-    result = await (await start("first_audio.py", gateway, http, PAIRS, PYTHONPATH=paths)).result(500)
+    result = await (await start("first_audio.py", gateway, http, PAIRS, CLIENTS, PYTHONPATH=paths)).result(500)
     with capsys.disabled():
         print(f"\nfirst audio, {PAIRS} pairs, {os.cpu_count()} cores, {100 * busy:.0f} % of them in use before:")
         print("| | plain client, ms | this one, ms | over it, ms (95 %) |\n|---|---|---|---|")
@@ -102,7 +103,7 @@ async def test_first_audio_is_hardly_later_than_the_plain_clients(deployment, st
                 f"| {name} | {row['plain_ms']:.1f} | {row['client_ms']:.1f} "
                 f"| {row['over_ms']:.1f} ({row['from_ms']:.1f} to {row['to_ms']:.1f}) |"
             )
-    assert set(result) == set(MOST_OVER_MS)
+    assert set(result) == (set(CLIENTS.split(",")) if CLIENTS else set(MOST_OVER_MS))
     if busy > 0.2:
         pytest.skip(f"the machine is busy ({100 * busy:.0f} % of its cores): measured, not judged")
     late = {name: row["over_ms"] for name, row in result.items() if row["over_ms"] > MOST_OVER_MS[name]}

@@ -1,5 +1,6 @@
-"""First audio through each client beside the plain one, in pairs: python first_audio.py GATEWAY HTTP PAIRS. JSON.
+"""First audio through each client beside the plain one, in pairs: python first_audio.py GATEWAY HTTP PAIRS [NAME,…]
 
+The last line is JSON.
 `Riva's RPC` and `HTTP` have no client: a stub and a socket. What a client takes beyond them is its own.
 """
 
@@ -107,7 +108,7 @@ class OpenAI:
         return first
 
 
-async def main(address, http, pairs):
+async def main(address, http, pairs, names=""):
     plain = Plain(address)
     others = {"Riva's RPC": RivaRpc(address), "HTTP": Http(http), "riva.client": Riva(address)}
     if importlib.util.find_spec("openai") is not None:
@@ -118,6 +119,8 @@ async def main(address, http, pairs):
         others |= {"LiveKit": LiveKit(address, TEXT, VOICE), "Pipecat": Pipecat(address, TEXT, VOICE)}
     result = {}
     for name, client in others.items():
+        if names and name not in names.split(","):
+            continue
         rows = []
         for number in range(int(pairs) + 1):
             order = (plain, client) if number % 2 else (client, plain)
@@ -136,7 +139,7 @@ async def main(address, http, pairs):
             "from_ms": 1000 * medians[50],
             "to_ms": 1000 * medians[1_950],
         }
-    if "Pipecat" in others:
+    if "Pipecat" in result:
         await others["Pipecat"].end()
     print(json.dumps(result), flush=True)
 
