@@ -112,10 +112,14 @@ def contradicts(sums: NDArray[np.float64], message: list[int], rotation: int) ->
     each message. So four messages tell keys that differ in two symbols (97 of 100), seven those that differ in one.
     Long clips in noise may scatter more: there the limit is half of what a place typically votes for the key.
     """
-    margins = vote_margins(sums, message, rotation)
-    against = float(np.sqrt(np.square(np.minimum(margins, 0)).sum()))
-    typical = float(np.median(margins))
-    return against > max(MAX_VOTES_AGAINST, 0.75 * typical)
+    typical = float(np.median(vote_margins(sums, message, rotation)))
+    return votes_against(sums, message, rotation) > max(MAX_VOTES_AGAINST, 0.75 * typical)
+
+
+def votes_against(sums: NDArray[np.float64], message: list[int], rotation: int) -> float:
+    """The root of the summed squared margins of the places [period, alphabet] that are against the key."""
+    against = np.minimum(vote_margins(sums, message, rotation), 0)
+    return float(np.sqrt(np.square(against).sum()))
 
 
 def vote_margins(sums: NDArray[np.float64], message: list[int], rotation: int) -> NDArray[np.float64]:

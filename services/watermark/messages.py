@@ -31,6 +31,10 @@ class Messages:
         first, last = self._hops(message)
         return bool(self._view.audible[first:last].any())
 
+    def loudness(self, message: int) -> float:
+        """Its power, summed."""
+        return float(self._view.power[slice(*self._hops(message))].sum())
+
     def middle_s(self, message: int) -> float:
         """Where its middle lies in the clip."""
         return self._view.seconds((message + 0.5) * self._period)
@@ -45,7 +49,7 @@ class Messages:
             group = [m for m in range(first, min(self.count, first + self.group)) if not masked(m)]
             if not group:
                 continue
-            loudness = np.array([float(self._view.power[slice(*self._hops(m))].sum()) for m in group])
+            loudness = np.array([self.loudness(m) for m in group])
             levels = [loudness]
             if quieter:  # next to louder sound the quieter may be what is marked; what is quieter still is a pause
                 most = loudness.max()

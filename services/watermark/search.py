@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from services.watermark.evidence import Fit, contradicts, fit, vote, vote_margins, z_scores
+from services.watermark.evidence import Fit, contradicts, fit, vote, vote_margins, votes_against, z_scores
 from services.watermark.findings import Findings, Mark
 from services.watermark.key import symbols_key
 from services.watermark.reader import SymbolReader, View
@@ -24,6 +24,8 @@ _PROMISING = 0.02  # a window that chance explains better is not worth more read
 _REFINABLE = 0.002  # and one that was read in full is not worth finer offsets
 _FINEST = 32  # offsets are refined down to hop / 32
 _MIN_TRACED = 8  # messages of a mark that are read, if it has as many, before the key is believed
+_NEAR = 8  # messages to each side of a mark's clearest one, which are read where votes are against the key
+_DOUBTFUL = 1.1  # votes against the key from which on that is done
 _MAX_REFINED = 8  # messages read at finer offsets
 _DESCRIBED = 6  # more messages that are read to tell what a clip spells that does not hold the key
 _CLEAR = 2.2  # clearness from which that is worth it: without any mark 2.1 at most, with another key's 3.3 and more
@@ -130,40 +132,51 @@ class Search:
         table, rotation = readings.tables[offset], window.rotation
         inside = [m for m in range(window.first, window.last) if table.is_read[m] and not table.is_masked[m]]
         core = max(inside, key=lambda m: self._z(table, m, rotation))
-        first, last = core, core + 1
-        for step in (-1, 1):
-            misses, at = 0, core
-            while misses <= self._max_misses:
-                at += step
-                if not 0 <= at < table.messages or table.is_masked[at]:
-                    break
-                if not table.is_read[at] and self._is_far(at, core) and self._group_agrees(table, at, step, rotation):
-                    first, last, misses = min(first, at), max(last, at + 1), 0
-                    continue
-                if not self._messages.is_audible(at):
-                    misses += 1
-                    continue
-                if not table.is_read[at]:
-                    # Together with those that come next, which are read in any case: neighbours share their context.
-                    ahead = range(at, at + step * (self._max_misses + 1), step)
-                    wanted = [m for m in ahead if m == at or not self._is_far(m, core)]
-                    readings.read(offset, sorted(m for m in wanted if self._is_open(table, m)))
-                if self._z(table, at, rotation) >= _EDGE_Z:
-                    first, last, misses = min(first, at), max(last, at + 1), 0
-                else:
-                    misses += 1
-        sums = table.total(first, last)
-        result = fit(sums, self._message, readings.trials)
+        first = self._follow(offset, rotation, core, -1)
+        last = self._follow(offset, rotation, core, 1) + 1
+        self._read_loudest(offset, first, last)
+        result = self._fit(table, first, last)
+        if votes_against(table.total(first, last), self._message, result.rotation) > _DOUBTFUL:
+            near = range(max(first, core - 2 * _NEAR), min(last, core + 2 * _NEAR + 1))
+            readings.read(offset, [m for m in near if self._is_open(table, m)])
+            result = self._fit(table, first, last)
         if not result.significant:
             first, last = window.first, window.last
-            sums = table.total(first, last)
-            result = fit(sums, self._message, readings.trials)
+            result = self._fit(table, first, last)
+        sums = table.total(first, last)
         other = contradicts(sums, self._message, result.rotation)
         if other and not self.findings.marks:
             self._describe_other(sums, result)
         if not other and result.significant:
             self.findings.marks.append(self._mark(offset, first, last, result))
         readings.mask(first, last)
+
+    def _follow(self, offset: int, rotation: int, core: int, step: int) -> int:
+        """The furthest message of a mark on one side of its core. It may pause for a few messages, so that of those
+        ahead the furthest is read first."""
+        readings, end = self._readings, core
+        table = readings.tables[offset]
+        while True:
+            ahead = self._ahead(table, end, step)
+            unread = [m for m in ahead if self._is_open(table, m)]
+            further = None
+            for wanted in ([], unread[-1:], unread[:-1]):
+                readings.read(offset, sorted(wanted))
+                agree = [m for m in ahead if table.is_read[m] and self._z(table, m, rotation) >= _EDGE_Z]
+                further = agree[-1] if agree else self._next_group(table, end, step, rotation, core)
+                if further is not None:
+                    break
+            if further is None:
+                return end
+            end = further
+
+    def _read_loudest(self, offset: int, first: int, last: int) -> None:
+        """Read more of a mark, if it has more, so that enough is read to tell a similar key."""
+        table = self._readings.tables[offset]
+        missing = _MIN_TRACED - int(table.is_read[first:last].sum())
+        unread = [m for m in range(first, last) if self._is_open(table, m)]
+        loudest = sorted(unread, key=self._messages.loudness)[-missing:] if missing > 0 else []
+        self._readings.read(offset, sorted(loudest))
 
     # What was read.
 
@@ -178,24 +191,35 @@ class Search:
     def _z(self, table: VoteTable, message: int, rotation: int) -> float:
         return float(z_scores(table.sums[message : message + 1], self._message)[0, rotation])
 
-    def _is_far(self, message: int, core: int) -> bool:
-        """Far from the core of a mark one message in each group is enough."""
-        return message // self._group != core // self._group and abs(message - core) > _MIN_TRACED
-
     def _is_open(self, table: VoteTable, message: int) -> bool:
         """Whether it is there to be read."""
         if not 0 <= message < table.messages or table.is_read[message] or table.is_masked[message]:
             return False
         return self._messages.is_audible(message)
 
-    def _group_agrees(self, table: VoteTable, at: int, step: int, rotation: int) -> bool:
-        """Whether the next message that is read, at most a group away, agrees."""
-        for m in range(at, at + step * self._group * 2, step):
+    def _ahead(self, table: VoteTable, end: int, step: int) -> list[int]:
+        """The messages that a mark may go on with after `end`."""
+        ahead: list[int] = []
+        for m in range(end + step, end + step * (self._max_misses + 2), step):
             if not 0 <= m < table.messages or table.is_masked[m]:
-                return False
+                break
+            ahead.append(m)
+        return ahead
+
+    def _next_group(self, table: VoteTable, end: int, step: int, rotation: int, core: int) -> int | None:
+        """The next message that is read, at most two groups away, if it agrees: far from the core one of each group is
+        enough."""
+        if (end + step) // self._group == core // self._group or abs(end + step - core) <= _NEAR:
+            return None
+        for m in range(end + step, end + step * (2 * self._group + 1), step):
+            if not 0 <= m < table.messages or table.is_masked[m]:
+                return None
             if table.is_read[m]:
-                return self._z(table, m, rotation) >= _EDGE_Z
-        return False
+                return m if self._z(table, m, rotation) >= _EDGE_Z else None
+        return None
+
+    def _fit(self, table: VoteTable, first: int, last: int) -> Fit:
+        return fit(table.total(first, last), self._message, self._readings.trials)
 
     def _mark(self, offset: int, first: int, last: int, result: Fit) -> Mark:
         view, period = self._view, self._period

@@ -142,6 +142,24 @@ def test_a_marked_clip_is_read_little_more_than_once(detector, marked, monkeypat
     assert result.found and count <= 2 * len(marked) / 24000 / detector.hparams.message_seconds
 
 
+def test_a_marked_sentence_is_read_in_part_and_found_whole(detector, pair, monkeypatch):
+    """Half of its messages tell the key from similar ones; between those that agree the others are not read."""
+    message_s = pair.hparams.message_seconds
+    count = 2 * group_size(pair.hparams)
+    clip = Embedder(pair, PUBLIC_KEY).embed(speech_like(count * message_s, seed=0))
+    result, read = messages_read(detector, clip, monkeypatch)
+    [mark] = result.marks
+    assert mark.start_s < message_s and mark.end_s > (count - 1) * message_s
+    assert 8 <= read <= 0.8 * count
+
+
+def test_a_key_of_which_one_symbol_differs_is_refused(detector, pair):
+    message_s = pair.hparams.message_seconds
+    clip = Embedder(pair, PUBLIC_KEY).embed(speech_like(2 * group_size(pair.hparams) * message_s, seed=0))
+    similar = bytes([PUBLIC_KEY[0] ^ 1, *PUBLIC_KEY[1:]])
+    assert detector.detect(clip, 24000, similar).verdict is Verdict.OTHER_KEY
+
+
 def test_a_long_clip_marked_in_its_loudest_part_alone_is_found(detector, marked):
     quiet = 0.1 * speech_like(3.2, seed=5)
     hop = detector.hparams.hop_length
