@@ -106,14 +106,14 @@ def contradicts(sums: NDArray[np.float64], message: list[int], rotation: int) ->
     """Whether the votes are for another key than this one, a similar one.
 
     sums: probabilities summed at each place [period, alphabet]. A place votes against the key by the margin of the best
-    other symbol. Measured on marked speech of the bundled model, clean, in noise (20 dB) and through MP3: where the key
+    other symbol. Measured on marked speech of the bundled model, clean, in noise (15 dB) and through MP3: where the key
     is the clip's own, misread symbols vary from message to message, and the root of the summed squared margins stays
-    below 1.6 votes in 95 to 99 of 100 clips, however long they are. A place where the key is wrong votes against it in
-    each message. So four messages tell keys that differ in two symbols (97 of 100), seven those that differ in one.
-    Long clips in noise may scatter more: there the limit is half of what a place typically votes for the key.
+    below 1.3 to 2.4 votes in 95 of 100 windows, however long they are. A place where the key is wrong votes against it
+    in each message. So four messages tell keys that differ in two symbols (96 of 100), six those that differ in one
+    (93). Long clips in noise may scatter more: there the limit is half of what a place typically votes for the key.
     """
     typical = float(np.median(vote_margins(sums, message, rotation)))
-    return votes_against(sums, message, rotation) > max(MAX_VOTES_AGAINST, 0.75 * typical)
+    return votes_against(sums, message, rotation) > max(MAX_VOTES_AGAINST, 0.5 * typical)
 
 
 def votes_against(sums: NDArray[np.float64], message: list[int], rotation: int) -> float:

@@ -23,7 +23,7 @@ from services.watermark.votes import VoteTable, Window
 _PROMISING = 0.02  # a window that chance explains better is not worth more reading
 _REFINABLE = 0.002  # and one that was read in full is not worth finer offsets
 _FINEST = 32  # offsets are refined down to hop / 32
-_MIN_TRACED = 8  # messages of a mark that are read, if it has as many, before the key is believed
+_MIN_TRACED = 6  # messages of a mark that are read, if it has as many, before the key is believed
 _NEAR = 8  # messages to each side of a mark's clearest one, which are read where votes are against the key
 _DOUBTFUL = 1.1  # votes against the key from which on that is done
 _MAX_REFINED = 8  # messages read at finer offsets
@@ -58,6 +58,7 @@ class Search:
         self._group = self._messages.group
         self._max_misses = self._group // 2  # messages within a mark that agree less: a pause, or a noise
         self._dense: set[tuple[int, int, int]] = set()  # offset, first and last message that are read in full
+        self._short: list[Mark] = []  # those found that had fewer messages than that
         self.findings = Findings(audible_messages=len(self._messages.audible))
 
     def run(self) -> Findings:
@@ -135,20 +136,26 @@ class Search:
         first = self._follow(offset, rotation, core, -1)
         last = self._follow(offset, rotation, core, 1) + 1
         self._read_loudest(offset, first, last)
-        result = self._fit(table, first, last)
-        if votes_against(table.total(first, last), self._message, result.rotation) > _DOUBTFUL:
+        if self._votes_against(table, first, last, rotation) > _DOUBTFUL:
             near = range(max(first, core - 2 * _NEAR), min(last, core + 2 * _NEAR + 1))
             readings.read(offset, [m for m in near if self._is_open(table, m)])
-            result = self._fit(table, first, last)
-        if not result.significant:
+        result = self._fit(table, first, last)
+        # All that agrees is asked first: of a similar key's mark a message that was misread may seem to prove this one.
+        is_other = contradicts(table.total(first, last), self._message, rotation)
+        if not is_other and not result.significant:
             first, last = window.first, window.last
             result = self._fit(table, first, last)
-        sums = table.total(first, last)
-        other = contradicts(sums, self._message, result.rotation)
-        if other and not self.findings.marks:
-            self._describe_other(sums, result)
-        if not other and result.significant:
-            self.findings.marks.append(self._mark(offset, first, last, result))
+            is_other = contradicts(table.total(first, last), self._message, result.rotation)
+        is_short = int((table.is_read & ~table.is_masked)[first:last].sum()) < _MIN_TRACED
+        if is_other:
+            # Nor is a short rest of it a mark.
+            self.findings.marks = [mark for mark in self.findings.marks if mark not in self._short]
+            if not self.findings.marks:
+                self._describe_other(table.total(first, last), rotation)
+        elif result.significant and not (is_short and self.findings.other_key):
+            mark = self._mark(offset, first, last, result)
+            self.findings.marks.append(mark)
+            self._short += [mark] if is_short else []
         readings.mask(first, last)
 
     def _follow(self, offset: int, rotation: int, core: int, step: int) -> int:
@@ -218,6 +225,9 @@ class Search:
                 return m if self._z(table, m, rotation) >= _EDGE_Z else None
         return None
 
+    def _votes_against(self, table: VoteTable, first: int, last: int, rotation: int) -> float:
+        return votes_against(table.total(first, last), self._message, rotation)
+
     def _fit(self, table: VoteTable, first: int, last: int) -> Fit:
         return fit(table.total(first, last), self._message, self._readings.trials)
 
@@ -255,15 +265,15 @@ class Search:
             result = fit(tables[offset].total(window.first, window.last), self._message, readings.trials)
             self.findings.confidence, self.findings.threshold = result.share, result.threshold
 
-    def _describe_other(self, sums: np.ndarray, result: Fit) -> None:
+    def _describe_other(self, sums: np.ndarray, rotation: int) -> None:
         """A similar key: how far the places that differ agree, which is less than the half that proof takes."""
-        margins = vote_margins(sums, self._message, result.rotation)
-        rotated = np.roll(sums, -result.rotation, axis=0)
+        margins = vote_margins(sums, self._message, rotation)
+        rotated = np.roll(sums, -rotation, axis=0)
         against = np.flatnonzero(margins < 0)
         own = rotated[against, np.array(self._message)[against]]
         self.findings.other_key = True
         self.findings.confidence = float(own.sum() / rotated[against].sum())
-        self.findings.threshold = max(0.5, result.threshold)
+        self.findings.threshold = max(0.5, fit(sums, self._message, self._readings.trials).threshold)
         self.findings.decoded_key = symbols_key(vote(sums))
 
 

@@ -143,14 +143,14 @@ def test_a_marked_clip_is_read_little_more_than_once(detector, marked, monkeypat
 
 
 def test_a_marked_sentence_is_read_in_part_and_found_whole(detector, pair, monkeypatch):
-    """Half of its messages tell the key from similar ones; between those that agree the others are not read."""
+    """A few of its messages tell the key from similar ones; between those that agree the others are not read."""
     message_s = pair.hparams.message_seconds
     count = 2 * group_size(pair.hparams)
     clip = Embedder(pair, PUBLIC_KEY).embed(speech_like(count * message_s, seed=0))
     result, read = messages_read(detector, clip, monkeypatch)
     [mark] = result.marks
     assert mark.start_s < message_s and mark.end_s > (count - 1) * message_s
-    assert 8 <= read <= 0.8 * count
+    assert 6 <= read <= 0.8 * count
 
 
 def test_a_key_of_which_one_symbol_differs_is_refused(detector, pair):
@@ -158,6 +158,32 @@ def test_a_key_of_which_one_symbol_differs_is_refused(detector, pair):
     clip = Embedder(pair, PUBLIC_KEY).embed(speech_like(2 * group_size(pair.hparams) * message_s, seed=0))
     similar = bytes([PUBLIC_KEY[0] ^ 1, *PUBLIC_KEY[1:]])
     assert detector.detect(clip, 24000, similar).verdict is Verdict.OTHER_KEY
+
+
+def test_one_misread_message_does_not_prove_a_similar_key(detector, pair, monkeypatch):
+    """Four symbols of the key looked for are wrong in all messages but one: that one alone would prove it."""
+    truth = key_symbols(PUBLIC_KEY)
+    similar = bytes([PUBLIC_KEY[0] ^ 0b01010101, *PUBLIC_KEY[1:]])
+    misread = np.flatnonzero(np.array(key_symbols(similar)) != truth)
+    assert len(misread) == 4
+
+    def read(self, view, offset, stretches, stopped=lambda: False):
+        stretches = [(first, np.arange(first, first + count)) for first, count in stretches]
+        probabilities = [np.full((5, len(columns)), 0.01) for _, columns in stretches]
+        for (_, columns), each in zip(stretches, probabilities, strict=True):
+            symbols = np.array(truth)[columns % 21]
+            wrong = (columns // 21 == 3) & np.isin(columns % 21, misread)
+            symbols[wrong] = np.array(key_symbols(similar))[columns[wrong] % 21]
+            each[symbols, np.arange(len(columns))] = 0.96
+        return probabilities
+
+    monkeypatch.setattr(SymbolReader, "read", read)
+    samples = speech_like(16 * pair.hparams.message_seconds, seed=0)
+    samples[3 * 21 * 256 : 4 * 21 * 256] *= 8  # the loudest is read first
+    assert detector.detect(samples, 24000, PUBLIC_KEY).found
+    result = detector.detect(samples, 24000, similar)
+    assert result.verdict is Verdict.OTHER_KEY and not result.marks and result.decoded_key == PUBLIC_KEY
+    assert result.confidence < result.threshold
 
 
 def test_a_long_clip_marked_in_its_loudest_part_alone_is_found(detector, marked):
