@@ -1,7 +1,7 @@
 """Draws each dashboard as its queries answer: `PYTHONPATH=tests:. python -m support.telemetry.draw_dashboards`.
 
-Runs the chain of the telemetry tests under Debian's Prometheus and writes docs/images/dashboard-*.png. Grafana draws the
-same queries in its own way; this needs none.
+Debian's Prometheus answers them over tests/data/carried.yaml, a recording of the chain under load; written are
+docs/images/dashboard-*.png. Grafana draws the same queries in its own way; this needs none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 
-from support.telemetry import chain_under_observation, prometheus, tables
+from support.telemetry import prometheus, recording, tables
 
 IMAGES = tables.DEPLOY.parent / "docs" / "images"
 _COLUMNS = 3
@@ -47,24 +47,23 @@ def draw(name: str, panels: dict[tuple[str, str], prometheus.Lines]) -> None:
         axis.set_ylim(bottom=0)
         if lines:
             axis.legend(fontsize=6, loc="upper left", framealpha=0.6)
-    figure.suptitle(f"{dashboard['title']}: seconds since the chain began to serve", fontsize=10)
-    figure.tight_layout()
+    figure.suptitle(f"{dashboard['title']}: seconds of the recording", fontsize=10)
+    figure.tight_layout(rect=(0, 0, 1, 0.985))
     figure.savefig(IMAGES / f"dashboard-{name}.png", dpi=70)
     pyplot.close(figure)
 
 
-def main() -> None:
-    watching: list[prometheus.Prometheus] = []
+async def panels() -> dict[tuple[str, str], prometheus.Lines]:
+    run, series = recording.load(tables.DEPLOY.parent / "tests/data/carried.yaml")
     with tempfile.TemporaryDirectory() as folder:
+        async with prometheus.Replayed(Path(folder), series, run["every_s"]) as replayed:
+            return replayed.panels
 
-        def watch(pages: dict[str, str]) -> prometheus.Prometheus:
-            watching.append(prometheus.Prometheus(Path(folder), pages))
-            return watching[0]
 
-        settings = {"CSM_METRICS_LISTEN": "127.0.0.1:0"}
-        asyncio.run(chain_under_observation.observe(Path(folder), settings, watch))
-    for name in sorted({name for name, _ in watching[0].panels}):
-        draw(name, watching[0].panels)
+def main() -> None:
+    found = asyncio.run(panels())
+    for name in sorted({name for name, _ in found}):
+        draw(name, found)
 
 
 if __name__ == "__main__":

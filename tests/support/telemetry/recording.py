@@ -17,6 +17,7 @@ import time
 import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -40,7 +41,7 @@ class Series:
     values: Values
 
     def __str__(self) -> str:
-        return self.name + "{" + ", ".join(f'{key}="{value}"' for key, value in self.labels) + "}"
+        return self.name + "{" + ",".join(f'{key}="{value}"' for key, value in self.labels) + "}"
 
     @property
     def is_counter(self) -> bool:
@@ -50,7 +51,7 @@ class Series:
         return dict(self.labels).get(name, "")
 
 
-def load(path: Path) -> tuple[dict[str, object], list[Series]]:
+def load(path: Path) -> tuple[dict[str, Any], list[Series]]:
     """(what was run, its series)."""
     document = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     found = []
