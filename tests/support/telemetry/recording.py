@@ -1,6 +1,6 @@
 """A recording of all metrics of the chain under load, as promtool's tests take series.
 
-tests/data/carried.yaml is one, of a load that the machine carried. Made anew on an idle machine (five minutes):
+tests/data/carried.yaml is one, of a load that the machine carried. Made again on an idle machine (five minutes):
 
     PYTHONPATH=tests:. python -m support.telemetry.recording --streams 2 --seconds 300 -o tests/data/carried.yaml
 """

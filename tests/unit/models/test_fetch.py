@@ -97,7 +97,7 @@ def test_of_two_pods_on_a_node_one_waits_for_the_other(tmp_path):
     for pod in pods:
         out, error = pod.communicate(timeout=60)
         assert pod.returncode == 0 and "embedded: 10 files" in out, error
-    # One that is killed in the middle keeps nobody waiting.
+    # One that is killed in the middle keeps no other waiting.
     with locked(tmp_path):
         waiting = start(tmp_path)
         assert waiting.stdout is not None and waiting.stdout.readline()
