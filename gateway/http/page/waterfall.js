@@ -1,4 +1,5 @@
 // When each stage gave its first and its last output, as a table with bars.
+const PLAYED = 'played';
 const ms = (value) => (value === null ? '' : `${Math.round(value)} ms`);
 
 // times: {answer, firstAudio, playing, played} of this page, in ms since the request was sent; null: it did not happen.
@@ -11,8 +12,9 @@ export function showWaterfall(root, summary, times, underruns) {
     last: start + last,
   }));
   rows.push({ name: 'received here', begin: 0, first: times.firstAudio, last: times.received });
-  if (times.playing !== null) rows.push({ name: 'played', begin: 0, first: times.playing, last: times.played });
-  const end = Math.max(...rows.map((row) => row.last), 1);
+  if (times.playing !== null) rows.push({ name: PLAYED, begin: 0, first: times.playing, last: times.played });
+  // Playing takes as long as the speech, which would leave no room for what comes before the first audio.
+  const end = 1.1 * Math.max(...rows.filter((row) => row.name !== PLAYED).map((row) => row.last), 1);
   const caption = `First audio here after ${ms(times.firstAudio)}; all ${(summary.audio_ms / 1000).toFixed(2)} s made `
     + `after ${ms(times.received)}, ${(1 / summary.real_time_factor).toFixed(1)} times as fast as they are heard.`;
   root.querySelector('caption').textContent = caption;
@@ -39,8 +41,10 @@ function line(row, end) {
   const bar = document.createElement('div');
   bar.className = 'bar';
   bar.setAttribute('aria-hidden', 'true');
-  bar.append(part('wait', row.begin, row.first, end), part('work', row.first, row.last, end));
-  const first = part('first', row.first, row.first, end);
+  const work = part('work', row.first, Math.min(row.last, end), end);
+  work.classList.toggle('goes-on', row.last > end);
+  bar.append(part('wait', row.begin, Math.min(row.first, end), end), work);
+  const first = part('first', Math.min(row.first, end), row.first, end);
   first.textContent = '◆';
   bar.append(first);
   chart.append(bar);
