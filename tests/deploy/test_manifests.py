@@ -222,7 +222,8 @@ def test_names_with_a_prefix_and_a_suffix_are_used_wherever_they_are_meant(tmp_p
     def path(name: str) -> str:
         return os.path.relpath(DEPLOY / name, (tmp_path / "inner").resolve())
 
-    components = [path(f"components/{name}") for name in ("gateway-api-tls", "keda")]
+    chosen = ("gateway-api-tls", "keda", "weights-node", "weights-store")
+    components = [path(f"components/{name}") for name in chosen]
     write(
         "inner", {"namePrefix": "a-", "nameSuffix": "-b", "resources": [path("overlays/gpu")], "components": components}
     )
@@ -230,7 +231,7 @@ def test_names_with_a_prefix_and_a_suffix_are_used_wherever_they_are_meant(tmp_p
     kubectl = Path(sys.executable).with_name("kubectl")
     text = subprocess.run([kubectl, "kustomize", tmp_path / "outer"], capture_output=True, text=True, check=True).stdout
     manifests = list(yaml.safe_load_all(text))
-    plain = render("overlays/gpu", ("gateway-api-tls", "keda"))
+    plain = render("overlays/gpu", chosen)
     named = {m["metadata"]["name"] for m in plain if m["kind"] in ("Service", "Issuer", "GRPCRoute", "Deployment")}
     names = {m["metadata"]["name"] for m in manifests if m["kind"] in ("Service", "Issuer", "GRPCRoute", "Deployment")}
     assert names == {f"a-{name}-b" for name in named}
@@ -248,6 +249,14 @@ def test_names_with_a_prefix_and_a_suffix_are_used_wherever_they_are_meant(tmp_p
     assert tls["spec"]["targetRefs"][0]["name"] == tls["spec"]["validation"]["hostname"] == "a-csm-gateway-b"
     assert timeouts["spec"]["targetRefs"][0]["name"] == route["metadata"]["name"]
     assert scaled["spec"]["scaleTargetRef"]["name"] == "a-csm-backbone-b"
+    # Each set its own volume, and the claim is on it.
+    (volume,), (claim,) = of_kind(manifests, "PersistentVolume"), of_kind(manifests, "PersistentVolumeClaim")
+    assert volume["metadata"]["name"] == claim["spec"]["volumeName"] == claim["metadata"]["name"] == "a-csm-weights-b"
+    spec = pod(one(manifests, "Deployment", "a-csm-gateway-b"))
+    (mounted,) = [v["persistentVolumeClaim"] for v in spec["volumes"] if v["name"] == "weights"]
+    assert mounted["claimName"] == "a-csm-weights-b"
+    (source,) = spec["initContainers"][0]["envFrom"]
+    assert one(manifests, "ConfigMap", source["configMapRef"]["name"])["data"]["CSM_WEIGHTS_URL"]
 
 
 def test_places_puts_other_names_into_every_policy(tmp_path):
@@ -263,7 +272,7 @@ def test_places_puts_other_names_into_every_policy(tmp_path):
 
     merged = {"name": "csm-places", "namespace": "csm", "behavior": "merge"}
     merged |= {"literals": [f"{key}={value}" for key, value in values.items()]}
-    chosen = ("observability", "prometheus-operator", "gateway-api-tls", "http-tls")
+    chosen = ("observability", "prometheus-operator", "gateway-api-tls", "http-tls", "weights-node", "weights-store")
     components = [path(f"components/{name}") for name in chosen]
     inner = {"resources": [path("overlays/gpu")], "components": components, "configMapGenerator": [merged]}
     write("inner", inner)
