@@ -99,7 +99,8 @@ $(BIN)/promtool: $(VENV)/test.stamp
 
 metrics-test: $(BIN)/promtool
 	@test -x $(BIN)/promtool
-	$(BIN)/python -m pytest tests/deploy/test_queries.py tests/deploy/test_prometheus.py
+	$(BIN)/python -m pytest tests/deploy/test_queries.py tests/deploy/test_prometheus.py \
+		tests/deploy/test_alert_replay.py tests/deploy/test_autoscaling.py
 
 # On a machine with a CUDA device: its tests and timings, about nine minutes.
 gpu-check: $(VENV)/test.stamp
