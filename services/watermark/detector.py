@@ -272,9 +272,10 @@ class DetectionSession:
                 stopped=stopped,
             )
             if number == 0:
+                newest = search
                 self._audible[channel] += search.findings.audible_messages
             try:
-                search.run()
+                search.run(describes=not self._speeds)
             finally:
                 self._take(search.findings, start_s, number)
             if search.findings.marks:
@@ -295,6 +296,8 @@ class DetectionSession:
             self._take(found, start_s, number)
             if found.marks:
                 return
+        newest.describe()
+        self._take(newest.findings, start_s, 0)
 
     def _take(self, found: Findings, start_s: float, number: int) -> None:
         """Add what a piece holds of key `number`. What is said where none is found is of the first, the newest."""

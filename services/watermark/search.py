@@ -61,8 +61,8 @@ class Search:
         self._short: list[Mark] = []  # those found that had fewer messages than that
         self.findings = Findings(audible_messages=len(self._messages.audible))
 
-    def run(self) -> Findings:
-        """Raises: InterruptedError when stopped."""
+    def run(self, *, describes: bool = True) -> Findings:
+        """describes: also `describe`, where no mark is found. Raises: InterruptedError when stopped."""
         readings = self._readings
         # An accelerator reads all offsets at once; a CPU saves those that are not needed.
         for offsets in [self._offsets] if self._together else [[offset] for offset in self._offsets]:
@@ -71,12 +71,13 @@ class Search:
             self._find()
         if not self.findings.marks:
             self._deepen()
-        if not self.findings.marks:
-            self._describe()
+        if not self.findings.marks and describes:
+            self.describe()
         return self.findings
 
     def glance(self, everything: bool = False) -> tuple[float, float, float]:
-        """The p-value of the best window of a sparse reading, its votes for the key, and the second at its middle.
+        """The p-value of the best window of a sparse reading, the share of the votes that are for the key, and the second
+        at the window's middle.
 
         everything: read all messages. Raises: InterruptedError when stopped.
         """
@@ -87,9 +88,30 @@ class Search:
         if best is None:
             return 1.0, 0.0, 0.0
         offset, window = best
-        votes = self._readings.tables[offset].total(window.first, window.last)
+        tables = self._readings.tables.values()
+        share = max(fit(table.total(0, table.messages), self._message).share for table in tables)
         middle_s = self._view.seconds((window.first + window.last) / 2 * self._period, offset)
-        return window.p_value, fit(votes, self._message).share, middle_s
+        return window.p_value, share, middle_s
+
+    def describe(self) -> None:
+        """Put into the findings, where no mark is, the best that was read and what the clearest of it spells.
+
+        Raises: InterruptedError when stopped.
+        """
+        readings, tables = self._readings, self._readings.tables
+        if self.findings.other_key or not tables:
+            return
+        (clearness, first, last), offset = max((table.clearest(), offset) for offset, table in tables.items())
+        if clearness >= _CLEAR:
+            readings.budget = max(readings.budget, _DESCRIBED)
+            readings.read_extra(offset, range(first - _DESCRIBED // 2, last + _DESCRIBED // 2))
+            clearness, first, last = tables[offset].clearest()
+        self.findings.clearness = clearness
+        self.findings.decoded_key = symbols_key(vote(tables[offset].total(first, last)))
+        if (best := readings.best()) is not None:
+            offset, window = best
+            result = fit(tables[offset].total(window.first, window.last), self._message, readings.trials)
+            self.findings.confidence, self.findings.threshold = result.share, result.threshold
 
     # The stages.
 
@@ -247,23 +269,6 @@ class Search:
             view.speed,
             view.keeps_pitch,
         )
-
-    def _describe(self) -> None:
-        """The best that was read, where nothing is found, and what the clearest of it spells."""
-        readings, tables = self._readings, self._readings.tables
-        if self.findings.other_key or not tables:
-            return
-        (clearness, first, last), offset = max((table.clearest(), offset) for offset, table in tables.items())
-        if clearness >= _CLEAR:
-            readings.budget = max(readings.budget, _DESCRIBED)
-            readings.read_extra(offset, range(first - _DESCRIBED // 2, last + _DESCRIBED // 2))
-            clearness, first, last = tables[offset].clearest()
-        self.findings.clearness = clearness
-        self.findings.decoded_key = symbols_key(vote(tables[offset].total(first, last)))
-        if (best := readings.best()) is not None:
-            offset, window = best
-            result = fit(tables[offset].total(window.first, window.last), self._message, readings.trials)
-            self.findings.confidence, self.findings.threshold = result.share, result.threshold
 
     def _describe_other(self, sums: np.ndarray, rotation: int) -> None:
         """A similar key: how far the places that differ agree, which is less than the half that proof takes."""

@@ -15,7 +15,6 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from services.watermark.evidence import MAX_P_VALUE
 from services.watermark.findings import Findings
 from services.watermark.reader import SymbolReader, View
 from services.watermark.search import Search
@@ -33,10 +32,10 @@ COARSE = (
     *(Speed(factor, True) for factor in (0.955, 1.045)),
 )
 VIEWS = len(COARSE) + 1  # with the plain one; each is a chance to be wrong
-_FINE = (-0.01, -0.005, 0.0, 0.005, 0.01)  # around the best coarse speed
-_PROMISING = 0.001  # p-value of a window at a coarse speed that is worth refining
+_FINE = 0.005  # refined to this, up to twice as far from the coarse speed
+_CLEAR, _PROMISING = 1e-9, 1e-3  # p-values of a window at a coarse speed that is worth refining at once, and at last
 _MAX_REFINED = 2  # coarse speeds
-_NEAR_S, _NEAR_MESSAGES = 1.35, 3  # read at each fine speed; as many messages at least
+_NEAR_S, _NEAR_MESSAGES = 0.9, 3  # read at each fine speed; as many messages at least
 
 
 def view_at(reader: SymbolReader, samples: NDArray[np.float32], rate_hz: int, speed: Speed) -> View:
@@ -65,19 +64,31 @@ def search_speeds(
         view = view_at(reader, part, rate_hz, speed)
         return Search(reader, view, message, channel=channel, offsets=offsets, views=VIEWS * keys, stopped=stopped)
 
-    coarse = sorted((*search(samples, speed).glance(), speed) for speed in COARSE)
-    for p_value, _, at_s, speed in coarse[:_MAX_REFINED]:
-        if p_value > _PROMISING:
-            break
+    def refined(at_s: float, speed: Speed) -> Findings:
         length_s = max(_NEAR_S, _NEAR_MESSAGES * reader.hparams.message_seconds)
         first = max(0, int((at_s - length_s / 2) * rate_hz))
         near = samples[first : first + int(length_s * rate_hz)]
-        tried = []
-        for step in _FINE:
-            finer = Speed(speed.factor + step, speed.keeps_pitch)
-            p_value, share, _ = search(near, finer).glance(everything=True)
-            tried.append((p_value > MAX_P_VALUE, -share, finer))
-        findings = search(samples, min(tried)[2]).run()
-        if findings.marks:
+
+        def misfit(step: float) -> tuple[float, float]:
+            p_value, share, _ = search(near, Speed(speed.factor + step, speed.keeps_pitch)).glance(everything=True)
+            return p_value, -share
+
+        tried = {step: misfit(step) for step in (-_FINE, _FINE)}
+        better = min(tried, key=lambda step: tried[step])
+        tried |= {step: misfit(step) for step in (0.0, 2 * better)}
+        best = min(tried, key=lambda step: tried[step])
+        return search(samples, Speed(speed.factor + best, speed.keeps_pitch)).run()
+
+    unclear = []
+    for speed in COARSE:
+        p_value, _, at_s = search(samples, speed).glance()
+        if p_value > _CLEAR:
+            unclear.append((p_value, at_s, speed))
+        elif (findings := refined(at_s, speed)).marks:
+            return findings
+    for p_value, at_s, speed in sorted(unclear)[:_MAX_REFINED]:
+        if p_value > _PROMISING:
+            break
+        if (findings := refined(at_s, speed)).marks:
             return findings
     return Findings()
