@@ -142,7 +142,7 @@ async def speak(args: argparse.Namespace) -> list[Said]:
     async with Chain.start("embedded", args.out / "chain", Console()) as chain:
         for number in range(args.warm):  # pools, caches and connections as in a server that runs
             await say(chain.client, texts[number], "trailing", args.rate, 99, args.out / "warm.wav")
-        for seed in range(args.seeds):
+        for seed in args.seeds:
             for number, text in enumerate(texts):
                 for way in args.ways:
                     path = args.out / f"{way}_{number:02}_{seed}.wav"
@@ -191,7 +191,9 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--rate", type=float, default=15.0, help="words a second")
     parser.add_argument("--texts", type=int, default=24, help="of words.json, at most")
-    parser.add_argument("--seeds", type=int, default=1, help="turns of each text, by two voices in turns")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="a turn of each text; odd ones by the other voice"
+    )
     parser.add_argument("--warm", type=int, default=2, help="turns that are not counted")
     parser.add_argument("--judges", type=Path, help="the folder that `make voice-test` installs the judges into")
     parser.add_argument("--judge-only", action="store_true", help="judge what lies in --out")
