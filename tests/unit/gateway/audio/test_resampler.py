@@ -64,7 +64,7 @@ def test_a_higher_rate_has_no_images(rate_hz):
 
 @pytest.mark.parametrize("rate_hz", [*RATES, RATE, 47_999])
 def test_cuts_change_nothing(rate_hz):
-    said = noise(8_000, seconds=1)[: RATE - 77]
+    said = noise(8_000, seconds=1)[: RATE // 4 - 77]
     whole = through(said, rate_hz, piece=len(said))
     for piece in (7, 80, 1_921):
         assert np.array_equal(through(said, rate_hz, piece), whole)
