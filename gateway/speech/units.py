@@ -76,8 +76,8 @@ class UnitCutter:
     def take(self, *, join: bool = True, force_words: int | None = None) -> str | None:
         """The next unit, or None while it is not certain where it ends. White space after a unit belongs to it.
 
-        join: wait until short sentences can be joined; not for a first unit. force_words: wait for nothing; a clause or so many whole words
-        make a unit.
+        join: wait until short sentences can be joined; not for a first unit. force_words: wait for nothing; a clause or
+        so many whole words make a unit.
         """
         forced = force_words is not None
         end = self._sentences_end(join=join and not forced)
