@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from gateway.audio import coded
 from gateway.audio.pcm import SAMPLE_FORMATS, RawEncoder, WavEncoder
-from gateway.audio.resampler import StreamResampler
+from gateway.audio.resampler import COMMON_RATES_HZ, StreamResampler
 from gateway.audio.stream_encoder import FormatError, StreamEncoder
 from services.runtime.audio import MAX_RATE_HZ, MIN_RATE_HZ
 
-_MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 _OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 _TELEPHONY_HZ = 8_000
 _WEBRTC_HZ = 48_000
@@ -43,7 +42,7 @@ FORMATS: dict[str, Format] = {
     "wav_mulaw": Format("audio/wav", "mulaw", default_rate_hz=_TELEPHONY_HZ, wav=True),
     "wav_alaw": Format("audio/wav", "alaw", default_rate_hz=_TELEPHONY_HZ, wav=True),
     "flac": Format("audio/flac", codec=coded.FLAC),
-    "mp3": Format("audio/mpeg", codec=coded.MP3, rates=_MP3_RATES, default_rate_hz=_MP3_HZ),
+    "mp3": Format("audio/mpeg", codec=coded.MP3, rates=COMMON_RATES_HZ, default_rate_hz=_MP3_HZ),
     "ogg_opus": Format("audio/ogg", codec=coded.OGG_OPUS, rates=_OPUS_RATES),
     "opus_packets": Format("audio/opus", codec=coded.OPUS_PACKETS, rates=(_WEBRTC_HZ,), default_rate_hz=_WEBRTC_HZ),
 }

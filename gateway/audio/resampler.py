@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import soxr
@@ -13,8 +12,8 @@ from services.runtime.polyphase import PolyphaseFilter
 
 # Shares of the lower rate's half: what passes unchanged, and from where on nothing is left (-90 dB).
 _PASS_EDGE, _STOP_EDGE = 0.9, 1.0
-# Taps are tabled for each phase of an output between two inputs: 147 from 24,000 to 44,100 Hz, its parts and multiples.
-_MAX_PHASES = 320
+# A filter is made once a process and kept. Of every rate that a caller may ask for it would be milliseconds and a megabyte.
+COMMON_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 _MIN_BLOCK = 32  # outputs of a row: fewer leave the matrix mostly zeros or its rows short
 # Multiplications of one product. From 262,144 on OpenBLAS spreads it over threads, which on a busy machine wait for each
 # other for milliseconds.
@@ -24,16 +23,15 @@ _MAX_PRODUCT = 200_000
 class StreamResampler:
     """Passes everything up to 0.9 of the lower rate's half. Equal rates pass through.
 
-    Holds back half its filter: 2.4 ms at 24 to 48 kHz, 7.2 ms at 8 kHz. Between rates that have no small ratio soxr does
-    it (high quality), in blocks of up to 76 ms.
+    Holds back half its filter: 2.4 ms at 24 to 48 kHz, 7.2 ms at 8 kHz. Uncommon rates are soxr's (high quality), in
+    blocks of up to 76 ms.
     """
 
     def __init__(self, input_rate_hz: int, output_rate_hz: int):
         self.output_rate_hz = output_rate_hz
         self._stream: _Polyphase | _Soxr | None = None
         if input_rate_hz != output_rate_hz:
-            phases = output_rate_hz // math.gcd(input_rate_hz, output_rate_hz)
-            kind = _Polyphase if phases <= _MAX_PHASES else _Soxr
+            kind = _Polyphase if output_rate_hz in COMMON_RATES_HZ else _Soxr
             self._stream = kind(input_rate_hz, output_rate_hz)
 
     def feed(self, samples: np.ndarray) -> np.ndarray:
@@ -95,7 +93,7 @@ class _Soxr:
         return done
 
 
-@lru_cache(maxsize=64)
+@cache
 def _block(input_rate_hz: int, output_rate_hz: int) -> tuple[PolyphaseFilter, np.ndarray, int]:
     """(filter, float64 [L, N]: a block of N outputs, input samples from one block to the next). Takes milliseconds."""
     polyphase = PolyphaseFilter(input_rate_hz, output_rate_hz, pass_edge=_PASS_EDGE, stop_edge=_STOP_EDGE)
