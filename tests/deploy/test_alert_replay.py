@@ -183,7 +183,7 @@ def test_the_recording_is_of_a_chain_that_spoke_and_kept_up():
         return sum((each.values[-1] or 0) - (each.values[0] or 0) for each in hit)
 
     assert len(RECORDED[0].values) * RUN["every_s"] >= 180
-    assert NAMES - {each.name for each in RECORDED} <= ELSEWHERE, "make the recording anew"
+    assert NAMES - {each.name for each in RECORDED} <= ELSEWHERE, "make the recording again"
     streams = grew("csm_stream_buffer_needed_seconds_count")
     assert streams >= 20 and grew("csm_backbone_frame_step_duration_seconds_count") > 12.5 * 60
     assert grew("csm_stream_buffer_needed_seconds_bucket", le="0.2") >= 0.95 * streams
