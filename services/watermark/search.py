@@ -58,7 +58,7 @@ class Search:
         self._group = self._messages.group
         self._max_misses = self._group // 2  # messages within a mark that agree less: a pause, or a noise
         self._dense: set[tuple[int, int, int]] = set()  # offset, first and last message that are read in full
-        self._short: list[Mark] = []  # those found that had fewer messages than that
+        self._short: list[Mark] = []  # marks of which fewer than _MIN_TRACED messages were read
         self.findings = Findings(audible_messages=len(self._messages.audible))
 
     def run(self, *, describes: bool = True) -> Findings:

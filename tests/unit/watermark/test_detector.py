@@ -53,8 +53,9 @@ def test_agrees_with_the_stock_search_on_a_cropped_clip(detector, pair, stock_pa
     assert ours.found and stock["messages"] == [list(ours.decoded_key)] == [list(PUBLIC_KEY)]
 
 
-def test_another_key_is_not_found_though_the_clips_own_is_told(detector, marked):
-    result = detector.detect(marked, 24000, OTHER_KEY)
+@pytest.mark.parametrize("speeds", [False, True])
+def test_another_key_is_not_found_though_the_clips_own_is_told(detector, marked, speeds):
+    result = detector.detect(marked, 24000, OTHER_KEY, speeds=speeds)
     assert not result.found and result.position_s is None
     assert result.confidence < result.threshold and result.decoded_key == PUBLIC_KEY
 
