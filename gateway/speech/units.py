@@ -15,11 +15,13 @@ import sentencex
 _TERMINAL = re.compile(r"[.!?…。！？]['\"”’)\]»]*\s*$")
 _SURE = re.compile(r"(?:[!?…。！？]['\"”’)\]»]*|[.!?…。！？]['\"”’)\]»]*\s+)$")  # nothing that follows can continue it
 _CLAUSE = re.compile(r"(?:[,;:]['\"”’)\]»]*|\s[-–—]|—)(?=\s)")
-_CLAUSE_AT_END = re.compile(r"[^\W\d_][,;]['\"”’)\]»]*$")  # before its white space has come: no "1," of "1,000"
+# Before its white space has come, so only after a plain word: no "1," of "1,000", nor one of "f(x,y)" or of an address.
+_CLAUSE_AT_END = re.compile(r"(?:^|\s)['\"“‘(\[«]*[^\W\d_](?:[\w'’-]*[^\W\d_])?[,;]['\"”’)\]»]*$")
 _WORD = re.compile(r"\w")
 _CLAUSE_WORDS = 2  # of a unit that ends at a clause, at least
 # A tag or a Markdown link that is not closed yet: cut in two, its signs and address would be read out.
 _OPEN_MARKUP = re.compile(r"(?:<[A-Za-z/!][^<>]{0,100}|\[[^\[\]]{0,200}(?:\](?:\([^()\s]{0,200})?)?)$")
+_LIST_MARKER = re.compile(r"\W*(?:\d+|[^\W\d_])\.\s*")  # "1. ", "A. ": spoken with what it numbers
 _NUMBER_OR_INITIAL = re.compile(r"(?:\d|\b\w)\.$")
 _PROBE = " and"  # goes on after an abbreviation ("Dr. and"), and begins a sentence after anything else
 
@@ -29,8 +31,8 @@ class UnitLimits:
     """Lengths in characters.
 
     max_chars: the longest unit. join_chars: sentences are joined while the unit is shorter than this, since short ones
-    are spoken better together; the first unit of a turn, which a listener waits for, takes only those that are here.
-    first_chars: that unit may end at a clause from here on.
+    are spoken better together; the first unit of a turn, which a listener waits for, takes only those that are here,
+    but no list's "1." alone. first_chars: that unit may end at a clause from here on.
     """
 
     max_chars: int = 200
@@ -106,7 +108,8 @@ class UnitCutter:
             if full or not certain:
                 break
             end += len(sentence)
-        waits = join and not self.first and end < self.limits.join_chars
+        too_short = _is_list_marker(window[:end]) if self.first else end < self.limits.join_chars
+        waits = join and too_short
         if full or not waits or (self.flushed and end == len(self._text)):
             return end or None
         return None
@@ -121,7 +124,8 @@ class UnitCutter:
         least = self.limits.first_chars if at_once else 0
         words = _CLAUSE_WORDS if force_words is None else force_words
         ends = [match.end() for match in _CLAUSE.finditer(window, 0, self.limits.max_chars)]
-        if at_once and len(window) < self.limits.max_chars and _CLAUSE_AT_END.search(window):
+        is_short = len(window) < self.limits.max_chars
+        if at_once and is_short and _CLAUSE_AT_END.search(window) and not _in_quotation(window):
             ends.append(len(window))
         ends = [end for end in ends if end >= least and len(window[:end].split()) >= words]
         if ends:
@@ -144,7 +148,7 @@ class UnitCutter:
         yield last, whole or self._surely_ends(last)
 
     def _surely_ends(self, sentence: str) -> bool:
-        if not _SURE.search(sentence):
+        if not _SURE.search(sentence) or (not sentence[-1].isspace() and _in_quotation(sentence)):
             return False
         return len(list(sentencex.segment(self._language, sentence.rstrip() + _PROBE))) > 1
 
@@ -153,10 +157,12 @@ class UnitCutter:
         return _TERMINAL.search(self._text) is not None
 
     def may_go_on(self) -> bool:
-        """Whether what looks like a sentence's end is likely to be none: "Dr.", "3." before its decimals."""
+        """Whether what looks like a sentence's end is likely to be none: "Dr.", "3." before its decimals, "1. " of a list."""
         text = self._text.rstrip()
-        return (text == self._text and _NUMBER_OR_INITIAL.search(text) is not None) or not self._surely_ends(
-            text[-2 * self.limits.max_chars :] + " "
+        return (
+            _is_list_marker(text)
+            or (text == self._text and _NUMBER_OR_INITIAL.search(text) is not None)
+            or not self._surely_ends(text[-2 * self.limits.max_chars :] + " ")
         )
 
     def _whole_words(self, window: str, count: int) -> int | None:
@@ -192,6 +198,15 @@ class UnitCutter:
             if cuts and cuts[-1] >= limit // 3:
                 return min(_past_space(head, cuts[-1]), limit)
         return limit
+
+
+def _is_list_marker(text: str) -> bool:
+    return _LIST_MARKER.fullmatch(text) is not None
+
+
+def _in_quotation(text: str) -> bool:
+    """Whether a closing quotation mark is likely to come next, which belongs to the words before it."""
+    return text.count('"') % 2 == 1 or text.count("“") > text.count("”") or text.count("«") > text.count("»")
 
 
 def _past_space(text: str, index: int) -> int:

@@ -68,8 +68,42 @@ def test_a_first_unit_is_one_sentence_however_short_and_takes_others_only_when_t
 
 
 @pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ('She said, "I know that it is late," and went.', 'She said, "I know that it is late,"'),
+        ("Here “you know that it is so,” I said.", "Here “you know that it is so,”"),
+        ("Please call compute_it(alpha,beta) now, will you?", "Please call compute_it(alpha,beta) now,"),
+        ("See example.com/@berlin,germany now, please.", "See example.com/@berlin,germany now,"),
+        ("They say &quot;eight&quot; tonight, I think.", "They say &quot;eight&quot; "),
+        ('"Yes!" he cried. So it is.', '"Yes!" he cried. '),
+        ("1. Heat the oven. 2. Mix it all.", "1. Heat the oven. "),
+        ("# 12. Heat the oven. Then mix it all.", "# 12. Heat the oven. "),
+        ("A. Heat the oven. B. Mix it all.", "A. Heat the oven. "),
+    ],
+)
+def test_character_by_character_a_first_unit_ends_where_a_reader_would(text, first):
+    assert units(list(text), UnitLimits(first_chars=20))[0] == first
+
+
+@pytest.mark.parametrize("text", ["5. ", "5.", "I. "])
+def test_a_list_marker_alone_is_a_unit_when_nothing_else_comes(text):
+    assert units([text]) == [text]
+    cutter = UnitCutter(UnitLimits())
+    cutter.append(text)
+    assert cutter.take() is None and cutter.may_go_on()
+    assert cutter.take(force_words=1) == text
+
+
+@pytest.mark.parametrize(
     ("text", "goes_on"),
-    [("See Dr.", True), ("See Dr. ", True), ("It costs 3.", True), ("So do I.", True), ("That is all.", False)],
+    [
+        ("See Dr.", True),
+        ("1. ", True),
+        ("See Dr. ", True),
+        ("It costs 3.", True),
+        ("So do I.", True),
+        ("That is all.", False),
+    ],
 )
 def test_what_looks_like_a_sentences_end_may_be_none(text, goes_on):
     cutter = UnitCutter(UnitLimits())
