@@ -115,11 +115,11 @@ def _copy(source: Path, target: Path) -> Path:
 
 def _names(paths: list[Path], folder: Path) -> dict[str, Path]:
     """Path in the folder that services mount → file. The hub's cache is FOLDER/hub there, wherever it is here."""
-    from huggingface_hub.constants import HF_HOME
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     found = {}
     for path in paths:
-        inside = path.relative_to(folder) if path.is_relative_to(folder) else "hub" / path.relative_to(HF_HOME)
+        inside = path.relative_to(folder) if path.is_relative_to(folder) else "hub/hub" / path.relative_to(HF_HUB_CACHE)
         found[inside.as_posix()] = path
     return found
 

@@ -67,9 +67,9 @@ def read_sums(text: bytes, place: str) -> dict[str, str]:
     """Path → SHA-256 in hex. place: for the message. Raises: StoreError when a line is not of sha256sum, or leads out."""
     found = {}
     for number, line in enumerate(text.decode(errors="replace").splitlines(), 1):
-        match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
+        match = re.fullmatch(r"([0-9a-f]{64}) [ *]([^\0]+)", line)
         name = PurePosixPath(match[2]) if match else None
-        if match is None or name is None or name.is_absolute() or ".." in name.parts:
+        if match is None or name is None or not name.name or name.is_absolute() or ".." in name.parts:
             raise StoreError(f"{place}: line {number} is not '<sha256>  <path in the folder>'")
         found[str(name)] = match[1]
     if not found:

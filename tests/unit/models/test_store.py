@@ -67,7 +67,7 @@ def test_a_set_comes_back_whole_and_what_is_there_is_not_fetched_again(s3, tmp_p
     hub = hub_cache(tmp_path / "hub")
     published = fetch(
         tmp_path / "one",
-        environ | {"CSM_MODEL": "csm-1b", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+        environ | {"CSM_MODEL": "csm-1b", "HF_HUB_CACHE": str(tmp_path / "hub/hub"), "HF_HUB_OFFLINE": "1"},
         "--publish",
         f"s3://{bucket}/csm-1b/1",
     )
@@ -166,7 +166,7 @@ def test_a_place_without_a_set_says_what_to_do(tmp_path):
         store.download("carrier://pigeon", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "hub/../../x"])
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "hub/../../x", ".", "./", "x\0y"])
 def test_no_name_leads_out_of_the_folder(name):
     with pytest.raises(StoreError, match="line 2 is not"):
         read_sums(f"{'0' * 64}  good\n{'0' * 64}  {name}\n".encode(), "SHA256SUMS")
