@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import filecmp
 import hashlib
@@ -58,7 +59,10 @@ def fetch(bundle: Bundle, folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold folder alone, among all processes of this node. The lock ends with the process, however it ends."""
+    """Hold folder alone, among all processes of this node. The lock ends with the process, however it ends.
+
+    Some network file systems have no locks: there one Job fills the folder, and goes on without.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
         try:
@@ -66,6 +70,10 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             print(f"models.fetch: another process fills {folder}, waiting", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            print(f"models.fetch: {folder} has no locks ({error.strerror}), going on without", flush=True)
         yield
 
 

@@ -67,9 +67,7 @@ def grows(name: str, **labels: str) -> Fault:
 
     def edit(each: Series) -> Series:
         third = len(each.values) // 3
-        return replace(
-            each, values=[v and v + (at > third) if v else float(at > third) for at, v in enumerate(each.values)]
-        )
+        return replace(each, values=[(v or 0.0) + (at > third) for at, v in enumerate(each.values)])
 
     return edited(name, edit, **labels)
 

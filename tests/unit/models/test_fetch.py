@@ -1,6 +1,8 @@
 """The weights Job: what it leaves on a volume is what the services find there, and nothing else counts as done."""
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 import subprocess
@@ -105,6 +107,19 @@ def test_of_two_pods_on_a_node_one_waits_for_the_other(tmp_path):
         waiting.communicate()
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])
+def test_a_volume_without_locks_is_filled_without(tmp_path, monkeypatch, capsys, number):
+    """As NFS without a lock daemon answers, or Lustre mounted without flock. A disk that fails is another matter."""
+
+    def flock(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("models.fetch.fcntl.flock", flock)
+    with pytest.raises(OSError, match=os.strerror(number)) if number == errno.EIO else contextlib.nullcontext():
+        with locked(tmp_path):
+            assert "has no locks" in capsys.readouterr().out
 
 
 def test_a_damaged_file_of_the_hubs_cache_is_not_taken(tmp_path, monkeypatch):
