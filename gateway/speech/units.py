@@ -108,8 +108,7 @@ class UnitCutter:
             if full or not certain:
                 break
             end += len(sentence)
-        too_short = _is_list_marker(window[:end]) if self.first else end < self.limits.join_chars
-        waits = join and too_short
+        waits = _is_list_marker(window[:end]) if self.first else join and end < self.limits.join_chars
         if full or not waits or (self.flushed and end == len(self._text)):
             return end or None
         return None

@@ -94,6 +94,13 @@ def test_a_list_marker_alone_is_a_unit_when_nothing_else_comes(text):
     assert cutter.take(force_words=1) == text
 
 
+def test_force_takes_a_list_marker_with_what_it_numbers():
+    cutter = UnitCutter(UnitLimits())
+    cutter.append("1. Heat the oven.")
+    assert cutter.take() is None
+    assert cutter.take(force_words=1) == "1. Heat the oven."
+
+
 @pytest.mark.parametrize(
     ("text", "goes_on"),
     [
