@@ -88,7 +88,7 @@ def _resolve(bundle: Bundle) -> list[Path]:
 def _is_damaged(path: Path) -> bool:
     """Whether a file of the hub's cache is not what its name says: the cache names each by the hub's digest of it.
 
-    A large file's is its SHA-256, a small one's git's SHA-1. Files elsewhere have no such name.
+    A large file's is its SHA-256, a small one's git's SHA-1, or its own where a mirror answers so. Files elsewhere have no such name.
     """
     blob = _blob(path)
     if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
@@ -96,7 +96,8 @@ def _is_damaged(path: Path) -> bool:
     if len(blob.name) == 64:
         return store.sha256(path) != blob.name
     data = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() != blob.name
+    digests = (hashlib.sha1(head + data, usedforsecurity=False) for head in (b"blob %d\0" % len(data), b""))
+    return blob.name not in {digest.hexdigest() for digest in digests}
 
 
 def _blob(path: Path) -> Path:

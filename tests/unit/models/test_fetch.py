@@ -124,9 +124,10 @@ def test_a_volume_without_locks_is_filled_without(tmp_path, monkeypatch, capsys,
 
 def test_a_damaged_file_of_the_hubs_cache_is_not_taken(tmp_path, monkeypatch):
     """The cache names files by their digests; the hub is away, so what was thrown out stays away."""
-    data = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"[]"}
+    data = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"[]", "mirrored.json": b"1"}
     names = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
     names["config.json"] = hashlib.sha1(b"blob 2\0{}").hexdigest()  # as git names small files
+    names["mirrored.json"] = hashlib.sha1(b"1").hexdigest()
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snapshots").mkdir()
     paths = []
@@ -144,7 +145,7 @@ def test_a_damaged_file_of_the_hubs_cache_is_not_taken(tmp_path, monkeypatch):
     monkeypatch.setattr("models.fetch._resolve", resolve)
     bundle = load_bundle("csm-1b")
     assert fetch(bundle, tmp_path / "node") == paths
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", "mirrored.json"):
         blob = tmp_path / "blobs" / names[name]
         blob.write_bytes(b"[]")
         with pytest.raises(PartError, match=name):
