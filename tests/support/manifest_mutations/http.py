@@ -47,5 +47,5 @@ HTTP: dict[str, Mutation] = {
     ]["metric"].update(name="csm_watermark_streams_active"),
     "an event loop that is never so busy": lambda m: one(m, "HorizontalPodAutoscaler", "csm-gateway")["spec"][
         "metrics"
-    ][1]["containerResource"]["target"].update(averageValue="2"),
+    ][-1]["containerResource"]["target"].update(averageValue="2"),
 }
