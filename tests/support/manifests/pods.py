@@ -1,4 +1,4 @@
-"""What runs, pod by pod: its probes, its place, its rights, how one takes over from another. For manifest_checks.py."""
+"""What runs, pod by pod: its probes, its place, its rights, how one takes over from another. For checks.py."""
 
 from __future__ import annotations
 

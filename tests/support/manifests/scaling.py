@@ -1,4 +1,4 @@
-"""How many there are, and how long they may take: autoscalers, graces, timeouts. For manifest_checks.py."""
+"""How many there are, and how long they may take: autoscalers, graces, timeouts. For checks.py."""
 
 from __future__ import annotations
 

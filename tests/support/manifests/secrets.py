@@ -1,4 +1,4 @@
-"""Who holds which secret, and shows what to whom. For manifest_checks.py."""
+"""Who holds which secret, and shows what to whom. For checks.py."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import re
-import sys
 import urllib.request
 import wave
 from collections.abc import Callable
@@ -22,9 +21,8 @@ from csm_client.exceptions import SpeechError
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from gateway.cli.ports import free_ports
-from gateway.cli.supervisor import Child, Supervisor
 from gateway.riva import riva_common_pb2, riva_tts_pb2, riva_tts_pb2_grpc
+from support.telemetry.running_chain import running_chain
 
 # Words that occur nowhere else, in what every caller here says.
 MARK = "zyxomma quillbright"
@@ -92,35 +90,21 @@ async def observe(
     tokens = folder / "tokens.toml"
     limited = f'[limited]\ntoken = "{LIMITED}"\ncharacters_per_minute = {len(SENTENCE) - 1}\n'
     tokens.write_text(f'[observer]\ntoken = "{TOKEN}"\n{limited}')
-    addresses = {name: f"127.0.0.1:{port}" for name, port in free_ports().items()}
-    common = {
+    settings = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
-        "CSM_GRACE_S": "5",
         "CSM_TOKENS_FILE": str(tokens),
         "CSM_AUDIT_LOG": str(folder / "audit.jsonl"),
         "CSM_AUDIT_VERIFY": "1",
-        **{f"CSM_{name.upper()}_ADDRESS": address for name, address in addresses.items() if name != "gateway"},
         **settings,
     }
-    children = [
-        Child(name, (sys.executable, "-m", name if name == "gateway" else f"services.{name}"), address,
-              {**common, "CSM_LISTEN": address})
-        for name, address in addresses.items()
-    ]  # fmt: skip
     try:
-        async with Supervisor(children, folder / "logs") as running:
-            await running.wait_ready(240, lambda child, took_s: None)
-            urls = {
-                path.stem: found[1]
-                for path in (folder / "logs").glob("*.log")
-                if (found := re.search(r"metrics on (http://[\d.:]+/metrics)", path.read_text()))
-            }
+        async with running_chain(folder, settings) as (gateway, urls):
             async with watch(urls):
-                async with SpeechClient(addresses["gateway"], token=TOKEN) as client:
+                async with SpeechClient(gateway, token=TOKEN) as client:
                     await _talk(client, observed)
-                await _talk_riva(addresses["gateway"])
+                await _talk_riva(gateway)
                 for token in (None, LIMITED):
-                    async with SpeechClient(addresses["gateway"], token=token) as refused:
+                    async with SpeechClient(gateway, token=token) as refused:
                         with pytest.raises(SpeechError):
                             await refused.synthesize(SENTENCE)
                 for name, url in urls.items():

@@ -21,9 +21,8 @@ from typing import Any
 
 import yaml
 
-from gateway.cli.ports import free_ports
-from gateway.cli.supervisor import Child, Supervisor
 from support.telemetry import promql, tables
+from support.telemetry.running_chain import running_chain
 
 EVERY_S = 5
 _LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$")
@@ -114,7 +113,7 @@ def _packed(values: Values) -> str:
                     break
                 end += 1
             if step is None or end - at == 2:  # alone, or with a neighbour that leads nowhere
-                parts.append(f"{first:g}" if float(f"{first:g}") == first else repr(first))
+                parts.append(_number(first))
                 end = at + 1
             else:
                 sign = "+" if step >= 0 else "-"
@@ -164,29 +163,12 @@ def parse(service: str, page: str, names: set[str]) -> Scrape:
 
 async def record(streams: int, seconds: int, folder: Path) -> list[Scrape]:
     """Run the chain with the bundled model, `streams` callers who hear their utterances out, and scrape it."""
-    addresses = {name: f"127.0.0.1:{port}" for name, port in free_ports().items()}
-    common = {
-        "CSM_GRACE_S": "5",
-        "CSM_INSECURE": "plaintext,no-tokens",
-        "CSM_METRICS_LISTEN": "127.0.0.1:0",
-        **{f"CSM_{name.upper()}_ADDRESS": address for name, address in addresses.items() if name != "gateway"},
-    }
-    children = [
-        Child(name, (sys.executable, "-m", name if name == "gateway" else f"services.{name}"), address,
-              {**common, "CSM_LISTEN": address})
-        for name, address in addresses.items()
-    ]  # fmt: skip
+    settings = {"CSM_INSECURE": "plaintext,no-tokens", "CSM_METRICS_LISTEN": "127.0.0.1:0"}
     scrapes: list[Scrape] = []
     names = asked_for()
-    async with Supervisor(children, folder / "logs") as running:
-        await running.wait_ready(240, lambda child, took_s: None)
-        urls = {
-            path.stem: found[1]
-            for path in (folder / "logs").glob("*.log")
-            if (found := re.search(r"metrics on (http://[\d.:]+/metrics)", path.read_text()))
-        }
+    async with running_chain(folder, settings) as (gateway, urls):
         bench = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gateway.cli", "bench", "--address", addresses["gateway"], "--streams", str(streams),
+            sys.executable, "-m", "gateway.cli", "bench", "--address", gateway, "--streams", str(streams),
             "--listen", "--duration", str(seconds + 15), "--output", str(folder / "bench"),
         )  # fmt: skip
         await asyncio.sleep(10)  # the callers have come

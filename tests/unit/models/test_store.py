@@ -8,36 +8,29 @@ import subprocess
 import sys
 import threading
 import urllib.request
-import uuid
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from models import store
 from models.bundle import load_bundle
 from models.files import ModelError
 from models.store import StoreError, read_sums
+from support.s3 import empty_bucket, s3_server
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @pytest.fixture(scope="module")
 def endpoint():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture
 def s3(endpoint):
     """A client with an empty bucket, and the environment of a pod that may use it."""
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test")  # fmt: skip
-    bucket = f"b{uuid.uuid4().hex}"
-    client.create_bucket(Bucket=bucket)
+    client, bucket = empty_bucket(endpoint)
     return client, bucket, KEYS | {"AWS_ENDPOINT_URL": endpoint}
 
 

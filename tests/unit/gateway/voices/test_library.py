@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-import uuid
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from gateway.voices.library import LibraryError, VoiceLibrary, VoiceTaken
 from gateway.voices.voice import NamedVoice
+from support.s3 import empty_bucket, s3_server
 
 VOICE = NamedVoice(
     owner="radio.one/..",
@@ -31,11 +29,8 @@ KEYS = {"key": "test", "secret": "test"}
 
 @pytest.fixture(scope="module")
 def s3():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -44,10 +39,7 @@ def place(request, tmp_path):
     if request.param == "folder":
         return str(tmp_path / "voices"), {}
     endpoint = request.getfixturevalue("s3")
-    bucket = f"b{uuid.uuid4().hex}"
-    boto3.client(
-        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
-    ).create_bucket(Bucket=bucket)
+    _, bucket = empty_bucket(endpoint)
     return f"s3://{bucket}/voices", {**KEYS, "client_kwargs": {"endpoint_url": endpoint, "region_name": "us-east-1"}}
 
 
