@@ -133,6 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode_frame(const __gr
                 if (tid < B * 4) {
                     const float2 sum = add_parts(parts, 0, tid);
                     stream.x += sum.x * UP, stream.y += sum.y * UP;
+                    if (SHARES_KEYS && cta == 0 && step == 0 && layer == LAYERS - 1) fence();
                     hand_on_stream(p, stream, scale, x_tag);
                 }
                 leave();
@@ -140,6 +141,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode_frame(const __gr
             {
                 float (*squares)[16] = s->squares[turn ^= 1];
                 normed.load(s, squares, p, x_tag), x_tag ^= PAIR;
+                if (SHARES_KEYS && warp == 0 && step == 0 && layer == LAYERS - 1) fence();
                 // Step 0 is for its keys and values. The last layer's attention and this exchange are for what follows:
                 // every block has read its queries by now, so the next step may overwrite them.
                 if (step == 0 && layer == LAYERS - 1) break;
@@ -236,6 +238,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode_frame(const __gr
                 const int tile = each / (B * 4), row = each % (B * 4) / 4;
                 const float2 sum = add_parts(parts, tile, each % (B * 4));
                 const float root = inverse_root(squares, row, p.eps);
+                if (SHARES_KEYS && cta == 0) fence();
                 u32 *to = logits + row * BINS + (tile * CTAS + cta) * 8 + each % 4 * 2;
                 hand_on(to, make_float2(sum.x * root, sum.y * root), frame_tag & SINGLE);
             }

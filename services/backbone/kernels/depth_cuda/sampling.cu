@@ -42,6 +42,7 @@ struct Draw {
         do {
             words[0] = load_u4(logits + threadIdx.x * 4), words[1] = load_u4(logits + BINS / 2 + threadIdx.x * 4);
         } while ((stale(words[0], tag, SINGLE) | stale(words[1], tag, SINGLE)));
+        if (SHARES_KEYS && warp == 0) fence(); // block 0's words are among warp 0's
         *(float4 *)value = singles(words[0], tag), *(float4 *)(value + 4) = singles(words[1], tag);
 #pragma unroll
         for (int each = 0; each < 8; each++)

@@ -6,11 +6,15 @@
 // batch as its 16 rows; a warp has an eighth of the inner dimension, and the block sums the eight partial results in a
 // fixed order, so results do not change from run to run.
 //
-// Blocks exchange values without barriers or fences. Each 32-bit word carries a tag bit that flips with every use of
+// Blocks exchange values without barriers. Each 32-bit word carries a tag bit that flips with every use of
 // the buffer; a reader polls until the tag is this use's. The tag is the top bit of the exponent (of both halves of a
 // pair of bf16), which is free because values are exchanged times 2^-64; that scaling is exact. Each value that a block
 // sends depends on values of all blocks that were sent before it, so no buffer is overwritten while a block still reads
 // it.
+//
+// With one row all blocks read the keys and values that block 0 writes. They have no tags: block 0 fences them before
+// the last words that it sends in a step, its logits (in step 0, which has none, the stream), and the reader fences
+// after it has those. The rings are full then, so a fence does not wait for their copies.
 //
 // The files of this folder are one source, joined in the order of persistent.py. Compiled by NVRTC with ROWS, LAYERS, CODEBOOKS, VOCAB, STAGES, SHARED and KEEP defined. Includes nothing.
 
@@ -25,6 +29,7 @@ constexpr int D = 1024, HEADS = 8, KV = 2, HD = 128, FF = 8192, WIDE = 2048, BIN
 constexpr int QKV = (HEADS + 2 * KV) * HD;
 constexpr int B = ROWS, K = CODEBOOKS;
 constexpr bool HIGH = B > 8;     // rows 8 to 15 of a tile are used
+constexpr bool SHARES_KEYS = B == 1; // all blocks read the one row's keys and values
 constexpr int AR = HIGH ? 8 : 4; // registers of a row fragment, 32 columns of the inner dimension
 // What all blocks poll at once has several copies, so that they do not all poll the same lines of the L2 cache.
 constexpr int COPIES = 4, X_WORDS = B * D / 2, SQUARES_WORDS = B * D / 8, QKV_WORDS = B * QKV;

@@ -29,6 +29,8 @@ __device__ __forceinline__ u32 load_u(const void *at) {
 __device__ __forceinline__ void store_u(u32 *at, u32 v) {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory");
 }
+// Orders what this thread has written or seen before with what it writes or reads after, among all blocks.
+__device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 __device__ __forceinline__ u32 tagged(u32 v, u32 mask, u32 tag) {
     return (v & ~mask) | tag;
 } // what is not finite becomes finite
