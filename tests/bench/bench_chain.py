@@ -21,6 +21,7 @@ chain_setup.py has the limits:
                 keeps them there for the next run)
     DEVICE      cuda or cpu, of backbone, codec and watermark (cuda); WATERMARK_DEVICE for the last alone
     SLOTS       of each backbone (1024); codecs and watermarks share as many as all backbones have
+    CODE        a checkout of another version, whose services run instead of this one's: the same load before and after a change
     TRACED      share of the requests that are traced (0.2)
     MPS         1: the processes share the GPU through NVIDIA's MPS, instead of taking turns on it (0)
     OUT         where its files go (out/chain): chain.md, chain.json, chain.png, gpu.csv; logs.txt when something failed

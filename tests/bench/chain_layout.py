@@ -76,6 +76,9 @@ class Layout:
 
     def _child(self, process: Process, env: Mapping[str, str]) -> Child:
         own = dict(env) | {"CSM_LISTEN": process.address, "CSM_METRICS_LISTEN": process.metrics}
+        if code := setting("CODE"):
+            paths = [str(code / part) for part in ("", "protos", "gateway/client")]
+            own |= {"PYTHONPATH": os.pathsep.join([*paths, *sys.path[1:]]), "PYTHONSAFEPATH": "1"}
         if process.gpu is not None:
             own |= {"CUDA_VISIBLE_DEVICES": process.gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         module = f"services.{process.stage}"

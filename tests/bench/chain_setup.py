@@ -93,7 +93,7 @@ _SETTINGS: dict[str, tuple[str | None, _Reader]] = {
     "BEGAN_S": (None, _number(int, 0, 10**12)),  # of bench_chain.sh
     "BUNDLE": (None, (_bundle, f"{', '.join(known_bundles())} or a folder with a bundle.toml")), "SHAPES_FOLDER": (None, _FOLDER),
     "DEVICE": ("cuda", _DEVICE), "WATERMARK_DEVICE": (None, _DEVICE), "SLOTS": ("1024", _number(int, 1, 4096)),
-    "TRACED": ("0.2", _number(float, 0, 1)), "OUT": ("out/chain", _FOLDER),
+    "TRACED": ("0.2", _number(float, 0, 1)), "CODE": (None, _FOLDER), "OUT": ("out/chain", _FOLDER),
 }  # fmt: skip
 
 
@@ -241,6 +241,7 @@ def facts(layout: Layout) -> dict[str, str]:
         f"Python {sys.version.split()[0]}",
         "bundle": bundle if "/" not in bundle else Path(bundle).name,
         "processes": ", ".join(p.name + (f" (GPU {p.gpu})" if p.gpu else "") for p in layout.processes),
+        "code": setting("CODE").name if setting("CODE") else "this checkout's",
         "services": ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
         + (", MPS" if setting("MPS") == "1" else ", no MPS"),
         "points": f"{os.environ.get('POINTS') or DEFAULT_POINTS} (streams:seconds:ramp or rate/s:seconds)",
