@@ -24,6 +24,8 @@ chain_setup.py has the limits:
     CODE        a checkout of another version, whose services run instead of this one's: the same load before and after a change
     TRACED      share of the requests that are traced (0.2)
     MPS         1: the processes share the GPU through NVIDIA's MPS, instead of taking turns on it (0)
+    RECORD      a folder: the services' metrics during each point, from the end of its ramp until no new utterance begins, go to
+                a file there that the alerts' tests can replay (1000.yaml of 1000:70:10); RECORD_EVERY_S: 1, 3, 5 or 15 (5)
     OUT         where its files go (out/chain): chain.md, chain.json, chain.png, gpu.csv; logs.txt when something failed
 
 Any CSM_… setting of the services that is set already stays as it is. What is measured is written after every point.
@@ -43,12 +45,13 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from chain_layout import Layout, read_layout
 from chain_points import Done, Wish, next_streams
+from chain_record import Recorder
 from chain_report import write, write_logs, write_plot
 from chain_setup import check_settings, configure, facts, make_bundle, mps, out_folder, setting
 from chain_text import brief
@@ -71,6 +74,7 @@ _RESERVE_S = 12.0  # to stop and to write
 _STREAMS_A_PROCESS = 200  # of callers, as csm bench has it
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TRACES = 1000  # utterances looked up, of which TRACED are there
+Show = Callable[[fleet.Progress], None]
 
 
 def elapsed_s() -> float:
@@ -90,6 +94,7 @@ class Chain:
 
     def __init__(self, layout: Layout, gpu: Gpu, traces: TraceStore):
         self.layout, self.gpu, self._traces = layout, gpu, traces
+        self._recorder = Recorder(layout)
         self._audio_s, self._listens = setting("AUDIO_S"), setting("LISTEN") == "1"
         self.done: list[Done] = []
 
@@ -110,20 +115,25 @@ class Chain:
         before = await asyncio.to_thread(self._read)
         clients_s = _children_s()
         async with Busy(self._pids()) as busy:
-            outcome = await self._load(address, plan, processes, min(wish.longest_s(self._audio_s), max(left_s(), 5.0)))
+            most_s = min(wish.longest_s(self._audio_s), max(left_s(), 5.0))
+            outcome = await self._load(address, plan, processes, most_s, lambda _: self._recorder.begin(wish))
         after, clients_s = await asyncio.to_thread(self._read), _children_s() - clients_s
         use = use_between(before, after, busy.peaks(), self.gpu) | {"clients_cpu_s": clients_s}
         traces = await self._whole_traces(outcome) if left_s() > 2 else []
         done = Done(phase, wish, plan, point_of(outcome, traces), use)
         self.done.append(done)
+        if told := await self._recorder.end(done):
+            say(f"{wish}: {told}")
         return done
 
     @staticmethod
-    async def _load(address: str, plan: Plan, processes: int, most_s: float) -> fleet.Outcome:
+    async def _load(
+        address: str, plan: Plan, processes: int, most_s: float, show: Show = lambda _: None
+    ) -> fleet.Outcome:
         options = argparse.Namespace(
             address=address, timeout=plan.timeout_s, tls_ca="", tls_cert="", tls_key="", token_file=None
         )
-        load = asyncio.ensure_future(fleet.run(options, plan, processes, lambda _: None))
+        load = asyncio.ensure_future(fleet.run(options, plan, processes, show))
         try:
             await asyncio.wait({load}, timeout=most_s)
         finally:  # in time, too late or cancelled ourselves: its processes have ended

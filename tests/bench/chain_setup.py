@@ -81,6 +81,7 @@ _POINTS = (
 _COUNT, _GPU = _number(int, 1, 64), _number(int, 0, 63)
 _SWITCH, _COMPARE = _like("[01]", "0 or 1"), _like("0|1|all", "0, 1 or all")
 _DEVICE = _like("cuda|cpu", "cuda or cpu")
+_EVERY = (lambda text: int(_like("1|3|5|15", "")[0](text))), "1, 3, 5 or 15"  # the alerts' tests take each 15 s of it
 _FOLDER = _folder, "a folder, one that is there or that can be made"
 # Those without a default stand for something else where they are read.
 _SETTINGS: dict[str, tuple[str | None, _Reader]] = {
@@ -93,7 +94,8 @@ _SETTINGS: dict[str, tuple[str | None, _Reader]] = {
     "BEGAN_S": (None, _number(int, 0, 10**12)),  # of bench_chain.sh
     "BUNDLE": (None, (_bundle, f"{', '.join(known_bundles())} or a folder with a bundle.toml")), "SHAPES_FOLDER": (None, _FOLDER),
     "DEVICE": ("cuda", _DEVICE), "WATERMARK_DEVICE": (None, _DEVICE), "SLOTS": ("1024", _number(int, 1, 4096)),
-    "TRACED": ("0.2", _number(float, 0, 1)), "CODE": (None, _FOLDER), "OUT": ("out/chain", _FOLDER),
+    "TRACED": ("0.2", _number(float, 0, 1)), "CODE": (None, _FOLDER),
+    "RECORD": (None, _FOLDER), "RECORD_EVERY_S": ("5", _EVERY), "OUT": ("out/chain", _FOLDER),
 }  # fmt: skip
 
 
@@ -115,6 +117,10 @@ def check_settings() -> None:
         setting(name)
     if setting("COMPARE") != "0" and setting("REPLICAS") == 1:
         raise SystemExit("REPLICAS='1': must be 2 or more with COMPARE")
+    if setting("COMPARE") != "0" and setting("RECORD"):
+        raise SystemExit(
+            f"RECORD={os.environ['RECORD']!r}: cannot be used with COMPARE, whose gateways are not all in use"
+        )
 
 
 def out_folder(*names: str) -> Path:

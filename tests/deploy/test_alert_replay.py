@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from support.telemetry.recording import Series, input_series, load, repeated
 RULES_FILE = tables.DEPLOY / "alerts" / "csm.rules.yaml"
 RULES = [rule for group in yaml.safe_load(RULES_FILE.read_text())["groups"] for rule in group["rules"]]
 NAMES = {name for rule in RULES for name, _ in promql.parse(rule["expr"]).selectors}
-RUN, RECORDED = load(tables.DEPLOY.parent / "tests/data/carried.yaml")
+# carried.yaml is of two processors; what others are called is of other machines, as bench_chain.sh's RECORD makes them.
+RECORDINGS = {path.stem: load(path) for path in sorted((tables.DEPLOY.parent / "tests/data").glob("carried*.yaml"))}
 # Only where a card, tokens or certificates are, which the recorded chain had none of.
 ELSEWHERE = {
     "csm_watermark_eager_passes_total",
@@ -167,21 +169,25 @@ def check_fired(series: Iterable[Series], expected: set[str], tmp_path: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def replayed() -> list[Series]:
-    length_s = (len(RECORDED[0].values) - 1) * RUN["every_s"]
-    series = repeated(RECORDED, -(-MINUTES * 60 // length_s))
-    return [replace(each, values=each.values[:: SCRAPE_S // RUN["every_s"]]) for each in series if each.name in NAMES]
+@cache
+def replayed(name: str) -> list[Series]:
+    run, recorded = RECORDINGS[name]
+    length_s = (len(recorded[0].values) - 1) * run["every_s"]
+    series = repeated(recorded, -(-MINUTES * 60 // length_s))
+    return [replace(each, values=each.values[:: SCRAPE_S // run["every_s"]]) for each in series if each.name in NAMES]
 
 
-def test_the_recording_is_of_a_chain_that_spoke_and_kept_up():
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_a_recording_is_of_a_chain_that_spoke_and_kept_up(name):
+    run, recorded = RECORDINGS[name]
+
     def grew(name: str, **labels: str) -> float:
-        hit = [each for each in RECORDED if each.name == name and all(each.label(k) == v for k, v in labels.items())]
+        hit = [each for each in recorded if each.name == name and all(each.label(k) == v for k, v in labels.items())]
         assert hit, name
         return sum((each.values[-1] or 0) - (each.values[0] or 0) for each in hit)
 
-    assert len(RECORDED[0].values) * RUN["every_s"] >= 180
-    assert NAMES - {each.name for each in RECORDED} <= ELSEWHERE, "make the recording again"
+    assert len(recorded[0].values) * run["every_s"] >= 45 and run.get("carried", True)
+    assert NAMES - {each.name for each in recorded} <= ELSEWHERE, "make the recording again"
     streams = grew("csm_stream_buffer_needed_seconds_count")
     assert streams >= 20 and grew("csm_backbone_frame_step_duration_seconds_count") > 12.5 * 60
     assert grew("csm_stream_buffer_needed_seconds_bucket", le="0.2") >= 0.95 * streams
@@ -193,12 +199,13 @@ needs_promtool = pytest.mark.skipif(
 
 
 @needs_promtool
-def test_nothing_fires_at_a_load_that_is_carried(replayed, tmp_path):
-    check_fired(replayed, set(), tmp_path)
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_nothing_fires_at_a_load_that_is_carried(name, tmp_path):
+    check_fired(replayed(name), set(), tmp_path)
 
 
 @needs_promtool
 @pytest.mark.parametrize("what", FAULTS)
-def test_a_fault_fires_its_own_alerts(what, replayed, tmp_path):
+def test_a_fault_fires_its_own_alerts(what, tmp_path):
     fault, expected = FAULTS[what]
-    check_fired(fault(replayed), expected, tmp_path)
+    check_fired(fault(replayed("carried")), expected, tmp_path)

@@ -1,6 +1,7 @@
 """A recording of all metrics of the chain under load, as promtool's tests take series.
 
-tests/data/carried.yaml is one, of a load that the machine carried. Made again on an idle machine (five minutes):
+tests/data/carried.yaml is one, of a load that the machine carried; RECORD of tests/bench/bench_chain.py makes others.
+Made again on an idle machine (five minutes):
 
     PYTHONPATH=tests:. python -m support.telemetry.recording --streams 2 --seconds 300 -o tests/data/carried.yaml
 """
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,22 +145,28 @@ def _expanded(text: str) -> Values:
     return values
 
 
-def _of_target(service: str) -> dict[str, str]:
-    """What a scrape in a cluster adds."""
-    return {"job": f"csm-{service}", "instance": f"{service}:9464", "namespace": "csm"}
+def _of_target(process: str) -> dict[str, str]:
+    """What a scrape in a cluster adds. process: a service's first is named as the service, its others `codec-2`, …"""
+    return {"job": f"csm-{process.partition('-')[0]}", "instance": f"{process}:9464", "namespace": "csm"}
 
 
 Scrape = dict[tuple[str, str], float]  # by (service, series)
 
 
 def parse(service: str, page: str, names: set[str]) -> Scrape:
-    """One scrape of a page: the series of those names, without OpenTelemetry's scope."""
+    """One page: the series of those names, without OpenTelemetry's scope."""
     found = {}
     for line in page.splitlines():
         if (match := _LINE.match(line.split(" # ")[0])) and match[1] in names:
             own = [f'{key}="{value}"' for key, value in _LABEL.findall(match[2] or "") if not key.startswith("otel_")]
             found[service, match[1] + (f"{{{', '.join(own)}}}" if own else "")] = float(match[3])
     return found
+
+
+async def scrape_all(urls: Mapping[str, str], names: set[str]) -> Scrape:
+    """The pages of all processes, by their names. Raises: OSError."""
+    pages = await asyncio.gather(*(asyncio.to_thread(_get, url) for url in urls.values()))
+    return {k: v for name, page in zip(urls, pages, strict=True) for k, v in parse(name, page, names).items()}
 
 
 async def record(streams: int, seconds: int, folder: Path) -> list[Scrape]:
@@ -175,13 +183,21 @@ async def record(streams: int, seconds: int, folder: Path) -> list[Scrape]:
         begun = time.monotonic()
         for number in range(seconds // EVERY_S + 1):
             await asyncio.sleep(max(0.0, begun + number * EVERY_S - time.monotonic()))
-            pages = await asyncio.gather(*(asyncio.to_thread(_get, url) for url in urls.values()))
-            scrapes.append(
-                {k: v for name, page in zip(urls, pages, strict=True) for k, v in parse(name, page, names).items()}
-            )
+            scrapes.append(await scrape_all(urls, names))
         await bench.wait()
     print((folder / "bench/bench.md").read_text())
     return scrapes
+
+
+def document(run: Mapping[str, Any], scrapes: Sequence[Scrape]) -> str:
+    """As `load` reads it. run: what was run; `every_s` is the time between two scrapes."""
+    text = "# Written by tests/support/telemetry/recording.py: the chain under load.\n"
+    text += yaml.safe_dump({"run": dict(run)}, sort_keys=False) + "series:\n"
+    for service in sorted({service for scrape in scrapes for service, _ in scrape}):
+        text += f"  {service}:\n"
+        for key in sorted({key for scrape in scrapes for key in scrape if key[0] == service}):
+            text += f"    {_quoted(key[1])}: {_quoted(_packed([scrape.get(key) for scrape in scrapes]))}\n"
+    return text
 
 
 def _get(url: str) -> str:
@@ -206,13 +222,7 @@ def main() -> None:
         "on": options.on,
         "date": time.strftime("%Y-%m-%d"),
     }
-    text = "# Written by tests/support/telemetry/recording.py: the chain under a load that the machine carried.\n"
-    text += yaml.safe_dump({"run": run}, sort_keys=False) + "series:\n"
-    for service in sorted({service for scrape in scrapes for service, _ in scrape}):
-        text += f"  {service}:\n"
-        for key in sorted({key for scrape in scrapes for key in scrape if key[0] == service}):
-            text += f"    {_quoted(key[1])}: {_quoted(_packed([scrape.get(key) for scrape in scrapes]))}\n"
-    options.output.write_text(text)
+    options.output.write_text(document(run, scrapes))
 
 
 def _quoted(text: str) -> str:

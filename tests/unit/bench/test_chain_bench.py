@@ -104,6 +104,8 @@ def test_counts_come_from_the_environment(monkeypatch):
         ("DEVICE", "gpu", "cuda or cpu"),
         ("BUNDLE", "nothing/there", "embedded, noise or a folder with a bundle.toml"),
         ("SHAPES_FOLDER", __file__, "a folder"),
+        ("RECORD", __file__, "a folder"),
+        ("RECORD_EVERY_S", "2", "1, 3, 5 or 15"),
         ("OUT", __file__, "a folder"),
     ],
 )
@@ -131,6 +133,10 @@ def test_settings_that_can_be_used_are_taken(monkeypatch, tmp_path):
     assert not (tmp_path / "a").exists()
     monkeypatch.setenv("REPLICAS", "1")  # one with one
     with pytest.raises(SystemExit, match="REPLICAS='1': must be 2 or more with COMPARE"):
+        check_settings()
+    monkeypatch.delenv("REPLICAS")
+    monkeypatch.setenv("RECORD", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"RECORD='.*': cannot be used with COMPARE"):
         check_settings()
 
 
