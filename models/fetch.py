@@ -1,9 +1,11 @@
 """`python -m models.fetch FOLDER`: put the files of bundle CSM_MODEL where the services will look for them.
 
 A bundle that ships with its weights (`embedded`) is copied to FOLDER/<name>; services then run with
-CSM_MODEL=FOLDER/<name>. Files of the hub go to the hub's own cache (HF_HOME), at the revisions that the
-bundle names; services then run with the same HF_HOME and HF_HUB_OFFLINE=1. With CSM_WEIGHTS_URL all of it comes
-from an object store instead, to the same places; `--publish URL` fills one.
+CSM_MODEL=FOLDER/<name>. With CSM_MODEL=FOLDER/<version>/<name> it is copied there, and that is the services' setting too:
+each version has a folder of its own, in which files of another are refused, so that what runs keeps its own.
+Files of the hub go to the hub's own cache (HF_HOME), at the revisions that the bundle names; services then run with
+the same HF_HOME and HF_HUB_OFFLINE=1. With CSM_WEIGHTS_URL all of it comes from an object store instead, to the same
+places; `--publish URL` fills one.
 
 Run again, it does only what is missing: what is there is held to its digest, and a damaged file is fetched again.
 Of several at once in one FOLDER, such as the pods of a node, one works and the others wait. Knows no torch.
@@ -16,7 +18,6 @@ import contextlib
 import errno
 import fcntl
 import filecmp
-import hashlib
 import os
 import re
 import shutil
@@ -24,13 +25,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from models import store
+from models import hub, store
 from models.bundle import Bundle, known_bundles, load_bundle
 from models.files import ModelError, PartError
 
 
-def fetch(bundle: Bundle, folder: Path) -> list[Path]:
-    """The bundle's files, all at hand now. Raises: PartError when one cannot be had or moves under its name."""
+def fetch(bundle: Bundle, folder: Path, *, one_version: bool = False) -> list[Path]:
+    """The bundle's files, all at hand now; those that come with it in folder/<name>.
+
+    one_version: folder is for one version of them: what is there of another one stays.
+    Raises: PartError when a file cannot be had or moves under its name, StoreError by one_version.
+    """
     for part, source in _sources(bundle):
         # A branch's name means other files tomorrow; replicas started on two days would disagree.
         if "repo" in source and not re.fullmatch(r"[0-9a-f]{40}", source.get("revision", "")):
@@ -41,9 +46,9 @@ def fetch(bundle: Bundle, folder: Path) -> list[Path]:
                 "name a commit of 40 hex digits in bundle.toml",
             )
     paths = _resolve(bundle)
-    if damaged := [path for path in paths if _is_damaged(path)]:
+    if damaged := [path for path in paths if hub.is_damaged(path)]:
         for path in damaged:
-            for file in {path.resolve(), _blob(path)}:
+            for file in {path.resolve(), hub.blob(path)}:
                 file.unlink(missing_ok=True)
         paths = _resolve(bundle)
     home = bundle.folder.resolve()
@@ -51,9 +56,15 @@ def fetch(bundle: Bundle, folder: Path) -> list[Path]:
     local = [path for path in paths if path.resolve().is_relative_to(home)]
     if not local:
         return paths
-    copied = [_copy(path.resolve(), folder / name / path.resolve().relative_to(home)) for path in local]
     # Last: where there is a bundle.toml, every file that it names is there.
-    copied.append(_copy(home / "bundle.toml", folder / name / "bundle.toml"))
+    local.append(home / "bundle.toml")
+    targets = {path: folder / name / path.resolve().relative_to(home) for path in local}
+    sums = store.sums_of({target.relative_to(folder).as_posix(): path for path, target in targets.items()})
+    if one_version:
+        store.check_version(folder, sums)
+    copied = [_copy(path.resolve(), target) for path, target in targets.items()]
+    if one_version:
+        (folder / store.SUMS).write_bytes(sums)
     return [path for path in paths if path not in local] + copied
 
 
@@ -85,26 +96,6 @@ def _resolve(bundle: Bundle) -> list[Path]:
     return paths
 
 
-def _is_damaged(path: Path) -> bool:
-    """Whether a file of the hub's cache is not what its name says: the cache names each by the hub's digest of it.
-
-    A large file's is its SHA-256, a small one's git's SHA-1, or its own where a mirror answers so. Files elsewhere have no such name.
-    """
-    blob = _blob(path)
-    if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
-        return False
-    if len(blob.name) == 64:
-        return store.sha256(path) != blob.name
-    data = path.read_bytes()
-    digests = (hashlib.sha1(head + data, usedforsecurity=False) for head in (b"blob %d\0" % len(data), b""))
-    return blob.name not in {digest.hexdigest() for digest in digests}
-
-
-def _blob(path: Path) -> Path:
-    """What a snapshot's entry leads to, by one step: blobs may lead on to a store of several repositories."""
-    return path.parent / path.readlink() if path.is_symlink() else path
-
-
 def _sources(bundle: Bundle) -> Iterator[tuple[str, dict[str, str]]]:
     for part in ("generator", "text_tokenizer", "mimi", "watermark"):
         for source in getattr(bundle, part).sources:
@@ -122,8 +113,16 @@ def _copy(source: Path, target: Path) -> Path:
     return target
 
 
+def _destination(folder: Path) -> tuple[str, Path]:
+    """(bundle by CSM_MODEL, the folder that its own files go below): FOLDER, or FOLDER/<version> where it names one."""
+    model = os.environ.get("CSM_MODEL") or "embedded"
+    if (place := Path(model)).is_relative_to(folder) and place != folder and ".." not in place.parts:
+        return place.name, place.parent
+    return model, folder
+
+
 def _names(paths: list[Path], folder: Path) -> dict[str, Path]:
-    """Path in the folder that services mount → file. The hub's cache is FOLDER/hub there, wherever it is here."""
+    """Path below the folder of `_destination` → file. The hub's cache is FOLDER/hub, wherever it is here."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     found = {}
@@ -143,17 +142,19 @@ def main(arguments: list[str]) -> None:
     folder: Path = options.folder.absolute()
     os.environ.setdefault("HF_HOME", str(folder / "hub"))  # before huggingface_hub is imported
     url = os.environ.get("CSM_WEIGHTS_URL", "")
+    model, place = _destination(folder)
     try:
         with locked(folder):
             if url:
-                paths, what = store.download(url, folder, pinned=os.environ.get("CSM_WEIGHTS_SHA256", "")), url
+                pinned = os.environ.get("CSM_WEIGHTS_SHA256", "")
+                paths, what = store.download(url, folder, place, pinned=pinned), url
             else:
-                bundle = load_bundle()
-                paths, what = fetch(bundle, folder), bundle.id
+                bundle = load_bundle(model)
+                paths, what = fetch(bundle, place, one_version=place != folder), bundle.id
             total = sum(path.stat().st_size for path in paths)
             print(f"{what}: {len(paths)} files, {total / 1e6:.1f} MB at hand under {folder}")
             if options.publish:
-                digest = store.publish(_names(paths, folder), options.publish)
+                digest = store.publish(_names(paths, place), options.publish)
                 print(f"{what}: published at {options.publish}, CSM_WEIGHTS_SHA256={digest}")
     except (ModelError, OSError) as error:
         sys.exit(f"models.fetch: {error}")

@@ -43,7 +43,7 @@ class FileRef:
     def resolve(self) -> Path:
         """The file's path on this disk.
 
-        Raises: PartError when it is absent, gated, or the hub cannot be reached.
+        Raises: PartError when it is absent, gated, damaged on the way, or the hub cannot be reached.
         """
         if self.repo is None:
             path = self.folder / self.name
@@ -58,7 +58,7 @@ class FileRef:
         return self._from_hub(self.repo)
 
     def _from_hub(self, repo: str) -> Path:
-        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import (
             EntryNotFoundError,
             GatedRepoError,
@@ -68,11 +68,20 @@ class FileRef:
             RevisionNotFoundError,
         )
 
+        from models.hub import DamagedDownload, download
+
         cached = try_to_load_from_cache(repo, self.name, revision=self.revision)
         if isinstance(cached, str):
             return Path(cached)
         try:
-            return Path(hf_hub_download(repo, self.name, revision=self.revision))
+            return download(repo, self.name, self.revision)
+        except DamagedDownload as error:
+            raise PartError(
+                self.part,
+                str(self),
+                str(error),
+                "try again; when it stays so, something on the way changes it (a proxy?)",
+            ) from error
         except GatedRepoError as error:
             raise PartError(
                 self.part,

@@ -26,7 +26,7 @@ def publish(files: dict[str, Path], url: str) -> str:
     Raises: StoreError.
     """
     store, root = _open(url)
-    sums = "".join(f"{sha256(path)}  {name}\n" for name, path in sorted(files.items())).encode()
+    sums = sums_of(files)
     try:
         for name, path in sorted(files.items()):
             store.makedirs(f"{root}/{PurePosixPath(name).parent}", exist_ok=True)
@@ -37,11 +37,13 @@ def publish(files: dict[str, Path], url: str) -> str:
     return hashlib.sha256(sums).hexdigest()
 
 
-def download(url: str, folder: Path, *, pinned: str = "") -> list[Path]:
+def download(url: str, folder: Path, place: Path | None = None, *, pinned: str = "") -> list[Path]:
     """Make folder hold what was published at url: download what is missing or has another digest.
 
+    place: what is not of the hub's cache goes below it, and nothing else may be there; None: below folder.
     pinned: digest that SHA256SUMS must have; empty for any. Raises: StoreError.
     """
+    place = place or folder
     store, root = _open(url)
     try:
         sums: bytes = store.cat_file(f"{root}/{SUMS}")
@@ -53,14 +55,30 @@ def download(url: str, folder: Path, *, pinned: str = "") -> list[Path]:
         raise StoreError(
             f"{url}/{SUMS}: its digest is {hashlib.sha256(sums).hexdigest()}, CSM_WEIGHTS_SHA256 says {pinned}"
         )
+    if place != folder:
+        check_version(place, sums)
     paths = []
     for name, wanted in read_sums(sums, f"{url}/{SUMS}").items():
-        target = folder / name
+        target = (folder if name.startswith("hub/") else place) / name
         if not target.is_file() or sha256(target) != wanted:
             _get(store, f"{root}/{name}", target, wanted)
         paths.append(target)
-    (folder / SUMS).write_bytes(sums)  # for people: sha256sum -c
+    place.mkdir(parents=True, exist_ok=True)
+    (place / SUMS).write_bytes(sums)  # for people: sha256sum -c
     return paths
+
+
+def sums_of(files: dict[str, Path]) -> bytes:
+    """What SHA256SUMS says of files, path in the folder → file."""
+    return "".join(f"{sha256(path)}  {name}\n" for name, path in sorted(files.items())).encode()
+
+
+def check_version(place: Path, sums: bytes) -> None:
+    """Raises: StoreError when the folder of one version holds another: pods that run may be reading it."""
+    if (path := place / SUMS).is_file() and path.read_bytes() != sums:
+        raise StoreError(
+            f"{place} holds another version of these files; name a new folder in CSM_MODEL, or remove that one"
+        )
 
 
 def read_sums(text: bytes, place: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from models.bundle import load_bundle
 from models.fetch import fetch, locked
 from models.files import PartError
+from models.store import StoreError
 
 
 def resolve_all(bundle) -> dict[str, Path]:
@@ -42,6 +44,52 @@ def test_a_bundle_with_weights_is_copied_whole_and_only_once(tmp_path):
     assert truncated.read_bytes() == original["mimi weights"].read_bytes()  # a damaged file is made good
     assert all(path.stat().st_mtime_ns == then for path, then in times.items() if path != truncated)
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_each_version_has_a_folder_and_what_runs_keeps_its_files(tmp_path):
+    """CSM_MODEL=FOLDER/<version>/<name>, for the services too. A folder of one version takes no other."""
+    command = [sys.executable, "-m", "models.fetch", str(tmp_path)]
+
+    def run(version: str) -> subprocess.CompletedProcess[str]:
+        environ = {**os.environ, "CSM_MODEL": f"{tmp_path}/{version}/embedded"}
+        return subprocess.run(command, env=environ, capture_output=True, text=True)
+
+    def content(version: str) -> dict[str, bytes]:
+        return {str(p.relative_to(tmp_path)): p.read_bytes() for p in (tmp_path / version).rglob("*") if p.is_file()}
+
+    assert "embedded: 10 files" in run("1").stdout
+    assert resolve_all(load_bundle(f"{tmp_path}/1/embedded")).keys() == resolve_all(load_bundle("embedded")).keys()
+    assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "1").returncode == 0
+    first = content("1")
+
+    other = tmp_path / "image/embedded"  # of the next release
+    shutil.copytree(load_bundle("embedded").folder, other)
+    tokenizer = other / "tokenizer.json"
+    tokenizer.write_bytes(tokenizer.read_bytes() + b" ")
+    with pytest.raises(StoreError, match="1 holds another version of these files; name a new folder in CSM_MODEL"):
+        fetch(load_bundle(str(other)), tmp_path / "1", one_version=True)
+    assert content("1") == first
+    fetch(load_bundle(str(other)), tmp_path / "2", one_version=True)
+    assert content("1") == first
+    assert (tmp_path / "2/embedded/tokenizer.json").read_bytes() == tokenizer.read_bytes()
+
+    (tmp_path / "1/embedded/tokenizer.json").write_bytes(b"")  # damaged, of the same version
+    assert run("1").returncode == 0 and content("1") == first
+    refused = run("2")  # with the old image, as by a rollback of the image alone
+    assert (
+        refused.returncode == 1 and refused.stderr.startswith("models.fetch: ") and "another version" in refused.stderr
+    )
+
+
+@pytest.mark.parametrize("model", ["{}", "{}/../embedded", "{}/1/unknown"])
+def test_a_place_that_names_no_bundle_is_refused(tmp_path, model):
+    environ = {**os.environ, "CSM_MODEL": model.format(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "models.fetch", str(tmp_path)], env=environ, capture_output=True, text=True
+    )
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and "no such bundle" in line
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_hub_files_come_from_commits_alone(tmp_path):

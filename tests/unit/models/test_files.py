@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import errors, hf_hub_download
 
 from models.bundle import load_bundle
 from models.files import FileRef, PartError, first_available
@@ -23,11 +23,8 @@ def empty_cache(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a download was tried")
 
-    def cached(repo, name, revision=None):
-        return try_to_load_from_cache(repo, name, revision=revision, cache_dir=tmp_path)
-
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     return tmp_path
 
 
@@ -117,13 +114,10 @@ def test_hub_errors_say_what_to_do(empty_cache, monkeypatch, error, words):
         assert word in message
 
 
-def test_the_real_hub_library_offline(empty_cache, monkeypatch, tmp_path):
+def test_the_real_hub_library_offline(empty_cache, monkeypatch):
     """Not simulated: huggingface_hub in offline mode with an empty cache."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(
-        "huggingface_hub.hf_hub_download",
-        lambda repo, name, revision: hf_hub_download(repo, name, revision=revision, cache_dir=tmp_path),
-    )
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
     with pytest.raises(PartError, match=r"not in the local cache .*'hf download kyutai/moshiko-pytorch-bf16"):
         hub_ref().resolve()
 

@@ -108,6 +108,24 @@ def test_the_bundled_model_goes_through_a_store_to_where_services_read_it(tmp_pa
     assert copy.mimi.resolve()["weights"].read_bytes() == load_bundle("embedded").mimi.resolve()["weights"].read_bytes()
 
 
+def test_versions_of_a_set_have_folders_of_their_own_and_share_the_hubs_files(tmp_path):
+    """CSM_MODEL=FOLDER/<version>/<name>: what is not of the hub's cache goes below FOLDER/<version>."""
+    files = {name: tmp_path / name.replace("/", "-") for name in ("mine/bundle.toml", "hub/hub/blob")}
+    for content in (b"1", b"2"):
+        files["mine/bundle.toml"].write_bytes(content)
+        files["hub/hub/blob"].write_bytes(b"shared")
+        store.publish(files, f"file://{tmp_path}/store/{content.decode()}")
+    node = tmp_path / "node"
+    for version in "12":
+        environ = {"CSM_WEIGHTS_URL": f"file://{tmp_path}/store/{version}", "CSM_MODEL": f"{node}/{version}/mine"}
+        assert "2 files" in fetch(node, environ).stdout
+    assert [(node / version / "mine/bundle.toml").read_bytes() for version in "12"] == [b"1", b"2"]
+    assert (node / "hub/hub/blob").read_bytes() == b"shared" and not list(node.glob("?/hub"))
+    refused = fetch(node, environ | {"CSM_MODEL": f"{node}/1/mine"})
+    assert refused.returncode == 1 and "holds another version" in refused.stderr
+    assert (node / "1/mine/bundle.toml").read_bytes() == b"1"
+
+
 class Proxy(http.server.BaseHTTPRequestHandler):
     """What a company has: a plain HTTP proxy. It notes what it was asked for."""
 
