@@ -31,9 +31,6 @@ FOLDER = ROOT / "out/deploy/mtls"
 OVERLAY = {
     "resources": ["../../../deploy/base"],
     "components": ["../../../deploy/components/mtls", "../../../deploy/components/tokens"],
-    "configMapGenerator": [
-        {"name": "csm-settings", "namespace": "csm", "behavior": "merge", "literals": ["CSM_MODEL=/models/embedded"]}
-    ],
     "images": [
         {"name": f"csm-{name}", "newName": f"localhost/csm-{name}", "newTag": "dev"} for name in (*SERVICES, "weights")
     ],

@@ -29,10 +29,15 @@ from support.manifests.rendered import (
     STAGES,
     Manifests,
     container,
+    containers,
     deployment,
+    environ,
+    environ_of,
+    fetching,
     of_kind,
     one,
     pod,
+    pods,
     port_of,
     render,
     settings_of,
@@ -255,8 +260,11 @@ def test_names_with_a_prefix_and_a_suffix_are_used_wherever_they_are_meant(tmp_p
     spec = pod(one(manifests, "Deployment", "a-csm-gateway-b"))
     (mounted,) = [v["persistentVolumeClaim"] for v in spec["volumes"] if v["name"] == "weights"]
     assert mounted["claimName"] == "a-csm-weights-b"
-    (source,) = spec["initContainers"][0]["envFrom"]
-    assert one(manifests, "ConfigMap", source["configMapRef"]["name"])["data"]["CSM_WEIGHTS_URL"]
+    fetch = environ_of(manifests, spec["initContainers"][0])
+    assert (
+        fetch["CSM_WEIGHTS_URL"]
+        and fetch["CSM_MODEL"] == environ(manifests, one(manifests, "Deployment", "a-csm-gateway-b"))["CSM_MODEL"]
+    )
 
 
 def test_places_puts_other_names_into_every_policy(tmp_path):
@@ -285,6 +293,27 @@ def test_places_puts_other_names_into_every_policy(tmp_path):
     for key, value in values.items():
         assert policies.count(f'"{value}"') == before.count(f'"{old[key]}"') > 0, key
         assert f'"{old[key]}"' not in policies, key
+
+
+@pytest.mark.parametrize("components", [(), ("weights-node",), ("weights-pod",)], ids=lambda c: c[0] if c else "Job")
+def test_two_releases_share_no_folder_and_each_pod_reads_what_was_fetched_for_it(components):
+    """One parameter, ConfigMap csm-model: by its name, which ends in a hash, an old ReplicaSet keeps its own."""
+    seen = {}
+    for version in (__version__, "9.9.9"):
+        literal = f"CSM_MODEL=/models/{version}/embedded"
+        merged = {"name": "csm-model", "namespace": "csm", "behavior": "merge", "literals": [literal]}
+        more = yaml.safe_dump({"configMapGenerator": [merged]})
+        manifests = render("base", components, more if version == "9.9.9" else "{}")
+        read = [environ(manifests, deployment(manifests, service))["CSM_MODEL"] for service in SERVICES]
+        filled = [environ_of(manifests, spec)["CSM_MODEL"] for _, spec in fetching(manifests)]
+        assert {*read, *filled} == {f"/models/{version}/embedded"}, version
+        assert len(filled) == (len(SERVICES) if components else 1)
+        names = {
+            source["configMapRef"]["name"] for m in pods(manifests) for c in containers(m) for source in c["envFrom"]
+        }
+        seen[version] = {name for name in names if name.startswith("csm-model-")}
+        assert len(seen[version]) == 1, "some pod would not roll with the model"
+    assert seen[__version__] != seen["9.9.9"]
 
 
 def test_images_have_the_tag_of_this_version():

@@ -17,6 +17,13 @@ def settings_map(manifests: Manifests) -> dict[str, str]:
     return one(manifests, "ConfigMap", settings_name(manifests))["data"]
 
 
+def model_map(manifests: Manifests) -> dict[str, str]:
+    """The ConfigMap that names the model."""
+    return one(
+        manifests, "ConfigMap", container(deployment(manifests, "gateway"))["envFrom"][1]["configMapRef"]["name"]
+    )["data"]
+
+
 def variable(manifests: Manifests, service: str, name: str) -> Manifest:
     (entry,) = (e for e in container(deployment(manifests, service))["env"] if e["name"] == name)
     return entry

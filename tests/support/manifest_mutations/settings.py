@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.manifest_mutations.mutation import Mutation, drop, give_secret, settings_map, variable, volume
+from support.manifest_mutations.mutation import Mutation, drop, give_secret, model_map, settings_map, variable, volume
 from support.manifests.rendered import container, deployment, one
 
 SETTINGS: dict[str, Mutation] = {
@@ -29,7 +29,8 @@ SETTINGS: dict[str, Mutation] = {
     "the gateway trusts anybody": lambda m: variable(m, "gateway", "CSM_UPSTREAM_CA_FILE").update(value=""),
     "no tokens": lambda m: variable(m, "gateway", "CSM_TOKENS_FILE").update(value=""),
     "the hub asked by a pod": lambda m: settings_map(m).pop("HF_HUB_OFFLINE"),
-    "weights of another bundle": lambda m: settings_map(m).update(CSM_MODEL="embedded"),
+    "weights of another bundle": lambda m: model_map(m).update(CSM_MODEL="embedded"),
+    "a model where csm-model overrides it": lambda m: settings_map(m).update(CSM_MODEL="embedded"),
     "claim of another": lambda m: volume(m, "codec", "weights")["persistentVolumeClaim"].update(claimName="weights"),
     "token of the hub in the collector": lambda m: container(one(m, "Deployment", "csm-collector"))["env"].append(
         {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "csm-hub", "key": "token"}}}

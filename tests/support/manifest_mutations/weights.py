@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from support.manifest_mutations.mutation import Mutation, drop, mount, variable, volume
-from support.manifests.rendered import Manifest, Manifests, container, deployment, one, pod
+from support.manifest_mutations.mutation import Mutation, drop, model_map, mount, variable, volume
+from support.manifests.rendered import SERVICES, Manifest, Manifests, container, deployment, one, pod
 
 
 def _init(manifests: Manifests, service: str) -> Manifest:
@@ -18,7 +18,15 @@ def _drop_policies(manifests: Manifests) -> None:
 # With weights-node, weights-store, voices-store, external-secrets-store.
 NODE: dict[str, Mutation] = {
     "one that does not fetch": lambda m: pod(deployment(m, "codec")).pop("initContainers"),
-    "one that fetches something else": lambda m: _init(m, "codec")["env"][0].update(value="embedded"),
+    "one that fetches something else": lambda m: _init(m, "codec")["env"].append(
+        {"name": "CSM_MODEL", "value": "embedded"}
+    ),
+    "all fetch something else than is read": lambda m: [
+        _init(m, s)["env"].append({"name": "CSM_MODEL", "value": "/models/0.1.0/embedded"}) for s in SERVICES
+    ],
+    "releases share a folder": lambda m: model_map(m).update(CSM_MODEL="/models/embedded"),
+    "a folder that is not mounted": lambda m: model_map(m).update(CSM_MODEL="/var/0.2.0/embedded"),
+    "a model that no image has": lambda m: model_map(m).update(CSM_MODEL="/models/0.2.0/embeded"),
     "a second container before it": lambda m: pod(deployment(m, "codec"))["initContainers"].append(_init(m, "gateway")),
     "privileged": lambda m: _init(m, "codec")["securityContext"].update(allowPrivilegeEscalation=True),
     "no limit of memory before it": lambda m: _init(m, "codec")["resources"]["limits"].clear(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import PurePosixPath
 
 from models.bundle import known_bundles, load_bundle
 from support.manifests.pods import quantity
@@ -29,14 +30,22 @@ def check_weights(manifests: Manifests) -> None:
     assert len({json.dumps(spec, sort_keys=True) for _, spec in fetchers}) == 1, "they fetch different things"
     spec = fetchers[0][1]
     fetch = environ_of(manifests, spec)
-    assert fetch["CSM_MODEL"] in known_bundles() and "HF_HUB_OFFLINE" not in fetch
+    assert "HF_HUB_OFFLINE" not in fetch
     assert spec["args"] == ["/models"]
-    from_hub = any("repo" in source for source in load_bundle(fetch["CSM_MODEL"]).mimi.sources)
+    place = PurePosixPath(fetch["CSM_MODEL"])
+    assert place.name in known_bundles(), "no image has it"
+    bundle = load_bundle(place.name)
+    if place.is_absolute():  # /models/VERSION/NAME: of one release alone, so that pods that run keep their files
+        assert place.parts[:2] == ("/", "models") and len(place.parts) == 4, "releases share a folder"
+    if not place.is_absolute() and "CSM_WEIGHTS_URL" not in fetch:  # files of the hub lie below their commits
+        assert all("repo" in source for source in bundle.mimi.sources), "not in the services' images"
     for service in SERVICES:
         values = environ(manifests, deployment(manifests, service))
         assert values["HF_HUB_OFFLINE"] == "1" and values["HF_HOME"] == fetch["HF_HOME"]
-        # models.fetch copies a bundle with weights to FOLDER/<name>; the hub's files go to HF_HOME.
-        assert values["CSM_MODEL"] == (fetch["CSM_MODEL"] if from_hub else f"/models/{fetch['CSM_MODEL']}")
+        assert values["CSM_MODEL"] == fetch["CSM_MODEL"], "it reads another place than is filled"
+        named = [each["configMapRef"]["name"] for each in container(deployment(manifests, service))["envFrom"]]
+        having = [name for name in named if "CSM_MODEL" in one(manifests, "ConfigMap", name)["data"]]
+        assert len(having) == 1, "of two, one does nothing"
     for m, each in [
         (deployment(manifests, name), container(deployment(manifests, name))) for name in SERVICES
     ] + fetchers:
