@@ -102,8 +102,7 @@ class VoiceLibrary:
     async def delete(self, voice: NamedVoice) -> None:
         """Forget it, its clip too."""
         for path in (self._path(voice.owner, voice.name), self._clip_path(voice)):
-            with contextlib.suppress(FileNotFoundError):
-                await self._run(self._files.rm_file, path)
+            await self._run(self._remove, path)
         await self.refresh()
 
     async def refresh(self) -> None:
@@ -151,6 +150,10 @@ class VoiceLibrary:
                 file.write(data)
         else:
             self._files.pipe_file(path, data)
+
+    def _remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # another caller was first
+            self._files.rm_file(path)
 
     async def _run(self, function: Any, *args: Any) -> Any:
         try:

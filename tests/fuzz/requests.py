@@ -1,4 +1,4 @@
-"""Malformed requests: messages filled at random by their descriptors, then damaged."""
+"""Malformed requests: messages filled at random by their descriptors, or good ones with a field changed, then damaged."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from csm.backbone.v1 import backbone_pb2
 from csm.codec.v1 import codec_pb2
 from csm.speech.v1 import speech_pb2
 from csm.tokenizer.v1 import tokenizer_pb2
+from csm.voice.v1 import voice_pb2
 from csm.watermark.v1 import watermark_pb2
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from fuzz.good_calls import CODEBOOKS, GOOD_CALLS
+
 SERVICES = {
-    "gateway": speech_pb2.DESCRIPTOR,
-    "tokenizer": tokenizer_pb2.DESCRIPTOR,
-    "backbone": backbone_pb2.DESCRIPTOR,
-    "codec": codec_pb2.DESCRIPTOR,
-    "watermark": watermark_pb2.DESCRIPTOR,
+    "gateway": (speech_pb2.DESCRIPTOR, voice_pb2.DESCRIPTOR),
+    "tokenizer": (tokenizer_pb2.DESCRIPTOR,),
+    "backbone": (backbone_pb2.DESCRIPTOR,),
+    "codec": (codec_pb2.DESCRIPTOR,),
+    "watermark": (watermark_pb2.DESCRIPTOR,),
 }
 TEXTS = (
     "", " ", "Hello there.", "No. Yes!", "[1]", "<|end_of_text|>", "\0", "\u202e\u200b\ufeff", "😀" * 7, "a" * 5000,
@@ -28,6 +32,9 @@ TEXTS = (
 )  # fmt: skip
 INTS = (0, 1, 2, 3, 24_000, 80, -1, 2**31 - 1, -(2**31), 2050, 2051, 65_535)
 FLOATS = (0.0, 0.9, 1.0, -1.0, 1e-30, 1e30, float("nan"), float("inf"), float("-inf"))
+_TIMEOUTS_S = (0.02, 0.2, 0.2, 1.0, 3.0)
+_GOOD_TIMEOUTS_S = (0.2, 3.0, 3.0)
+_GOOD = 0.25  # of the calls of a method that a good call is known of
 ENDS = ("end", "end", "end", "end", "cancel", "leave", "half", "nothing")
 
 
@@ -44,27 +51,39 @@ class Call:
     is_stream: bool
 
 
+def methods_of(service: str) -> list[MethodDescriptor]:
+    """All methods of a process."""
+    return [method for file in SERVICES[service] for of in file.services_by_name.values() for method in of.methods]
+
+
+def path_of(method: MethodDescriptor) -> str:
+    """As gRPC writes it."""
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
 class Generator:
     """The same calls for the same seed."""
 
     def __init__(self, seed: int):
         self._random = random.Random(seed)
-        self._methods = [
-            (service, method)
-            for service, file in SERVICES.items()
-            for of in file.services_by_name.values()
-            for method in of.methods
-        ]
+        self._methods = [(service, method) for service in SERVICES for method in methods_of(service)]
 
     def call(self) -> Call:
         service, method = self._random.choice(self._methods)
-        count = self._random.choice((0, 1, 2, 3, 8)) if method.client_streaming else 1
+        good = GOOD_CALLS.get(method.full_name)
+        if good is not None and self._random.random() < _GOOD:
+            changes, timeouts = self._random.random() < 0.5, _GOOD_TIMEOUTS_S
+            messages = [self._altered(message, changes) for message in self._random.choice(good)]
+        else:
+            timeouts = _TIMEOUTS_S
+            count = self._random.choice((0, 1, 2, 3, 8)) if method.client_streaming else 1
+            messages = [self._raw(method, at) for at in range(count)]
         return Call(
             service,
-            f"/{method.containing_service.full_name}/{method.name}",
-            [self._raw(method, at) for at in range(count)],
+            path_of(method),
+            messages,
             self._random.choice(ENDS),
-            self._random.choice((0.02, 0.2, 0.2, 1.0, 3.0)),
+            self._random.choice(timeouts),
             self._random.choice(
                 ((), (), (("authorization", "Bearer x"),), (("traceparent", "00-zz"), ("x", "y" * 2000)))
             ),
@@ -79,6 +98,21 @@ class Generator:
         if self._random.random() < 0.3:
             data = self._damaged(data)
         return data
+
+    def _altered(self, good: Any, changes: bool) -> bytes:
+        """A good message; with `changes` half of them with one field changed, and a few damaged."""
+        message = type(good)()
+        message.CopyFrom(good)
+        if changes and self._random.random() < 0.5:
+            changed = message
+            while inner := [value for field, value in changed.ListFields() if isinstance(value, Message)]:
+                if self._random.random() < 0.3:
+                    break
+                changed = self._random.choice(inner)
+            if changed.DESCRIPTOR.fields:
+                self._put(changed, self._random.choice(list(changed.DESCRIPTOR.fields)), 3)
+        data: bytes = message.SerializeToString()
+        return self._damaged(data) if changes and self._random.random() < 0.2 else data
 
     def _aim(self, message: Any, at: int) -> None:
         """Make some messages good enough to get past the first checks."""
@@ -95,7 +129,7 @@ class Generator:
                     message.start.format.channels = 1
             elif "codec" in name:
                 message.Clear()
-                message.frames.frames.add(codes=[self._random.randrange(2048) for _ in range(32)])
+                message.frames.frames.add(codes=[self._random.randrange(2048) for _ in range(CODEBOOKS)])
             else:
                 message.Clear()
                 message.audio.data = self._bytes(4 * 480)
@@ -111,18 +145,25 @@ class Generator:
         for field in message.DESCRIPTOR.fields:
             if self._random.random() < (0.4 if depth < 5 else 1.0):
                 continue
-            if field.is_repeated:
-                self._fill_list(getattr(message, field.name), field, depth)
-            elif field.message_type is not None:
-                inner = getattr(message, field.name)
-                inner.SetInParent()
-                self._fill(inner, depth + 1)
-            else:
-                self._set(message, field)
+            self._put(message, field, depth)
+
+    def _put(self, message: Any, field: FieldDescriptor, depth: int) -> None:
+        """A random value into one field."""
+        if field.is_repeated:
+            self._fill_list(getattr(message, field.name), field, depth)
+        elif field.message_type is not None:
+            inner = getattr(message, field.name)
+            inner.SetInParent()
+            self._fill(inner, depth + 1)
+        else:
+            self._set(message, field)
 
     def _fill_list(self, values: Any, field: FieldDescriptor, depth: int) -> None:
         for _ in range(self._random.choice((0, 1, 1, 2, 3, 40))):
-            if field.message_type is not None:
+            if field.message_type is not None and field.message_type.GetOptions().map_entry:
+                key, value = (self._value(field.message_type.fields_by_name[name]) for name in ("key", "value"))
+                values[key] = value
+            elif field.message_type is not None:
                 self._fill(values.add(), depth + 1)
             else:
                 values.append(self._value(field))

@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 from h2.exceptions import ProtocolError
 
-from fuzz.requests import SERVICES, Call, Generator
+from fuzz.requests import SERVICES, Call, Generator, methods_of, path_of
 from support.processes import Processes
 from support.raw_http2 import RawCaller, frame, raw_caller
 
@@ -27,6 +27,9 @@ _LOST = "stream was broken off"
 _CALLS_A_LOSS = 10_000  # such a loss is that rare
 BROKEN = {"NO STATUS", "INTERNAL", "UNKNOWN", "UNAVAILABLE", "DATA_LOSS"}
 SETTINGS = {"OTEL_METRICS_EXPORTER": "none", "CSM_REQUEST_TIMEOUT_S": "2", "CSM_MAX_MESSAGE_MIB": "4"}
+_LEAST_SERVED = 0.03  # of a service's calls; an idle machine serves 0.09 of the gateway's, 0.12 and more of the others'
+_ALL_SERVED = 20_000  # with that many calls each method has served some
+_MOST_BROKEN_OFF = 0.1  # of a service's calls: its connections' age ends some
 _CALLERS = 48
 _MAX_ANSWERS = 50
 _TENTHS = 10
@@ -35,11 +38,13 @@ _WARM_UP_TENTHS = 3  # caches fill, threads start
 
 @dataclass
 class Report:
-    """statuses: service → status → calls. lost: calls whose status gRPC lost between gateway and stage. rss_mib: service → at the start and after each tenth of the calls."""
+    """asked: calls that were to be sent. statuses: service → status → calls. methods: method → status → calls. lost: calls whose status gRPC lost between gateway and stage. rss_mib: service → at the start and after each tenth of the calls."""
 
+    asked: int = 0
     calls: int = 0
     seconds: float = 0.0
     statuses: dict[str, Counter[str]] = field(default_factory=partial(defaultdict, Counter))
+    methods: dict[str, Counter[str]] = field(default_factory=partial(defaultdict, Counter))
     broken: list[str] = field(default_factory=list)
     lost: int = 0
     rss_mib: dict[str, list[float]] = field(default_factory=partial(defaultdict, list))
@@ -56,25 +61,50 @@ class Report:
         ]
 
     @property
+    def shallow(self) -> list[str]:
+        """Services and methods that served too few calls to show anything, and services that broke off too many."""
+        found = []
+        for name in SERVICES:
+            statuses = self.statuses[name]
+            calls = statuses.total()
+            if statuses["OK"] < _LEAST_SERVED * calls or not calls:
+                found.append(f"{name} served {statuses['OK']} of {calls} calls")
+            if self.calls >= _ALL_SERVED:
+                found += [
+                    f"{path} served none" for path in map(path_of, methods_of(name)) if not self.methods[path]["OK"]
+                ]
+            if statuses["CONNECTION"] > _MOST_BROKEN_OFF * calls + 5:
+                found.append(f"{name} broke off the connection of {statuses['CONNECTION']} of {calls} calls")
+        return found
+
+    @property
     def is_clean(self) -> bool:
-        """Whether no process died, had a fault of its own, logged one or grew."""
+        """Whether all calls were sent and enough of them served, and no process died, had a fault of its own, logged one
+        or grew."""
         too_many_lost = self.lost > 1 + self.calls // _CALLS_A_LOSS
-        return not (self.died or self.broken or self.logged or self.grown or too_many_lost)
+        too_few = self.calls < self.asked
+        return not (self.died or self.broken or self.logged or self.grown or self.shallow or too_many_lost or too_few)
 
     def lines(self) -> list[str]:
-        found = [f"{self.calls} calls in {self.seconds:.0f} s; a stage's status was lost in {self.lost}"]
+        found = [
+            f"{self.calls} of {self.asked} calls in {self.seconds:.0f} s; a stage's status was lost in {self.lost}"
+        ]
         for service, statuses in sorted(self.statuses.items()):
             told = ", ".join(f"{status} {count}" for status, count in statuses.most_common())
             rss = " ".join(f"{mib:.0f}" for mib in self.rss_mib[service])
             found.append(f"{service}: {told}; RSS at each tenth {rss} MiB")
+        found += self.shallow
         found += [f"{word}: {name}" for word, names in (("died", self.died), ("grew", self.grown)) for name in names]
         return [*found, *self.broken[:20], *self.logged[:20]]
 
 
 async def fuzz(calls: int, seed: int, folder: Path, *, limit_s: float = math.inf) -> Report:
     """Send `calls` calls, or as many as `limit_s` lets begin. folder: for logs."""
-    report, generator = Report(), Generator(seed)
-    async with Processes(folder, SETTINGS) as processes, AsyncExitStack() as stack:
+    report, generator = Report(asked=calls), Generator(seed)
+    async with (
+        Processes(folder, {**SETTINGS, "CSM_VOICES_URL": str(folder / "voices")}) as processes,
+        AsyncExitStack() as stack,
+    ):
         channels = {
             name: await stack.enter_async_context(grpc.aio.insecure_channel(processes.addresses[name]))
             for name in SERVICES
@@ -99,6 +129,7 @@ async def fuzz(calls: int, seed: int, folder: Path, *, limit_s: float = math.inf
                     status, details = await _call(channels[call.service], call)
                 report.calls += 1
                 report.statuses[call.service][status] += 1
+                report.methods[call.method][status] += 1
                 if status == "UNAVAILABLE" and details.endswith(_LOST):
                     report.lost += 1
                 elif status in BROKEN and _RACE not in details:

@@ -60,6 +60,16 @@ async def test_a_voice_comes_back_as_it_was_kept_and_leaves_nothing_when_deleted
             await voices.clip(VOICE)
 
 
+async def test_a_voice_that_two_callers_delete_at_once_is_deleted(place):
+    async with library(place) as one, library(place) as two:
+        await one.create(VOICE, b"RIFF")
+        await asyncio.gather(one.delete(VOICE), two.delete(VOICE))
+        await one.delete(VOICE)
+        assert one.voices(VOICE.owner) == []
+        with pytest.raises(LibraryError):
+            await one.clip(VOICE)
+
+
 async def test_the_same_content_is_the_same_voice_and_other_content_is_refused(place):
     async with library(place) as voices:
         await voices.create(VOICE, b"RIFF")
