@@ -118,7 +118,7 @@ async def fuzz(calls: int, seed: int, folder: Path, *, limit_s: float = math.inf
 
         async def caller() -> None:
             for number in left:
-                if time.monotonic() - began > limit_s:
+                if time.monotonic() - began > limit_s or _dead(processes):
                     return
                 if number * _TENTHS // calls >= len(report.rss_mib["gateway"]):
                     note_memory()
@@ -138,9 +138,10 @@ async def fuzz(calls: int, seed: int, folder: Path, *, limit_s: float = math.inf
         note_memory()
         await asyncio.gather(*(caller() for _ in range(_CALLERS)))
         report.seconds = time.monotonic() - began
-        await asyncio.gather(*(processes.ready(name, 30) for name in SERVICES))
+        report.died = _dead(processes)
+        if not report.died:
+            await asyncio.gather(*(processes.ready(name, 30) for name in SERVICES))
         note_memory()
-        report.died = [name for name, process in processes.running.items() if process.returncode is not None]
     for name in SERVICES:
         report.logged += [
             f"{name}: {line[:400]}" for line in (folder / f"{name}.log").read_text().splitlines() if _is_error(line)
@@ -162,10 +163,10 @@ class _Connections:
         self._opening = asyncio.Lock()
 
     async def run(self, call: Call) -> tuple[str, str]:
-        async with self._opening:
-            if self._caller is None or self._caller.is_going:
-                self._caller = await self._stack.enter_async_context(raw_caller(self._address))
         try:
+            async with self._opening:
+                if self._caller is None or self._caller.is_going:
+                    self._caller = await self._stack.enter_async_context(raw_caller(self._address))
             return await _raw_call(self._caller, call)
         except (ConnectionError, ProtocolError):
             self._caller = None
@@ -216,6 +217,10 @@ async def _raw_call(caller: RawCaller, call: Call) -> tuple[str, str]:
         return ("CONNECTION" if caller.is_going else "NO STATUS"), ""
     name = next((each.name for each in grpc.StatusCode if each.value[0] == code), str(code))
     return name, caller.headers[stream].get(b"grpc-message", b"").decode()
+
+
+def _dead(processes: Processes) -> list[str]:
+    return [name for name, process in processes.running.items() if process.returncode is not None]
 
 
 def _rss_mib(processes: Processes) -> dict[str, float]:
