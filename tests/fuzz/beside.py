@@ -36,10 +36,21 @@ class _Beside:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self._running is None:
             return
-        if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and self._running.poll() is None:
-            os.killpg(self._running.pid, signal.SIGINT)
+        if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            self._interrupt()
         if self._running.wait() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_unconfigure(self) -> None:
+        """Also after a session that was interrupted before it had begun, which has no end."""
+        if self._running is not None:
+            self._interrupt()
+            self._running.wait()
+
+    def _interrupt(self) -> None:
+        """As Ctrl-C does: the servers stop too."""
+        if self._running is not None and self._running.poll() is None:
+            os.killpg(self._running.pid, signal.SIGINT)
 
     def pytest_terminal_summary(self, terminalreporter) -> None:
         if self._running is None:
