@@ -22,6 +22,10 @@ NETWORK: dict[str, Mutation] = {
     "Deployment selects another's pods": lambda m: deployment(m, "codec")["spec"]["selector"]["matchLabels"].update(
         {"app.kubernetes.io/component": "backbone"}
     ),
+    "one job for all": lambda m: one(m, "PodMonitor", "csm")["spec"]["podMetricsEndpoints"][0]["relabelings"].pop(),
+    "no way for the HTTP face's spans": lambda m: policy(m, "services-otlp")["podSelector"]["matchExpressions"][0][
+        "values"
+    ].remove("http"),
     "monitor's port": lambda m: one(m, "PodMonitor", "csm")["spec"]["podMetricsEndpoints"][0].update(port="http"),
     "missing edge in": lambda m: drop(m, "NetworkPolicy", "gateway-to-codec"),
     "missing edge out": lambda m: policy(m, "gateway-egress")["egress"].pop(),

@@ -32,6 +32,7 @@ from support.manifests.rendered import (
     environ_of,
     fetching,
     grpc_port,
+    labels,
     of_kind,
     one,
     pod,
@@ -152,6 +153,13 @@ def check_selectors(manifests: Manifests) -> None:
             else ["csm-collector"]
         )
         assert sorted(found) == sorted(set(wanted) & {m["metadata"]["name"] for m in pods(manifests)})
+        if monitor["metadata"]["name"] == "csm":  # else every service's job is csm/csm, and alerts name none
+            (relabeling,) = monitor["spec"]["podMetricsEndpoints"][0]["relabelings"]
+            (source,) = relabeling["sourceLabels"]
+            assert source == "__meta_kubernetes_pod_label_app_kubernetes_io_component"
+            for name in found:
+                component = labels(one(manifests, "Deployment", name))["app.kubernetes.io/component"]
+                assert (relabeling["targetLabel"], relabeling["replacement"].replace("$1", component)) == ("job", name)
         # Else Prometheus' own job and instance, the collector's, take the place of those that made the span.
         assert monitor["metadata"]["name"] == "csm" or all(
             e["honorLabels"] for e in monitor["spec"]["podMetricsEndpoints"]

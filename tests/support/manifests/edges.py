@@ -11,6 +11,7 @@ from support.manifests.rendered import (
     SERVICES,
     Manifest,
     Manifests,
+    environ,
     environ_of,
     fetching,
     grpc_port,
@@ -86,12 +87,17 @@ def check_edges(manifests: Manifests) -> None:
     into = chain | {("caller", "gateway", grpc_port("gateway"), "TCP")}
     asks_for_names = {"gateway"}
     out = set(chain)
+    has_http = "csm-http" in [m["metadata"]["name"] for m in pods(manifests)]
     if "csm-collector" in [m["metadata"]["name"] for m in pods(manifests)]:
-        otlp = {(service, "collector", 4317, "TCP") for service in SERVICES}
+        senders = {*SERVICES, *(["http"] if has_http else [])}
+        otlp = {(service, "collector", 4317, "TCP") for service in senders}
         into |= otlp | {("monitoring", "collector", 8889, "TCP")}
         out |= otlp | {("collector", "monitoring", 4317, "TCP")}
-        asks_for_names |= {*SERVICES, "collector"}
-    if has_http := "csm-http" in [m["metadata"]["name"] for m in pods(manifests)]:
+        asks_for_names |= {*senders, "collector"}
+        for service in senders:  # else all pods of one are one instance
+            attributes = environ(manifests, one(manifests, "Deployment", f"csm-{service}"))["OTEL_RESOURCE_ATTRIBUTES"]
+            assert attributes == "service.instance.id=$(POD_NAME)", service
+    if has_http:
         into |= {("caller", "http", 50055, "TCP"), ("http", "gateway", grpc_port("gateway"), "TCP")}
         out |= {("http", "gateway", grpc_port("gateway"), "TCP")}
         asks_for_names |= {"http"}

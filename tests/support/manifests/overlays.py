@@ -11,11 +11,11 @@ DEPLOYED: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {
     (
         "overlays/gpu",
         (
+            "http-tls",
             *WATCHED,
             "hpa",
             "hpa-stages",
             "priority",
-            "http-tls",
             "external-secrets",
             "gateway-api-tls",
             "gpu-tokenizer",
@@ -28,6 +28,13 @@ DEPLOYED: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {
     ("overlays/one-card", ()): frozenset({"backbone", "codec", "watermark"}),
     ("overlays/gpu", ("gpu-mig",)): frozenset({"backbone", "codec"}),
     ("overlays/gpu", ("gpu-dra",)): frozenset({"backbone", "codec"}),
+    ("overlays/one-card", ("gpu-shared",)): frozenset({"backbone", "codec", "watermark"}),
+    ("overlays/gpu", ("gpu-tokenizer", "gpu-watermark", "gpu-mig")): frozenset(
+        {"tokenizer", "backbone", "codec", "watermark"}
+    ),
+    ("overlays/gpu", ("gpu-tokenizer", "gpu-watermark", "gpu-dra")): frozenset(
+        {"tokenizer", "backbone", "codec", "watermark"}
+    ),
     ("overlays/cpu-dev", ("weights-pod",)): frozenset(),
     ("overlays/gpu", ("hub-proxy", "weights-node")): frozenset({"backbone", "codec"}),
     ("overlays/gpu", ("weights-store",)): frozenset({"backbone", "codec"}),
@@ -35,7 +42,7 @@ DEPLOYED: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {
         {"backbone", "codec"}
     ),
 }
-DEV, _, _, FULL, KEDA, _, ONE_CARD, _, DRA, _, _, _, NODE = DEPLOYED
+DEV, _, _, FULL, KEDA, _, ONE_CARD, _, DRA, *_, NODE = DEPLOYED
 
 
 def oldest(deployed: tuple[str, tuple[str, ...]]) -> str:
