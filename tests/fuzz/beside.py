@@ -18,6 +18,8 @@ import pytest
 
 _NICENESS = "10"  # a tenth of a test's share: enough to answer within a call's time when tests use every core
 
+_LONGER_S = 300  # than the tests, at most
+
 
 class _Beside:
     """Lives in the process that hands out the tests."""
@@ -38,7 +40,12 @@ class _Beside:
             return
         if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             self._interrupt()
-        if self._running.wait() and session.exitstatus == pytest.ExitCode.OK:
+        try:
+            failed = self._running.wait(_LONGER_S)
+        except subprocess.TimeoutExpired:
+            self._interrupt()
+            failed = self._running.wait()
+        if failed and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_unconfigure(self) -> None:

@@ -93,6 +93,9 @@ class Report:
             told = ", ".join(f"{status} {count}" for status, count in statuses.most_common())
             rss = " ".join(f"{mib:.0f}" for mib in self.rss_mib[service])
             found.append(f"{service}: {told}; RSS at each tenth {rss} MiB")
+        if served := {path: statuses["OK"] for path, statuses in self.methods.items()}:
+            least = min(served, key=served.__getitem__)
+            found.append(f"least served: {least}, {served[least]} calls")
         found += self.shallow
         found += [f"{word}: {name}" for word, names in (("died", self.died), ("grew", self.grown)) for name in names]
         return [*found, *self.broken[:20], *self.logged[:20]]

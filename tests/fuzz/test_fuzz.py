@@ -6,6 +6,4 @@ from fuzz.runner import fuzz
 async def test_fuzzed_calls_break_nothing(tmp_path):
     """Beside the tests of `make test` run more, by `fuzz.beside`."""
     report = await fuzz(5_000, seed=1_500, folder=tmp_path)
-    told = "\n".join(report.lines())
-    assert report.is_clean, told
-    assert {name for name, statuses in report.statuses.items() if statuses["OK"]} == set(report.statuses), told
+    assert report.is_clean, "\n".join(report.lines())
