@@ -79,3 +79,21 @@ def test_the_way_to_runbooks_that_a_pager_can_open_leads_there():
             rule["annotations"]["runbook_url"] = f"{page}#{rule['alert'].lower()}"
     assert one(manifests, "PrometheusRule", "csm")["spec"] == rules
     assert "runbooks" not in [m["metadata"]["name"] for m in manifests]
+
+
+def test_the_way_to_a_local_disk_leaves_a_claim_that_can_be_bound():
+    (recipe,) = (text for text in re.findall(r"```yaml\n(.+?)```", PAGE, re.DOTALL) if "local-path" in text)
+    manifests = render("overlays/one-card", ("weights-node",), recipe)
+    assert not [m for m in manifests if m["kind"] == "PersistentVolume"]
+    claim = one(manifests, "PersistentVolumeClaim", "csm-weights")["spec"]
+    assert "volumeName" not in claim and claim["storageClassName"] == "local-path"
+    assert claim["accessModes"] == ["ReadWriteOnce"]
+
+
+def test_the_way_to_name_a_version_does():
+    (recipe,) = (
+        text for text in re.findall(r"```yaml\n(.+?)```", PAGE, re.DOTALL) if "CSM_MODEL=/models/0.3.0/embedded" in text
+    )
+    manifests = render("overlays/gpu", ("weights-node",), recipe)
+    for service in SERVICES:
+        assert settings_of(manifests, service).model == "/models/0.3.0/embedded"

@@ -36,6 +36,7 @@ DEPLOYED: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {
         {"tokenizer", "backbone", "codec", "watermark"}
     ),
     ("overlays/cpu-dev", ("weights-pod",)): frozenset(),
+    ("overlays/cpu-dev", ("weights-node",)): frozenset(),
     ("overlays/gpu", ("hub-proxy", "weights-node")): frozenset({"backbone", "codec"}),
     ("overlays/gpu", ("weights-store",)): frozenset({"backbone", "codec"}),
     ("overlays/gpu", ("weights-node", "weights-store", "voices-store", "external-secrets-store")): frozenset(
