@@ -97,3 +97,19 @@ def test_the_way_to_name_a_version_does():
     manifests = render("overlays/gpu", ("weights-node",), recipe)
     for service in SERVICES:
         assert settings_of(manifests, service).model == "/models/0.3.0/embedded"
+
+
+def test_the_calls_that_alerts_count_are_those_that_the_page_names():
+    rules = yaml.safe_load((DEPLOY / "alerts/csm.rules.yaml").read_text())["groups"]
+    counted = {
+        methods
+        for group in rules
+        for rule in group["rules"]
+        if rule["alert"] in ("CsmRequestsFail", "CsmRequestsRefused")
+        for methods in re.findall(r'rpc_method=~"([^"]+)"', rule["expr"])
+    }
+    assert counted == {
+        "csm.speech.v1.SpeechService/(StreamSynthesize|Synthesize|Converse)"
+        "|nvidia.riva.tts.RivaSpeechSynthesis/(Synthesize|SynthesizeOnline)"
+    }
+    assert "count `Synthesize`, `StreamSynthesize`, `Converse` and Riva's two methods. They do not" in PAGE
