@@ -31,11 +31,12 @@ _DOTTED = {
     "Mt": "Mount", "Mts": "Mountains", "Ft": "Fort", "Pt": "Point", "Intl": "International", "Natl": "National", "Acad": "Academy", "Inst": "Institute",
     "Hosp": "Hospital", "Rte": "Route", "Esq": "Esquire", "Mfg": "Manufacturing", "pp": "pages", "p": "page", "pg": "page", "pgs": "pages", "chs": "chapters",
     "para": "paragraph", "Nos": "Numbers", "nos": "numbers", "Op": "Opus", "op": "opus", "Ill": "Illinois", "Calif": "California", "Mass": "Massachusetts",
-    "Conn": "Connecticut", "pop": "population", "Rm": "Room", "rm": "room", "Fla": "Florida", "Penn": "Pennsylvania", "Wash": "Washington", "Ariz": "Arizona", "Tex": "Texas",
+    "Conn": "Connecticut", "pop": "population", "Rm": "Room", "rm": "room", "Fla": "Florida", "Penn": "Pennsylvania", "Wash": "Washington", "rev": "revision", "art": "article", "Art": "Article",
+    "Arr": "Arrival", "arr": "arrival", "Dep": "Departure", "dep": "departure", "ea": "each", "Ariz": "Arizona", "Tex": "Texas",
 }  # fmt: skip
 # Words of their own too, so that their full stop alone says nothing: only before a number or a capital, or as told.
 _ONLY_BEFORE_NUMBER = frozenset(
-    "min max temp pop Rm rm ed sec ch p pp pg pgs fig figs eq Fig Figs Ch Sec Eq vol Vol op Op para chs Nos nos Apt apt Ste ext Ext Rte Pt est Est ca".split()
+    "rev art Art Arr arr Dep dep min max temp pop Rm rm ed sec ch p pp pg pgs fig figs eq Fig Figs Ch Sec Eq vol Vol op Op para chs Nos nos Apt apt Ste ext Ext Rte Pt est Est ca".split()
 )
 _ONLY_AFTER_NUMBER = frozenset("oz lb lbs ft hr hrs mins secs yr yrs mo wk wks tbsp tsp".split())
 _ONLY_BEFORE_NAME = frozenset("Mt Mts Ft".split())
@@ -51,7 +52,7 @@ _TITLE = re.compile(rf"\b({'|'.join(_TITLES)})\b\.?(?=\s+(?:[A-Z]|(?:and|or|&)\s
 _DOTLESS_TITLES = frozenset("Dr Mr Mrs Ms Prof Sgt Capt Lt".split())
 _DOT = re.compile(rf"(?<![\w.@/-])({'|'.join(sorted(_DOTTED, key=len, reverse=True))})\.(?![\w]|\.\w)")
 _LATIN = re.compile(
-    r"(?<![\w.])(e\.\s?g\.|i\.\s?e\.|a\.k\.a\.|a/c\b|et al\.|P\.S\.|p\.s\.|n\.b\.|N\.B\.|q\.v\.|c\.\s(?=\d{3,4}\b)|pp(?=\d)|[Nn]o\s(?=\d{1,4}(?:\s(?:on|in|seed|fan|spot|pick|hit|song|team|player|priority|reason|choice)\b|[.,;:!?)]|$))|R\.I\.P\.|Ph\.?\s?D\.?|M\.D\.|w/o(?=\s|$)|w/out\b|w/(?:\s?(?=[a-zA-Z]{2,}|\d)|\s(?=[aAI]\s))|TL;DR\b|YoY\b|QoQ\b|MoM\b|MSc\b|BSc\b|p\.a\.|pcm\b|s/he\b|gov't\b|int'l\b|nat'l\b|dep't\b|feat\.(?=\s)|[fF]t\.(?=\s[A-Z][a-z]+\s*(?:[.,;:!?)&]|$|\sand\s[A-Z]))|[nN]o\.(?=\sof\b)|v\.(?=\s[A-Z][a-z])|b/c\b|c/o\b|n/a\b|N/A\b|R&D\b|R&B\b|Q&A\b|B&B\b|AT&T\b|aka\b|No\.\s?(?=\d)|no\.\s?(?=\d)|Nr\.\s?(?=\d)|eg\b|ie\b|&c\.)(,)?"
+    r"(?<![\w.])(e\.\s?g\.|i\.\s?e\.|a\.k\.a\.|a/c\b|et al\.|P\.S\.|p\.s\.|n\.b\.|N\.B\.|q\.v\.|c\.\s(?=\d{3,4}\b)|pp(?=\d)|[Nn]o\s(?=\d{1,4}(?:\s(?:on|in|seed|fan|spot|pick|hit|song|team|player|priority|reason|choice)\b|[.,;:!?)]|$))|R\.I\.P\.|Ph\.?\s?D\.?|M\.D\.|w/o(?![\w/])|w/out\b|w/(?:\s?(?=[a-zA-Z]{2,}|\d)|\s(?=[aAI]\s))|TL;DR\b|YoY\b|QoQ\b|MoM\b|MSc\b|BSc\b|p\.a\.|pcm\b|s/he\b|gov't\b|int'l\b|nat'l\b|dep't\b|feat\.(?=\s)|(?:ft\.|Ft\.(?!\s(?:Worth|Lauderdale|Myers|Collins|Wayne|Knox|Bragg|Hood|Lee|Benning|Smith|Pierce|Sumter|Liberty|Dix|Meade|Belvoir|Sill|Drum|Carson)\b))(?=\s[A-Z][a-z]+\s*(?:[.,;:!?)&]|$|\sand\s[A-Z]))|[nN]o\.(?=\sof\b)|v\.(?=\s[A-Z][a-z])|b/c\b|c/o\b|n/a\b|N/A\b|R&D\b|R&B\b|Q&A\b|B&B\b|AT&T\b|aka\b|No\.\s?(?=\d)|no\.\s?(?=\d)|Nr\.\s?(?=\d)|eg\b|ie\b|&c\.)(,)?"
 )
 _LATIN_WORDS = {
     "e.g.": "for example", "i.e.": "that is", "a.k.a.": "also known as", "aka": "also known as", "etal.": "and others", "p.s.": "P S", "n.b.": "N B",

@@ -9,14 +9,17 @@ from services.tokenizer.spoken.english.numbers import MAGNITUDES, NUMBER, cardin
 
 _PLANE = re.compile(r"\b(Boeing|Airbus)\s(\d)([1-9]\d)(?![\w]|\.\d)")
 _MODEL = re.compile(r"\b(RTX|GTX|RX|RFC)[\s-](\d\d)(\d\d)(?![\w]|[.,]\d)")
-_TIMES = re.compile(rf"(?<![\w.,])({NUMBER})[x×](?![\w]|\s?[-+=*/^−÷<>])")
+_TIMES = re.compile(rf"(?<![\w.,])({NUMBER})[x×](?:/(day|week|month|year)\b)?(?![\w]|\s?[-+=*/^−÷<>])")
 _BY = re.compile(
     r"(?<![\w.,/])(\d+(?:\.\d+)?)\s?[x×]\s?(\d+(?:\.\d+)?)(?:\s?[x×]\s?(\d+(?:\.\d+)?))?(?![\w]*\d)(?!\s?[=^]|\.\d)"
+)
+_PACK = re.compile(
+    r"(?<![\w.,/])(\d{1,3})\s?[x×]\s?(?=\d+(?:\.\d+)?\s?(?:mg|mcg|g|kg|ml|mL|cl|l|L|oz|lbs?|MB|GB|TB)\b)"
 )
 _WIRELESS = re.compile(r"(?<![\w.,])802\.11(?=[a-z]{0,2}\b)")
 _MODEL_S = re.compile(r"\b(iPhone|Galaxy|Pixel|Redmi|Xbox|Leica)\s(\d{1,2})s\b")
 _RECORD = re.compile(r"(?<![\w-])(\d{1,3})(W)-(\d{1,3})(L|D)(?:-(\d{1,3})([LDT]))?(?![\w-])")  # games won, lost
-_FLIGHT = re.compile(r"\b([Ff]light\s(?:[A-Z]{1,3}\s?|[A-Z][a-z]+\s)?)(\d\d)(\d\d)\b(?![.,]\d)")
+_FLIGHT = re.compile(r"\b([Ff]light\s(?:[A-Z][a-z]+\s)?)(?:([A-Z]{1,3})\s?)?(\d\d)(\d\d)\b(?![.,]\d)")
 _BY_SEVERAL = re.compile(r"(?<![\w.,/])(\d{1,2})[x×](\d{1,2})s\b")
 _SCALED = re.compile(rf"(?<![\w.,-])({NUMBER})(k|K|M|mn|B|bn|tn)(?=\s+[a-z]|[.,!?;:)]|\+|$|\s?/|-)(?![.,]\d)")
 _RUN = re.compile(r"(?<![\w.,])(\d{1,2})[kK](?=\s(?:run|race|training|walk|runner|course)\b)")
@@ -31,7 +34,6 @@ _DECIMAL_NAME = re.compile(r"(?<![\w.,])([A-Za-z]{1,6})-?(\d{1,3}\.\d{1,2})(?![\
 _PLUS = re.compile(r"(?<=[\da-z])\+(?=\s|[.,;:!?)]|$)")
 _MIXED = re.compile(r"(?<![\w.,'’])(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:'s)?(?![\w])")
 _PIECES = re.compile(r"[A-Za-z]+|\d+")
-_SCIENTIFIC = re.compile(r"(?<![\w.,])([-−])?(\d+(?:\.\d+)?)[eE]([-+−]?\d{1,3})(?!\w)")
 _PLURAL = re.compile(r"(?<![\w.,$€£])(\d{1,4})s\b")
 _TENS = {"10": "tens", "100": "hundreds", "1000": "thousands"}
 _HEX = re.compile(r"(?<![\w])(?:0x([0-9A-Fa-f]{1,16})|#(?=[0-9A-Fa-f]*\d)([0-9A-Fa-f]{6}|[0-9A-Fa-f]{3}))(?![\w])")
@@ -42,9 +44,10 @@ _UUID = re.compile(r"(?<![\w-])[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{
 def read_sizes(text: str) -> str:
     """`1920x1080` → 1920 by 1080; the digits are read later, with their unit."""
     text = _RECORD.sub(_record, text)
-    text = _FLIGHT.sub(lambda m: m[1] + pairs(m[2], m[3]), text)
+    text = _FLIGHT.sub(lambda m: " ".join([m[1].rstrip(), *(m[2] or ""), pairs(m[3], m[4])]), text)
     text = _WIRELESS.sub("eight oh two dot eleven ", _MODEL_S.sub(r"\1 \2 S", text))
     text = _BY_SEVERAL.sub(lambda m: f"{cardinal(m[1])} by {_plural(m[2])}", text)
+    text = _PACK.sub(r"\1 times ", text)
     return _BY.sub(lambda m: " by ".join(part for part in m.groups() if part) if " ×" not in m[0] else m[0], text)
 
 
@@ -52,11 +55,10 @@ def read_codes(text: str) -> str:
     """`COVID-19` → COVID nineteen; `B2B` → B two B; `10x` → ten times."""
     text = _UUID.sub(lambda m: ", ".join(_characters(part) for part in m[0].split("-")), text)
     text = _HEX.sub(lambda m: ("hex " if m[1] else "hash ") + _characters(m[1] or m[2]), text)
-    text = _SCIENTIFIC.sub(_scientific, text)
     text = _DECIMAL_NAME.sub(lambda m: f"{_mixed(m[1])} {number(m[2])}", text)
     text = _PLANE.sub(lambda m: f"{m[1]} {cardinal(m[2])} {cardinal(m[3])}", text)
     text = _MODEL.sub(lambda m: f"{m[1]} {pairs(m[2], m[3])}", text)
-    text = _TIMES.sub(lambda m: f"{number(m[1])} times", text)
+    text = _TIMES.sub(lambda m: f"{number(m[1])} times" + (f" per {m[2]}" if m[2] else ""), text)
     text = _KARAT.sub(lambda m: f"{cardinal(m[1])} karat", text)
     text = _RUN.sub(lambda m: f"{number(m[1])} K", text)
     text = _SCALED.sub(_scaled, text)
@@ -132,9 +134,3 @@ def _number(text: str, is_code: bool) -> str:
     if len(text) == 3 and text[1] != "0" and not text.endswith("00"):
         return f"{cardinal(text[0])} {cardinal(text[1:])}"
     return cardinal(text)
-
-
-def _scientific(match: re.Match[str]) -> str:
-    power = match[3].lstrip("+")
-    sign = "minus " if power[0] in "-−" else ""
-    return f"{'minus ' if match[1] else ''}{number(match[2])} times ten to the {sign}{cardinal(str(int(power.lstrip('-−'))))}"

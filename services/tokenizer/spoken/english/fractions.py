@@ -9,7 +9,7 @@ from services.tokenizer.spoken.english.numbers import cardinal, number, ordinal
 FRACTION = r"(?:\d{1,3} )?\d{1,3}/\d{1,4}(?![/\d])"
 _ANY = re.compile(rf"(?<![\w.,/:-])([-−])?({FRACTION})(?![\w%]|[.,]\d)(\s+of\s+(?:an?|the)\b)?")
 _ORDINAL_ENDING = re.compile(r"(?<![\w.,/])(?:(\d{1,3})[ -])?(\d{1,3})/(\d{1,4})(?:st|nd|rd|ths?)\b")
-_RATED = re.compile(r"(?<![\w.,/$€£])(\d{1,3}\.\d{1,2})/(\d{1,4})(?![\w/%]|[.,]\d)")
+_RATED = re.compile(r"(?<![\w.,/$€£])(\d{1,3}\.\d{1,2})/(\d{1,4}(?:\.\d{1,2})?)(?![\w/%]|[.,]\d)")
 _FIXED = {"24/7": "twenty four seven", "50/50": "fifty fifty", "9/11": "nine eleven", "20/20": "twenty twenty", "7/11": "seven eleven",
           "4/20": "four twenty", "24/5": "twenty four five", "80/20": "eighty twenty", "60/40": "sixty forty", "70/30": "seventy thirty",
           "90/10": "ninety ten", "7/7": "seven seven"}  # fmt: skip
@@ -27,7 +27,9 @@ def read_fractions(text: str) -> str:
     """`3/4` → three quarters; what is no common fraction, `17/23`, → seventeen over twenty three."""
     text = text.replace("24/7/365", "twenty four seven three sixty five") if "24/7/" in text else text
     text = _METER.sub(lambda m: f"{cardinal(m[1])} {cardinal(m[2])}", text)
-    text = _RATED.sub(lambda m: f"{number(m[1])} {'out of' if m[2] in _SCALES else 'over'} {cardinal(m[2])}", text)
+    text = _RATED.sub(
+        lambda m: f"{number(m[1])} {'out of' if m[2].removesuffix('.0') in _SCALES else 'over'} {number(m[2])}", text
+    )
     text = _ORDINAL_ENDING.sub(lambda m: fraction_words(f"{m[1]} {m[2]}/{m[3]}" if m[1] else f"{m[2]}/{m[3]}"), text)
     return _ANY.sub(_read, text)
 
@@ -62,5 +64,5 @@ def fraction_words(amount: str) -> str:
     one, several = names.get(under) or (ordinal(under), f"{ordinal(under)}s")
     is_one = int(over) == 1
     if whole:
-        return f"{cardinal(whole)} and {'a' if is_one else cardinal(over)} {one if is_one else several}"
+        return f"{cardinal(whole)} and {('an' if one[0] == 'e' else 'a') if is_one else cardinal(over)} {one if is_one else several}"
     return f"{cardinal(over)} {one if is_one else several}"

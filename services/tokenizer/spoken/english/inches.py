@@ -13,7 +13,7 @@ _FEET = re.compile(r"(?<![\w.])(\d{1,3})['′](?=\s?(?:tall|long|wide|high|deep|
 _FEET_ALONE = re.compile(r"(?<![\w.,'’′\"])(\d{1,3})['′](?=\s[a-z]{3,}\b|[,;]|\.?$)")
 _FEET_BY = re.compile(r"(?<![\w.])(\d{1,3})['′]\s?[x×]\s?(\d{1,3})['′](?!\s?\d)")
 _INCHES = re.compile(r"(?<![\w.'])(\d{1,3}(?:\.\d{1,2})?)[\"″](?!\w)")
-_FRACTION_INCHES = re.compile(r"(?<![\w.,/])(\d{1,2}/(?:2|4|8|16|32|64))\"")
+_FRACTION_INCHES = re.compile(r"(?<![\w.,/])((?:\d{1,3} )?\d{1,2}/(?:2|4|8|16|32|64))\"")
 _PRIMES = re.compile(r"(\d)(?:′′|″)")
 _COORDINATE = re.compile(
     r"(\d(?:[\d.]*\d)?)°\s?(?:(\d{1,2}(?:\.\d+)?)['′]\s?)?(?:(\d{1,2}(?:\.\d+)?)[\"″]\s?)?([NSEW])\b"
@@ -33,7 +33,10 @@ def read_inches(text: str) -> str:
         text = _FEET_ALONE.sub(_feet, text)
     if '"' in text:
         text = _FRACTION_INCHES.sub(
-            lambda m: fraction_words(m[1]) + (" inch" if is_adjective(m) else " of an inch"), text
+            lambda m: (
+                fraction_words(m[1]) + (" inch" if is_adjective(m) else " inches" if " " in m[1] else " of an inch")
+            ),
+            text,
         )
         text = _INCHES.sub(_inches, text)
     return text

@@ -71,6 +71,13 @@ def digits(text: str) -> str:
     return ", ".join(" ".join(_DIGITS[int(digit)] for digit in group) for group in groups)
 
 
+def scientific(sign: str | None, amount: str, power: str) -> str:
+    """`5e-3` → five times ten to the minus three."""
+    lead = "minus " if power[0] in "-−" else ""
+    words = f"{number(amount)} times ten to the {lead}{cardinal(str(int(power.lstrip('-−+'))))}"
+    return f"minus {words}" if sign else words
+
+
 def is_one(text: str) -> bool:
     """Whether what is counted stays in the singular."""
     return text in ("1", "1.0", "-1", "−1")

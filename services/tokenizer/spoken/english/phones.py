@@ -25,12 +25,12 @@ _EMERGENCY = re.compile(
 )
 _CODE = re.compile(
     r"\b((?:PIN|pin|[Cc]ode|passcode|password|OTP|[Zz]ip|ZIP|postcode|account|[Oo]rder|ticket|tracking|[Cc]onfirmation|reference|"
-    r"invoice|case|serial|ID|id|card|ending|member(?:ship)?|policy|license|registration|routing|extension|ext\.?|x)"
+    r"invoice|case|serial|ID|id|card|ending|member(?:ship)?|policy|license|registration|routing|extension|ext\.?|(?<!\d\s)x)"
     r"(?:\s+(?:code|number|no\.?|ID|num))?(?:\s+(?:is|was|in|of|ends in))?[:#]?\s*(?:number\s)?)(\d{3}[ -]\d{3}|\d{3,14})(?![\w%]|[.,:/]\d|\s?[$€£%°])",
 )
 _EXTENSION_WORD = re.compile(r"^(?:ext\.?|x)\s*$")
 _STATE_ZIP = re.compile(r"\b([A-Z]{2})\s+(\d{5})(?:-(\d{4}))?(?![\w.,]\d|\w)")
-_ZIP = re.compile(r"\b([Zz]ip(?: code)?:?\s+)(\d{5})-(\d{4})\b")
+_ZIP = re.compile(r"(?<![\w.,/$€£-])(\d{5})-(\d{4})(?![\w-]|[.,]\d)")
 _LONG = re.compile(r"(?<![\w.,:/$€£¥₹-])\d{7,}(?![\w%]|[.,:/]\d|\s?[$€£¥₹%°])")
 
 
@@ -56,7 +56,7 @@ def read_phones(text: str) -> str:
     text = _HYPHENED.sub(lambda m: digits(m[0]) if len(re.sub(r"\D", "", m[0])) >= 9 else m[0], text)
     text = _EMERGENCY.sub(lambda m: m[1] + digits(m[2]), text)
     text = _STATE_ZIP.sub(lambda m: f"{m[1]} {digits(m[2])}" + (f", {digits(m[3])}" if m[3] else ""), text)
-    text = _ZIP.sub(lambda m: f"{m[1]}{digits(m[2] + ' ' + m[3])}", text)
+    text = _ZIP.sub(lambda m: digits(m[0]), text)
     text = _CODE.sub(lambda m: _EXTENSION_WORD.sub("extension ", m[1]) + _code(m), text)
     return _LONG.sub(lambda m: digits(m[0]), text)
 

@@ -23,11 +23,13 @@ _ORDINALS = re.compile(r"\b(\d{1,3}(?:st|nd|rd|th))\s?[–—-]\s?(\d{1,3}(?:st|
 _FRACTIONS = re.compile(r"(?<![\w.,/])(\d{1,2}/\d{1,2})\s?[–—-]\s?(\d{1,2}/\d{1,2})(?![\w/])")
 _TILDE = re.compile(r"(?<=\d)[~〜～∼](?=\d)")
 _MODEL = re.compile(r"\b(?:boeing|airbus|embraer|model|type|flight|form|part)\s$")
+_HALVES = re.compile(r"(?<![\w.,/$€£-])50-50(?![\w%-]|[.,]\d)")
 _GRADES = re.compile(r"\b(K|pre-K)\s?[-–]\s?(\d{1,2})\b")
 
 
 def read_ranges(text: str) -> str:
     """Digits stay digits, for what follows (%, kg) to be read with them: 10–20% → 10 to 20%."""
+    text = _HALVES.sub("50/50", text)
     text = _GRADES.sub(r"\1 through \2", text)
     text = _ORDINALS.sub(r"\1 to \2", text)
     text = _FRACTIONS.sub(r"\1 to \2", text)

@@ -7,7 +7,7 @@ import re
 from services.tokenizer.spoken.english.adjectives import is_adjective
 from services.tokenizer.spoken.english.fractions import FRACTION, fraction_words
 from services.tokenizer.spoken.english.inches import read_inches
-from services.tokenizer.spoken.english.numbers import MAGNITUDE_WORDS, NUMBER, is_one, number
+from services.tokenizer.spoken.english.numbers import MAGNITUDE_WORDS, NUMBER, is_one, number, scientific
 from services.tokenizer.spoken.english.unit_names import UNITS
 
 _ALTERNATIVES = "|".join(re.escape(unit) for unit in sorted(UNITS, key=len, reverse=True))
@@ -22,6 +22,10 @@ _LONE = re.compile(
 _PER_SEVERAL = re.compile(r"(?<=\d)(\s?(?:l|L|kWh|g|kg|mg|MB|GB))/(?=\d)")
 _DURATION = re.compile(r"(?<![\w.,:/])(?:\d{1,3}\s?[dhm]\s?)(?:\d{1,2}\s?[hms]\b\s?)*\d{1,2}\s?[hms]\b")
 _BY = re.compile(r"(?<=meters|inches|pixels|.yards|..feet) [x×] (?=\w)")
+_SCIENTIFIC = re.compile(
+    rf"(?<![\w.,])([-−])?(\d+(?:\.\d+)?)[eE]([-+−]?\d{{1,3}})(?!\w)(?:\s?({_ALTERNATIVES})(?![\w/^]))?"
+)
+_SUBSTANCE = re.compile(r"(?<=[A-Z]\d|.[A-Z])/(km|mi|kg|kWh|MWh|L|l|m\^2|m\^3)(?!\w)")  # of what a unit holds: CO2/km
 _DEGREES = re.compile(r"\bdegrees ([CF])\b(?!\w)")
 _SIGN_WORDS = {"-": "minus", "−": "minus", "+": "plus", "~": "about", "≈": "about", "±": "plus or minus", "<": "less than",
                ">": "more than", "≤": "at most", "≥": "at least"}  # fmt: skip
@@ -48,10 +52,20 @@ def read_units(text: str) -> str:
     if "/" in text:
         text = _PER_SEVERAL.sub(r"\1 per ", text)
         text = _COMPOUND.sub(_compound, text)
+        text = _SUBSTANCE.sub(lambda m: f" per {UNITS[m[1]][0]}", text)
+    text = _SCIENTIFIC.sub(_scientific, text)
     text = _QUANTITY.sub(_quantity, text)
     text = _BY.sub(" by ", text)
     text = _DEGREES.sub(lambda m: f"degrees {'Celsius' if m[1] == 'C' else 'Fahrenheit'}", text)
     return read_named_units(text)
+
+
+def _scientific(match: re.Match[str]) -> str:
+    words, unit = scientific(match[1], match[2], match[3]), match[4]
+    if unit is None:
+        return words
+    is_word = _is_no_unit(unit, " ", match.string[match.end() :])
+    return f"{words} {unit if is_word else UNITS[unit][1]}"
 
 
 def _duration(match: re.Match[str]) -> str:
