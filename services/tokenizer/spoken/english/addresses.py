@@ -35,7 +35,7 @@ _PATH = re.compile(
 )
 _DOT_FILE = re.compile(rf"(?<![^\s\"'(])\.({_SUFFIXES}|{_DOT_NAMES})(?![\w-]|\.\w)")
 _HASHTAG = re.compile(r"(?<![\w&#/])#(?!(?=[0-9A-Fa-f]*\d)(?:[0-9A-Fa-f]{6}|[0-9A-Fa-f]{3})\b)(\d*[A-Za-z_]\w*)")
-_HASH_CODE = re.compile(r"(?<![\w&#/])#(?=[A-Z]{1,4}-\d)")
+_HASH_CODE = re.compile(r"(?<![\w&#/])#(?=[A-Z]{1,4}-\d|\d{1,4}[A-Z]\b|\d[0-9A-Z]{7,}\b)")
 _IPV6 = re.compile(
     r"(?<![\w:.])(?=[\w:]*::|(?:\w+:){5})(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])"
 )  # hardware addresses too

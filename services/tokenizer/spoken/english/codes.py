@@ -31,7 +31,7 @@ _ROOM = re.compile(
 _THOUSAND = re.compile(r"(?<![\w.,-])(\d+)k\b")
 _KARAT = re.compile(r"(?<![\w.,])(\d\d)K(?=\s(?:gold|yellow|white|rose)\b)")
 _DECIMAL_NAME = re.compile(r"(?<![\w.,])([A-Za-z]{1,6})-?(\d{1,3}\.\d{1,2})(?![\w]|\.\d)")
-_PLUS = re.compile(r"(?<=[\da-z])\+(?=\s|[.,;:!?)]|$)")
+_PLUS = re.compile(r"(?:(?<=[\da-z])|(?<=[A-Z]{3}))\+(?=\s|[.,;:!?)]|$)")
 _MIXED = re.compile(r"(?<![\w.,'’])(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:'s)?(?![\w])")
 _PIECES = re.compile(r"[A-Za-z]+|\d+")
 _PLURAL = re.compile(r"(?<![\w.,$€£])(\d{1,4})s\b")

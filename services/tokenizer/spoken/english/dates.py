@@ -24,6 +24,12 @@ _MONTH_DAY = re.compile(
     r"(\b(?:on|by|until|till|from|before|after|since|due|dated?|starting|beginning|through|ships|arrives|ends|starts|begins|opens|closes|expires|launches)\s+)"
     r"(0?[1-9]|1[0-2])/(0?[1-9]|[12]\d|3[01])(?![\w/]|[.,-]\d|\s(?:of|cup|tea|table|inch|mile|the|an?)\b)"
 )
+_DAY_AND_DATE = re.compile(
+    r"\b(Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)\b(\.?,?)\s(0?[1-9]|1[0-2])/(0?[1-9]|[12]\d|3[01])(?![\w/]|[.,-]\d|\s(?:of|cup|tea|table|inch|mile|the|an?)\b)"
+)
+_DAY_LIST = re.compile(
+    r"(?<![\w/])(?:Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun)(?:/(?:Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun))+(?![\w/])"
+)
 _NAMED_FIRST = re.compile(
     rf"\b{_MONTH}\s+{_DAY}(?:{_DASH}{_DAY})?(?![\w:%/]|\.\d|,\d)(?:(,?\s+|,){_YEAR}\b(?!\s?[%$€£]))?"
 )
@@ -65,6 +71,7 @@ def read_dates(text: str) -> str:
     text = _ISO_MONTH.sub(lambda m: f"{MONTHS[int(m[2]) - 1]} {year(m[1])}", text)
     text = _MONTH_OF_YEAR.sub(lambda m: f"{MONTHS[int(m[1]) - 1]} {year(m[2])}", text)
     text = _SLASHED.sub(_slashed, text)
+    text = _DAY_AND_DATE.sub(lambda m: f"{_DAYS.get(m[1], m[1])}, {_date(m[3], m[4])}", text)
     text = _MONTH_DAY.sub(lambda m: m[1] + _date(m[2], m[3]), text)
     text = _NAMED_FIRST.sub(_named_first, text)
     text = _DAY_FIRST.sub(_day_first, text)
@@ -83,6 +90,7 @@ def read_dates(text: str) -> str:
 
 def read_days(text: str) -> str:
     """Mon–Fri, Tue. 5 March."""
+    text = _DAY_LIST.sub(lambda m: ", ".join(_DAYS[name] for name in m[0].split("/")), text)
     text = _DAY_SPAN.sub(
         lambda m: f"{_DAYS[m[1]]} {'and' if m[2].strip() in ('and', '&') else 'to'} {_DAYS[m[3]]}", text
     )

@@ -8,7 +8,7 @@ from services.tokenizer.spoken.english.numbers import cardinal, number, ordinal
 
 FRACTION = r"(?:\d{1,3} )?\d{1,3}/\d{1,4}(?![/\d])"
 _ANY = re.compile(rf"(?<![\w.,/:-])([-−])?({FRACTION})(?![\w%]|[.,]\d)(\s+of\s+(?:an?|the)\b)?")
-_ORDINAL_ENDING = re.compile(r"(?<![\w.,/])(?:(\d{1,3})[ -])?(\d{1,3})/(\d{1,4})(?:st|nd|rd|ths?)\b")
+_ORDINAL_ENDING = re.compile(r"(?<![\w.,/])(?:(\d{1,3})[ -])?(\d{1,3})/(\d{1,4})(?:st|nd|rds?|ths?)\b")
 _RATED = re.compile(r"(?<![\w.,/$€£])(\d{1,3}\.\d{1,2})/(\d{1,4}(?:\.\d{1,2})?)(?![\w/%]|[.,]\d)")
 _FIXED = {"24/7": "twenty four seven", "50/50": "fifty fifty", "9/11": "nine eleven", "20/20": "twenty twenty", "7/11": "seven eleven",
           "4/20": "four twenty", "24/5": "twenty four five", "80/20": "eighty twenty", "60/40": "sixty forty", "70/30": "seventy thirty",

@@ -38,7 +38,7 @@ _PROGRAMMING = (("&&", " and "), ("||", " or "), ("+=", " plus equals "), ("-=",
 _APPROXIMATE = re.compile(r"(?<!\d)(?<!\d )(?<!\) )(?<!\b[a-zπ] )[~≈∼]\s?(?=[$€£¥]?\d)")
 _BOUND = re.compile(r"(?<![^\s(])(<=|>=|[<>≤≥])(?=[$€£¥]?\d)")
 _BOUNDS = {"<": "less than", ">": "more than", "≤": "at most", "<=": "at most", "≥": "at least", ">=": "at least"}
-_TWICE_THE = re.compile(r"\b([Tt]he)\s+the(?=\s(?:square|cube|sum|product|integral)\b)")
+_TWICE = re.compile(r"\b([Tt]he)\s+the(?=\s(?:square|cube|sum|product|integral)\b)|(?<=sum |uct |ral )(of)\s+of\b")
 _FACTORIAL = re.compile(r"(?<![\w.])(\d{1,2})!(?=\s?[=+*/×÷-])")
 _FUNCTION = re.compile(r"\b([fghOP]|sin|cos|tan|log|ln|exp)_?(\d{0,2})\(([^()]{1,20})\)")
 _OVER = re.compile(r"(?<![\w.,/])(\d{1,3})/([xyznkabc])(?![\w/])")
@@ -97,7 +97,7 @@ def read_maths(text: str) -> str:
     if not text.isascii():
         text = _GREEK_LETTER.sub(lambda m: f" {_GREEK[m[1]]} ", text)
     text = "".join(f" {_SIGNS[char]} " if char in _SIGNS else char for char in text)
-    return _TWICE_THE.sub(r"\1", text)
+    return _TWICE.sub(lambda m: m[1] or m[2], text)
 
 
 def _power(match: re.Match[str]) -> str:

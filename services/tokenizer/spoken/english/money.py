@@ -55,7 +55,7 @@ _RANGE_BEFORE = re.compile(
 )
 _DOLLARS = "USD|CAD|AUD|NZD|SGD|HKD"
 _PREFIXED = re.compile(
-    rf"([-−–]\s?)?(?<![\w])({_BEFORE})\s?([-−])?({_AMOUNT}){_MAGNITUDE}(\+)?(?!\d)(?:[\s-](?:dollars?|euros?|pounds?|yen|rupees?)\b)?(?:\s({_DOLLARS})\b)?"
+    rf"((?<![A-Za-z])[-−–]\s?)?(?<![\w])({_BEFORE})\s?([-−])?({_AMOUNT}){_MAGNITUDE}(\+)?(?!\d)(?:[\s-](?:dollars?|euros?|pounds?|yen|rupees?)\b)?(?:\s({_DOLLARS})\b)?"
 )
 _SUFFIXED = re.compile(rf"(?<![\w.,])([-−])?({_AMOUNT}){_MAGNITUDE}\s?({_AFTER})(?!\d)")
 _PENCE = re.compile(r"(?<![\w.,])(\d{1,2})p\b(?!\s?(?:video|x\b))")
@@ -65,6 +65,7 @@ _PER = re.compile(
     r"mile|km|min|minute|share|ton|dozen|box|pack|piece|pc|page|word|token|call|GB|MB|kWh|MWh|barrel|bbl)\b(?:\.(?=\s+[a-z]|[,;:)]))?"
 )
 _TICKER = re.compile(r"(?<!\w)\$(?=[A-Z]{1,5}\b)")  # of a share: $TSLA
+_FOR = re.compile(r"(?<=[\w])-for-(?=[$€£¥])")  # 2-for-$5
 _CENTS_OF = re.compile(r"\.\d\d$")
 _PER_SEVERAL = re.compile(r"(?<=dollars|..euros|.pounds|..cents)\s?/\s?(?=\d)")
 _EACH = re.compile(r"(?<=\d)\s?/\s?(day|week|month|year|hour|minute|night|person|user|item|seat|head|share|page)\b")
@@ -86,6 +87,7 @@ _AS_ADJECTIVE = re.compile(
 
 def read_money(text: str) -> str:
     """`$2.5M` → two point five million dollars; `€9,99` → nine euros and ninety nine cents."""
+    text = _FOR.sub(" for ", text)
     text = _RANGE_BEFORE.sub(_range, _TICKER.sub("", text))
     text = _PREFIXED.sub(
         lambda m: (

@@ -17,6 +17,8 @@ def _slash(match: re.Match[str]) -> str:
     parts = [part for part in match.groups() if part]
     if parts[0].lower() in ("and", "either") or (len(parts) == 2 and parts[0] in ("I", "A")):
         return " ".join(parts)
+    if parts == ["AM", "FM"]:
+        return "A M F M"
     if parts[0].lower() in _SLASH_OR:
         return " or ".join(parts)
     is_initials = all(part.isupper() and len(part) < 4 for part in parts)

@@ -19,7 +19,7 @@ _COMPOUND = re.compile(rf"(?<![\w.,/])({NUMBER})\s?([A-Za-zμΩ]{{1,3}})/([A-Za-
 _LONE = re.compile(
     r"(?<![\w.'’-])(km|kg|cm|lbs?|hrs?|yrs?|wks?|ft|tbsp|tsp|kmh|mph)(?![\w'’/^-])"
 )  # no words, so they may stand for themselves: a few km
-_PER_SEVERAL = re.compile(r"(?<=\d)(\s?(?:l|L|kWh|g|kg|mg|MB|GB))/(?=\d)")
+_PER_SEVERAL = re.compile(r"(?<=\d)(\s?(?:l|L|kWh|g|kg|mg|MB|GB))/(?=10*\s?[A-Za-z])")
 _DURATION = re.compile(r"(?<![\w.,:/])(?:\d{1,3}\s?[dhm]\s?)(?:\d{1,2}\s?[hms]\b\s?)*\d{1,2}\s?[hms]\b")
 _BY = re.compile(r"(?<=meters|inches|pixels|.yards|..feet) [x×] (?=\w)")
 _SCIENTIFIC = re.compile(
@@ -154,4 +154,6 @@ def _is_no_unit(unit: str, gap: str, after: str) -> bool:
         )
     if unit in _OFTEN_WORDS:
         return gap == " " and not (unit in _UNITS_AT_END and re.match(r"\s*(?:[.,;:!?)]|$)", after))
+    if gap == "-" and unit in ("m", "g", "L", "l", "V", "W"):
+        return re.match(r"\s[a-z]{3,}", after) is None  # a 100-m dash
     return gap == "-" and len(unit) == 1 and unit not in "%°th"
