@@ -121,6 +121,8 @@ def walk_through(manifests: list[Manifest]) -> None:
 
 def leave_in_the_middle(backbone: Manifest) -> None:
     """A stream that runs while its backbone gets SIGTERM is heard to its end. Last: podman does not start it again."""
+    # Looked up before: podman takes a good part of a second to say it, and the backbone two or three to make the story.
+    page, name = f"http://{address_of('csm-backbone')}:9464/metrics", container(backbone)["Name"]
     with subprocess.Popen(
         csm("say", STORY, "--seed", "3", "-o", "out/deploy/story.wav"),
         stdout=subprocess.PIPE,
@@ -129,9 +131,15 @@ def leave_in_the_middle(backbone: Manifest) -> None:
         cwd=ROOT,
         env=in_plaintext(),
     ) as caller:
-        until(lambda: metric("csm-backbone", "csm_backbone_slots_active") == 1, "the backbone has the request")
+
+        def has_come() -> bool:
+            if caller.poll() is not None:
+                raise RuntimeError(f"csm say ended before its request was seen: {caller.communicate()[0]}")
+            return metric(page, "csm_backbone_slots_active") == 1
+
+        until(has_come, "the backbone has the request", every_s=0.02)
         begun = time.monotonic()
-        podman("stop", "--time", "120", container(backbone)["Name"])
+        podman("stop", "--time", "120", name)
         took_s = time.monotonic() - begun
         said, _ = caller.communicate(timeout=60)
     print("    " + said.strip().replace("\n", "\n    "), flush=True)
@@ -141,9 +149,9 @@ def leave_in_the_middle(backbone: Manifest) -> None:
     say("backbone stopped in the middle of it: the stream came to its end, then the backbone to its own", took_s)
 
 
-def metric(deployment: str, name: str) -> float:
-    """One gauge, as Prometheus would fetch it."""
-    with urllib.request.urlopen(f"http://{address_of(deployment)}:9464/metrics", timeout=5) as page:
+def metric(url: str, name: str) -> float:
+    """One gauge of a page, as Prometheus would fetch it."""
+    with urllib.request.urlopen(url, timeout=5) as page:
         (value,) = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", page.read().decode(), re.MULTILINE)
     return float(value)
 
@@ -202,13 +210,13 @@ def probes_pass(deployment: Manifest) -> bool:
     return True
 
 
-def until(true: Callable[[], bool], what: str) -> float:
+def until(true: Callable[[], bool], what: str, every_s: float = 0.2) -> float:
     """Seconds it took. Raises: TimeoutError."""
     begun = time.monotonic()
     while not true():
         if time.monotonic() - begun > READY_S:
             raise TimeoutError(f"waited {READY_S:.0f} s in vain: {what}")
-        time.sleep(0.2)
+        time.sleep(every_s)
     return time.monotonic() - begun
 
 
