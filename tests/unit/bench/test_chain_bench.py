@@ -60,6 +60,18 @@ def test_processes_of_a_stage_take_gpus_in_turn():
     assert child.env["CUDA_VISIBLE_DEVICES"] == "4" and child.env["CSM_MODEL"] == "embedded"
 
 
+def test_services_of_another_checkout_run_its_code(monkeypatch, tmp_path):
+    """What `python -m` finds first is the other checkout, though both have the module and the folder is this one's."""
+    (tmp_path / "services").mkdir()
+    (tmp_path / "services/__init__.py").touch()
+    (tmp_path / "services/codec.py").write_text("print('the other one')")
+    monkeypatch.setenv("CODE", str(tmp_path))
+    made = layout(counts(), [], {})
+    child = next(child for child in made.children({}) if child.name == "codec")
+    said = subprocess.run(child.argv, env=os.environ | child.env, capture_output=True, text=True, timeout=20)
+    assert said.stdout == "the other one\n"
+
+
 def test_gateways_of_a_comparison_call_one_backbone_or_all():
     made = layout(counts(one=["backbone"], backbone=2), [], {})
     env = {child.name: child.env for child in made.children({})}
