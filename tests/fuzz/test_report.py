@@ -21,7 +21,7 @@ def test_a_good_run_is_clean():
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "mutate",
     [
         lambda report: report.died.append("codec"),
         lambda report: report.broken.append("/csm.codec.v1.CodecService/Decode: INTERNAL"),
@@ -36,7 +36,7 @@ def test_a_good_run_is_clean():
     ],
     ids=("died", "broken", "logged", "grew", "lost", "too few", "unserved", "broken off", "method unserved", "silent"),
 )
-def test_one_fault_spoils_it(spoil):
+def test_one_fault_fails_it(mutate):
     report = good_report()
-    spoil(report)
+    mutate(report)
     assert not report.is_clean, report.lines()
