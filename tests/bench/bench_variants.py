@@ -52,7 +52,7 @@ def main() -> None:
         for name, plan in choices(batch, supports(part, model.codebook0_head.weight.dtype, device)).items():
             began = time.perf_counter()
             try:
-                frame, _graph = frames.build(batch, plan)
+                frame = frames.build(batch, plan)
                 took = time.perf_counter() - began
                 frames.rewind(batch)
                 frame()
@@ -68,7 +68,7 @@ def main() -> None:
                 f"| {batch} | {name} | {min(times):.2f} | {statistics.median(times):.2f} | {same:.0%} | {took:.1f} |",
                 flush=True,
             )
-            del frame, _graph
+            del frame
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from services.backbone.blocks import blocks_for
 from services.backbone.fused_llama import KernelPlan
 from services.backbone.graph_runner import GraphRunner
 from services.backbone.model import CsmModel
+from services.engine.graphs import GraphRecorder
 
 
 class Frames:
@@ -40,17 +41,15 @@ class Frames:
         state.next_inputs.copy_(self._inputs)
         self.runner._batch[:batch] = torch.arange(batch, device=state.positions.device)
 
-    def build(self, batch: int, plan: KernelPlan) -> tuple[Callable[[], None], torch.cuda.CUDAGraph | None]:
-        """Returns: a function that computes a frame, and the graph it replays, which must be kept; None on a CPU."""
+    def build(self, batch: int, plan: KernelPlan) -> Callable[[], None]:
+        """Returns: a function that computes a frame, by a captured graph where there is a GPU."""
         runner = self.runner
         runner._kernel_plan = lambda _: plan
         if not runner._is_cuda:
-            return torch.inference_mode()(lambda: runner._run_frame(batch)), None
+            return torch.inference_mode()(lambda: runner._run_frame(batch))
         with torch.inference_mode():
-            graph = runner._capture(
-                lambda: runner._run_frame(batch), torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-            )
-        return graph.replay, graph
+            replay, _ = GraphRecorder()(lambda: runner._run_frame(batch))
+        return replay
 
     def codes(self, batch: int) -> torch.Tensor:
         return self.runner._codes[:batch].clone()

@@ -36,13 +36,13 @@ def main() -> None:
     frames = Frames(model, part, max(arguments.batches), arguments.context)
     for batch in arguments.batches:
         plan = kernel_plan_for(batch, arguments.persistent_depth)
-        frame, _graph = frames.build(batch, plan)
+        frame = frames.build(batch, plan)
         wall_ms = statistics.median(frames.times_ms(frame, batch, 20))
         kernels = KernelTimes(frame, device, arguments.frames)
         print(f"\nbatch {batch}, {plan}")
         print(f"frame {wall_ms:.2f} ms; {kernels.launches:.0f} launches, {kernels.busy_ms:.2f} ms in kernels\n")
         print(kernels.table("frame", arguments.rows), "\n", flush=True)
-        del frame, _graph
+        del frame
 
 
 if __name__ == "__main__":
