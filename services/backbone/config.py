@@ -27,7 +27,7 @@ class BackboneSettings(ServerSettings):
     )
     persistent_depth: str = setting(
         "CSM_BACKBONE_PERSISTENT_DEPTH",
-        "off",
+        "auto",
         "batches of up to 16 run the depth decoder as one launch (Hopper, bfloat16): auto where no MPS daemon runs, on "
         "there too, which allows one backbone a GPU",
         choices=("auto", "on", "off"),
@@ -72,8 +72,9 @@ class BackboneSettings(ServerSettings):
     )
     head_start_ms: int = setting(
         "CSM_BACKBONE_HEAD_START_MS",
-        2000,
-        "while a request has no audible frame yet, those that are this far ahead of their listeners wait; 0: none does",
+        0,
+        "while a request has no audible frame yet, those that are this far ahead of their listeners wait; 0: none does. "
+        "For short utterances well below what the card carries",
         min=0,
         max=60_000,
     )

@@ -16,11 +16,11 @@ from services.backbone.request import SequenceState
 class NewcomersFirst:
     """Chooses who is in the next step."""
 
-    def __init__(self, frame_s: float, *, head_start_s: float = 2.0, max_steps: int = 8, flat_slots: int = 1):
+    def __init__(self, frame_s: float, *, head_start_s: float = 0.0, max_steps: int = 8, flat_slots: int = 1):
         """frame_s: duration of a frame.
 
-        head_start_s: 0 leaves no stream out. Much less than the default starves listeners: frames wait for their chunk,
-            of up to 0.64 s, and then for codec and watermark.
+        head_start_s: 0 leaves no stream out. Streams are held to the pace of playback this far ahead. On a card near
+            its limit that starves listeners: frames wait for their chunk, of up to 0.64 s, then for codec and watermark.
         flat_slots: up to so many slots a step takes the same time, so that no stream need be left out.
         """
         self._frame_s, self._head_start_s, self._max_steps = frame_s, head_start_s, max_steps
