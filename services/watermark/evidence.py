@@ -12,7 +12,7 @@ or music that repeats with the message's period agrees with too many keys to pro
 
 The second test asks whether the votes are for this key or for a similar one. A key that shares most symbols with the
 clip's own passes the first test. But at the places where the two differ the votes are for the other symbol, as
-clearly as they are for the shared symbols elsewhere. See `contradicts`.
+clearly as they are for the shared symbols elsewhere. See `contradiction`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 MAX_P_VALUE = 1e-6
 # The threshold when no agreement would be proof: too few columns, or all alike.
 UNREACHABLE = 2.0
-# Votes against a key from which on the clip's key is another one; see `contradicts`.
+# Votes against a key from which on the clip's key is another one; see `contradiction`.
 MAX_VOTES_AGAINST = 2.2
 _UNIT = 1 / 16  # agreement is counted in these, so that its distribution is over integers
 _MAX_UNITS = 2048  # of a clip; a longer one is counted in larger units
@@ -102,8 +102,8 @@ def z_scores(sums: NDArray[np.float64], message: list[int]) -> NDArray[np.float6
     return scores
 
 
-def contradicts(sums: NDArray[np.float64], message: list[int], rotation: int) -> bool:
-    """Whether the votes are for another key than this one, a similar one.
+def contradiction(sums: NDArray[np.float64], message: list[int], rotation: int) -> float:
+    """How far the votes are for another key than this one, a similar one; beyond 1 the key is refused.
 
     sums: probabilities summed at each place [period, alphabet]. A place votes against the key by the margin of the best
     other symbol. Measured on marked speech of the bundled model, clean, in noise (15 dB) and through MP3: where the key
@@ -113,7 +113,7 @@ def contradicts(sums: NDArray[np.float64], message: list[int], rotation: int) ->
     (93). Long clips in noise may scatter more: there the limit is half of what a place typically votes for the key.
     """
     typical = float(np.median(vote_margins(sums, message, rotation)))
-    return votes_against(sums, message, rotation) > max(MAX_VOTES_AGAINST, 0.5 * typical)
+    return votes_against(sums, message, rotation) / max(MAX_VOTES_AGAINST, 0.5 * typical)
 
 
 def votes_against(sums: NDArray[np.float64], message: list[int], rotation: int) -> float:
@@ -131,6 +131,12 @@ def vote_margins(sums: NDArray[np.float64], message: list[int], rotation: int) -
     others[places, message] = -np.inf
     margins: NDArray[np.float64] = own - others.max(axis=1)
     return margins
+
+
+def spelling_margin(sums: NDArray[np.float64]) -> float:
+    """By how many votes the likeliest symbol is ahead of the next one, at the place [period, alphabet] where that is least."""
+    ordered = np.sort(sums, axis=1)
+    return float((ordered[:, -1] - ordered[:, -2]).min())
 
 
 def _tails(units: NDArray[np.int64], message: list[int]) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from services.watermark.hparams import Hparams
 from services.watermark.reader import View
 
 _GROUP_S, _MIN_GROUP, _MAX_GROUP = 1.8, 4, 8  # seconds and messages, of which a sparse reading takes one
+_MIN_COLUMNS = 2 / 3  # of a message, that may prove a key
 _LOUDER, _PAUSE = 6.0, 200.0  # ratios of power within a group
 
 
@@ -25,6 +26,8 @@ class Messages:
         self._view, self._period, self._hop = view, shape.message_len, shape.hop_length
         self.group = group_size(shape)
         self.count = -(-view.columns // self._period)
+        rest = view.columns % self._period  # the last message's columns: alone they prove no key if they are few
+        self._cut_message = self.count - 1 if 0 < rest < _MIN_COLUMNS * self._period else -1
         self.audible = [m for m in range(self.count) if self.is_audible(m)]
 
     def is_audible(self, message: int) -> bool:
@@ -47,7 +50,7 @@ class Messages:
         chosen = []
         for first in range(0, self.count, self.group):
             group = [m for m in range(first, min(self.count, first + self.group)) if not masked(m)]
-            if not group:
+            if not group or group == [self._cut_message]:
                 continue
             loudness = np.array([self.loudness(m) for m in group])
             levels = [loudness]

@@ -6,7 +6,6 @@ around it, so a quiet sentence beside louder sound is read as well as alone.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.watermark.hparams import TRAINING_POWER
+from services.watermark.message_decoder import MessageDecoder
 from services.watermark.weights import Nets
 
-CONTEXT = 3  # columns decoded on each side of a stretch; more change the votes by less than a percent
+CONTEXT = 3  # columns decoded on each side of a stretch, where the clip has them; more change the votes by less than a percent
 _BATCH_CELLS = 32768  # bins x columns decoded at once on a CPU, so that they stay in its cache
 _DEVICE_CELLS = 1 << 22  # and on an accelerator
 _SILENCE = 1e-9  # mean square: -90 dBFS
@@ -54,16 +54,11 @@ class SymbolReader:
     def __init__(self, nets: Nets):
         self.hparams = nets.hparams
         self.device = nets.dec_m.linear.weight.device
-        decoder = nets.dec_m
-        self._dtype = torch.float32
-        if self.device.type == "cpu":
-            # Channels last is a quarter faster. bfloat16 is twice as fast where the CPU multiplies it, eight times
-            # where it has matrix units, and changes a probability by about 0.01.
-            decoder = decoder.to(memory_format=torch.channels_last)
-            if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
-                self._dtype = torch.bfloat16
-                decoder = copy.deepcopy(decoder).to(torch.bfloat16)
-        self._decoder = decoder
+        # bfloat16 is twice as fast where the CPU multiplies it, eight times where it has matrix units, and changes a
+        # probability by about 0.01.
+        multiplies_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        is_short = self.device.type == "cpu" and multiplies_bfloat16()
+        self._decoder = MessageDecoder(nets.dec_m, torch.bfloat16 if is_short else torch.float32)
         self._window = torch.hann_window(nets.hparams.n_fft, device=self.device)
 
     @torch.inference_mode()
@@ -107,26 +102,31 @@ class SymbolReader:
         Raises: InterruptedError when stopped.
         """
         results: list[NDArray[np.float64] | None] = [None] * len(stretches)
-        lengths: dict[int, list[int]] = {}
-        for index, (_, columns) in enumerate(stretches):
-            lengths.setdefault(columns, []).append(index)
+        shapes: dict[tuple[int, int, int], list[int]] = {}
+        for index, (first, columns) in enumerate(stretches):
+            left = min(CONTEXT, max(0, first))
+            right = min(CONTEXT, max(0, view.columns - first - columns))
+            shapes.setdefault((left, columns, right), []).append(index)
         cells = _BATCH_CELLS if self.device.type == "cpu" else _DEVICE_CELLS
-        for columns, indices in lengths.items():
-            batch = max(1, cells // (self.hparams.message_band_size * (columns + 2 * CONTEXT)))
+        for (left, columns, right), indices in shapes.items():
+            batch = max(1, cells // (self.hparams.message_band_size * (left + columns + right)))
             for start in range(0, len(indices), batch):
                 if stopped():
                     raise InterruptedError("the search was given up")
                 part = indices[start : start + batch]
-                probabilities = self._decode(view, offset, [stretches[index][0] for index in part], columns)
+                firsts = [stretches[index][0] for index in part]
+                probabilities = self._decode(view, offset, firsts, left, columns, right)
                 for index, each in zip(part, probabilities, strict=True):
                     results[index] = each
         return [each for each in results if each is not None]
 
-    def _decode(self, view: View, offset: int, firsts: list[int], columns: int) -> NDArray[np.float64]:
-        """[len(firsts), symbols, columns]."""
+    def _decode(
+        self, view: View, offset: int, firsts: list[int], left: int, columns: int, right: int
+    ) -> NDArray[np.float64]:
+        """[len(firsts), symbols, columns]. left, right: columns of context."""
         shape = self.hparams
         column = torch.tensor(firsts, device=self.device)[:, None]
-        column = column + torch.arange(-CONTEXT, columns + CONTEXT, device=self.device)
+        column = column + torch.arange(-left, columns + right, device=self.device)
         starts = (offset + column.double() * view.hop).round().long()
         inside = (column >= 0) & (starts >= 0) & (starts + shape.n_fft <= len(view.audio))
         starts = starts.clamp(0, len(view.audio) - shape.n_fft)
@@ -134,6 +134,6 @@ class SymbolReader:
         magnitudes = torch.fft.rfft(frames * self._window).abs()[..., : shape.message_band_size]
         gains = view.gains[(starts // shape.hop_length).clamp_max(len(view.gains) - 1)]
         magnitudes = magnitudes * (gains * inside)[..., None]
-        scores = self._decoder(magnitudes.transpose(1, 2)[:, None].to(self._dtype))[:, 0].float()
-        decoded: NDArray[np.float64] = scores[..., CONTEXT:-CONTEXT].softmax(dim=1).double().cpu().numpy()
+        scores = self._decoder(magnitudes.transpose(1, 2), left, right).float()
+        decoded: NDArray[np.float64] = scores.softmax(dim=1).double().cpu().numpy()
         return decoded

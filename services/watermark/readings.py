@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from services.watermark.evidence import MAX_P_VALUE
+from services.watermark.evidence import MAX_P_VALUE, z_scores
 from services.watermark.messages import Messages, runs
 from services.watermark.reader import SymbolReader, View
 from services.watermark.votes import VoteTable, Window
 
 _EXTRA_SHARE = 0.3  # of a piece's messages that are read beside the first pass
 _EXTRA_MESSAGES = 8  # at least
+_UNLIKE_Z = 3.0  # a message agrees less with a key that is not similar to its own
 
 
 class Readings:
@@ -34,20 +35,22 @@ class Readings:
         self.tables: dict[int, VoteTable] = {}
         self.budget = max(_EXTRA_MESSAGES, int(_EXTRA_SHARE * self.messages.count))  # messages that may be read still
         self._masked_s: list[tuple[float, float]] = []
+        self._others: set[int] = set()
 
     def read(self, offset: int, messages: list[int]) -> None:
         """Read these messages, neighbours together. Raises: InterruptedError when stopped."""
         table = self.tables.get(offset) or self._open(offset)
         found = list(runs(messages, 2 * self.messages.group))
-        stretches = [(first * self._period, (last - first) * self._period) for first, last in found]
+        columns = self._view.columns  # the last message may be cut
+        stretches = [(a * self._period, min(b * self._period, columns) - a * self._period) for a, b in found]
         for (first, last), probabilities in zip(
             found, self._reader.read(self._view, offset, stretches, self._stopped), strict=True
         ):
-            beyond = max(0, last * self._period - self._view.columns)
-            probabilities = probabilities[:, : probabilities.shape[1] - beyond]
             for m in range(first, last):
                 start = (m - first) * self._period
                 table.add(m, probabilities[:, start : start + self._period])
+                if table.is_clear(m) and z_scores(table.sums[m : m + 1], self._message).max() < _UNLIKE_Z:
+                    self._others.add(m)
 
     def read_extra(self, offset: int, messages: range) -> None:
         """Read those that are audible and not read yet, as far as the budget allows."""
@@ -71,6 +74,10 @@ class Readings:
     def is_masked(self, message: int) -> bool:
         middle_s = self.messages.middle_s(message)
         return any(start_s <= middle_s < end_s for start_s, end_s in self._masked_s)
+
+    def is_other(self, message: int) -> bool:
+        """Whether it was read clearly, at some offset, as a key that is not even similar."""
+        return message in self._others
 
     @property
     def trials(self) -> int:

@@ -13,7 +13,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from services.watermark.evidence import Fit, contradicts, fit, vote, vote_margins, votes_against, z_scores
+from services.watermark.evidence import (
+    Fit,
+    contradiction,
+    fit,
+    spelling_margin,
+    vote,
+    vote_margins,
+    votes_against,
+    z_scores,
+)
 from services.watermark.findings import Findings, Mark
 from services.watermark.key import symbols_key
 from services.watermark.reader import SymbolReader, View
@@ -26,8 +35,12 @@ _FINEST = 32  # offsets are refined down to hop / 32
 _MIN_TRACED = 6  # messages of a mark that are read, if it has as many, before the key is believed
 _NEAR = 8  # messages to each side of a mark's clearest one, which are read where votes are against the key
 _DOUBTFUL = 1.1  # votes against the key from which on that is done
+_NEAR_AT_ONCE = 4  # of those messages
+_SURELY_OTHER = 1.5  # times the votes against it that refuse a key; its own mark has them in none of 149 stretches
+_SURELY_OWN = 0.5  # likewise, where one offset left it open
 _MAX_REFINED = 8  # messages read at finer offsets
 _DESCRIBED = 6  # more messages that are read to tell what a clip spells that does not hold the key
+_SPELLED = 1.0  # votes that each place of them is ahead by; then more would hardly change what they spell
 _CLEAR = 2.2  # clearness from which that is worth it: without any mark 2.1 at most, with another key's 3.3 and more
 _EDGE_Z = 3.0  # a message that agrees less is beyond the mark's end; marked speech has 5 to 10
 
@@ -45,19 +58,25 @@ class Search:
         offsets: int,
         views: int,
         stopped: Callable[[], bool],
+        at_s: float = 0.0,
     ):
-        """offsets: read per hop at first. views: of the piece that are searched, each of which may err."""
+        """offsets: read per hop at first. views: of the piece that are searched, each of which may err.
+
+        at_s: where a mark's columns may be centred; the first offset is there.
+        """
         shape = reader.hparams
         self._view, self._message, self._channel = view, message, channel
         self._hop, self._period = shape.hop_length, shape.message_len
         self._step = self._hop // offsets
-        self._offsets = [self._step * index for index in _spread(offsets)]
+        phase = round(at_s * view.clip_rate_hz % view.hop)
+        self._offsets = [(phase + self._step * index) % self._hop for index in _spread(offsets)]
         self._together = reader.device.type != "cpu"
         self._readings = Readings(reader, view, message, views=views, stopped=stopped)
         self._messages = self._readings.messages
         self._group = self._messages.group
         self._max_misses = self._group // 2  # messages within a mark that agree less: a pause, or a noise
         self._dense: set[tuple[int, int, int]] = set()  # offset, first and last message that are read in full
+        self._most_against = 1.0  # see evidence.contradiction
         self._short: list[Mark] = []  # marks of which fewer than _MIN_TRACED messages were read
         self.findings = Findings(audible_messages=len(self._messages.audible))
 
@@ -67,7 +86,8 @@ class Search:
         # An accelerator reads all offsets at once; a CPU saves those that are not needed.
         for offsets in [self._offsets] if self._together else [[offset] for offset in self._offsets]:
             for offset in offsets:
-                readings.read(offset, self._messages.sparse(quieter=True, masked=readings.is_masked))
+                messages = self._messages.sparse(quieter=True, masked=readings.is_masked)
+                readings.read(offset, [m for m in messages if not readings.is_other(m)])
             self._find()
         if not self.findings.marks:
             self._deepen()
@@ -75,14 +95,17 @@ class Search:
             self.describe()
         return self.findings
 
-    def glance(self, everything: bool = False) -> tuple[float, float, float]:
-        """The p-value of the best window of a sparse reading, the share of the votes that are for the key, and the second
-        at the window's middle.
+    def glance(self, loudest: int = 0) -> tuple[float, float, float]:
+        """The p-value of the best window of a sparse reading, the share of the votes that are for the key, and where a
+        column is centred about the window's middle, in seconds.
 
-        everything: read all messages. Raises: InterruptedError when stopped.
+        loudest: read so many messages instead, at the first offset alone. Raises: InterruptedError when stopped.
         """
-        messages = self._messages.audible if everything else self._messages.sparse(quieter=False)
-        for offset in self._offsets:
+        messages, offsets = self._messages.sparse(quieter=False), self._offsets
+        if loudest:
+            messages = sorted(sorted(self._messages.audible, key=self._messages.loudness)[-loudest:])
+            offsets = offsets[:1]
+        for offset in offsets:
             self._readings.read(offset, messages)
         best = self._readings.best()
         if best is None:
@@ -90,8 +113,8 @@ class Search:
         offset, window = best
         tables = self._readings.tables.values()
         share = max(fit(table.total(0, table.messages), self._message).share for table in tables)
-        middle_s = self._view.seconds((window.first + window.last) / 2 * self._period, offset)
-        return window.p_value, share, middle_s
+        column = (window.first + window.last) * self._period // 2
+        return window.p_value, share, self._view.seconds(column, offset)
 
     def describe(self) -> None:
         """Put into the findings, where no mark is, the best that was read and what the clearest of it spells.
@@ -104,8 +127,11 @@ class Search:
         (clearness, first, last), offset = max((table.clearest(), offset) for offset, table in tables.items())
         if clearness >= _CLEAR:
             readings.budget = max(readings.budget, _DESCRIBED)
-            readings.read_extra(offset, range(first - _DESCRIBED // 2, last + _DESCRIBED // 2))
-            clearness, first, last = tables[offset].clearest()
+            for margin in range(1, _DESCRIBED // 2 + 1):
+                if spelling_margin(tables[offset].total(first, last)) >= _SPELLED:
+                    break
+                readings.read_extra(offset, range(first - margin, last + margin))
+                clearness, first, last = tables[offset].clearest()
         self.findings.clearness = clearness
         self.findings.decoded_key = symbols_key(vote(tables[offset].total(first, last)))
         if (best := readings.best()) is not None:
@@ -150,24 +176,30 @@ class Search:
                 return
 
     def _trace(self, offset: int, window: Window) -> None:
-        """Follow a mark to both ends, and believe it if all of its votes are for the key. Masks its messages."""
+        """Follow a mark to both ends, and believe it if all of its votes are for the key. Masks its messages.
+
+        A mark that is read badly at this offset may look like a similar key's. So where that is not sure, another offset
+        decides, at which the key must be the clearer.
+        """
         readings = self._readings
         table, rotation = readings.tables[offset], window.rotation
         inside = [m for m in range(window.first, window.last) if table.is_read[m] and not table.is_masked[m]]
         core = max(inside, key=lambda m: self._z(table, m, rotation))
+        open_messages = [m for m in range(table.messages) if self._is_open(table, m)]
+        if len(open_messages) + int(table.is_read.sum()) <= _MIN_TRACED:
+            readings.read(offset, open_messages)  # a short clip: all of it is read in the end
         first = self._follow(offset, rotation, core, -1)
         last = self._follow(offset, rotation, core, 1) + 1
         self._read_loudest(offset, first, last)
-        if self._votes_against(table, first, last, rotation) > _DOUBTFUL:
-            near = range(max(first, core - 2 * _NEAR), min(last, core + 2 * _NEAR + 1))
-            readings.read(offset, [m for m in near if self._is_open(table, m)])
+        self._read_doubtful(offset, first, last, core, rotation)
         result = self._fit(table, first, last)
         # All that agrees is asked first: of a similar key's mark a message that was misread may seem to prove this one.
-        is_other = contradicts(table.total(first, last), self._message, rotation)
-        if not is_other and not result.significant:
+        against = contradiction(table.total(first, last), self._message, rotation)
+        if against <= self._most_against and not result.significant:
             first, last = window.first, window.last
             result = self._fit(table, first, last)
-            is_other = contradicts(table.total(first, last), self._message, result.rotation)
+            against = contradiction(table.total(first, last), self._message, result.rotation)
+        is_other = against > self._most_against
         is_short = int((table.is_read & ~table.is_masked)[first:last].sum()) < _MIN_TRACED
         if is_other:
             # Nor is a short rest of it a mark.
@@ -178,7 +210,11 @@ class Search:
             mark = self._mark(offset, first, last, result)
             self.findings.marks.append(mark)
             self._short += [mark] if is_short else []
-        readings.mask(first, last)
+        if is_other and against <= _SURELY_OTHER and offset in self._offsets[:-1] and self._most_against == 1:
+            table.mask(first, last)
+            self._most_against = _SURELY_OWN
+        else:
+            readings.mask(first, last)
 
     def _follow(self, offset: int, rotation: int, core: int, step: int) -> int:
         """The furthest message of a mark on one side of its core. It may pause for a few messages, so that of those
@@ -206,6 +242,20 @@ class Search:
         unread = [m for m in range(first, last) if self._is_open(table, m)]
         loudest = sorted(unread, key=self._messages.loudness)[-missing:] if missing > 0 else []
         self._readings.read(offset, sorted(loudest))
+
+    def _read_doubtful(self, offset: int, first: int, last: int, core: int, rotation: int) -> None:
+        """Where votes are against the key, read around the core until it is surely another's mark, or all is read."""
+        table = self._readings.tables[offset]
+        near = range(max(first, core - 2 * _NEAR), min(last, core + 2 * _NEAR + 1))
+        unread = [m for m in near if self._is_open(table, m)]
+        if votes_against(table.total(first, last), self._message, rotation) <= _DOUBTFUL:
+            return
+        while unread:
+            total = table.total(first, last)
+            if contradiction(total, self._message, rotation) > _SURELY_OTHER:
+                return
+            self._readings.read(offset, unread[:_NEAR_AT_ONCE])
+            unread = unread[_NEAR_AT_ONCE:]
 
     # What was read.
 
@@ -246,9 +296,6 @@ class Search:
             if table.is_read[m]:
                 return m if self._z(table, m, rotation) >= _EDGE_Z else None
         return None
-
-    def _votes_against(self, table: VoteTable, first: int, last: int, rotation: int) -> float:
-        return votes_against(table.total(first, last), self._message, rotation)
 
     def _fit(self, table: VoteTable, first: int, last: int) -> Fit:
         return fit(table.total(first, last), self._message, self._readings.trials)

@@ -35,7 +35,7 @@ VIEWS = len(COARSE) + 1  # with the plain one; each is a chance to be wrong
 _FINE = 0.005  # refined to this, up to twice as far from the coarse speed
 _CLEAR, _PROMISING = 1e-9, 1e-3  # p-values of a window at a coarse speed that is worth refining at once, and at last
 _MAX_REFINED = 2  # coarse speeds
-_NEAR_S, _NEAR_MESSAGES = 0.9, 3  # read at each fine speed; as many messages at least
+_NEAR_S, _NEAR_MESSAGES = 1.1, 3  # at each fine speed the loudest messages of so many seconds are read
 
 
 def view_at(reader: SymbolReader, samples: NDArray[np.float32], rate_hz: int, speed: Speed) -> View:
@@ -60,9 +60,9 @@ def search_speeds(
 ) -> Findings:
     """Look for the key in one channel [n] at other speeds. keys: that are looked for in all. Raises: InterruptedError when stopped."""
 
-    def search(part: NDArray[np.float32], speed: Speed) -> Search:
-        view = view_at(reader, part, rate_hz, speed)
-        return Search(reader, view, message, channel=channel, offsets=offsets, views=VIEWS * keys, stopped=stopped)
+    def search(part: NDArray[np.float32], speed: Speed, at_s: float = 0.0) -> Search:
+        view, views = view_at(reader, part, rate_hz, speed), VIEWS * keys
+        return Search(reader, view, message, channel=channel, offsets=offsets, views=views, stopped=stopped, at_s=at_s)
 
     def refined(at_s: float, speed: Speed) -> Findings:
         length_s = max(_NEAR_S, _NEAR_MESSAGES * reader.hparams.message_seconds)
@@ -70,14 +70,16 @@ def search_speeds(
         near = samples[first : first + int(length_s * rate_hz)]
 
         def misfit(step: float) -> tuple[float, float]:
-            p_value, share, _ = search(near, Speed(speed.factor + step, speed.keeps_pitch)).glance(everything=True)
+            # What was read at the coarse speed stays at the centre of a column, so that one offset is enough.
+            fine = Speed(speed.factor + step, speed.keeps_pitch)
+            p_value, share, _ = search(near, fine, at_s - first / rate_hz).glance(_NEAR_MESSAGES)
             return p_value, -share
 
         tried = {step: misfit(step) for step in (-_FINE, _FINE)}
         better = min(tried, key=lambda step: tried[step])
         tried |= {step: misfit(step) for step in (0.0, 2 * better)}
         best = min(tried, key=lambda step: tried[step])
-        return search(samples, Speed(speed.factor + best, speed.keeps_pitch)).run()
+        return search(samples, Speed(speed.factor + best, speed.keeps_pitch), at_s).run()
 
     unclear = []
     for speed in COARSE:

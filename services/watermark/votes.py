@@ -9,10 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.watermark.evidence import fit, tally, z_scores
+from services.watermark.evidence import fit, tally, vote, z_scores
+from services.watermark.key import symbols_key
 
 _EXACT = 2  # windows whose exact p-value is computed, those with the highest z-scores
 _MIN_Z = 3.0  # below this the normal distribution's p-value is good enough: it is above a per cent
+# Mean probability of the likeliest symbols of a message that is read clearly: 0.77 at most in 750 messages of the bundled
+# model without a mark, 0.84 in half of the marked ones.
+_CLEAR_PROBABILITY = 0.8
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,11 @@ class VoteTable:
                 p_value, rotation = exact.p_value, exact.rotation
             candidates.append(Window(first, last, p_value, rotation))
         return min(candidates, key=lambda window: window.p_value)
+
+    def is_clear(self, message: int) -> bool:
+        """Whether this message alone spells some key, and clearly."""
+        sums = self.sums[message]
+        return float(sums.max(axis=1).mean()) >= _CLEAR_PROBABILITY and symbols_key(vote(sums)) is not None
 
     def clearest(self) -> tuple[float, int, int]:
         """The window of up to eight messages that spells some message most clearly: how clearly, first, last."""

@@ -127,6 +127,83 @@ def messages_read(detector, samples, monkeypatch, **options):
     return detector.detect(samples, 24000, PUBLIC_KEY, **options), sum(columns) / 21
 
 
+def decode_as(monkeypatch, probabilities):
+    """Read what `probabilities(columns, offset)` gives; returns the (offset, message) read, in their order."""
+    read_messages = []
+
+    def read(self, view, offset, stretches, stopped=lambda: False):
+        for first, count in stretches:
+            read_messages.extend((offset, m) for m in range(first // 21, -(-(first + count) // 21)))
+        return [probabilities(np.arange(first, first + count), offset) for first, count in stretches]
+
+    monkeypatch.setattr(SymbolReader, "read", read)
+    return read_messages
+
+
+def clearly(symbols):
+    probabilities = np.full((5, len(symbols)), 0.01)
+    probabilities[symbols, np.arange(len(symbols))] = 0.96
+    return probabilities
+
+
+def spelling(key, columns):
+    return clearly(np.array(key_symbols(key))[columns % 21])
+
+
+def test_what_is_clearly_another_keys_is_read_at_one_offset(detector, pair, monkeypatch):
+    samples = speech_like(32 * pair.hparams.message_seconds, seed=0)
+    read = decode_as(monkeypatch, lambda columns, offset: spelling(OTHER_KEY, columns))
+    result = detector.detect(samples, 24000, PUBLIC_KEY)
+    assert result.verdict is Verdict.NOT_FOUND and result.decoded_key == OTHER_KEY
+    assert {offset for offset, _ in read} == {0} and len(read) <= 8
+
+
+def test_next_to_another_keys_mark_the_key_is_found_at_any_offset(detector, pair, monkeypatch):
+    """The key is read in the second half, at one offset alone."""
+
+    def probabilities(columns, offset):
+        if columns[0] < 16 * 21:
+            return spelling(OTHER_KEY, columns)
+        return spelling(PUBLIC_KEY, columns) if offset == 96 else np.full((5, len(columns)), 0.2)
+
+    decode_as(monkeypatch, probabilities)
+    result = detector.detect(speech_like(32 * pair.hparams.message_seconds, seed=0), 24000, PUBLIC_KEY)
+    [mark] = result.marks
+    assert mark.start_s == pytest.approx(16 * pair.hparams.message_seconds, abs=pair.hparams.message_seconds)
+
+
+def test_a_key_that_is_surely_a_similar_one_is_refused_before_all_is_read(detector, pair, monkeypatch):
+    similar = bytes([PUBLIC_KEY[0] ^ 0b0101, *PUBLIC_KEY[1:]])
+    read = decode_as(monkeypatch, lambda columns, offset: spelling(similar, columns))
+    result = detector.detect(speech_like(32 * pair.hparams.message_seconds, seed=0), 24000, PUBLIC_KEY)
+    assert result.verdict is Verdict.OTHER_KEY and len(read) <= 14
+
+
+@pytest.mark.parametrize("misread_at_all_offsets", [False, True])
+def test_what_one_offset_leaves_open_another_decides(detector, pair, monkeypatch, misread_at_all_offsets):
+    """At the first offset a place votes for another symbol, though less clearly than the others do for theirs."""
+
+    def probabilities(columns, offset):
+        result = spelling(PUBLIC_KEY, columns)
+        if offset == 0 or misread_at_all_offsets:
+            truth = key_symbols(PUBLIC_KEY)[5]
+            result[:, columns % 21 == 5] = np.where(np.arange(5) == truth, 0.15, 0.04)[:, None]
+            result[truth % 4 + 1, columns % 21 == 5] = 0.73
+        return result
+
+    decode_as(monkeypatch, probabilities)
+    result = detector.detect(speech_like(16 * pair.hparams.message_seconds, seed=0), 24000, PUBLIC_KEY)
+    assert result.verdict is (Verdict.OTHER_KEY if misread_at_all_offsets else Verdict.FOUND)
+
+
+def test_a_few_last_columns_alone_are_not_read(detector, pair, monkeypatch):
+    count = group_size(pair.hparams)
+    read = decode_as(monkeypatch, lambda columns, offset: np.full((5, len(columns)), 0.2))
+    samples = speech_like((count * 21 + 5) * pair.hparams.hop_length / 24000, seed=0)
+    detector.detect(samples, 24000, PUBLIC_KEY)
+    assert read and all(message < count for _, message in read)
+
+
 def test_a_long_clip_without_a_mark_is_read_sparsely(pair, monkeypatch):
     """One message of each group at each offset, and a share of what seems promising."""
     offsets, group = 2, group_size(pair.hparams)
@@ -168,17 +245,13 @@ def test_one_misread_message_does_not_prove_a_similar_key(detector, pair, monkey
     misread = np.flatnonzero(np.array(key_symbols(similar)) != truth)
     assert len(misread) == 4
 
-    def read(self, view, offset, stretches, stopped=lambda: False):
-        stretches = [(first, np.arange(first, first + count)) for first, count in stretches]
-        probabilities = [np.full((5, len(columns)), 0.01) for _, columns in stretches]
-        for (_, columns), each in zip(stretches, probabilities, strict=True):
-            symbols = np.array(truth)[columns % 21]
-            wrong = (columns // 21 == 3) & np.isin(columns % 21, misread)
-            symbols[wrong] = np.array(key_symbols(similar))[columns[wrong] % 21]
-            each[symbols, np.arange(len(columns))] = 0.96
-        return probabilities
+    def probabilities(columns, offset):
+        symbols = np.array(truth)[columns % 21]
+        wrong = (columns // 21 == 3) & np.isin(columns % 21, misread)
+        symbols[wrong] = np.array(key_symbols(similar))[columns[wrong] % 21]
+        return clearly(symbols)
 
-    monkeypatch.setattr(SymbolReader, "read", read)
+    decode_as(monkeypatch, probabilities)
     samples = speech_like(16 * pair.hparams.message_seconds, seed=0)
     samples[3 * 21 * 256 : 4 * 21 * 256] *= 8  # the loudest is read first
     assert detector.detect(samples, 24000, PUBLIC_KEY).found

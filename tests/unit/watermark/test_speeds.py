@@ -5,7 +5,8 @@ import soxr
 
 from services.watermark.detector import Detector, Verdict
 from services.watermark.embedder import Embedder
-from services.watermark.key import PUBLIC_KEY
+from services.watermark.key import PUBLIC_KEY, key_symbols
+from services.watermark.search import Search
 from services.watermark.speeds import Speed, view_at
 from support.watermark_pair import speech_like
 
@@ -30,3 +31,16 @@ def test_a_view_undoes_its_speed(pair):
     stretched = view_at(reader, clip, 24000, Speed(0.95, True))
     assert slower.columns == plain.columns and slower.seconds(40) == pytest.approx(plain.seconds(40) / 0.95)
     assert stretched.hop == pytest.approx(plain.hop / 0.95)
+
+
+@pytest.mark.parametrize("keeps_pitch", [False, True])
+@pytest.mark.parametrize("factor", [0.95, 0.98, 1.045])
+def test_a_column_is_centred_where_a_mark_was_read_at_another_speed(pair, factor, keeps_pitch):
+    reader = Detector(pair).reader
+    view = view_at(reader, speech_like(2.0), 24000, Speed(factor, keeps_pitch))
+    search = Search(
+        reader, view, key_symbols(PUBLIC_KEY), channel=0, offsets=2, views=1, stopped=lambda: False, at_s=0.3456
+    )
+    _, _, centre_s = search.glance(1)
+    columns = (centre_s - 0.3456) * view.clip_rate_hz / view.hop
+    assert columns == pytest.approx(round(columns), abs=1 / view.hop)
