@@ -8,11 +8,10 @@ the last layers as soon as no column that is wanted depends on them.
 from __future__ import annotations
 
 import torch
-from silentcipher.model import MsgDecoder
 from torch import Tensor
 from torch.nn import functional
 
-from services.watermark.weights import Layer
+from services.watermark.weights import Layer, MsgDecoder
 
 
 class MessageDecoder:

@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from silentcipher.model import CarrierDecoder, Encoder, Layer, MsgDecoder
 
-__all__ = ["FILES", "Layer", "Nets", "build_nets", "load_nets", "save_nets", "write_random"]
+__all__ = ["FILES", "Layer", "MsgDecoder", "Nets", "build_nets", "load_nets", "save_nets", "write_random"]
 
 PART = "watermark"
 FILES = {"hparams": "hparams.yaml", "enc_c": "enc_c.ckpt", "dec_c": "dec_c.ckpt", "dec_m": "dec_m_0.ckpt"}
