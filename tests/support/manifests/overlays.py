@@ -43,7 +43,7 @@ DEPLOYED: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {
         {"backbone", "codec"}
     ),
 }
-DEV, _, _, FULL, KEDA, _, ONE_CARD, _, DRA, *_, NODE = DEPLOYED
+DEV, _, _, FULL, KEDA, _, ONE_CARD, _, DRA, *_others, NODE = DEPLOYED
 
 
 def oldest(deployed: tuple[str, tuple[str, ...]]) -> str:
