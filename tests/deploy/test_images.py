@@ -253,7 +253,7 @@ def closure(extras: str) -> dict[str, importlib.metadata.Distribution]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gateway", "tokenizer", "weights"])
+@pytest.mark.parametrize("name", EXTRAS)
 def test_what_is_compiled_has_a_wheel_for_arm64(name):
     """By pip, of the pinned versions. What is pure Python needs none. Asks the package index."""
     compiled = [
