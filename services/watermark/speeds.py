@@ -35,7 +35,7 @@ VIEWS = len(COARSE) + 1  # with the plain one; each is a chance to be wrong
 _FINE = 0.005  # refined to this, up to twice as far from the coarse speed
 _CLEAR, _PROMISING = 1e-9, 1e-3  # p-values of a window at a coarse speed that is worth refining at once, and at last
 _MAX_REFINED = 2  # coarse speeds
-_NEAR_S, _NEAR_MESSAGES = 1.1, 3  # at each fine speed the loudest messages of so many seconds are read
+_NEAR_S, _NEAR_MESSAGES = 1.1, 3  # seconds, messages: at each fine speed these, of the loudest, are read
 
 
 def view_at(reader: SymbolReader, samples: NDArray[np.float32], rate_hz: int, speed: Speed) -> View:

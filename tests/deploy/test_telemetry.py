@@ -193,9 +193,11 @@ def test_a_deadline_ends_every_hop(observed):
     codes = {(service, span.name, code_of(span)) for service, span in observed.spans
              if span.trace_id.hex() == observed.late_trace_id and code_of(span) is not None}  # fmt: skip
     assert {service for service, _, _ in codes} == set(tables.SERVICES)
-    assert {code for _, name, code in codes if not name.endswith("/Tokenize")} <= {"CANCELLED", "DEADLINE_EXCEEDED"}, (
-        codes
-    )
+    ended = {"CANCELLED", "DEADLINE_EXCEEDED"}
+    # A later stage, whose input ends when the backbone's call does, may be through before it hears of the deadline.
+    others = {name: ended | ({"OK"} if name.endswith(("/Decode", "/Embed")) else set()) for _, name, _ in codes}
+    wrong = [hop for hop in codes if not hop[1].endswith("/Tokenize") and hop[2] not in others[hop[1]]]
+    assert not wrong, wrong
 
 
 def test_nothing_that_leaves_holds_what_callers_said(observed):
