@@ -59,8 +59,8 @@ def fetch(bundle: Bundle, folder: Path, *, one_version: bool = False) -> list[Pa
     # Last: where there is a bundle.toml, every file that it names is there.
     local.append(home / "bundle.toml")
     targets = {path: folder / name / path.resolve().relative_to(home) for path in local}
-    sums = store.sums_of({target.relative_to(folder).as_posix(): path for path, target in targets.items()})
     if one_version:
+        sums = store.sums_of({target.relative_to(folder).as_posix(): path for path, target in targets.items()})
         store.check_version(folder, sums)
     copied = [_copy(path.resolve(), target) for path, target in targets.items()]
     if one_version:
