@@ -72,6 +72,12 @@ def _folder(text: str) -> Path:
     return path
 
 
+def _checkout(text: str) -> Path:
+    if not (path := Path(text) / "services/__init__.py").is_file():
+        raise ValueError
+    return path.parents[1]
+
+
 _POINTS = (
     _points,
     (
@@ -94,7 +100,7 @@ _SETTINGS: dict[str, tuple[str | None, _Reader]] = {
     "BEGAN_S": (None, _number(int, 0, 10**12)),  # of bench_chain.sh
     "BUNDLE": (None, (_bundle, f"{', '.join(known_bundles())} or a folder with a bundle.toml")), "SHAPES_FOLDER": (None, _FOLDER),
     "DEVICE": ("cuda", _DEVICE), "WATERMARK_DEVICE": (None, _DEVICE), "SLOTS": ("1024", _number(int, 1, 4096)),
-    "TRACED": ("0.2", _number(float, 0, 1)), "CODE": (None, _FOLDER),
+    "TRACED": ("0.2", _number(float, 0, 1)), "CODE": (None, (_checkout, "a checkout")),
     "RECORD": (None, _FOLDER), "RECORD_EVERY_S": ("5", _EVERY), "OUT": ("out/chain", _FOLDER),
 }  # fmt: skip
 

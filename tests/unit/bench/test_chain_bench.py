@@ -116,6 +116,7 @@ def test_counts_come_from_the_environment(monkeypatch):
         ("DEVICE", "gpu", "cuda or cpu"),
         ("BUNDLE", "nothing/there", "embedded, noise or a folder with a bundle.toml"),
         ("SHAPES_FOLDER", __file__, "a folder"),
+        ("CODE", "nothing/there", "a checkout"),
         ("RECORD", __file__, "a folder"),
         ("RECORD_EVERY_S", "2", "1, 3, 5 or 15"),
         ("OUT", __file__, "a folder"),
