@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import wave
-from array import array
-from math import sin
 from typing import Any
 
+import numpy as np
 from csm.backbone.v1 import backbone_pb2 as backbone
 from csm.codec.v1 import codec_pb2 as codec
 from csm.common.v1 import common_pb2 as common
@@ -16,24 +13,14 @@ from csm.tokenizer.v1 import tokenizer_pb2 as tokenizer
 from csm.voice.v1 import voice_pb2 as voice
 from csm.watermark.v1 import watermark_pb2 as watermark
 
+from services.runtime.audio import wav_bytes
+
 CODEBOOKS = 8  # of the bundled model
 _RATE_HZ = 24_000
-_SAMPLES = array("h", (int(8000 * sin(number / 20)) for number in range(_RATE_HZ)))
-
-
-def _wav() -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(_RATE_HZ)
-        out.writeframes(_SAMPLES.tobytes())
-    return file.getvalue()
-
-
-_WAV = _wav()
+_SAMPLES = (8000 / 32768 * np.sin(np.arange(_RATE_HZ) / 20)).astype(np.float32)
+_WAV = wav_bytes(_SAMPLES, _RATE_HZ)
 _FORMAT = common.AudioFormat(encoding=common.AUDIO_ENCODING_PCM_F32LE, sample_rate_hz=_RATE_HZ, channels=1)
-_F32 = array("f", (sample / 32768 for sample in _SAMPLES)).tobytes()
+_F32 = _SAMPLES.tobytes()
 _CLIP = common.AudioClip(wav=_WAV)
 _RAW = common.AudioClip(raw=common.RawAudio(format=_FORMAT, data=_F32))
 _SEED = common.SamplingOptions(seed=7)
