@@ -24,20 +24,20 @@ def read_versions(text: str) -> str:
     """`v2.0.1` → version two point zero point one."""
     text = _DOTTED.sub(_dotted, text)
     if ".x" in text:
-        text = _ANY_LAST.sub(lambda m: _dotted_name(m, m[2]) + " point x", text)
+        text = _ANY_LAST.sub(lambda m: _dotted_name(m) + " point x", text)
     text = _NAMED.sub(lambda m: m[1] + _points(m[2]), text)
     text = _PREFIXED.sub(lambda m: f"version {_points(m[1])}" + (f" {_label(m[2])}" if m[2] else ""), text)
     return text.replace("§§", " sections ").replace("§", " section ") if "§" in text else text
 
 
 def _dotted(match: re.Match[str]) -> str:
-    words = _dotted_name(match, match[2])
+    words = _dotted_name(match)
     return words + (f" {_label(match[3])}" if match[3] else "") + (f" {_label(match[4])}" if match[4] else "")
 
 
-def _dotted_name(match: re.Match[str], points: str) -> str:
+def _dotted_name(match: re.Match[str]) -> str:
     before = match.string[: match.start()].rstrip().lower()
-    return ("version " if match[1] and not before.endswith("version") else "") + _points(points)
+    return ("version " if match[1] and not before.endswith("version") else "") + _points(match[2])
 
 
 def _points(text: str) -> str:
