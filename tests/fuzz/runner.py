@@ -210,11 +210,11 @@ async def _raw_call(caller: RawCaller, call: Call) -> tuple[str, str]:
     body = b"".join(map(frame, call.messages))
     if call.end == "half":
         body = frame(body, announced=len(body) + 1000)
-    await asyncio.wait_for(caller.send(stream, body, end=call.end in ("end", "nothing")), 10)
-    if call.end in ("cancel", "leave"):
-        caller.reset(stream)
-        return "CANCELLED", ""
     try:
+        await asyncio.wait_for(caller.send(stream, body, end=call.end in ("end", "nothing")), call.timeout_s + 10)
+        if call.end in ("cancel", "leave"):
+            caller.reset(stream)
+            return "CANCELLED", ""
         code = await caller.status(stream, call.timeout_s + 10)
     except TimeoutError:
         return ("CONNECTION" if caller.is_going else "NO STATUS"), ""

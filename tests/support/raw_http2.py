@@ -57,9 +57,14 @@ class RawCaller:
         return stream
 
     async def send(self, stream: int, data: bytes, *, end: bool = False) -> None:
-        """Send octets as the peer's flow control lets them go, until the peer ends the call."""
+        """Send octets as the peer's flow control lets them go, until the peer ends the call.
+
+        Raises: ConnectionError where the peer has ended the connection.
+        """
         sent = 0
         while sent < len(data) and not self.ended[stream].is_set():
+            if self.closed.is_set():
+                raise ConnectionResetError("the peer ended the connection")
             size = min(self._http2.local_flow_control_window(stream), self._http2.max_outbound_frame_size)
             if size <= 0:  # the peer has lowered its window
                 self._changed.clear()
@@ -105,6 +110,7 @@ class RawCaller:
         finally:
             self.is_going = True
             self.closed.set()
+            self._changed.set()  # who waits for the peer's window waits no more
 
     def _receive(self, data: bytes) -> None:
         for event in self._http2.receive_data(data):
