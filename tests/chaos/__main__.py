@@ -1,9 +1,10 @@
 """`make chaos`: stages are killed, frozen, restarted and cut off while callers speak; prints what they heard of it.
 
-Two replicas of each stage and a gateway run on this machine with the bundled model. Each round hits one replica that is
-at work, waits until it is back, and looks at every utterance that ran meanwhile. Ends with 1 when an utterance failed or
-differs from its undisturbed twin, when a replica that does not answer was noticed late or made callers wait, or when a
-slot is in use after the last caller has gone.
+Two replicas of each stage that is hit (all four, unless --stages names some), one of the others and a gateway run on
+this machine with the bundled model. Each round hits one replica that is at work, waits until it is back, and looks at
+every utterance that ran meanwhile. Ends with 1 when an utterance failed or differs from its undisturbed twin, when a
+replica that does not answer was noticed late or made callers wait, or when a slot is in use after the last caller has
+gone.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ async def run(
     limit_s: no round begins later.
     """
     ends_s = time.monotonic() + limit_s
-    async with Fleet(logs, replicas=2, model=model, resumes=3) as fleet:
+    async with Fleet(logs, doubled=stages, model=model, resumes=3) as fleet:
         speaking = Callers(fleet.gateway, callers)
         await speaking.learn()
         speaking.start()

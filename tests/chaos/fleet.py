@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
@@ -35,17 +36,19 @@ class Replica:
 
 
 class Fleet:
-    """An async context manager. `gateway` is the address to call."""
+    """An async context manager. `gateway` is the address to call. doubled: stages with two replicas; the others have one."""
 
-    def __init__(self, logs: Path, *, replicas: int, model: str, resumes: int):
+    def __init__(self, logs: Path, *, doubled: Collection[str], model: str, resumes: int):
         self._logs, self._model, self._resumes = logs, model, resumes
-        ports = iter(free_ports(2 * (len(STAGES) * replicas + 1)))
+        counts = {stage: 2 if stage in doubled else 1 for stage in STAGES}
+        ports = iter(free_ports(2 * (sum(counts.values()) + 1)))
 
         def address() -> str:
             return f"127.0.0.1:{next(ports)}"
 
         self.replicas = {
-            stage: [Replica(stage, number, address(), address()) for number in range(replicas)] for stage in STAGES
+            stage: [Replica(stage, number, address(), address()) for number in range(count)]
+            for stage, count in counts.items()
         }
         self._gateway = Replica("gateway", 0, address(), address())
         self.gateway = self._gateway.address

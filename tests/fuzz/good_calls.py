@@ -17,7 +17,8 @@ from services.runtime.audio import wav_bytes
 
 CODEBOOKS = 8  # of the bundled model
 _RATE_HZ = 24_000
-_SAMPLES = (8000 / 32768 * np.sin(np.arange(_RATE_HZ) / 20)).astype(np.float32)
+# 0.4 s: a longer search for the mark takes most of the time of a run.
+_SAMPLES = (8000 / 32768 * np.sin(np.arange(0.4 * _RATE_HZ) / 20)).astype(np.float32)
 _WAV = wav_bytes(_SAMPLES, _RATE_HZ)
 _FORMAT = common.AudioFormat(encoding=common.AUDIO_ENCODING_PCM_F32LE, sample_rate_hz=_RATE_HZ, channels=1)
 _F32 = _SAMPLES.tobytes()
