@@ -43,11 +43,11 @@ demo: $(VENV)/run.stamp
 	$(BIN)/csm demo
 
 # The tests in two processes, a file each: half the time on two cores, and what starts once a file starts once. In the
-# order of the folders: the longest files are not the last. Beside them 25,000 fuzzed calls, on what they leave of the
+# order of the folders: the longest files are not the last. Beside them 50,000 fuzzed calls, on what they leave of the
 # processors.
 test: lint $(BIN)/promtool
 	PYTHONPATH=tests $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-		-p fuzz.beside --fuzz-calls 25000 --deselect tests/fuzz/test_fuzz.py
+		-p fuzz.beside --fuzz-calls 50000 --deselect tests/fuzz/test_fuzz.py
 
 # Clients of other people, whose pins are not ours, in an environment of their own.
 $(VENV)/clients.stamp: $(VENV)/test.stamp tests/integration/clients/requirements.txt
@@ -98,7 +98,7 @@ $(BIN)/promtool: $(VENV)/test.stamp
 
 metrics-test: $(BIN)/promtool
 	@test -x $(BIN)/promtool
-	$(BIN)/python -m pytest tests/deploy/test_queries.py tests/deploy/test_prometheus.py \
+	$(BIN)/python -m pytest tests/deploy/test_queries.py tests/deploy/test_telemetry.py \
 		tests/deploy/test_alert_replay.py tests/deploy/test_autoscaling.py
 
 # On a machine with a CUDA device: its tests and timings, about nine minutes.

@@ -1,22 +1,33 @@
-"""docs/telemetry.md against what five real processes export; and what must never be in it."""
+"""docs/telemetry.md against what five real processes export; and what must never be in it.
+
+Debian's Prometheus scrapes the chain as deploy/compose does: every query of every dashboard has data.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 
+import pytest
 from opentelemetry.proto.trace.v1 import trace_pb2
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.runtime.version import version
-from support.telemetry import tables
+from support.telemetry import prometheus, tables
 from support.telemetry.chain_under_observation import LONG, MARK, SENTENCE, records
 
 KINDS = {"sum": "counter", "gauge": "gauge", "histogram": "histogram"}
 # What the observed chain, without TLS, does not have; test_certificate_metric.py looks at it.
 WITH_TLS = {"csm.tls.certificate.remaining"}
+# What counts faults of ours: there were none.
+FAULTS = {("stages", "Calls that failed by the stage's fault")}
 SCOPE = {"otel_scope_name", "otel_scope_version", "otel_scope_schema_url"}
+
+with_prometheus = pytest.mark.skipif(
+    prometheus.PROMETHEUS is None, reason="prometheus is not installed (Debian: apt-get install prometheus)"
+)
 
 
 def table() -> list[tables.Metric]:
@@ -238,3 +249,34 @@ def test_logs_are_json_and_know_their_trace(observed):
         assert ended and all(record["trace_id"] and record["span_id"] and record["rpc"] for record in ended)
     late = [record for record in records(observed.logs["gateway"]) if record.get("trace_id") == observed.late_trace_id]
     assert [record["rpc"] for record in late if "rpc" in record] == ["/csm.speech.v1.SpeechService/StreamSynthesize"]
+
+
+@with_prometheus
+def test_every_panel_has_data(observed):
+    assert len(observed.panels) > 30
+    empty = {panel for panel, lines in observed.panels.items() if not lines}
+    assert empty <= FAULTS, empty
+
+
+@with_prometheus
+def test_the_lines_are_those_of_the_talk(observed):
+    def last(dashboard: str, title: str) -> dict[str, float]:
+        return {legend: values[-1] for legend, (_, values) in observed.panels[dashboard, title].items()}
+
+    builds = last("stages", "Builds")
+    assert len(builds) == 5 and set(builds.values()) == {1}
+    assert {legend.split()[0].split(".")[1] for legend in builds} == {
+        "speech",
+        "tokenizer",
+        "backbone",
+        "codec",
+        "watermark",
+    }
+    assert "observer" in last("request", "Audio by token")
+    refused = observed.panels["request", "Refusals by token"]
+    assert list(refused) == ["limited TOKEN_CHARACTERS"]
+    for (_, title), lines in observed.panels.items():
+        for at_s, values in lines.values():
+            assert len(at_s) == len(values) > 0 and all(math.isfinite(value) for value in values), title
+    share = [value for _, values in observed.panels["request", "Streams with an underrun"].values() for value in values]
+    assert all(0 <= value <= 1 for value in share)
