@@ -17,12 +17,13 @@ from services.runtime.audio import wav_bytes
 
 CODEBOOKS = 8  # of the bundled model
 _RATE_HZ = 24_000
-# 0.4 s: a longer search for the mark takes most of the time of a run.
-_SAMPLES = (8000 / 32768 * np.sin(np.arange(0.4 * _RATE_HZ) / 20)).astype(np.float32)
+_SECOND = (8000 / 32768 * np.sin(np.arange(_RATE_HZ) / 20)).astype(np.float32)
+_SAMPLES = _SECOND[: int(0.4 * _RATE_HZ)]  # a longer search for the mark takes most of the time of a run
 _WAV = wav_bytes(_SAMPLES, _RATE_HZ)
 _FORMAT = common.AudioFormat(encoding=common.AUDIO_ENCODING_PCM_F32LE, sample_rate_hz=_RATE_HZ, channels=1)
 _F32 = _SAMPLES.tobytes()
 _CLIP = common.AudioClip(wav=_WAV)
+_VOICE = common.AudioClip(wav=wav_bytes(_SECOND, _RATE_HZ))  # the least that a voice may have
 _RAW = common.AudioClip(raw=common.RawAudio(format=_FORMAT, data=_F32))
 _SEED = common.SamplingOptions(seed=7)
 _FRAME = common.Frame(codes=range(CODEBOOKS))
@@ -95,7 +96,7 @@ GOOD_CALLS: dict[str, list[list[Any]]] = {
         ]
     ],
     "csm.voice.v1.VoiceService.CreateVoice": [
-        [voice.CreateVoiceRequest(name=name, transcript="I am Ada.", audio=_CLIP, consent_statement="I agree.")]
+        [voice.CreateVoiceRequest(name=name, transcript="I am Ada.", audio=_VOICE, consent_statement="I agree.")]
         for name in ("anna", "ben")
     ],
     "csm.voice.v1.VoiceService.GetVoice": [[voice.GetVoiceRequest(name="anna")]],
