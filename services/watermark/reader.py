@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.watermark.hparams import TRAINING_POWER
-from services.watermark.message_decoder import MessageDecoder
+from services.watermark.message_decoder import MessageDecoder, cpu_decoder
 from services.watermark.weights import Nets
 
 CONTEXT = 3  # columns decoded on each side of a stretch, where the clip has them; more change the votes by less than a percent
@@ -54,11 +54,8 @@ class SymbolReader:
     def __init__(self, nets: Nets):
         self.hparams = nets.hparams
         self.device = nets.dec_m.linear.weight.device
-        # bfloat16 is twice as fast where the CPU multiplies it, eight times where it has matrix units, and changes a
-        # probability by about 0.01.
-        multiplies_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        is_short = self.device.type == "cpu" and multiplies_bfloat16()
-        self._decoder = MessageDecoder(nets.dec_m, torch.bfloat16 if is_short else torch.float32)
+        is_cpu = self.device.type == "cpu"
+        self._decoder = cpu_decoder(nets) if is_cpu else MessageDecoder(nets.dec_m, torch.float32)
         self._window = torch.hann_window(nets.hparams.n_fft, device=self.device)
 
     @torch.inference_mode()
