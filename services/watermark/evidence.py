@@ -116,10 +116,15 @@ def contradiction(sums: NDArray[np.float64], message: list[int], rotation: int) 
     return votes_against(sums, message, rotation) / max(MAX_VOTES_AGAINST, 0.5 * typical)
 
 
-def votes_against(sums: NDArray[np.float64], message: list[int], rotation: int) -> float:
-    """The root of the summed squared margins of the places [period, alphabet] that are against the key."""
-    against = np.minimum(vote_margins(sums, message, rotation), 0)
-    return float(np.sqrt(np.square(against).sum()))
+def votes_against(
+    sums: NDArray[np.float64], message: list[int], rotation: int, more: NDArray[np.float64] | float = 0.0
+) -> float:
+    """The root of the summed squared margins of the places [period, alphabet] that are against the key.
+
+    more: votes to come at each place [period]. Then the most that it can become, if all of them are against the key.
+    """
+    margins = vote_margins(sums, message, rotation) - np.roll(more, -rotation)
+    return float(np.sqrt(np.square(np.minimum(margins, 0)).sum()))
 
 
 def vote_margins(sums: NDArray[np.float64], message: list[int], rotation: int) -> NDArray[np.float64]:

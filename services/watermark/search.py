@@ -187,10 +187,13 @@ class Search:
         core = max(inside, key=lambda m: self._z(table, m, rotation))
         open_messages = [m for m in range(table.messages) if self._is_open(table, m)]
         if len(open_messages) + int(table.is_read.sum()) <= _MIN_TRACED:
-            readings.read(offset, open_messages)  # a short clip: all of it is read in the end
+            # A short clip: nearly all of it is read in the end. One message within it may prove needless.
+            ends = {self._messages.audible[0], self._messages.audible[-1]}
+            inner = sorted(set(open_messages) - ends, key=self._messages.loudness)
+            readings.read(offset, [m for m in open_messages if m not in inner[:1]])
         first = self._follow(offset, rotation, core, -1)
         last = self._follow(offset, rotation, core, 1) + 1
-        self._read_loudest(offset, first, last)
+        self._read_loudest(offset, first, last, rotation)
         self._read_doubtful(offset, first, last, core, rotation)
         result = self._fit(table, first, last)
         # All that agrees is asked first: of a similar key's mark a message that was misread may seem to prove this one.
@@ -200,7 +203,8 @@ class Search:
             result = self._fit(table, first, last)
             against = contradiction(table.total(first, last), self._message, result.rotation)
         is_other = against > self._most_against
-        is_short = int((table.is_read & ~table.is_masked)[first:last].sum()) < _MIN_TRACED
+        readable = [m for m in range(first, last) if self._is_open(table, m)]
+        is_short = len(readable) + int((table.is_read & ~table.is_masked)[first:last].sum()) < _MIN_TRACED
         if is_other:
             # Nor is a short rest of it a mark.
             self.findings.marks = [mark for mark in self.findings.marks if mark not in self._short]
@@ -235,13 +239,25 @@ class Search:
                 return end
             end = further
 
-    def _read_loudest(self, offset: int, first: int, last: int) -> None:
-        """Read more of a mark, if it has more, so that enough is read to tell a similar key."""
+    def _read_loudest(self, offset: int, first: int, last: int, rotation: int) -> None:
+        """Read more of a mark, if it has more, so that enough is read to tell a similar key: until the votes that are
+        missing could not make the key doubtful, all of them against it."""
         table = self._readings.tables[offset]
-        missing = _MIN_TRACED - int(table.is_read[first:last].sum())
-        unread = [m for m in range(first, last) if self._is_open(table, m)]
-        loudest = sorted(unread, key=self._messages.loudness)[-missing:] if missing > 0 else []
-        self._readings.read(offset, sorted(loudest))
+        while (missing := _MIN_TRACED - int(table.is_read[first:last].sum())) > 0:
+            unread = [m for m in range(first, last) if self._is_open(table, m)]
+            loudest = sorted(unread, key=self._messages.loudness, reverse=True)[:missing]
+            if not loudest:
+                return
+            total = table.total(first, last)
+            count = 0  # of these that have to be read: their votes are for the key at best, the others' against it
+            while count < len(loudest):
+                votes = table.votes_of(loudest[count:]) - table.votes_of(loudest[:count])
+                if votes_against(total, self._message, rotation, votes) <= _DOUBTFUL:
+                    break
+                count += 1
+            if count == 0 and self._fit(table, first, last).significant:
+                return
+            self._readings.read(offset, sorted(loudest[: max(1, count)]))
 
     def _read_doubtful(self, offset: int, first: int, last: int, core: int, rotation: int) -> None:
         """Where votes are against the key, read around the core until it is surely another's mark, or all is read."""

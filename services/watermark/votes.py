@@ -39,6 +39,7 @@ class VoteTable:
     """
 
     def __init__(self, columns: int, message_len: int, symbols: int):
+        self.columns = columns
         self.messages = max(1, -(-columns // message_len))
         self.message_len = message_len
         self.sums = np.zeros((self.messages, message_len, symbols))
@@ -63,6 +64,13 @@ class VoteTable:
         usable = ~self.is_masked[first:last]
         total: NDArray[np.float64] = self.sums[first:last][usable].sum(axis=0)
         return total
+
+    def votes_of(self, messages: list[int]) -> NDArray[np.float64]:
+        """How many votes these messages add at each place [message_len]. The last one may be cut."""
+        columns = np.zeros((self.messages, self.message_len))
+        columns.reshape(-1)[: self.columns] = 1
+        votes: NDArray[np.float64] = columns[messages].sum(axis=0)
+        return votes
 
     def windows(self) -> list[tuple[int, int]]:
         """What is tested: single messages, then half overlapping windows of 2, 4, 8, … messages that hold several."""

@@ -5,7 +5,16 @@ import random
 import numpy as np
 import pytest
 
-from services.watermark.evidence import MAX_P_VALUE, UNREACHABLE, contradiction, fit, tally, vote, z_scores
+from services.watermark.evidence import (
+    MAX_P_VALUE,
+    UNREACHABLE,
+    contradiction,
+    fit,
+    tally,
+    vote,
+    votes_against,
+    z_scores,
+)
 from services.watermark.key import PUBLIC_KEY, check_key, key_symbols, symbols_key
 
 MESSAGE = key_symbols(PUBLIC_KEY)
@@ -192,3 +201,25 @@ def test_z_scores_rank_windows_as_p_values_do():
     scores = z_scores(np.stack(windows), MESSAGE).max(axis=1)
     chances = [fit(window, MESSAGE).p_value for window in windows]
     assert list(np.argsort(-scores)) == list(np.argsort(chances)) == [2, 1, 0]
+
+
+@pytest.mark.parametrize("rotation", [0, 7])
+def test_no_votes_to_come_are_more_against_the_key_than_is_foretold(rotation):
+    """Whatever two more messages and the begin of a third read."""
+    rng = np.random.default_rng(rotation)
+    truth = np.roll(np.tile(MESSAGE, 4), rotation)
+    sure = np.where(np.arange(5)[:, None] == truth, 0.5, 0.125)
+    read = tally(sure + rng.uniform(-0.1, 0.1, sure.shape), 21)
+    more = tally(np.ones((5, 47)), 21)[:, 0]
+    most = votes_against(read, MESSAGE, rotation, more)
+    assert votes_against(read, MESSAGE, rotation) == 0 < most
+    place = np.arange(47) % 21
+    worst = np.eye(5)[(np.roll(MESSAGE, rotation)[place] + 1) % 5].T
+    outcomes = [rng.dirichlet(np.full(5, 0.2), 47).T for _ in range(200)]
+    against = [votes_against(read + tally(each, 21), MESSAGE, rotation) for each in (worst, *outcomes)]
+    assert max(against) == against[0] <= most
+    # All that is missing for the other symbol that is ahead at each place: that is the most.
+    ahead = read.copy()
+    ahead[np.arange(21), np.roll(MESSAGE, rotation)] = -1
+    surely = np.eye(5)[ahead.argmax(axis=1)[place]].T
+    assert votes_against(read + tally(surely, 21), MESSAGE, rotation) == pytest.approx(most)
