@@ -32,11 +32,13 @@ from services.backbone.model import CsmModel, rope_table
 from services.backbone.noise import gumbel
 from services.backbone.prompt import Prompt
 from services.backbone.request import Sampling
+from services.backbone.row_step import RowStep, step_attention
 from services.backbone.runner_api import Pending
 from services.backbone.sampling import sample
 from services.backbone.transformer import Transformer, attention
 
 _MIN_PREFILL_ROWS = 4
+_MAX_COPIED_BYTES = 256 << 20  # of a model: a larger one's weights are not held twice, whatever is faster
 _PADDING = Sampling(temperature=1.0, top_k=1, seed=0)
 
 
@@ -79,12 +81,19 @@ class EagerRunner:
         self._model = model
         self._batch_size = min(batch_size, slots)
         self._max_prefill_tokens = max_prefill_tokens
+        copies = self.device.type == "cpu" and sum(each.nbytes for each in model.parameters()) <= _MAX_COPIED_BYTES
         self._backbone = Transformer(model.backbone, part.backbone, rope_table(part.backbone, self.device))
-        self._depth = DepthDecoder(model, self._batch_size)
+        self._step = RowStep(self._backbone, self._batch_size, copies=copies)
+        self._depth = DepthDecoder(model, self._batch_size, copies=copies)
         self.blocks = slots * blocks_for(self.max_seq_len) if blocks is None else blocks
         self._cache = PagedCache(part.backbone, self.blocks, self.device, self.dtype)
-        # [slots + 1, D]: the input of each slot's next step; the last is for padding
-        self._next_inputs = torch.zeros(slots + 1, part.backbone.dim, device=self.device, dtype=self.dtype)
+        # [slots, D]: the input of each slot's next step
+        self._next_inputs = torch.zeros(slots, part.backbone.dim, device=self.device, dtype=self.dtype)
+        # [B, H, hd]: attention of a step's rows; padding has whatever an earlier step left there
+        head_dim = part.backbone.dim // part.backbone.heads
+        self._attended = torch.zeros(
+            self._batch_size, part.backbone.heads, head_dim, device=self.device, dtype=self.dtype
+        )
         self._slots: dict[int, _Slot] = {}
 
     def begin(self, slot: int, prompt: Prompt, sampling: Sampling, table: BlockTable) -> None:
@@ -162,44 +171,49 @@ class EagerRunner:
         lengths = [state.position + 1 for state in states]
         if max(lengths) > self.max_seq_len:
             raise ValueError(f"a slot has no position left of {self.max_seq_len}")
-        index = torch.tensor([*slots, *[self.slots] * padding], device=self.device)
-        positions = torch.tensor([*(state.position for state in states), *[0] * padding], device=self.device)
-        active = index[:count]
         tables = [self._table(state, length) for state, length in zip(states, lengths, strict=True)]
+        positions = torch.tensor([*(state.position for state in states), *[0] * padding], device=self.device)
         blocks, offsets = torch.stack([table[-1] for table in tables]), positions[:count] % BLOCK_TOKENS
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self._cache.write(layer, blocks, offsets, k[:count], v[:count])
-            out = torch.zeros_like(q)
+        def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+            self._cache.write(layer, blocks, offsets, *kv[:count].unbind(1))
             for row, (table, length) in enumerate(zip(tables, lengths, strict=True)):
                 keys, values = self._cache.read(layer, table, length)
-                out[row] = attention(q[row].unsqueeze(0).unsqueeze(2), keys, values)[0, :, 0]
-            return out
+                self._attended[row] = step_attention(q[row : row + 1], keys, values)[0, :, 0]
+            return self._attended
 
-        hidden = self._backbone.forward(self._next_inputs[index], positions, attend)
-        codes = self._draw(hidden, states, padding)
-        self._next_inputs[active] = self._model.embed_frames(codes)[:count]
+        index = torch.tensor(slots, device=self.device)
+        self._step.inputs[:count] = self._next_inputs[index]
+        self._step.inputs[count:] = 0
+        hidden = self._step.run(self._backbone.rope[positions].unsqueeze(1), attend)
+        codes = self._draw(hidden, states)
+        self._next_inputs[index] = self._model.embed_frames(codes)
         for state in states:
             state.position += 1
             state.frame += 1
-        return codes[:count].tolist()
+        return codes.tolist()
 
-    def _draw(self, hidden: Tensor, states: Sequence[_Slot], padding: int) -> Tensor:
-        """Decode one frame for every row of the batch: [B, D] → [B, K]."""
-        samplings = [*(state.sampling for state in states), *[_PADDING] * padding]
+    def _draw(self, hidden: Tensor, states: Sequence[_Slot]) -> Tensor:
+        """Decode one frame for the first rows of the batch: [B, D] → [len(states), K]."""
+        samplings = [state.sampling for state in states]
         temperature = torch.tensor([[s.temperature] for s in samplings], device=self.device)
         top_k = torch.tensor([[s.top_k] for s in samplings], device=self.device)
         max_top_k = max(s.top_k for s in samplings)
         noise = gumbel(
             [s.seed for s in samplings],
-            [*(state.frame for state in states), *[0] * padding],
+            [state.frame for state in states],
             self._model.part.codebooks,
             self.codec_bins,
             self.device,
         )
-        return self._depth.decode(
-            hidden, lambda codebook, logits: sample(logits, temperature, top_k, max_top_k, noise[:, codebook])
-        )
+        count = len(states)
+        codes = torch.zeros(self._model.part.codebooks, self._batch_size, dtype=torch.int64, device=self.device)
+
+        def choose(codebook: int, logits: Tensor) -> Tensor:
+            codes[codebook, :count] = sample(logits[:count], temperature, top_k, max_top_k, noise[:, codebook])
+            return codes[codebook]
+
+        return self._depth.decode(hidden, choose)[:count]
 
     def _table(self, state: _Slot, length: int) -> Tensor:
         """The blocks of a slot's first `length` positions: [b] int64."""

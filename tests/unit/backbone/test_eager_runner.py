@@ -103,7 +103,9 @@ def test_a_row_has_the_same_bits_anywhere_in_a_batch(model):
         rows[place] = row
         positions = torch.randint(0, 100, (4,))
         positions[place] = 50
-        hidden = runner._backbone.forward(rows, positions, lambda layer, q, k, v: q * 2)
+        runner._step.inputs.copy_(rows)
+        rotation = runner._backbone.rope[positions].unsqueeze(1)
+        hidden = runner._step.run(rotation, lambda layer, q, kv: q * 2)
         codebook_logits = []
 
         def pick(codebook, logits, place=place, codebook_logits=codebook_logits):
