@@ -20,8 +20,9 @@ def exchange_history(pool: Tensor, rows: Tensor, column: int, x: Tensor, history
     pool: [slots, width]; from `column` on it holds `history` steps. x: [N, history + T, C].
     """
     columns = slice(column, column + history * x.shape[2])
-    x[:, :history] = pool[rows, columns].view(len(rows), history, x.shape[2])
-    pool[rows, columns] = x[:, x.shape[1] - history :].flatten(1)
+    kept = pool[:, columns]
+    x[:, :history] = kept.index_select(0, rows).view(len(rows), history, x.shape[2])
+    kept.index_copy_(0, rows, x[:, x.shape[1] - history :].flatten(1))
     return x
 
 
@@ -39,23 +40,35 @@ def product(
         x = round_to_tf32(x)
     count, width = x.shape[0], x.shape[2]
     steps = x.shape[1] - layer.taps + 1
-    windows = x.contiguous().as_strided((count, steps, layer.taps * width), (x.shape[1] * width, width, 1))
     weight = layer.weight if layer.low is None else layer.weight + layer.low
-    y = F.linear(windows, weight, layer.bias).view(count, steps * layer.repeat, -1)
+    if layer.taps > 1 and x.device.type == "cpu":
+        # As a convolution, channels innermost: the windows overlap, and the product would copy each of them.
+        kernel = weight.view(-1, layer.taps, width).transpose(1, 2).unsqueeze(2)
+        y = F.conv2d(x.transpose(1, 2).unsqueeze(2), kernel, layer.bias).squeeze(2).transpose(1, 2)
+        y = y.reshape(count, steps * layer.repeat, -1)
+    else:
+        windows = x.contiguous().as_strided((count, steps, layer.taps * width), (x.shape[1] * width, width, 1))
+        y = F.linear(windows, weight, layer.bias).view(count, steps * layer.repeat, -1)
     if added is not None:
         y += added[:, added.shape[1] - y.shape[1] :]
-    if after:
-        y = F.elu_(y) if after == "elu" else F.gelu(y)
+    if after == "gelu":
+        y = F.gelu(y)
     if not history:
-        return y
+        return F.elu_(y) if after == "elu" else y
     out = y.new_empty(count, history + y.shape[1], y.shape[2])
-    out[:, history:] = y
+    if after == "elu":
+        torch.ops.aten.elu.out(y, out=out[:, history:])
+    else:
+        out[:, history:] = y
     return out
 
 
 def to_samples(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A convolution to one channel. x: [N, taps - 1 + T, C]; weight: [taps, C]; bias: [1]. Returns: [N, T]."""
-    return F.conv1d(x.transpose(1, 2), weight.T[None], bias)[:, 0]
+    taps = len(weight)
+    steps = x.shape[1] - taps + 1
+    shares = F.linear(x, weight)  # of each step in the samples that it is in, [N, taps - 1 + T, taps]
+    return sum((shares[:, tap : tap + steps, tap] for tap in range(taps)), start=bias)
 
 
 def rope_write(
@@ -93,7 +106,10 @@ def attend(
     at = last - (last - torch.arange(ring, device=q.device)) % ring  # the latest step at each place, [N, ring]
     ago = step[:, :, None] - at[:, None]
     seen = (at[:, None] >= 0) & (ago >= 0) & (ago < context)  # [N, T, ring]
-    k, v = keys[rows], values[rows]
+    k, v = keys.index_select(0, rows), values.index_select(0, rows)
+    if exact and q.device.type == "cpu":
+        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=seen[:, None])
+        return attended.transpose(1, 2).reshape(count, steps, -1)
     if not exact:
         q, k, v = round_to_tf32(q), round_to_tf32(k), round_to_tf32(v)
     scores = torch.einsum("nthd,nhrd->nhtr", q, k) / math.sqrt(dim)
