@@ -8,11 +8,12 @@ share a pass.
 Columns are the images' height, bins their width, channels innermost: a stream's history is then contiguous,
 and convolutions take 2 to 5 times less than with bins as height.
 
-Two optimisations that leave the result unchanged:
+Optimisations that leave the result unchanged but for roundings:
 - the mark is zero from `message_band_size` bins up, and a cell depends on `context_columns` bins around it,
   so higher bins are never computed;
 - the stock repeats carrier and message 32 times each on the carrier decoder's 96 input channels
-  (silentcipher/server.py: encode_wav); their weights are summed once instead, which leaves 34 channels.
+  (silentcipher/server.py: encode_wav); their weights are summed once instead, which leaves 34 channels;
+- on a CPU the widest layers take half the multiplications (kernels/winograd.py).
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ import torch
 from torch import Tensor
 
 from services.watermark.kernels import HISTORY, History, Layer, OutputLayer, operations_for, round_to_tf32
+from services.watermark.kernels.winograd import factors
 from services.watermark.state_pool import StatePool
 from services.watermark.weights import Layer as StockLayer
 from services.watermark.weights import Nets
 
 _FEATURES = 32
+_TILED_OUTPUTS = 128  # a layer with fewer has too few products for Winograd's transforms to pay
 
 
 class Marker:
@@ -124,7 +127,8 @@ def _layer(layer: StockLayer, dtype: torch.dtype, rounds: bool, weights: tuple[T
     if rounds and weight.shape[1] > 1:
         weight = round_to_tf32(weight)
     weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
-    return Layer(weight, bias, shift, rounds)
+    is_tiled = weight.device.type == "cpu" and dtype == torch.float32 and not rounds and len(weight) >= _TILED_OUTPUTS
+    return Layer(weight, bias, shift, rounds, factors(weight) if is_tiled else None)
 
 
 def _fold(weight: Tensor, padding: int) -> Tensor:

@@ -32,12 +32,14 @@ class Layer(NamedTuple):
     weight: [2 * C, C_in, columns, bins], channels last; fp16 where windows are.
     bias: [2 * C]. shift: [C].
     rounds: whether its output is rounded to TF32, for the next layer's product.
+    factors: of its weight, where winograd.py computes the convolution: fp32 on a CPU.
     """
 
     weight: Tensor
     bias: Tensor
     shift: Tensor
     rounds: bool = False
+    factors: Tensor | None = None
 
 
 class OutputLayer(NamedTuple):
