@@ -19,7 +19,7 @@ Codes are the same unless two tokens are closer than that rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -39,7 +39,8 @@ from services.backbone.transformer import Transformer, attention
 
 _MIN_PREFILL_ROWS = 4
 _MAX_COPIED_BYTES = 256 << 20  # of a model: a larger one's weights are not held twice, whatever is faster
-_PADDING = Sampling(temperature=1.0, top_k=1, seed=0)
+_NOISE_FRAMES = 4
+_WARM_UP = Sampling(temperature=1.0, top_k=1, seed=0)
 
 
 @dataclass
@@ -49,6 +50,8 @@ class _Slot:
     table: BlockTable
     position: int = 0  # of the next token to compute
     frame: int = 0  # index of the next frame in the utterance
+    noise: Tensor = field(default_factory=lambda: torch.empty(0))  # of some frames, [n, K, bins]
+    noise_begin: int = 0  # the first of them
 
 
 class EagerRunner:
@@ -159,7 +162,7 @@ class EagerRunner:
     def warm_up(self) -> None:
         """Make one frame in slot 0, so that no request pays for first allocations and file reads."""
         tokens = np.zeros((2, self._model.part.codebooks + 1), dtype=np.int64)
-        self.begin(0, Prompt(tokens, np.ones_like(tokens, dtype=bool), 2, 0), _PADDING, BlockTable([0]))
+        self.begin(0, Prompt(tokens, np.ones_like(tokens, dtype=bool), 2, 0), _WARM_UP, BlockTable([0]))
         while not self.prefill([0]):
             pass
         self.step([0])
@@ -199,13 +202,7 @@ class EagerRunner:
         temperature = torch.tensor([[s.temperature] for s in samplings], device=self.device)
         top_k = torch.tensor([[s.top_k] for s in samplings], device=self.device)
         max_top_k = max(s.top_k for s in samplings)
-        noise = gumbel(
-            [s.seed for s in samplings],
-            [state.frame for state in states],
-            self._model.part.codebooks,
-            self.codec_bins,
-            self.device,
-        )
+        noise = torch.stack([self._noise(state) for state in states])
         count = len(states)
         codes = torch.zeros(self._model.part.codebooks, self._batch_size, dtype=torch.int64, device=self.device)
 
@@ -214,6 +211,17 @@ class EagerRunner:
             return codes[codebook]
 
         return self._depth.decode(hidden, choose)[:count]
+
+    def _noise(self, state: _Slot) -> Tensor:
+        """The noise of a slot's next frame, [K, bins]."""
+        if not 0 <= state.frame - state.noise_begin < len(state.noise):
+            # Made for several frames at once, which takes half as long; the first one is not to wait for others.
+            count = _NOISE_FRAMES if len(state.noise) else 1
+            frames = range(state.frame, state.frame + count)
+            codebooks = self._model.part.codebooks
+            state.noise = gumbel([state.sampling.seed] * count, frames, codebooks, self.codec_bins, self.device)
+            state.noise_begin = state.frame
+        return state.noise[state.frame - state.noise_begin]
 
     def _table(self, state: _Slot, length: int) -> Tensor:
         """The blocks of a slot's first `length` positions: [b] int64."""
