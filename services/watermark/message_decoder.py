@@ -19,9 +19,9 @@ from services.watermark.hparams import TRAINING_POWER, Hparams
 from services.watermark.weights import Layer, MsgDecoder, Nets
 
 _FLOAT_LAYERS = 3  # the first ones, which stay in floating point when the decoder is quantised
-_RANGE = 14.0  # standard deviations of a layer's input, to each side, that 8 bits span; fewer cut harmonics off
+_RANGE = 12.0  # deviations of a layer's input, to each side, that 8 bits span: of 6 to 26, what changes votes least
 _ZERO = 128  # what stands for 0 in 8 bits
-_MAX_CHANGE = 0.02  # of a probability, on average, by 8 bits; the bundled decoder's is 0.006
+_MAX_CHANGE = 0.02  # of a probability, on average, by 8 bits; the bundled decoder's is 0.005
 _PROBE_COLUMNS = 12
 
 
