@@ -22,23 +22,23 @@ from services.watermark.embedder import Embedder
 from services.watermark.weights import load_nets
 from support.backbone_slots import open_slot
 
-TEXT, SPEAKER, SEED = "Yes, that would be great.", 0, 44
+TEXT, SPEAKER, SEED = "Yes, that would be great.", 0, 18
 # The first frames of this text, speaker and seed at the default temperature and top-k, in fp32. A code is where
 # logits / temperature + noise is greatest. Processors differ by about 1e-4 there, so codes can only differ where the
 # runner-up is as close as that: of some dozens of seeds this is the one whose draws are clearest, and the test holds
-# every one of them to CLEAR before it compares. New weights need new codes: `python tests/integration/test_embedded_voice.py`.
+# every one of them to CLEAR before it compares. New weights need new codes: run this file (PYTHONPATH=tests).
 CLEAR = 0.05
 GOLDEN = [
-    [283, 162, 922, 981, 478, 574, 964, 632],
-    [438, 477, 757, 968, 62, 657, 300, 420],
-    [438, 948, 1008, 316, 441, 630, 134, 6],
-    [321, 810, 153, 1004, 964, 980, 951, 76],
-    [839, 60, 328, 623, 125, 647, 884, 567],
-    [449, 960, 720, 709, 591, 324, 850, 746],
-    [557, 956, 875, 243, 451, 978, 396, 27],
-    [125, 984, 840, 496, 838, 442, 694, 867],
-    [212, 950, 523, 145, 147, 381, 665, 389],
-    [640, 807, 519, 769, 552, 243, 731, 273],
+    [283, 162, 597, 844, 409, 574, 10, 885],
+    [438, 477, 443, 162, 934, 1006, 213, 420],
+    [438, 948, 294, 316, 970, 810, 707, 939],
+    [321, 810, 883, 563, 446, 816, 720, 464],
+    [839, 60, 705, 24, 749, 180, 936, 75],
+    [449, 994, 960, 976, 592, 134, 556, 295],
+    [557, 454, 511, 357, 483, 873, 218, 522],
+    [125, 302, 0, 23, 685, 693, 839, 502],
+    [928, 650, 999, 559, 882, 736, 128, 894],
+    [145, 453, 123, 799, 480, 446, 505, 325],
 ]
 
 
