@@ -36,7 +36,7 @@ def cpu_decoder(nets: Nets) -> MessageDecoder:
         getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_vnni_supported")
     )
     decoder = MessageDecoder(nets.dec_m, torch.bfloat16 if has_bfloat16 else torch.float32)
-    if not has_vnni:
+    if not has_vnni or not hasattr(torch.ops.onednn, "qconv_pointwise"):  # which torch does not promise to keep
         return decoder
     quantized = MessageDecoder(nets.dec_m, decoder.dtype, quantized=True)
     return quantized if _change(quantized, decoder, nets.hparams) <= _MAX_CHANGE else decoder
