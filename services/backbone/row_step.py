@@ -2,7 +2,8 @@
 
 On a CPU a step is a thousand small operations, and starting one takes longer than its arithmetic. So there are few, they
 write to buffers whose views are made once, and products have the form that MKL computes fastest for a few rows. Computes
-what transformer.py does. The residual stream is fp32.
+what transformer.py does, rounded where it rounds: a prefix that was prefilled and one that was stepped must agree, in bf16
+too.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class RowStep:
         self._rows = buffer(shape.dim + _PADDING, torch.float32)
         self._rows[:, shape.dim] = math.sqrt(shape.dim * shape.norm_eps)
         self.inputs = self._rows[:, : shape.dim]
-        self._length, self._normed = buffer(1, torch.float32), buffer(shape.dim)
+        self._length, self._normed = buffer(1, torch.float32), buffer(shape.dim, torch.float32)
+        self._dtype = weight.dtype
         qkv = buffer((rotated + kv_heads) * head_dim)
         self._q = qkv[:, : heads * head_dim].view(batch, heads, 1, head_dim)
         self._kv = qkv[:, heads * head_dim :].view(batch, 2, kv_heads, head_dim)
@@ -107,8 +109,10 @@ class RowStep:
         for layer, (to_qkv, to_out, to_gate_up, to_down) in zip(transformer.layers, weights, strict=True):
             norms = layer.attention_norm.float() * root, layer.mlp_norm.float() * root
             scales: tuple[Tensor | None, Tensor | None] = norms
-            if copies:  # the scales in the weights
-                to_qkv, to_gate_up = (to_qkv * norms[0]).to(weight.dtype), (to_gate_up * norms[1]).to(weight.dtype)
+            if (
+                copies and weight.dtype == torch.float32
+            ):  # the scales in the weights; shorter ones would be rounded twice
+                to_qkv, to_gate_up = to_qkv * norms[0], to_gate_up * norms[1]
                 scales = None, None
             pairs = ((to_qkv, qkv), (to_out, out), (to_gate_up, gate_up), (to_down, out))
             products = (_Product(*pair, by_columns=by_columns, copies=copies) for pair in pairs)
@@ -129,22 +133,27 @@ class RowStep:
             if not same:
                 self._qk.copy_(self._qk_fp32)
             layer.out.add_to(self.inputs, attend(index, self._q, self._kv).view(batch, -1))
+            if not same:
+                self.inputs.copy_(self.inputs.to(self._dtype))
             layer.gate_up(self._norm(layer.mlp_scale))
             torch.mul(F.silu(self._gate, inplace=True), self._up, out=self._gated)
             layer.down.add_to(self.inputs, self._gated)
+            if not same:
+                self.inputs.copy_(self.inputs.to(self._dtype))
         return self._norm(self._scale)
 
     def _norm(self, scale: Tensor | None) -> Tensor:
         torch.linalg.vector_norm(self._rows, dim=1, keepdim=True, out=self._length)
         torch.div(self.inputs, self._length, out=self._normed)
-        return self._normed if scale is None else self._normed.mul_(scale)
+        normed = self._normed if scale is None else self._normed.mul_(scale)
+        return normed.to(self._dtype)
 
 
 def step_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """transformer.attention of one query each, q [B, H, 1, hd], in one call on a CPU, which has one backend.
 
-    What a row gets there does not depend on B.
+    In fp32 alone: shorter numbers it rounds elsewhere. What a row gets there does not depend on B.
     """
-    if q.device.type != "cpu":
+    if q.device.type != "cpu" or q.dtype != torch.float32:
         return attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])

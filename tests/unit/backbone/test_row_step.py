@@ -83,8 +83,8 @@ def test_steps_equal_the_plain_transformer(model, monkeypatch, by_columns, copie
 
 
 @torch.inference_mode()
-def test_bf16_steps_are_nearer_to_fp32_than_bf16_itself(model):
-    """Weights in bf16, the residual stream in fp32: as far from fp32 as the weights' rounding, not more."""
+def test_bf16_steps_round_as_the_plain_transformer_does(model):
+    """So that a request which is resumed, its frames prefilled, goes on with the same codes."""
     part = model.part
     rows = torch.randn(STEPS, BATCH, part.backbone.dim, generator=torch.Generator().manual_seed(2))
     wanted = plain_hidden(Transformer(model.backbone, part.backbone, rope_table(part.backbone, "cpu")), rows)
@@ -92,10 +92,11 @@ def test_bf16_steps_are_nearer_to_fp32_than_bf16_itself(model):
     rounded.load_state_dict(model.state_dict())
     rounded = rounded.to(torch.bfloat16)
     transformer = Transformer(rounded.backbone, part.backbone, rope_table(part.backbone, "cpu"))
-    plain = (plain_hidden(transformer, rows.bfloat16()).float() - wanted).abs().mean()
+    plain = plain_hidden(transformer, rows.bfloat16()).float()
+    error = (plain - wanted).abs().mean()
     for copies in (False, True):
-        ours = (hidden_of(transformer, RowStep(transformer, BATCH, copies=copies), rows).float() - wanted).abs().mean()
-        assert 0 < ours <= 1.05 * plain
+        ours = hidden_of(transformer, RowStep(transformer, BATCH, copies=copies), rows.bfloat16()).float()
+        assert (ours - plain).abs().mean() < 0.2 * error
 
 
 @pytest.mark.parametrize("by_columns", [False, True], ids=["by rows", "by columns"])
