@@ -89,7 +89,7 @@ class RowStep:
         self._rows[:, shape.dim] = math.sqrt(shape.dim * shape.norm_eps)
         self.inputs = self._rows[:, : shape.dim]
         self._length, self._normed = buffer(1, torch.float32), buffer(shape.dim, torch.float32)
-        self._dtype = weight.dtype
+        self._dtype, self._eps = weight.dtype, shape.norm_eps
         qkv = buffer((rotated + kv_heads) * head_dim)
         self._q = qkv[:, : heads * head_dim].view(batch, heads, 1, head_dim)
         self._kv = qkv[:, heads * head_dim :].view(batch, 2, kv_heads, head_dim)
@@ -143,10 +143,12 @@ class RowStep:
         return self._norm(self._scale)
 
     def _norm(self, scale: Tensor | None) -> Tensor:
+        if self._dtype != torch.float32 and scale is not None:  # to the bit what the prefill computes
+            width = self.inputs.shape[1]
+            return F.rms_norm(self.inputs, (width,), scale / math.sqrt(width), self._eps).to(self._dtype)
         torch.linalg.vector_norm(self._rows, dim=1, keepdim=True, out=self._length)
         torch.div(self.inputs, self._length, out=self._normed)
-        normed = self._normed if scale is None else self._normed.mul_(scale)
-        return normed.to(self._dtype)
+        return self._normed if scale is None else self._normed.mul_(scale)
 
 
 def step_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
