@@ -2,6 +2,7 @@
 # make test    installs, and passes lint and tests
 # make voice-test    says unseen sentences, has them judged, prints a table (QUICK=1: minutes)
 .DEFAULT_GOAL := help
+.NOTPARALLEL: # under -j two targets would install into one environment at once
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
