@@ -89,29 +89,27 @@ class RowStep:
         self._rows[:, shape.dim] = math.sqrt(shape.dim * shape.norm_eps)
         self.inputs = self._rows[:, : shape.dim]
         self._length, self._normed = buffer(1, torch.float32), buffer(shape.dim, torch.float32)
-        self._dtype, self._eps = weight.dtype, shape.norm_eps
+        self._dtype, self._is_fp32, self._eps = weight.dtype, weight.dtype == torch.float32, shape.norm_eps
         qkv = buffer((rotated + kv_heads) * head_dim)
         self._q = qkv[:, : heads * head_dim].view(batch, heads, 1, head_dim)
         self._kv = qkv[:, heads * head_dim :].view(batch, 2, kv_heads, head_dim)
         self._qk = qkv[:, : rotated * head_dim]
         # q and k in fp32, for the rotation; the same memory where they are fp32.
-        self._qk_fp32 = self._qk if weight.dtype == torch.float32 else buffer(rotated * head_dim, torch.float32)
+        self._qk_fp32 = self._qk if self._is_fp32 else buffer(rotated * head_dim, torch.float32)
         self._pairs = torch.view_as_complex(self._qk_fp32.view(batch, rotated, head_dim // 2, 2))
         gate_up, out = buffer(2 * shape.intermediate_dim), buffer(shape.dim)
         self._gate, self._up = gate_up.chunk(2, dim=-1)
         self._gated = buffer(shape.intermediate_dim)
 
-        root = math.sqrt(shape.dim)
+        root = math.sqrt(shape.dim) if self._is_fp32 else 1.0  # F.rms_norm has it
         weights = [(layer.qkv, layer.out, layer.gate_up, layer.down) for layer in transformer.layers]
         is_large = sum(each.nbytes for layer in weights for each in layer) > _CACHED_BYTES
-        by_columns = is_large and weight.device.type == "cpu" and weight.dtype == torch.float32
+        by_columns = is_large and weight.device.type == "cpu" and self._is_fp32
         self._layers = []
         for layer, (to_qkv, to_out, to_gate_up, to_down) in zip(transformer.layers, weights, strict=True):
             norms = layer.attention_norm.float() * root, layer.mlp_norm.float() * root
             scales: tuple[Tensor | None, Tensor | None] = norms
-            if (
-                copies and weight.dtype == torch.float32
-            ):  # the scales in the weights; shorter ones would be rounded twice
+            if copies and self._is_fp32:  # the scales in the weights, where that does not round them again
                 to_qkv, to_gate_up = to_qkv * norms[0], to_gate_up * norms[1]
                 scales = None, None
             pairs = ((to_qkv, qkv), (to_out, out), (to_gate_up, gate_up), (to_down, out))
@@ -124,28 +122,27 @@ class RowStep:
 
         Returns: hidden states after the last norm, [batch, D].
         """
-        batch, same = len(self.inputs), self._qk_fp32 is self._qk
+        batch = len(self.inputs)
         for index, layer in enumerate(self._layers):
             layer.qkv(self._norm(layer.attention_scale))
-            if not same:
+            if not self._is_fp32:
                 self._qk_fp32.copy_(self._qk)
             self._pairs.mul_(rotation)
-            if not same:
+            if not self._is_fp32:
                 self._qk.copy_(self._qk_fp32)
             layer.out.add_to(self.inputs, attend(index, self._q, self._kv).view(batch, -1))
-            if not same:
+            if not self._is_fp32:
                 self.inputs.copy_(self.inputs.to(self._dtype))
             layer.gate_up(self._norm(layer.mlp_scale))
             torch.mul(F.silu(self._gate, inplace=True), self._up, out=self._gated)
             layer.down.add_to(self.inputs, self._gated)
-            if not same:
+            if not self._is_fp32:
                 self.inputs.copy_(self.inputs.to(self._dtype))
         return self._norm(self._scale)
 
     def _norm(self, scale: Tensor | None) -> Tensor:
-        if self._dtype != torch.float32 and scale is not None:  # to the bit what the prefill computes
-            width = self.inputs.shape[1]
-            return F.rms_norm(self.inputs, (width,), scale / math.sqrt(width), self._eps).to(self._dtype)
+        if not self._is_fp32:  # to the bit what the prefill computes
+            return F.rms_norm(self.inputs, self.inputs.shape[1:], scale, self._eps).to(self._dtype)
         torch.linalg.vector_norm(self._rows, dim=1, keepdim=True, out=self._length)
         torch.div(self.inputs, self._length, out=self._normed)
         return self._normed if scale is None else self._normed.mul_(scale)

@@ -11,6 +11,8 @@ whose range is too wide for that.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -88,7 +90,7 @@ class MessageDecoder:
         return scores[..., left_at : scores.shape[-1] - right_at]
 
 
-class _Convolution:
+class _Convolution(ABC):
     """One layer: norm(conv(x) * sigmoid(gate(x))) = glu(conv2d(x, weight, bias)) + shift."""
 
     zero = 0
@@ -114,8 +116,8 @@ class _Convolution:
         codes = product.float().add_(self._shift).clamp_(0, 255)
         return codes.to(torch.int32).to(torch.uint8)  # directly it takes three times as long
 
-    def _convolve(self, x: Tensor, padding: list[int]) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _convolve(self, x: Tensor, padding: list[int]) -> Tensor: ...
 
 
 class _Float(_Convolution):

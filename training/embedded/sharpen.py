@@ -10,14 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from assemble import SHARPEN
+from assemble import SHARPEN, sharpened
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-
-def sharpened(tensors: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """The generator's tensors, both heads times `factor`; each keeps its type."""
-    return {k: (v.float() * factor).to(v.dtype) if k in SHARPEN else v for k, v in tensors.items()}
 
 
 def main() -> None:
@@ -26,7 +20,7 @@ def main() -> None:
     parser.add_argument("--factor", type=float, required=True, help="what the logits are multiplied by")
     args = parser.parse_args()
     path = args.generator / "model.safetensors"
-    save_file(sharpened(load_file(path), args.factor), path)
+    save_file(sharpened(load_file(path), dict.fromkeys(SHARPEN, args.factor)), path)
     path.chmod(0o644)
 
 

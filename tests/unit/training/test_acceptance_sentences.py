@@ -2,27 +2,16 @@
 
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[3]
-TRAIN = ROOT / "training/embedded"
 
 
 @pytest.fixture
-def recipe(monkeypatch):
-    """The recipe's modules `text` and `unseen`, which are programs beside one another."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(TRAIN))
-    import text
-    import unseen
-
-    yield text, unseen
-    for name in set(sys.modules) - before:
-        if name in ("text", "unseen"):
-            del sys.modules[name]
+def recipe(recipe_modules):
+    return recipe_modules("text", "unseen")
 
 
 @pytest.fixture

@@ -1,30 +1,15 @@
 """The recipe's second teacher: what makes its batches equal to single utterances, and what is cut from its speech."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import instance_norm
 
-TRAIN = Path(__file__).parents[3] / "training/embedded"
-
 
 @pytest.fixture
-def recipe(monkeypatch):
-    """The recipe's modules, which are programs beside one another."""
+def recipe(recipe_modules):
     pytest.importorskip("scipy")
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(TRAIN))
-    import cast
-    import kokoro
-    import kokoro_pack
-
-    yield kokoro, cast, kokoro_pack
-    for name in set(sys.modules) - before:
-        if name in ("kokoro", "cast", "voices", "kokoro_pack"):
-            del sys.modules[name]
+    return recipe_modules("kokoro", "cast", "kokoro_pack")
 
 
 @pytest.mark.parametrize(

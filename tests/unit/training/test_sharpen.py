@@ -1,27 +1,15 @@
 """The sampling temperature that is folded into a bundle's heads, and taken out again."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-TRAIN = Path(__file__).parents[3] / "training/embedded"
-
 
 @pytest.fixture
-def recipe(monkeypatch):
-    """The recipe's modules, which are programs beside one another."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(TRAIN))
-    import sharpen
-    import unpack
-
-    yield sharpen, unpack
-    for name in set(sys.modules) - before:
-        if name in ("sharpen", "unpack", "assemble", "generator", "tokenizer"):
-            del sys.modules[name]
+def recipe(recipe_modules):
+    return recipe_modules("sharpen", "unpack")
 
 
 def generator(path):
@@ -56,8 +44,7 @@ def test_unpacking_takes_the_temperature_out_of_the_heads(recipe, tmp_path, monk
     (tmp_path / "bundle/mimi").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "bundle/mimi" / name).write_bytes(b"{}")
-    factor = sharpen.SHARPEN["audio_head"]
-    save_file(sharpen.sharpened(trained, factor), tmp_path / "bundle/generator/model.safetensors")
+    save_file(sharpen.sharpened(trained, sharpen.SHARPEN), tmp_path / "bundle/generator/model.safetensors")
     monkeypatch.setattr(
         sys, "argv", ["unpack.py", "--bundle", str(tmp_path / "bundle"), "--out", str(tmp_path / "out")]
     )

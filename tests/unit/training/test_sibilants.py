@@ -1,28 +1,15 @@
 """The measure of a hiss, and the distance that the codec is taught it by, tell noise from pulses."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-TRAIN = Path(__file__).parents[3] / "training/embedded"
 RATE_HZ = 24000
 
 
 @pytest.fixture
-def recipe(monkeypatch):
-    """The recipe's modules, which are programs beside one another."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(TRAIN))
-    import distances
-    import sibilants
-
-    yield sibilants, distances
-    for name in set(sys.modules) - before:
-        if name in ("sibilants", "distances", "discriminator"):
-            del sys.modules[name]
+def recipe(recipe_modules):
+    return recipe_modules("sibilants", "distances")
 
 
 def hiss(seed: int) -> np.ndarray:
