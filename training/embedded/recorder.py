@@ -142,8 +142,8 @@ def main() -> None:
         for one in stage.speak(batch):
             said.append(one)
             held_s += len(one.audio) / 24000
-            # The first ones are small, so that training can start.
-            if held_s >= min(args.shard_s, args.shard_s / 6 * (1 + serial)):
+            # The first ones are small, so that training can start. The takes of a text stay together.
+            if held_s >= min(args.shard_s, args.shard_s / 6 * (1 + serial)) and one.take == args.takes - 1:
                 made_s += held_s
                 shards.put((args.first + serial, said))
                 spent = time.monotonic() - began

@@ -111,7 +111,8 @@ def main() -> None:
                 np.savez(file, rows=np.concatenate(segments), lengths=np.array([len(s) for s in segments], np.int32))
             os.replace(draft, args.out / path.name)
             hours += frames[list(kept)].sum() * 0.08 / 3600
-            print(f"{path.name} {hours:.2f} h after {time.monotonic() - began:.1f} s", flush=True)
+            better = f", heard {np.mean([scores[i] for i in kept]) - np.mean(scores):+.2f}" if listener else ""
+            print(f"{path.name} {hours:.2f} h after {time.monotonic() - began:.1f} s{better}", flush=True)
             if hours > args.keep_hours:
                 path.write_bytes(b"")
         if not fresh:
