@@ -48,6 +48,7 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
         level=FixedLevel() if settings.level == "fixed" else RunningLevel(),
         slots=settings.streams,
         precision=settings.precision,
+        opening_s=settings.opening_ms / 1000,
     )
     await asyncio.to_thread(embedder.warm_up)
     detector = Detector(nets, max_seconds=settings.max_detect_s, offsets=options.get("search_offsets", OFFSETS))

@@ -71,6 +71,14 @@ class WatermarkSettings(ServerSettings):
         "the speech level that the mark follows: the stream's own, or a fixed one",
         choices=("running", "fixed"),
     )
+    opening_ms: int = setting(
+        "CSM_WATERMARK_OPENING_MS",
+        0,
+        "the first of a stream that is given before the mark's look-ahead has come, marked as a clip of that length; 0: "
+        "nothing is. A frame, 80 ms, makes the first audio come several frames earlier",
+        min=0,
+        max=1000,
+    )
     stall_s: float = setting("CSM_WATERMARK_STALL_S", 30.0, "a pass that takes longer counts as a stuck device", min=1)
 
 

@@ -29,6 +29,7 @@ from services.watermark.kernels import PRECISIONS
 from services.watermark.key import check_key, key_symbols
 from services.watermark.level import FixedLevel, Level
 from services.watermark.marker import Marker
+from services.watermark.opening import FADE_S, Opening
 from services.watermark.planner import (
     MAX_PASS_COLUMNS,
     OPEN_LENGTH,
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 
 _MAX_POWER = 16.0  # of what the service takes: MAX_PEAK of runtime.audio, squared
 _MAX_EAGER_COLUMNS = 32  # of one stream in a pass that is not padded
+MAX_OPENING_S = 1.0
 _CHUNKS_S = (0.08, 0.16, 0.32, 0.64)  # usual chunk lengths; a pass on a GPU has one of these lengths
 # Batch sizes that passes on a GPU are padded to.
 _BATCH_BUCKETS = sorted({1, *(base << bit for bit in range(9) for base in (2, 3) if base << bit <= MAX_PASS_COLUMNS)})
@@ -57,7 +59,7 @@ _BATCH_BUCKETS = sorted({1, *(base << bit for bit in range(9) for base in (2, 3)
 class _StartedPass(NamedTuple):
     """A pass whose result is not awaited yet."""
 
-    streams: list[EmbedStream]
+    streams: Sequence[EmbedStream | Opening]
     emit_counts: list[int]  # samples of each
     columns: list[int]  # of each, this pass's included
     marked: Tensor  # on the host, [streams, m + 3]: see EmbedPass.run
@@ -78,6 +80,7 @@ class Embedder:
         pad: bool | None = None,
         graphs: bool = True,
         precision: str | None = None,
+        opening_s: float = 0.0,
     ):
         """
         key: the message, exactly `nets.hparams.key_bytes` bytes.
@@ -90,14 +93,19 @@ class Embedder:
         graphs: whether warm_up() captures those sizes on CUDA.
         precision: of the nets' products, one of kernels.PRECISIONS; default: fp32 on the CPU, tf32 on CUDA.
             Sets cuDNN's process-wide TF32 switch.
+        opening_s: seconds of a stream that are given before its look-ahead has come (opening.py), at most
+            MAX_OPENING_S; 0: none.
 
-        Raises: ValueError when key, SDR or precision is out of bounds.
+        Raises: ValueError when key, SDR, precision or opening is out of bounds.
         """
         shape = nets.hparams
         sdr_db = shape.message_sdr_db if message_sdr_db is None else message_sdr_db
         if not 0 <= sdr_db <= 100:
             raise ValueError(f"message_sdr_db is {sdr_db}, must be between 0 and 100")
+        if not 0 <= opening_s <= MAX_OPENING_S:
+            raise ValueError(f"opening_s is {opening_s}, must be between 0 and {MAX_OPENING_S}")
         self.hparams = shape
+        self.opening_samples = round(opening_s * sample_rate_hz)
         self.sample_rate_hz = sample_rate_hz
         self.device = next(nets.enc_c.parameters()).device
         is_cuda = self.device.type == "cuda"
@@ -152,9 +160,14 @@ class Embedder:
 
     @property
     def first_samples(self) -> int:
-        """Fewest samples worth a stream's first pass. On a GPU, where a pass has a fixed cost: those that yield the
-        first marked sample. On the CPU 1: a pass costs its columns, and columns computed while more audio is on
-        its way shorten the later wait."""
+        """Fewest samples of a stream that are worth anything: those of its opening, or else of its first pass."""
+        return self.opening_samples or self._first_pass_samples
+
+    @property
+    def _first_pass_samples(self) -> int:
+        """Fewest samples worth the first pass of a stream's own mark. On a GPU, where a pass has a fixed cost: those that
+        yield the first marked sample. On the CPU 1: a pass costs its columns, and columns computed while more audio is
+        on its way shorten the later wait."""
         return self.receptive_field.first_samples if self._pad else 1
 
     @property
@@ -164,7 +177,7 @@ class Embedder:
 
     def open(self) -> EmbedStream:
         """A new stream."""
-        return EmbedStream(self)
+        return EmbedStream(self, first_needed=max(1, self.opening_samples))
 
     def open_at(self, first_sample: int, first_marked_sample: int, columns: int, power_sum: float) -> EmbedStream:
         """A stream that goes on at a checkpoint: its samples come from there on, and so do the marked ones.
@@ -181,9 +194,10 @@ class Embedder:
         """Where a stream can begin of which `columns` columns, with that power, are known; None near its beginning."""
         field = self.receptive_field
         first_sample = field.window_start(columns)
-        if columns < field.warmup_columns or first_sample < 0:
+        first_marked = field.first_exact_sample(columns)
+        if columns < field.warmup_columns or first_sample < 0 or first_marked < self.opening_samples:
             return None
-        return Checkpoint(first_sample, field.first_exact_sample(columns), columns, power_sum)
+        return Checkpoint(first_sample, first_marked, columns, power_sum)
 
     @torch.inference_mode()
     def warm_up(self, recorder: Recorder | None = None) -> None:
@@ -246,7 +260,7 @@ class Embedder:
 
     def _mark(self, streams: list[EmbedStream]) -> None:
         """Start every pass that is due, and wait for all of them once."""
-        new = [stream for stream in streams if stream.slot is None and stream.pending >= stream.first_needed]
+        new = [stream for stream in streams if stream.wants_slot]
         with _in_pass(streams):
             # Nested, so that closed streams release their slots before threads that wait for slots are woken.
             with self.state.pass_slots(len(new)) as slots, on_device(self.device), _in_pass(streams):
@@ -257,10 +271,10 @@ class Embedder:
                     if self._graphs is not None and moved and self._graphs.captured:
                         log.warning("more streams than slots were allocated for: marking continues without graphs")
                         self._graphs.drop()
-                    self.state.clear(slots)
-                    StreamPosition(*self.state.positions).length[slots] = OPEN_LENGTH
+                    self._clear(slots)
+                    started = self._start_openings(new)
                     self._resume(new)
-                    started = self._start_due([stream for stream in streams if stream.slot is not None])
+                    started += self._start_due([stream for stream in streams if self._is_due(stream)])
                 if started and self.device.type == "cuda":
                     done = torch.cuda.Event(blocking=True)  # sleeps, so that other Python threads run
                     done.record()
@@ -275,6 +289,27 @@ class Embedder:
                     if count:  # a copy: otherwise a slow reader keeps the memory of all streams of its pass
                         stream.append_marked(row[:count].copy(), is_finite)
 
+    def _clear(self, slots: Sequence[int]) -> None:
+        """Put slots where a stream begins."""
+        self.state.clear(slots)
+        StreamPosition(*self.state.positions).length[slots] = OPEN_LENGTH
+
+    def _start_openings(self, new: Sequence[EmbedStream]) -> list[_StartedPass]:
+        """Start the passes of new streams' openings, in the slots that the streams then begin in."""
+        size, fade = self.opening_samples, min(round(FADE_S * self.sample_rate_hz), self.opening_samples // 2)
+        openings = [
+            stream.open_with(size, fade) for stream in new if size and stream.origin is None and stream.pending >= size
+        ]
+        started = self._start_due(openings)
+        self._clear([opening.slot for opening in openings])
+        return started
+
+    def _is_due(self, stream: EmbedStream) -> bool:
+        """Whether the stream's samples are worth a pass of its own mark. After an opening its first ones wait for more;
+        without one they come when there are enough (first_samples)."""
+        waits = self.opening_samples and not (stream.columns or stream.finished or stream.origin is not None)
+        return stream.slot is not None and (not waits or stream.pending >= self._first_pass_samples)
+
     def _resume(self, streams: Sequence[EmbedStream]) -> None:
         """Put new streams that begin at a checkpoint where an undisturbed stream is after that many columns."""
         position = StreamPosition(*self.state.positions)
@@ -288,7 +323,7 @@ class Embedder:
             position.consumed[stream.slot] = origin.first_sample + len(samples)
             position.emitted[stream.slot] = origin.first_marked_sample
 
-    def _start_due(self, streams: list[EmbedStream]) -> list[_StartedPass]:
+    def _start_due(self, streams: Sequence[EmbedStream | Opening]) -> list[_StartedPass]:
         """Start the passes for all columns that are due."""
         if not streams:
             return []
@@ -301,7 +336,9 @@ class Embedder:
         self.state.positions[:, slots] = position
         return started
 
-    def _start(self, streams: list[EmbedStream], control: PassControl[IntArray], columns: int) -> _StartedPass:
+    def _start(
+        self, streams: Sequence[EmbedStream | Opening], control: PassControl[IntArray], columns: int
+    ) -> _StartedPass:
         """Start one pass of `columns` columns."""
         count = len(streams)
         new_samples = control.available - control.consumed

@@ -155,6 +155,7 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         info = watermark_pb2.GetModelInfoResponse(
             bundle=identity(self._bundle),
             lookahead_samples=self._embedder.lookahead_samples,
+            opening_samples=self._embedder.opening_samples,
             trained=self._bundle.trained,
             version=version(),
         )

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from services.watermark.opening import Opening
+
 if TYPE_CHECKING:
     from services.watermark.embedder import Embedder
 
@@ -32,12 +34,13 @@ class Checkpoint:
 class EmbedStream:
     """Only `close` is thread-safe. Dropping the stream frees its slot.
 
-    origin: the checkpoint that it begins at. first_needed: samples that it must have to get a slot.
-    columns: that passes have computed. power_sum: over them.
+    origin: the checkpoint that it begins at. first_needed: samples that it must have to get a slot; one that ends with
+    fewer gets it without, unless it has an origin. columns: that passes have computed. power_sum: over them.
     """
 
     def __init__(self, embedder: Embedder, origin: Checkpoint | None = None, first_needed: int = 1):
         self._embedder, self.origin, self.first_needed = embedder, origin, first_needed
+        self._opening: Opening | None = None
         self.columns, self.power_sum = 0, 0.0
         self.slot: int | None = None  # in the embedder's state pool, from its first samples on
         self.pending = 0  # samples that no pass has taken
@@ -104,6 +107,19 @@ class EmbedStream:
             self._samples.append(samples)
             self.pending += len(samples)
 
+    @property
+    def wants_slot(self) -> bool:
+        """Whether passes can begin and none has."""
+        ends_early = self.finished and self.origin is None and self.pending > 0
+        return self.slot is None and (self.pending >= self.first_needed or ends_early)
+
+    def open_with(self, count: int, fade: int) -> Opening:
+        """Begin with an opening of the first `count` pending samples, which stay pending; the slot is there."""
+        assert self.slot is not None
+        self._samples = deque([np.concatenate(self._samples)])
+        self._opening = Opening(self.slot, self._samples[0][:count].copy(), fade, self._append)
+        return self._opening
+
     def fill(self, into: NDArray[np.float32]) -> None:
         """Move the next len(into) pending samples to a pass's input."""
         self.pending -= len(into)
@@ -122,6 +138,13 @@ class EmbedStream:
 
     def append_marked(self, marked: NDArray[np.float32], finite: bool) -> None:
         """The next marked samples; finite: whether all of them are."""
+        if self._opening is not None:
+            marked = self._opening.join(marked)
+            if self._opening.is_over:
+                self._opening = None
+        self._append(marked, finite)
+
+    def _append(self, marked: NDArray[np.float32], finite: bool) -> None:
         self._marked.append(marked)
         self._non_finite |= not finite
 

@@ -127,6 +127,27 @@ async def test_what_nothing_can_come_out_for_takes_no_turn(pair_folder, monkeypa
     assert brought == len(samples) if len(samples) < first else first <= brought < first + 100
 
 
+async def test_an_opening_comes_back_with_its_last_sample(pair_folder):
+    samples = speech_like(1.0, seed=6)
+    async with serving(pair_folder, opening_ms=80) as service:
+        info = await service.GetModelInfo(watermark_pb2.GetModelInfoRequest())
+        assert info.opening_samples == 1920 < info.lookahead_samples
+        call = service.Embed(timeout=30)
+        await call.write(start())
+        assert (await call.read()).HasField("started")
+        await call.write(audio(samples[:1000]))
+        await call.write(audio(samples[1000:1920]))
+        assert len((await call.read()).audio.data) == 4 * (1920 - 240)
+        call.cancel()
+        _, data, finished = await embed(service, [start(), audio(samples)])
+        assert finished.samples == len(samples)
+    async with serving(pair_folder) as service:
+        assert (await service.GetModelInfo(watermark_pb2.GetModelInfoRequest())).opening_samples == 0
+        _, without, _ = await embed(service, [start(), audio(samples)])
+    marked, plain = np.frombuffer(data, "<f4"), np.frombuffer(without, "<f4")
+    assert np.abs(marked[1920:] - plain[1920:]).max() < 1e-6 < np.abs(marked[:1680] - plain[:1680]).max()
+
+
 async def test_a_stream_of_nothing_gives_nothing(service):
     _, data, finished = await embed(service, [start(), audio(b"")])
     assert data == b"" and finished.samples == 0

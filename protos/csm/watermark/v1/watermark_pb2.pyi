@@ -611,12 +611,15 @@ class GetModelInfoResponse(_message.Message):
     MAX_DETECT_DURATION_FIELD_NUMBER: _builtins.int
     TRAINED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    OPENING_SAMPLES_FIELD_NUMBER: _builtins.int
     lookahead_samples: _builtins.int
     """Look-ahead: samples that must follow a sample before it can be marked."""
     trained: _builtins.bool
     """Whether the nets were trained; the mark of untrained nets cannot be found."""
     version: _builtins.str
     """Version of the server's software, such as "0.2.0"."""
+    opening_samples: _builtins.int
+    """First samples of a stream that are marked as soon as they are there, without the look-ahead; 0: none."""
     @_builtins.property
     def bundle(self) -> _common_pb2.BundleIdentity:
         """The bundle."""
@@ -633,10 +636,11 @@ class GetModelInfoResponse(_message.Message):
         max_detect_duration: _duration_pb2.Duration | None = ...,
         trained: _builtins.bool = ...,
         version: _builtins.str = ...,
+        opening_samples: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "max_detect_duration", b"max_detect_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "lookahead_samples", b"lookahead_samples", "max_detect_duration", b"max_detect_duration", "trained", b"trained", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "lookahead_samples", b"lookahead_samples", "max_detect_duration", b"max_detect_duration", "opening_samples", b"opening_samples", "trained", b"trained", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -62,7 +62,7 @@ class WatermarkServiceServicer(object):
     """
 
     def Embed(self, request_iterator, context):
-        """Marks audio: as many samples out as in, delayed by the look-ahead.
+        """Marks audio: as many samples out as in, delayed by the look-ahead, but for the opening (GetModelInfo).
 
         The caller sends start, then audio, then half-closes. Fails with RESOURCE_EXHAUSTED (with
         RetryInfo) before the first message when no further stream can be accepted.

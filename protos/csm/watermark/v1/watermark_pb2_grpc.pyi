@@ -34,7 +34,7 @@ class WatermarkServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WatermarkServiceAsyncStub: ...
     Embed: _grpc.StreamStreamMultiCallable[_watermark_pb2.EmbedRequest, _watermark_pb2.EmbedResponse]
-    """Marks audio: as many samples out as in, delayed by the look-ahead.
+    """Marks audio: as many samples out as in, delayed by the look-ahead, but for the opening (GetModelInfo).
 
     The caller sends start, then audio, then half-closes. Fails with RESOURCE_EXHAUSTED (with
     RetryInfo) before the first message when no further stream can be accepted.
@@ -56,7 +56,7 @@ class WatermarkServiceAsyncStub(WatermarkServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Embed: _aio.StreamStreamMultiCallable[_watermark_pb2.EmbedRequest, _watermark_pb2.EmbedResponse]  # type: ignore[assignment]
-    """Marks audio: as many samples out as in, delayed by the look-ahead.
+    """Marks audio: as many samples out as in, delayed by the look-ahead, but for the opening (GetModelInfo).
 
     The caller sends start, then audio, then half-closes. Fails with RESOURCE_EXHAUSTED (with
     RetryInfo) before the first message when no further stream can be accepted.
@@ -81,7 +81,7 @@ class WatermarkServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_watermark_pb2.EmbedRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_watermark_pb2.EmbedResponse], _abc.AsyncIterator[_watermark_pb2.EmbedResponse]]:
-        """Marks audio: as many samples out as in, delayed by the look-ahead.
+        """Marks audio: as many samples out as in, delayed by the look-ahead, but for the opening (GetModelInfo).
 
         The caller sends start, then audio, then half-closes. Fails with RESOURCE_EXHAUSTED (with
         RetryInfo) before the first message when no further stream can be accepted.
