@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class StageInfo:
     """What the stages said of themselves that requests need."""
 
     watermark_lookahead_samples: int
+    watermark_opening_samples: int  # of a stream, that come without the look-ahead
     watermark_trained: bool
     max_seq_len: int
     max_frames: int  # of one generation, by the backbone's own limit
@@ -72,11 +74,17 @@ class Stages:
 
     @property
     def held_back_frames(self) -> int:
-        """Frames of an utterance that the watermark keeps before it gives the first sample."""
-        if self.info is None:
-            return 0
-        samples_per_frame = self.identity.sample_rate_hz / self.identity.frame_rate_hz
-        return int(self.info.watermark_lookahead_samples / samples_per_frame)
+        """Frames of an utterance that the watermark keeps before it gives a sample that has its look-ahead."""
+        return 0 if self.info is None else int(self.info.watermark_lookahead_samples / self._samples_per_frame)
+
+    @property
+    def opening_frames(self) -> int:
+        """First frames of a turn of which the watermark gives samples before that."""
+        return 0 if self.info is None else math.ceil(self.info.watermark_opening_samples / self._samples_per_frame)
+
+    @property
+    def _samples_per_frame(self) -> float:
+        return self.identity.sample_rate_hz / self.identity.frame_rate_hz
 
     async def __aenter__(self) -> Stages:
         for replicas in self._replicas.values():
@@ -128,7 +136,11 @@ class Stages:
         elif not silent:
             _, backbone, _, watermark = answers
             self.info = StageInfo(
-                watermark.lookahead_samples, watermark.trained, backbone.max_seq_len, backbone.max_frames
+                watermark.lookahead_samples,
+                watermark.opening_samples,
+                watermark.trained,
+                backbone.max_seq_len,
+                backbone.max_frames,
             )
 
     def _not_ready(self, why: str) -> None:

@@ -212,11 +212,16 @@ class UnitSpeaker:
             prompt=prompt_parts(self._context.segments(), text.ids),
             sampling=sampling,
             max_frames=max_frames,
-            chunk_policy=backbone_pb2.ChunkPolicy(
-                ramp_frames=self._rules.ramp_frames,
-                held_back_frames=min(self._stages.held_back_frames, _MAX_HELD_BACK_FRAMES) if not self.units else 0,
-            ),
+            chunk_policy=self._chunk_policy(),
         )
+
+    def _chunk_policy(self) -> backbone_pb2.ChunkPolicy:
+        """The watermark's look-ahead and opening are at the turn's beginning."""
+        policy = backbone_pb2.ChunkPolicy(ramp_frames=self._rules.ramp_frames, held_back_frames=0)
+        if not self.units:
+            policy.held_back_frames = min(self._stages.held_back_frames, _MAX_HELD_BACK_FRAMES)
+            policy.opening_frames = min(self._stages.opening_frames, _MAX_HELD_BACK_FRAMES)
+        return policy
 
     @property
     def _frames_left(self) -> int | None:

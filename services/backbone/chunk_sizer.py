@@ -23,10 +23,14 @@ class ChunkSizer:
 
     max_sizes: most frames in the first, second, … chunk; the last is repeated.
     held_back_frames: frames that later stages hold back before any audio. None: `max_sizes` alone decide.
+    opening_frames: first frames that are heard at once all the same; they make the first chunk.
     """
 
-    def __init__(self, max_sizes: Sequence[int], frame_s: float, held_back_frames: int | None = None):
+    def __init__(
+        self, max_sizes: Sequence[int], frame_s: float, held_back_frames: int | None = None, opening_frames: int = 0
+    ):
         self._max_sizes, self._frame_s, self._held_back = max_sizes or DEFAULT_MAX_SIZES, frame_s, held_back_frames
+        self._opening = opening_frames
         self._chunks = self._last_sent = 0
         self._began_s = self._last_s = 0.0
         self._audible_s: float | None = None  # when the first audible frame had been sent
@@ -42,6 +46,10 @@ class ChunkSizer:
         self._chunks += 1
         if self._held_back is None:
             return limit
+        if sent < self._opening:
+            return min(limit, self._opening - sent)
+        if self._opening and self._audible_s is None:
+            self._audible_s = now_s
         inaudible = self._held_back + 1 - sent
         if inaudible > 0:  # half of them at a time: the codec starts early, and the last frame comes alone
             return min(limit, max(ready, (inaudible + 1) // 2))

@@ -77,7 +77,9 @@ def read_chunk_policy(policy: backbone_pb2.ChunkPolicy, frame_s: float) -> Chunk
     held_back = policy.held_back_frames if policy.HasField("held_back_frames") else None
     if held_back is not None and not 0 <= held_back <= _MAX_CHUNK_FRAMES:
         raise InvalidArgument("chunk_policy.held_back_frames", f"is {held_back}, must be 0 to {_MAX_CHUNK_FRAMES}")
-    return ChunkSizer(tuple(policy.ramp_frames), frame_s, held_back)
+    if not 0 <= (opening := policy.opening_frames) <= _MAX_CHUNK_FRAMES:
+        raise InvalidArgument("chunk_policy.opening_frames", f"is {opening}, must be 0 to {_MAX_CHUNK_FRAMES}")
+    return ChunkSizer(tuple(policy.ramp_frames), frame_s, held_back, opening)
 
 
 def started_message(seq: SequenceState) -> backbone_pb2.GenerateStarted:

@@ -70,6 +70,23 @@ async def test_stages_overlap(open_chain, probe):
     assert len(audio) == (probe.frames - 1) * SAMPLES_PER_FRAME * 4 + LOOKAHEAD * 4
 
 
+async def test_an_opening_is_heard_with_the_frame_that_completes_it(open_chain, probe):
+    probe.opening_samples = SAMPLES_PER_FRAME
+    chain = await open_chain()
+    probe.gate = 1
+    call = chain.speech.StreamSynthesize(request(), timeout=10)
+    assert (await call.read()).HasField("started")
+    audio = (await call.read()).audio.data
+    assert probe.generated == 1 and len(audio) == 4 * SAMPLES_PER_FRAME  # otherwise the look-ahead would be missing
+    policy = probe.requests[0].chunk_policy
+    assert (policy.opening_frames, policy.held_back_frames) == (1, 0)
+    probe.gate = None
+    probe.touch()
+    rest, summary = await listen_rest(call)
+    np.testing.assert_array_equal(np.frombuffer(audio + rest, "<f4"), expected(probe.frames))
+    assert summary.samples == probe.frames * SAMPLES_PER_FRAME
+
+
 async def listen_rest(call):
     audio, summary = b"", None
     while summary is None:

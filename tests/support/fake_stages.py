@@ -45,6 +45,7 @@ class StageProbe:
         self.stall: set[str] = set()  # stages that never answer
         self.silent: set[str] = set()  # stages that take all they are sent and give nothing back
         self.taken: Counter[str] = Counter()  # frames that came to a stage
+        self.opening_samples = 0  # that the watermark gives before it has the look-ahead
         self.lose_samples = 0  # samples the watermark drops
         self.finish_early = False  # the watermark says finished after its first audio
         self.encoding_at_once = 0  # most EncodeAudio calls that were inside together
@@ -235,7 +236,8 @@ class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
                 self.probe.touch()
                 if "watermark" in self.probe.silent:
                     continue
-                ready, held = held[:-LOOKAHEAD], held[-LOOKAHEAD:]
+                count = max(len(held) - LOOKAHEAD, min(self.probe.opening_samples - total, len(held)), 0)
+                ready, held = held[:count], held[count:]
                 restored = min(missing, len(ready))
                 ready, missing = ready[restored:], missing - restored
                 new = ready[max(0, discard - total) :]
@@ -279,7 +281,12 @@ class FakeWatermark(watermark_pb2_grpc.WatermarkServiceServicer):
             yield watermark_pb2.DetectStreamResponse(finished=answer)
 
     async def GetModelInfo(self, request, context):
-        return watermark_pb2.GetModelInfoResponse(bundle=self.probe.identity, lookahead_samples=LOOKAHEAD, trained=True)
+        return watermark_pb2.GetModelInfoResponse(
+            bundle=self.probe.identity,
+            lookahead_samples=LOOKAHEAD,
+            opening_samples=self.probe.opening_samples,
+            trained=True,
+        )
 
 
 def servicers(probe: StageProbe):

@@ -46,6 +46,25 @@ def test_a_stream_faster_than_speech_never_lets_its_listener_run_dry(pace_s, hel
     assert max(sizes) <= 16 and min(sizes[:-1]) == 1
 
 
+@pytest.mark.parametrize("held_back", [0, 2, 4])
+def test_an_opening_goes_at_once_and_the_first_frames_after_it_as_ever(held_back):
+    without, _ = spoken(ChunkSizer((16,), FRAME_S, held_back), held_back + 1, 0.01)
+    sizes, _ = spoken(ChunkSizer((16,), FRAME_S, held_back, 1), held_back + 1, 0.01)
+    assert sizes[0] == 1 and sum(sizes) == held_back + 1 and len(sizes) <= len(without) + 1
+    assert ChunkSizer((16,), FRAME_S, 4, 2).next_size(0, 0.0) == 2
+    assert ChunkSizer((16,), FRAME_S, 4, 2).next_size(1, 0.0, ready=9) == 1
+
+
+@pytest.mark.parametrize("pace_s", [0.008, 0.0175, 0.03])
+def test_after_an_opening_a_listener_with_a_buffer_never_runs_dry(pace_s, held_back=4, buffer_s=0.2):
+    _, times = spoken(ChunkSizer((16,), FRAME_S, held_back, 1), 250, pace_s)
+    began, heard = times[0][0] + buffer_s, 1
+    for now, sent in times[1:]:
+        if sent > held_back:
+            assert now <= began + heard * FRAME_S
+            heard = sent - held_back
+
+
 def test_far_ahead_chunks_are_large():
     sizes, _ = spoken(ChunkSizer((16,), FRAME_S, 4), 250, 0.01)
     assert sizes[:4] == [3, 1, 1, 1] and len(sizes) < 25

@@ -108,10 +108,15 @@ class ChunkPolicy(_message.Message):
 
     RAMP_FRAMES_FIELD_NUMBER: _builtins.int
     HELD_BACK_FRAMES_FIELD_NUMBER: _builtins.int
+    OPENING_FRAMES_FIELD_NUMBER: _builtins.int
     held_back_frames: _builtins.int
     """Frames that later stages hold back before any audio, 0 to 64. When given, chunks follow the playback
     buffer, which fills from the first frame beyond these on: small while the buffer is short, up to
     ramp_frames when it is long or that many frames are ready. Otherwise every chunk has ramp_frames.
+    """
+    opening_frames: _builtins.int
+    """First frames that are heard as soon as they are there, before those that are held back, 0 to 64: they make the
+    first chunk, and the playback buffer counts from it on. Default 0.
     """
     @_builtins.property
     def ramp_frames(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -122,10 +127,11 @@ class ChunkPolicy(_message.Message):
         *,
         ramp_frames: _abc.Iterable[_builtins.int] | None = ...,
         held_back_frames: _builtins.int | None = ...,
+        opening_frames: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_held_back_frames", b"_held_back_frames", "held_back_frames", b"held_back_frames"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_back_frames", b"_held_back_frames", "held_back_frames", b"held_back_frames", "ramp_frames", b"ramp_frames"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_back_frames", b"_held_back_frames", "held_back_frames", b"held_back_frames", "opening_frames", b"opening_frames", "ramp_frames", b"ramp_frames"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__held_back_frames: _TypeAlias = _typing.Literal["held_back_frames"]  # noqa: Y015
     _WhichOneofArgType__held_back_frames: _TypeAlias = _typing.Literal["_held_back_frames", b"_held_back_frames"]  # noqa: Y015
