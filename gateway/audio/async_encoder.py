@@ -10,26 +10,25 @@ import numpy as np
 
 from gateway.audio.stream_encoder import StreamEncoder
 
-# Samples that are converted on the loop: the largest piece of the chain takes 0.3 ms, resampling included.
-MAX_INLINE_SAMPLES = 16_384
+_MAX_JOINED_INLINE = 262_144  # samples of a file that `finish` puts together
 # Of their own: what else blocks in threads (stores, files) must not hold a listener's audio.
 _THREADS = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="encoder")
 
 
 class AsyncEncoder:
-    """A StreamEncoder whose work runs in a thread, but for a few PCM samples. One call at a time."""
+    """A StreamEncoder whose work runs in a thread, unless the thread would cost more than the work. One call at a time."""
 
     def __init__(self, encoder: StreamEncoder):
         self.encoder = encoder
 
     async def feed(self, samples: np.ndarray) -> list[bytes]:
         """As StreamEncoder."""
-        if not self.encoder.is_codec and len(samples) <= MAX_INLINE_SAMPLES:
+        if len(samples) <= self.encoder.max_inline_samples:
             return self.encoder.feed(samples)
         return await asyncio.get_running_loop().run_in_executor(_THREADS, self.encoder.feed, samples)
 
     async def finish(self) -> list[bytes]:
         """As StreamEncoder."""
-        if not self.encoder.is_codec and self.encoder.samples <= 16 * MAX_INLINE_SAMPLES:
-            return self.encoder.finish()  # of a whole file that joins all of it
+        if self.encoder.max_inline_samples and self.encoder.samples <= _MAX_JOINED_INLINE:
+            return self.encoder.finish()
         return await asyncio.get_running_loop().run_in_executor(_THREADS, self.encoder.finish)

@@ -63,7 +63,7 @@ class _Bytes:
 class CodedEncoder:
     """A file of a codec. streamed: as it is made, else all comes with `finish` and the header knows the length."""
 
-    is_codec = True
+    max_inline_samples = 0
 
     def __init__(self, codec: Codec, resampler: StreamResampler, content_type: str, *, streamed: bool, model: str):
         self.content_type, self.sample_rate_hz = content_type, resampler.output_rate_hz
@@ -112,7 +112,7 @@ class CodedEncoder:
 class PacketEncoder:
     """Opus packets for RTP: each piece is one packet of 20 ms; RTP's clock is 48 kHz."""
 
-    is_codec = True
+    max_inline_samples = 0
 
     def __init__(self, codec: Codec, resampler: StreamResampler, content_type: str):
         self.content_type, self.sample_rate_hz = content_type, resampler.output_rate_hz

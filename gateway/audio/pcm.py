@@ -14,6 +14,8 @@ from services.runtime.audio import to_bytes
 from services.runtime.provenance import riff_info
 from services.runtime.wav import ALAW, MULAW, g711_table
 
+_RESAMPLED_INLINE = 16_384  # samples, 0.3 ms
+_MAX_INLINE = 122_880  # the contract's 64 frames: 0.06 ms in 16 bits, 0.23 ms in G.711
 _UNKNOWN_SIZE = 0xFFFF_FFFF  # of a stream, whose length is not known yet
 
 
@@ -45,12 +47,11 @@ SAMPLE_FORMATS = {
 class RawEncoder:
     """Samples alone."""
 
-    is_codec = False
-
     def __init__(self, samples: SampleFormat, resampler: StreamResampler, content_type: str):
         self.content_type, self.sample_rate_hz = content_type, resampler.output_rate_hz
         self.samples = 0
         self._format, self._resampler = samples, resampler
+        self.max_inline_samples = _RESAMPLED_INLINE if resampler.is_resampling else _MAX_INLINE
 
     def feed(self, samples: np.ndarray) -> list[bytes]:
         return self._write(self._resampler.feed(samples))

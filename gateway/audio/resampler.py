@@ -34,6 +34,11 @@ class StreamResampler:
             kind = _Polyphase if output_rate_hz in COMMON_RATES_HZ else _Soxr
             self._stream = kind(input_rate_hz, output_rate_hz)
 
+    @property
+    def is_resampling(self) -> bool:
+        """False for equal rates."""
+        return self._stream is not None
+
     def feed(self, samples: np.ndarray) -> np.ndarray:
         """float32 [T] → float32 [T']; some samples may be held back."""
         return samples if self._stream is None else self._stream.feed(samples)

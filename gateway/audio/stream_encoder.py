@@ -19,14 +19,14 @@ class StreamEncoder(Protocol):
     """Encodes one utterance: `feed` what there is, then `finish` once.
 
     Both give pieces: joined they are the file, and of `opus_packets` each piece is one packet. A header comes with
-    the first piece. samples: those of the output so far, at its rate sample_rate_hz. is_codec: whether a piece of
-    speech takes milliseconds.
+    the first piece. samples: those of the output so far, at its rate sample_rate_hz. max_inline_samples: of a
+    piece that takes at most 0.3 ms, so that an event loop may wait for it; 0 for codecs.
     """
 
     content_type: str
     sample_rate_hz: int
     samples: int
-    is_codec: bool
+    max_inline_samples: int
 
     def feed(self, samples: np.ndarray) -> list[bytes]:
         """samples: float32 [T] at the input's rate."""

@@ -169,8 +169,9 @@ async def measure(args: argparse.Namespace) -> None:
             stack.callback(process.terminate)
             return process
 
+        stage_pids = {}
         for name in STAGES:
-            await start(__file__, "--stage", name, "--listen", addresses[name], "--frame-ms", str(args.frame_ms))
+            stage_pids[name] = (await start(__file__, "--stage", name, "--listen", addresses[name], "--frame-ms", str(args.frame_ms))).pid
         profiled = ["-m", "cProfile", "-o", args.profile] if args.profile else []
         pids = []
         for port in free_ports(args.gateways):
@@ -190,8 +191,10 @@ async def measure(args: argparse.Namespace) -> None:
         if args.attach:
             print("gateway process", *pids, file=sys.stderr)
         before = [processor_s(pid) for pid in pids]
+        sb = {n: processor_s(p) for n, p in stage_pids.items()}
         outcome = await fleet.run(options, plan, args.processes, lambda _: None)
         show(point(outcome), [processor_s(pid) - spent_s for pid, spent_s in zip(pids, before, strict=True)])
+        print({n: round(1000 * (processor_s(p) - sb[n]) / point(outcome).audio_s, 2) for n, p in stage_pids.items()})
 
 
 def show(found: Point, each_s: list[float]) -> None:
