@@ -95,11 +95,12 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                     instruments.stage_first_output.record(time.perf_counter() - began, _GENERATE)
                     trace.get_current_span().add_event("first_frame")
                 instruments.stage_chunk.record(time.perf_counter() - waited, _GENERATE)
-                chunk = backbone_pb2.FrameChunk(first_frame_index=index)
+                response = backbone_pb2.GenerateResponse()  # filled in place: a finished chunk would be copied into it
+                response.chunk.first_frame_index = index
                 for frame in frames:
-                    chunk.frames.add(codes=frame)
+                    response.chunk.frames.add(codes=frame)
                 index += len(frames)
-                yield backbone_pb2.GenerateResponse(chunk=chunk)
+                yield response
             yield backbone_pb2.GenerateResponse(
                 finished=finished_message(stream.seq, index - engine_request.generated_frames)
             )

@@ -29,8 +29,7 @@ def codes_of(frames: Sequence[Sequence[int]], *, codebooks: int, bins: int) -> n
         if len(codes) != codebooks:
             raise FramesError(f"frames[{i}].codes", f"must hold {codebooks} codes, not {len(codes)}")
     table = np.array([codes[:] for codes in frames], dtype=np.int64)  # numpy reads lists much faster
-    wrong = np.argwhere((table < 0) | (table >= bins))
-    if len(wrong):
-        i, k = wrong[0]
+    if table.min() < 0 or table.max() >= bins:
+        i, k = np.argwhere((table < 0) | (table >= bins))[0]
         raise FramesError(f"frames[{i}].codes[{k}]", f"must be below {bins}, not {table[i, k]}")
     return table

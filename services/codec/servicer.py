@@ -76,7 +76,8 @@ class CodecServicer(codec_pb2_grpc.CodecServiceServicer):
                     sent += len(samples)
                     playback.audio_sent(len(samples) / self._bundle.sample_rate_hz, time.monotonic())
                     limit_idle(request_iterator, playback.deadline_s)
-                    yield codec_pb2.DecodeResponse(audio=codec_pb2.DecodeAudio(data=to_bytes(samples, "f32le")))
+                    # A dict: a message that is put into another one is copied once more.
+                    yield codec_pb2.DecodeResponse(audio={"data": to_bytes(samples, "f32le")})  # type: ignore[arg-type]
                 if discard.missing:
                     raise InvalidArgument("start.discard_frames", f"is {discard_frames}, but only {frames} frames came")
                 trace.get_current_span().set_attributes({"csm.frames": frames, "csm.discarded_frames": discard_frames})

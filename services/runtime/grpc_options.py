@@ -14,12 +14,6 @@ FLOW_CONTROL: Options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_byt
 # gRPC would take http_proxy for calls between our own services.
 NO_PROXY: Options = [("grpc.enable_http_proxy", 0)]
 
-import os as _os
-for _pair in filter(None, _os.environ.get("X_GRPC", "").split(",")):
-    _k, _v = _pair.split("=")
-    FLOW_CONTROL = [(k, v) for k, v in FLOW_CONTROL if k != _k]
-    FLOW_CONTROL.append((_k, int(_v)))
-
 _PENDING_CALLS = 65_536
 _HANDSHAKE_MS = 10_000
 _OWN_DESCRIPTORS = 128  # files, the event loop, channels to other services

@@ -55,7 +55,9 @@ def _layout_of(descriptor: Any, known: dict[str, Layout]) -> Layout:
     return layout
 
 
-def check(data: bytes, layout: Layout) -> None:
+def check(
+    data: bytes, layout: Layout, *, max_fields: int = MAX_FIELDS, max_packed_bytes: int = MAX_PACKED_BYTES
+) -> None:
     """Raises: TooManyFieldsError. Takes a few milliseconds at most, whatever the size."""
     fields, packed = 0, 0
     todo = [(0, len(data), layout)]
@@ -86,10 +88,10 @@ def check(data: bytes, layout: Layout) -> None:
                     at += 4
                 elif kind not in (_START_GROUP, _END_GROUP):
                     break
-                if fields > MAX_FIELDS:
-                    raise TooManyFieldsError(f"has more than {MAX_FIELDS} fields")
-                if packed > MAX_PACKED_BYTES:
-                    raise TooManyFieldsError(f"has more than {MAX_PACKED_BYTES} bytes of numbers")
+                if fields > max_fields:
+                    raise TooManyFieldsError(f"has more than {max_fields} fields")
+                if packed > max_packed_bytes:
+                    raise TooManyFieldsError(f"has more than {max_packed_bytes} bytes of numbers")
         except IndexError:
             continue  # cut off: the parser refuses it
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import grpc
@@ -39,7 +39,7 @@ from services.watermark.key_ring import Key
 if TYPE_CHECKING:
     from services.watermark.detector import Detector
     from services.watermark.embedder import Embedder
-    from services.watermark.stream import EmbedStream
+    from services.watermark.stream import Checkpoint, EmbedStream
 
 _tracer = trace.get_tracer("csm.watermark")
 _EMBED = {"stage": "watermark", "rpc.method": "csm.watermark.v1.WatermarkService/Embed"}
@@ -118,11 +118,13 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
                             # The delay that this stage adds besides the look-ahead.
                             _tracer.start_span("first_mark", start_time=asked_ns).end()
                         sent += len(marked)
-                        audio = watermark_pb2.MarkedAudio(data=to_bytes(marked, encoding))
+                        # Filled in place: a message that is put into another one is copied once more.
+                        response = watermark_pb2.EmbedResponse()
+                        response.audio.data = to_bytes(marked, encoding)
                         if emitted >= next_checkpoint and (checkpoint := stream.checkpoint) is not None:
-                            audio.checkpoint.MergeFrom(watermark_pb2.EmbedCheckpoint(**asdict(checkpoint)))
+                            _write_checkpoint(response.audio.checkpoint, checkpoint)
                             next_checkpoint = emitted + self._bundle.sample_rate_hz
-                        yield watermark_pb2.EmbedResponse(audio=audio)
+                        yield response
             finally:
                 stream.close()
             if received < emitted:
@@ -220,9 +222,11 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
                 raise InvalidArgument(
                     "audio.data", f"{len(request.audio.data)} bytes is no whole number of samples"
                 ) from None
-            peak = float(np.max(np.abs(samples), initial=0.0))  # NaN when any sample is
-            if not np.isfinite(peak):
+            # NaN when any sample is. Not of the magnitudes: a message of seconds would be written to memory once more.
+            low, high = float(samples.min(initial=0.0)), float(samples.max(initial=0.0))
+            if not (math.isfinite(low) and math.isfinite(high)):
                 raise InvalidArgument("audio.data", "has samples that are NaN or infinite")
+            peak = max(-low, high)
             if peak > MAX_PEAK:
                 raise InvalidArgument("audio.data", f"float samples must lie in [-1, 1], found {peak:g}")
             if first:
@@ -245,3 +249,8 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
         instruments.stage_chunk.record(done.seconds, _EMBED)
         instruments.stage_queue.record(max(0.0, time.perf_counter() - asked - done.seconds), _EMBED)
         return done.result, done.share_s
+
+
+def _write_checkpoint(into: watermark_pb2.EmbedCheckpoint, checkpoint: Checkpoint) -> None:
+    into.first_sample, into.first_marked_sample = checkpoint.first_sample, checkpoint.first_marked_sample
+    into.columns, into.power_sum = checkpoint.columns, checkpoint.power_sum

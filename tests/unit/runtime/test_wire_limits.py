@@ -53,9 +53,8 @@ def test_audio_is_one_field_however_long():
     assert layout.has_bytes and not layout_of(backbone_pb2.GenerateRequest.DESCRIPTOR).has_bytes
 
 
-def test_no_message_that_passes_unpacks_to_more_than_was_counted(monkeypatch):
+def test_no_message_that_passes_unpacks_to_more_than_was_counted():
     """Damaged messages: whatever protobuf reads of them was counted."""
-    monkeypatch.setattr(wire_limits, "MAX_FIELDS", 64)
     seed = random.Random(7)
     layout, read = layout_of(backbone_pb2.GenerateRequest.DESCRIPTOR), 0
     for _ in range(3000):
@@ -67,7 +66,7 @@ def test_no_message_that_passes_unpacks_to_more_than_was_counted(monkeypatch):
         except DecodeError:
             message = None
         try:
-            check(bytes(data), layout)
+            check(bytes(data), layout, max_fields=64)
         except TooManyFieldsError:
             continue
         if message is not None:
