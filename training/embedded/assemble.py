@@ -20,7 +20,6 @@ from torch import Tensor
 
 # What the heads of the shipped bundle were multiplied by: codebook 0 and the others. `unpack.py` takes it out again.
 SHARPEN = {"codebook0_head.weight": 1.5 * 0.9 / 0.7, "audio_head": 1.5 * 0.9 / 0.7}
-MESSAGE_SDR_DB = 31.5  # nominal; 30.9 dB measured
 
 
 def sharpened(tensors: dict[str, Tensor], factors: dict[str, float]) -> dict[str, Tensor]:
@@ -49,12 +48,8 @@ def main() -> None:
     (args.out / "generator/config.json").write_text(json.dumps(Settings().config(), indent=2) + "\n")
     shutil.copyfile(args.mimi / "config.json", args.out / "mimi/config.json")
     save_file(compact(load_file(args.mimi / "model.safetensors")), args.out / "mimi/model.safetensors")
-    for name in ("enc_c.ckpt", "dec_c.ckpt", "dec_m_0.ckpt"):
+    for name in ("hparams.yaml", "enc_c.ckpt", "dec_c.ckpt", "dec_m_0.ckpt"):
         shutil.copyfile(args.watermark / name, args.out / "watermark" / name)
-    hparams = (
-        (args.watermark / "hparams.yaml").read_text().replace("message_sdr: 30.0", f"message_sdr: {MESSAGE_SDR_DB}")
-    )
-    (args.out / "watermark/hparams.yaml").write_text(hparams)
     make().save(str(args.out / "tokenizer.json"))
     for path in sorted(args.out.rglob("*")):
         if path.is_file():
