@@ -36,7 +36,7 @@ _MIN_TRACED = 6  # messages of a mark that are read, if it has as many, before t
 _NEAR = 8  # messages to each side of a mark's clearest one, which are read where votes are against the key
 _DOUBTFUL = 1.1  # votes against the key from which on that is done
 _NEAR_AT_ONCE = 4  # of those messages
-_SURELY_OTHER = 1.5  # times the votes against it that refuse a key; its own mark has them in none of 149 stretches
+_SURELY_OTHER = 1.75  # times the votes against it that refuse a key; its own mark had 1.6, read between its columns
 _SURELY_OWN = 0.5  # likewise, where one offset left it open
 _MAX_REFINED = 8  # messages read at finer offsets
 _DESCRIBED = 6  # more messages that are read to tell what a clip spells that does not hold the key
@@ -77,6 +77,7 @@ class Search:
         self._max_misses = self._group // 2  # messages within a mark that agree less: a pause, or a noise
         self._dense: set[tuple[int, int, int]] = set()  # offset, first and last message that are read in full
         self._most_against = 1.0  # see evidence.contradiction
+        self._left_open = (0, 0, 0.0)  # by one offset: first and last message, and the key's share of the votes
         self._short: list[Mark] = []  # marks of which fewer than _MIN_TRACED messages were read
         self.findings = Findings(audible_messages=len(self._messages.audible))
 
@@ -179,7 +180,7 @@ class Search:
         """Follow a mark to both ends, and believe it if all of its votes are for the key. Masks its messages.
 
         A mark that is read badly at this offset may look like a similar key's. So where that is not sure, another offset
-        decides, at which the key must be the clearer.
+        decides, which may not read the mark worse, and at which the key must be the clearer.
         """
         readings = self._readings
         table, rotation = readings.tables[offset], window.rotation
@@ -202,13 +203,15 @@ class Search:
             first, last = window.first, window.last
             result = self._fit(table, first, last)
             against = contradiction(table.total(first, last), self._message, result.rotation)
-        is_other = against > self._most_against
+        open_first, open_last, open_share = self._left_open
+        is_worse = first < open_last and last > open_first and result.share < open_share
+        is_other = against > self._most_against or is_worse
         readable = [m for m in range(first, last) if self._is_open(table, m)]
         is_short = len(readable) + int((table.is_read & ~table.is_masked)[first:last].sum()) < _MIN_TRACED
         if is_other:
             # Nor is a short rest of it a mark.
             self.findings.marks = [mark for mark in self.findings.marks if mark not in self._short]
-            if not self.findings.marks:
+            if not self.findings.marks and not (is_worse and self.findings.other_key):
                 self._describe_other(table.total(first, last), rotation)
         elif result.significant and not (is_short and self.findings.other_key):
             mark = self._mark(offset, first, last, result)
@@ -216,7 +219,7 @@ class Search:
             self._short += [mark] if is_short else []
         if is_other and against <= _SURELY_OTHER and offset in self._offsets[:-1] and self._most_against == 1:
             table.mask(first, last)
-            self._most_against = _SURELY_OWN
+            self._most_against, self._left_open = _SURELY_OWN, (first, last, result.share)
         else:
             readings.mask(first, last)
 
@@ -340,7 +343,7 @@ class Search:
         against = np.flatnonzero(margins < 0)
         own = rotated[against, np.array(self._message)[against]]
         self.findings.other_key = True
-        self.findings.confidence = float(own.sum() / rotated[against].sum())
+        self.findings.confidence = float(own.sum() / max(rotated[against].sum(), 1e-9))
         self.findings.threshold = max(0.5, fit(sums, self._message, self._readings.trials).threshold)
         self.findings.decoded_key = symbols_key(vote(sums))
 

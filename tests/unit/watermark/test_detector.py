@@ -180,21 +180,40 @@ def test_a_key_that_is_surely_a_similar_one_is_refused_before_all_is_read(detect
     assert result.verdict is Verdict.OTHER_KEY and len(read) <= 14
 
 
+@pytest.mark.parametrize("misread", [[5], [5, 11]])
 @pytest.mark.parametrize("misread_at_all_offsets", [False, True])
-def test_what_one_offset_leaves_open_another_decides(detector, pair, monkeypatch, misread_at_all_offsets):
-    """At the first offset a place votes for another symbol, though less clearly than the others do for theirs."""
+def test_what_one_offset_leaves_open_another_decides(detector, pair, monkeypatch, misread, misread_at_all_offsets):
+    """At the first offset places vote for another symbol, though less clearly than the others do for theirs."""
 
     def probabilities(columns, offset):
         result = spelling(PUBLIC_KEY, columns)
         if offset == 0 or misread_at_all_offsets:
-            truth = key_symbols(PUBLIC_KEY)[5]
-            result[:, columns % 21 == 5] = np.where(np.arange(5) == truth, 0.15, 0.04)[:, None]
-            result[truth % 4 + 1, columns % 21 == 5] = 0.73
+            for place in misread:
+                truth = key_symbols(PUBLIC_KEY)[place]
+                result[:, columns % 21 == place] = np.where(np.arange(5) == truth, 0.15, 0.04)[:, None]
+                result[truth % 4 + 1, columns % 21 == place] = 0.73
         return result
 
     decode_as(monkeypatch, probabilities)
     result = detector.detect(speech_like(16 * pair.hparams.message_seconds, seed=0), 24000, PUBLIC_KEY)
     assert result.verdict is (Verdict.OTHER_KEY if misread_at_all_offsets else Verdict.FOUND)
+
+
+def test_an_offset_that_reads_worse_does_not_decide(detector, pair, monkeypatch):
+    """Where a similar key's mark is read badly, the place that differs may vote for either."""
+    similar = bytes([PUBLIC_KEY[0] ^ 0b0100, *PUBLIC_KEY[1:]])
+    [differs] = np.flatnonzero(np.array(key_symbols(similar)) != key_symbols(PUBLIC_KEY))
+    certainty = {True: 0.75, False: 0.55}  # at the first offset, and where that place votes for either
+
+    def probabilities(columns, offset):
+        sure = np.where((offset == 0) & (columns % 21 == differs), 0.6, certainty[offset == 0])
+        sure[(offset != 0) & (columns % 21 == differs)] = 0
+        return sure * spelling(similar, columns) + (1 - sure) / 5
+
+    decode_as(monkeypatch, probabilities)
+    samples = speech_like(16 * pair.hparams.message_seconds, seed=0)
+    assert detector.detect(samples, 24000, PUBLIC_KEY).verdict is Verdict.OTHER_KEY
+    assert detector.detect(samples, 24000, similar).found
 
 
 def test_a_few_last_columns_alone_are_not_read(detector, pair, monkeypatch):
