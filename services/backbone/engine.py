@@ -23,6 +23,7 @@ from services.backbone.frame_stream import FrameStream, StreamEvent
 from services.backbone.request import FinishReason, Request, SequenceState
 from services.backbone.runner_api import Pending, Runner
 from services.backbone.scheduler import Schedule, Scheduler
+from services.engine.hand_over import HandOver
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +77,12 @@ class Engine:
         self._collected_s = clock()
         self._in_flight: deque[tuple[list[SequenceState], float, Pending]] = deque()  # launched (at), not collected
         self._outbox: list[StreamEvent] = []  # the thread's own until it sends them
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._hand_over: HandOver[StreamEvent] | None = None
         self._thread = threading.Thread(target=self._run, name="backbone-engine", daemon=True)
 
     def start(self) -> None:
         """Start the thread; frames go to the running event loop."""
-        self._loop = asyncio.get_running_loop()
+        self._hand_over = HandOver(_deliver)
         self._thread.start()
 
     def submit(self, request: Request) -> FrameStream:
@@ -232,15 +233,10 @@ class Engine:
         """All streams' events in one hop to the event loop."""
         if not self._outbox:
             return
-        assert self._loop is not None
+        assert self._hand_over is not None
         events, self._outbox = self._outbox, []
-        try:
-            self._loop.call_soon_threadsafe(_dispatch, events)
-        except RuntimeError:  # the loop is closed: no reader is left
-            log.warning("the event loop is closed; %d events dropped", len(events))
+        self._hand_over.post(events)
 
 
-def _dispatch(events: list[StreamEvent]) -> None:
-    """On the event loop: pass each event to its stream."""
-    for event in events:
-        event.stream.on_event(event)
+def _deliver(event: StreamEvent) -> None:
+    event.stream.on_event(event)

@@ -45,12 +45,13 @@ class FrameStream:
         self.span_context: Any = None  # of the request's trace; step spans link to it
         self._is_prefilled = False
         self._frames: deque[list[int]] = deque()
+        self._wanted = 0  # frames that the reader waits for
         self._wakeup: asyncio.Future[None] | None = None
 
     async def prefilled(self) -> None:
         """Wait until the prompt is prefilled. Raises: StreamAborted."""
         while not self._is_prefilled and self.finish is None:
-            await self._wait()
+            await self._wait(0)
         self._check()
 
     @property
@@ -64,7 +65,7 @@ class FrameStream:
         Raises: StreamAborted; frames that are still unread are lost.
         """
         while len(self._frames) < count and self.finish is None:
-            await self._wait()
+            await self._wait(count)
         self._check()
         frames = [self._frames.popleft() for _ in range(min(count, len(self._frames)))]
         if frames and self.finish is None:
@@ -77,17 +78,18 @@ class FrameStream:
             self._engine.cancel(self.seq)
 
     def on_event(self, event: StreamEvent) -> None:
-        """Called by the engine, on the event loop."""
+        """Called by the engine, on the event loop. Wakes the reader once all that it waits for is there."""
         self._is_prefilled |= event.is_prefilled
         if event.frame is not None:
             self._frames.append(event.frame)
         if event.finish is not None:
             self.finish = event.finish
-        if self._wakeup is not None and not self._wakeup.done():
+        is_due = len(self._frames) >= self._wanted or self.finish is not None
+        if is_due and self._wakeup is not None and not self._wakeup.done():
             self._wakeup.set_result(None)
 
-    async def _wait(self) -> None:
-        self._wakeup = asyncio.get_running_loop().create_future()
+    async def _wait(self, frames: int) -> None:
+        self._wanted, self._wakeup = frames, asyncio.get_running_loop().create_future()
         try:
             await self._wakeup
         finally:

@@ -25,7 +25,7 @@ from typing import Protocol
 import numpy as np
 
 from services.codec.frame_queue import Audio, FrameQueue
-from services.engine.loop import DeviceLoop, LoopClosed
+from services.engine.loop import Call, DeviceLoop, LoopClosed
 
 Batch = list[tuple[FrameQueue, int, np.ndarray]]  # queue, slot and codes [n, K] of each stream, n the same for all
 
@@ -147,7 +147,7 @@ class DecodeWorker:
     def begin(self, batch: Batch) -> Callable[[], list[np.ndarray]]:
         return self._decoder.begin([(slot, codes) for _, slot, codes in batch])
 
-    def complete(self, batch: Batch, output: list[np.ndarray], seconds: float) -> Callable[[], object] | None:
+    def complete(self, batch: Batch, output: list[np.ndarray], seconds: float) -> Sequence[Call]:
         # Copies: otherwise a slow reader keeps the memory of all streams of its passes.
         audio = [samples.copy() for samples in output]
         with self._loop.changed:
@@ -156,9 +156,9 @@ class DecodeWorker:
                 for (queue, _, codes), samples in zip(batch, audio, strict=True)
                 for answer in queue.complete(samples, len(codes), seconds)
             ]
-        return partial(self._deliver, answers) if answers else None
+        return [partial(self._deliver, queue, answer) for queue, answer in answers]
 
-    def fail(self, batch: Batch, error: BaseException) -> None:
+    def fail(self, batch: Batch, error: BaseException) -> Sequence[Call]:
         """Ends the loop: the state in the slots is lost."""
         raise error
 
@@ -178,10 +178,9 @@ class DecodeWorker:
         ]
         return nsmallest(self._decoder.max_batch, fitting, key=_deadline), frames
 
-    def _deliver(self, answers: list[tuple[FrameQueue, Audio]]) -> None:
-        for queue, answer in answers:
-            if (stream := self._streams.get(queue)) is not None:
-                stream._receive(answer)
+    def _deliver(self, queue: FrameQueue, answer: Audio) -> None:
+        if (stream := self._streams.get(queue)) is not None:
+            stream._receive(answer)
 
 
 def _as_worker_error(error: Exception) -> WorkerError:

@@ -10,7 +10,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Generic, TypeVar
 
-from services.engine.loop import DeviceLoop, LoopClosed
+from services.engine.loop import Call, DeviceLoop, LoopClosed
 
 _deadline = attrgetter("deadline_s")
 
@@ -89,7 +89,7 @@ class Batcher(Generic[Item, Result]):
             try:
                 return [first, *self._fill(first)]
             except Exception as error:  # the policy's
-                self._loop.post(partial(_settle, [first], [error]))
+                self._loop.post([partial(_settle, first, error)])
         return None
 
     def begin(self, batch: list[_Pending[Item, Result]]) -> Callable[[], Sequence[Result | Exception]]:
@@ -97,7 +97,7 @@ class Batcher(Generic[Item, Result]):
 
     def complete(
         self, batch: list[_Pending[Item, Result]], output: Sequence[Result | Exception], seconds: float
-    ) -> Callable[[], object]:
+    ) -> Sequence[Call]:
         total = sum(each.cost for each in batch) or 1
         results: list[BatchResult[Result] | Exception] = [
             result
@@ -106,18 +106,20 @@ class Batcher(Generic[Item, Result]):
             for each, result in zip(batch, output, strict=False)
         ]
         missing = RuntimeError(f"a pass of {len(batch)} items gave {len(output)} results")
-        return partial(_settle, batch, results + [missing] * (len(batch) - len(results)))
+        results += [missing] * (len(batch) - len(results))
+        return [partial(_settle, each, result) for each, result in zip(batch, results, strict=True)]
 
-    def fail(self, batch: list[_Pending[Item, Result]], error: BaseException) -> Callable[[], object]:
+    def fail(self, batch: list[_Pending[Item, Result]], error: BaseException) -> Sequence[Call]:
         failure = error if isinstance(error, Exception) else RuntimeError(f"the pass was cancelled ({error!r})")
-        return partial(_settle, batch, [failure] * len(batch))
+        return [partial(_settle, each, failure) for each in batch]
 
     def end(self, error: Exception) -> None:
         failure = RuntimeError(str(error)) if isinstance(error, LoopClosed) else error
         with self._loop.changed:
             batch = list(self._pending)
             self._pending.clear()
-        _settle(batch, [failure] * len(batch))
+        for each in batch:
+            _settle(each, failure)
 
     def _fill(self, first: _Pending[Item, Result]) -> list[_Pending[Item, Result]]:
         """Remove and return the other items of its pass."""
@@ -132,11 +134,10 @@ class Batcher(Generic[Item, Result]):
         return others
 
 
-def _settle(batch: Sequence[_Pending[Item, Result]], results: Sequence[BatchResult[Result] | Exception]) -> None:
-    for each, result in zip(batch, results, strict=True):
-        if each.done.done():
-            continue
-        if isinstance(result, Exception):
-            each.done.set_exception(result)
-        else:
-            each.done.set_result(result)
+def _settle(pending: _Pending[Item, Result], result: BatchResult[Result] | Exception) -> None:
+    if pending.done.done():
+        return
+    if isinstance(result, Exception):
+        pending.done.set_exception(result)
+    else:
+        pending.done.set_result(result)

@@ -1,7 +1,7 @@
 """The threads that own a stage's device. They take the most urgent work themselves, so the device never waits for the event loop.
 
 A stage is a Source: under the loop's lock it chooses the next pass, starts it, and hands its output back. What has to
-run on the event loop goes there in one hop a pass. While the device computes a pass, an overlapping loop
+run on the event loop goes there once a pass (hand_over.py). While the device computes a pass, an overlapping loop
 delivers the one before. Knows neither grpc nor torch.
 """
 
@@ -11,18 +11,22 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, cast
 
+from services.engine.hand_over import HandOver
+
 log = logging.getLogger(__name__)
+
+Call = Callable[[], object]
 
 Batch = TypeVar("Batch")
 Output = TypeVar("Output")
 
 
 class Source(Protocol[Batch, Output]):
-    """Gives a DeviceLoop its passes. What these methods return, if anything, is called on the event loop."""
+    """Gives a DeviceLoop its passes. The calls that these methods return are made on the event loop, in order."""
 
     def take(self) -> Batch | None:
         """Remove the most urgent work and return it; None when none waits. Under the loop's lock."""
@@ -30,10 +34,10 @@ class Source(Protocol[Batch, Output]):
     def begin(self, batch: Batch) -> Callable[[], Output]:
         """Start its pass. Returns: waits for the pass and returns its output."""
 
-    def complete(self, batch: Batch, output: Output, seconds: float) -> Callable[[], object] | None:
+    def complete(self, batch: Batch, output: Output, seconds: float) -> Sequence[Call]:
         """Take a pass's output. seconds: duration of the pass."""
 
-    def fail(self, batch: Batch, error: BaseException) -> Callable[[], object] | None:
+    def fail(self, batch: Batch, error: BaseException) -> Sequence[Call]:
         """`begin`, the wait or `complete` raised. Raises: what ends the loop, when the device's state is lost."""
 
     def end(self, error: Exception) -> None:
@@ -73,7 +77,7 @@ class DeviceLoop(Generic[Batch, Output]):
 
     def serve(self, source: Source[Batch, Output]) -> None:
         """Start the threads. Call on the event loop that gets the results."""
-        self._source, self._event_loop = source, asyncio.get_running_loop()
+        self._source, self._hand_over = source, HandOver(_make)
         for thread in self._threads:
             thread.start()
 
@@ -94,12 +98,10 @@ class DeviceLoop(Generic[Batch, Output]):
         now_s = time.monotonic()
         return all(now_s - since < self._stall_s for since in list(self._busy_since.values()))
 
-    def post(self, call: Callable[[], object]) -> None:
-        """Run `call` on the event loop, from any thread; does nothing when that is closed."""
-        try:
-            self._event_loop.call_soon_threadsafe(call)
-        except RuntimeError:
-            log.debug("the event loop is closed")
+    def post(self, calls: Sequence[Call]) -> None:
+        """Make `calls` on the event loop, from any thread; does nothing when that is closed."""
+        if calls:
+            self._hand_over.post(calls)
 
     def _stop(self, failure: Exception) -> None:
         with self.changed:
@@ -132,7 +134,7 @@ class DeviceLoop(Generic[Batch, Output]):
             log.exception("%s died", self._name)
             failure = error
             self._stop(failure)
-            self.post(lambda: self._source.end(failure))
+            self.post([lambda: self._source.end(failure)])
         finally:
             self._busy_since.pop(thread, None)
 
@@ -165,14 +167,15 @@ class DeviceLoop(Generic[Batch, Output]):
 
     def _deliver(self, finished: _Pass[Batch, Output]) -> None:
         try:
-            call = self._source.complete(finished.batch, cast(Output, finished.output), finished.seconds)
+            calls = self._source.complete(finished.batch, cast(Output, finished.output), finished.seconds)
         except BaseException as error:
             self._fail(finished.batch, error)
             return
-        if call is not None:
-            self.post(call)
+        self.post(calls)
 
     def _fail(self, batch: Batch, error: BaseException) -> None:
-        call = self._source.fail(batch, error)
-        if call is not None:
-            self.post(call)
+        self.post(self._source.fail(batch, error))
+
+
+def _make(call: Call) -> None:
+    call()

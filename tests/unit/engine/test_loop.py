@@ -44,12 +44,12 @@ class Numbers:
     def complete(self, batch, output, seconds):
         self.log.append(("complete", *batch))
         assert seconds > 0
-        return lambda: self.receive(output)
+        return [lambda: self.receive(output)]
 
     def fail(self, batch, error):
         if self.fatal:
             raise error
-        return lambda: self.receive([error])
+        return [lambda: self.receive([error])]
 
     def end(self, error):
         self.ended = error
