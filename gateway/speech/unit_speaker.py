@@ -221,6 +221,7 @@ class UnitSpeaker:
         if not self.units:
             policy.held_back_frames = min(self._stages.held_back_frames, _MAX_HELD_BACK_FRAMES)
             policy.opening_frames = min(self._stages.opening_frames, _MAX_HELD_BACK_FRAMES)
+        policy.listener_buffer.FromNanoseconds(round(self._rules.listener_buffer_s * 1e9))
         return policy
 
     @property

@@ -3,7 +3,8 @@
 A message costs every hop the same with one frame or with sixteen, and a frame that waits for its message
 delays playback. So a chunk is small while the listener's buffer is short and large when it is long:
 
-    buffer = audio sent beyond what later stages hold back, minus the time since the first of it was sent
+    buffer = audio sent beyond what later stages hold back, minus the time since the first of it was sent,
+             plus half of what the listener buffers before playing
     a chunk takes at most half of the buffer to make, at the recent pace, and holds no more than the buffer:
     if the pace drops to real time, it still arrives before an underrun
 
@@ -24,13 +25,20 @@ class ChunkSizer:
     max_sizes: most frames in the first, second, … chunk; the last is repeated.
     held_back_frames: frames that later stages hold back before any audio. None: `max_sizes` alone decide.
     opening_frames: first frames that are heard at once all the same; they make the first chunk.
+    listener_buffer_s: audio that the listener buffers before playing. A chunk takes a quarter of it at most; the rest
+        is for later stages, which do not always take the same time.
     """
 
     def __init__(
-        self, max_sizes: Sequence[int], frame_s: float, held_back_frames: int | None = None, opening_frames: int = 0
+        self,
+        max_sizes: Sequence[int],
+        frame_s: float,
+        held_back_frames: int | None = None,
+        opening_frames: int = 0,
+        listener_buffer_s: float = 0.0,
     ):
         self._max_sizes, self._frame_s, self._held_back = max_sizes or DEFAULT_MAX_SIZES, frame_s, held_back_frames
-        self._opening = opening_frames
+        self._opening, self._listener_frames = opening_frames, listener_buffer_s / 2 / frame_s
         self._chunks = self._last_sent = 0
         self._began_s = self._last_s = 0.0
         self._audible_s: float | None = None  # when the first audible frame had been sent
@@ -57,6 +65,7 @@ class ChunkSizer:
             self._audible_s = now_s
         pace_s = max((now_s - self._began_s) / sent, (now_s - self._last_s) / max(1, sent - self._last_sent))
         self._last_s, self._last_sent = now_s, sent
-        buffer_frames = sent - self._held_back - (now_s - self._audible_s) / self._frame_s
+        played_frames = (now_s - self._audible_s) / self._frame_s
+        buffer_frames = sent - self._held_back - played_frames + self._listener_frames
         share = 1.0 if 2 * pace_s <= self._frame_s else self._frame_s / (2 * pace_s)
         return max(1, min(limit, max(ready, int(buffer_frames * share))))

@@ -14,6 +14,7 @@ from services.backbone.request import FinishReason, Sampling, SequenceState
 from services.runtime.errors import InvalidArgument
 
 _MAX_CHUNK_FRAMES = 64
+_MAX_LISTENER_BUFFER_S = 10
 _MAX_TEMPERATURE = 2.0
 _MIN_TEMPERATURE = 1e-4  # as good as greedy; logits divided by much less overflow fp32
 FINISH_REASONS = {
@@ -79,7 +80,11 @@ def read_chunk_policy(policy: backbone_pb2.ChunkPolicy, frame_s: float) -> Chunk
         raise InvalidArgument("chunk_policy.held_back_frames", f"is {held_back}, must be 0 to {_MAX_CHUNK_FRAMES}")
     if not 0 <= (opening := policy.opening_frames) <= _MAX_CHUNK_FRAMES:
         raise InvalidArgument("chunk_policy.opening_frames", f"is {opening}, must be 0 to {_MAX_CHUNK_FRAMES}")
-    return ChunkSizer(tuple(policy.ramp_frames), frame_s, held_back, opening)
+    listener_s = policy.listener_buffer.seconds + policy.listener_buffer.nanos / 1e9
+    if not 0 <= listener_s <= _MAX_LISTENER_BUFFER_S:
+        text = f"is {listener_s:g} s, must be 0 to {_MAX_LISTENER_BUFFER_S} s"
+        raise InvalidArgument("chunk_policy.listener_buffer", text)
+    return ChunkSizer(tuple(policy.ramp_frames), frame_s, held_back, opening, listener_s)
 
 
 def started_message(seq: SequenceState) -> backbone_pb2.GenerateStarted:

@@ -146,6 +146,11 @@ async def test_a_broken_stream_is_taken_up_where_it_ended(stub):
             "chunk_policy.ramp_frames[0]",
             "must be 1 to 64",
         ),
+        (
+            request(chunk_policy=backbone_pb2.ChunkPolicy(listener_buffer={"seconds": 11})),
+            "chunk_policy.listener_buffer",
+            "is 11 s, must be 0 to 10 s",
+        ),
     ],
 )
 async def test_refusals_name_field_and_limit_and_the_server_goes_on(stub, bad, field, limit):

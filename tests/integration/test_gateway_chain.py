@@ -80,6 +80,7 @@ async def test_an_opening_is_heard_with_the_frame_that_completes_it(open_chain, 
     assert probe.generated == 1 and len(audio) == 4 * SAMPLES_PER_FRAME  # otherwise the look-ahead would be missing
     policy = probe.requests[0].chunk_policy
     assert (policy.opening_frames, policy.held_back_frames) == (1, 0)
+    assert policy.listener_buffer.ToMilliseconds() == 200  # CSM_LISTENER_BUFFER_MS
     probe.gate = None
     probe.touch()
     rest, summary = await listen_rest(call)

@@ -102,3 +102,22 @@ def test_what_is_made_already_goes_in_one_chunk():
 def test_without_a_listener_it_does_not_matter_what_is_made():
     chunks = ChunkSizer((1, 1, 2), FRAME_S)
     assert [chunks.next_size(sent, 0.0, ready=30) for sent in (0, 1, 2, 4)] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("pace_s", [0.008, 0.0175, 0.03, 0.04, 0.055, 0.065, 0.075, 0.079])
+@pytest.mark.parametrize("held_back", [0, 2, 4])
+def test_half_of_the_listeners_buffer_makes_fewer_messages_and_a_quarter_of_it_is_used(pace_s, held_back):
+    alone, _ = spoken(ChunkSizer((24,), FRAME_S, held_back), 250, pace_s)
+    sizes, times = spoken(ChunkSizer((24,), FRAME_S, held_back, listener_buffer_s=0.2), 250, pace_s)
+    assert len(sizes) < len(alone) and (pace_s < 0.05 or len(sizes) < 0.92 * len(alone))
+    began = next(now for now, sent in times if sent > held_back)
+    heard = 1
+    for now, sent in times:
+        if sent > held_back + 1:
+            assert now <= began + heard * FRAME_S + 0.05 + 1e-9  # of the 0.2 s after which playing starts
+            heard = sent - held_back
+
+
+def test_slower_than_speech_a_listeners_buffer_changes_nothing_in_the_long_run():
+    sizes, _ = spoken(ChunkSizer((16,), FRAME_S, 4, listener_buffer_s=0.2), 60, 0.1)
+    assert sizes[5:] == [1] * (len(sizes) - 5)

@@ -26,7 +26,7 @@ from csm.common.v1 import common_pb2 as csm_dot_common_dot_v1_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63sm/backbone/v1/backbone.proto\x12\x0f\x63sm.backbone.v1\x1a\x1a\x63sm/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\x17\n\x08TextPart\x12\x0b\n\x03ids\x18\x01 \x03(\r\"1\n\tAudioPart\x12$\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x14.csm.common.v1.Frame\"l\n\nPromptPart\x12)\n\x04text\x18\x01 \x01(\x0b\x32\x19.csm.backbone.v1.TextPartH\x00\x12+\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1a.csm.backbone.v1.AudioPartH\x00\x42\x06\n\x04part\"n\n\x0b\x43hunkPolicy\x12\x13\n\x0bramp_frames\x18\x01 \x03(\x05\x12\x1d\n\x10held_back_frames\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\x0eopening_frames\x18\x03 \x01(\x05\x42\x13\n\x11_held_back_frames\"\xf5\x01\n\x0fGenerateRequest\x12+\n\x06prompt\x18\x01 \x03(\x0b\x32\x1b.csm.backbone.v1.PromptPart\x12\x30\n\x08sampling\x18\x02 \x01(\x0b\x32\x1e.csm.common.v1.SamplingOptions\x12\x17\n\nmax_frames\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x32\n\x0c\x63hunk_policy\x18\x04 \x01(\x0b\x32\x1c.csm.backbone.v1.ChunkPolicy\x12\'\n\tgenerated\x18\x05 \x03(\x0b\x32\x14.csm.common.v1.FrameB\r\n\x0b_max_frames\"e\n\x0fGenerateStarted\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x05\x12\x12\n\nmax_frames\x18\x03 \x01(\x05\x12\x19\n\x11prefix_hit_tokens\x18\x04 \x01(\x05\"M\n\nFrameChunk\x12\x19\n\x11\x66irst_frame_index\x18\x01 \x01(\x05\x12$\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x14.csm.common.v1.Frame\"\xf2\x01\n\x10GenerateFinished\x12\x32\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1b.csm.common.v1.FinishReason\x12\x0e\n\x06\x66rames\x18\x02 \x01(\x05\x12\x31\n\x0equeue_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10prefill_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0f\x64\x65\x63ode_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb5\x01\n\x10GenerateResponse\x12\x33\n\x07started\x18\x01 \x01(\x0b\x32 .csm.backbone.v1.GenerateStartedH\x00\x12,\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1b.csm.backbone.v1.FrameChunkH\x00\x12\x35\n\x08\x66inished\x18\x03 \x01(\x0b\x32!.csm.backbone.v1.GenerateFinishedH\x00\x42\x07\n\x05\x65vent\"\x15\n\x13GetModelInfoRequest\"\xcb\x01\n\x14GetModelInfoResponse\x12-\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1d.csm.common.v1.BundleIdentity\x12\x13\n\x0bmax_seq_len\x18\x02 \x01(\x05\x12\x17\n\x0ftext_vocab_size\x18\x03 \x01(\x05\x12\x12\n\ncodec_bins\x18\x04 \x01(\x05\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x12\n\nmax_frames\x18\x07 \x01(\x05\x12\x0f\n\x07version\x18\x08 \x01(\t\"\x10\n\x0eGetLoadRequest\"\x99\x02\n\x0fGetLoadResponse\x12\x14\n\x0cslots_active\x18\x01 \x01(\x05\x12\x16\n\x0eslots_capacity\x18\x02 \x01(\x05\x12\x13\n\x0bqueue_depth\x18\x03 \x01(\x05\x12\x16\n\x0equeue_capacity\x18\x04 \x01(\x05\x12\x36\n\x13\x66rame_step_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x62locks_used\x18\x06 \x01(\x05\x12\x13\n\x0b\x62locks_idle\x18\x07 \x01(\x05\x12\x17\n\x0f\x62locks_capacity\x18\x08 \x01(\x05\x12\x15\n\rprompt_tokens\x18\t \x01(\x03\x12\x19\n\x11prefix_hit_tokens\x18\n \x01(\x03\x32\x8f\x02\n\x0f\x42\x61\x63kboneService\x12Q\n\x08Generate\x12 .csm.backbone.v1.GenerateRequest\x1a!.csm.backbone.v1.GenerateResponse0\x01\x12[\n\x0cGetModelInfo\x12$.csm.backbone.v1.GetModelInfoRequest\x1a%.csm.backbone.v1.GetModelInfoResponse\x12L\n\x07GetLoad\x12\x1f.csm.backbone.v1.GetLoadRequest\x1a .csm.backbone.v1.GetLoadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63sm/backbone/v1/backbone.proto\x12\x0f\x63sm.backbone.v1\x1a\x1a\x63sm/common/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\x17\n\x08TextPart\x12\x0b\n\x03ids\x18\x01 \x03(\r\"1\n\tAudioPart\x12$\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x14.csm.common.v1.Frame\"l\n\nPromptPart\x12)\n\x04text\x18\x01 \x01(\x0b\x32\x19.csm.backbone.v1.TextPartH\x00\x12+\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1a.csm.backbone.v1.AudioPartH\x00\x42\x06\n\x04part\"\xa2\x01\n\x0b\x43hunkPolicy\x12\x13\n\x0bramp_frames\x18\x01 \x03(\x05\x12\x1d\n\x10held_back_frames\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\x0eopening_frames\x18\x03 \x01(\x05\x12\x32\n\x0flistener_buffer\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\n\x11_held_back_frames\"\xf5\x01\n\x0fGenerateRequest\x12+\n\x06prompt\x18\x01 \x03(\x0b\x32\x1b.csm.backbone.v1.PromptPart\x12\x30\n\x08sampling\x18\x02 \x01(\x0b\x32\x1e.csm.common.v1.SamplingOptions\x12\x17\n\nmax_frames\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x32\n\x0c\x63hunk_policy\x18\x04 \x01(\x0b\x32\x1c.csm.backbone.v1.ChunkPolicy\x12\'\n\tgenerated\x18\x05 \x03(\x0b\x32\x14.csm.common.v1.FrameB\r\n\x0b_max_frames\"e\n\x0fGenerateStarted\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x05\x12\x12\n\nmax_frames\x18\x03 \x01(\x05\x12\x19\n\x11prefix_hit_tokens\x18\x04 \x01(\x05\"M\n\nFrameChunk\x12\x19\n\x11\x66irst_frame_index\x18\x01 \x01(\x05\x12$\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x14.csm.common.v1.Frame\"\xf2\x01\n\x10GenerateFinished\x12\x32\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1b.csm.common.v1.FinishReason\x12\x0e\n\x06\x66rames\x18\x02 \x01(\x05\x12\x31\n\x0equeue_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10prefill_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0f\x64\x65\x63ode_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb5\x01\n\x10GenerateResponse\x12\x33\n\x07started\x18\x01 \x01(\x0b\x32 .csm.backbone.v1.GenerateStartedH\x00\x12,\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1b.csm.backbone.v1.FrameChunkH\x00\x12\x35\n\x08\x66inished\x18\x03 \x01(\x0b\x32!.csm.backbone.v1.GenerateFinishedH\x00\x42\x07\n\x05\x65vent\"\x15\n\x13GetModelInfoRequest\"\xcb\x01\n\x14GetModelInfoResponse\x12-\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1d.csm.common.v1.BundleIdentity\x12\x13\n\x0bmax_seq_len\x18\x02 \x01(\x05\x12\x17\n\x0ftext_vocab_size\x18\x03 \x01(\x05\x12\x12\n\ncodec_bins\x18\x04 \x01(\x05\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x12\n\nmax_frames\x18\x07 \x01(\x05\x12\x0f\n\x07version\x18\x08 \x01(\t\"\x10\n\x0eGetLoadRequest\"\x99\x02\n\x0fGetLoadResponse\x12\x14\n\x0cslots_active\x18\x01 \x01(\x05\x12\x16\n\x0eslots_capacity\x18\x02 \x01(\x05\x12\x13\n\x0bqueue_depth\x18\x03 \x01(\x05\x12\x16\n\x0equeue_capacity\x18\x04 \x01(\x05\x12\x36\n\x13\x66rame_step_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x62locks_used\x18\x06 \x01(\x05\x12\x13\n\x0b\x62locks_idle\x18\x07 \x01(\x05\x12\x17\n\x0f\x62locks_capacity\x18\x08 \x01(\x05\x12\x15\n\rprompt_tokens\x18\t \x01(\x03\x12\x19\n\x11prefix_hit_tokens\x18\n \x01(\x03\x32\x8f\x02\n\x0f\x42\x61\x63kboneService\x12Q\n\x08Generate\x12 .csm.backbone.v1.GenerateRequest\x1a!.csm.backbone.v1.GenerateResponse0\x01\x12[\n\x0cGetModelInfo\x12$.csm.backbone.v1.GetModelInfoRequest\x1a%.csm.backbone.v1.GetModelInfoResponse\x12L\n\x07GetLoad\x12\x1f.csm.backbone.v1.GetLoadRequest\x1a .csm.backbone.v1.GetLoadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,26 +39,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUDIOPART']._serialized_end=185
   _globals['_PROMPTPART']._serialized_start=187
   _globals['_PROMPTPART']._serialized_end=295
-  _globals['_CHUNKPOLICY']._serialized_start=297
-  _globals['_CHUNKPOLICY']._serialized_end=407
-  _globals['_GENERATEREQUEST']._serialized_start=410
-  _globals['_GENERATEREQUEST']._serialized_end=655
-  _globals['_GENERATESTARTED']._serialized_start=657
-  _globals['_GENERATESTARTED']._serialized_end=758
-  _globals['_FRAMECHUNK']._serialized_start=760
-  _globals['_FRAMECHUNK']._serialized_end=837
-  _globals['_GENERATEFINISHED']._serialized_start=840
-  _globals['_GENERATEFINISHED']._serialized_end=1082
-  _globals['_GENERATERESPONSE']._serialized_start=1085
-  _globals['_GENERATERESPONSE']._serialized_end=1266
-  _globals['_GETMODELINFOREQUEST']._serialized_start=1268
-  _globals['_GETMODELINFOREQUEST']._serialized_end=1289
-  _globals['_GETMODELINFORESPONSE']._serialized_start=1292
-  _globals['_GETMODELINFORESPONSE']._serialized_end=1495
-  _globals['_GETLOADREQUEST']._serialized_start=1497
-  _globals['_GETLOADREQUEST']._serialized_end=1513
-  _globals['_GETLOADRESPONSE']._serialized_start=1516
-  _globals['_GETLOADRESPONSE']._serialized_end=1797
-  _globals['_BACKBONESERVICE']._serialized_start=1800
-  _globals['_BACKBONESERVICE']._serialized_end=2071
+  _globals['_CHUNKPOLICY']._serialized_start=298
+  _globals['_CHUNKPOLICY']._serialized_end=460
+  _globals['_GENERATEREQUEST']._serialized_start=463
+  _globals['_GENERATEREQUEST']._serialized_end=708
+  _globals['_GENERATESTARTED']._serialized_start=710
+  _globals['_GENERATESTARTED']._serialized_end=811
+  _globals['_FRAMECHUNK']._serialized_start=813
+  _globals['_FRAMECHUNK']._serialized_end=890
+  _globals['_GENERATEFINISHED']._serialized_start=893
+  _globals['_GENERATEFINISHED']._serialized_end=1135
+  _globals['_GENERATERESPONSE']._serialized_start=1138
+  _globals['_GENERATERESPONSE']._serialized_end=1319
+  _globals['_GETMODELINFOREQUEST']._serialized_start=1321
+  _globals['_GETMODELINFOREQUEST']._serialized_end=1342
+  _globals['_GETMODELINFORESPONSE']._serialized_start=1345
+  _globals['_GETMODELINFORESPONSE']._serialized_end=1548
+  _globals['_GETLOADREQUEST']._serialized_start=1550
+  _globals['_GETLOADREQUEST']._serialized_end=1566
+  _globals['_GETLOADRESPONSE']._serialized_start=1569
+  _globals['_GETLOADRESPONSE']._serialized_end=1850
+  _globals['_BACKBONESERVICE']._serialized_start=1853
+  _globals['_BACKBONESERVICE']._serialized_end=2124
 # @@protoc_insertion_point(module_scope)

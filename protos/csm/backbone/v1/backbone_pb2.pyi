@@ -109,6 +109,7 @@ class ChunkPolicy(_message.Message):
     RAMP_FRAMES_FIELD_NUMBER: _builtins.int
     HELD_BACK_FRAMES_FIELD_NUMBER: _builtins.int
     OPENING_FRAMES_FIELD_NUMBER: _builtins.int
+    LISTENER_BUFFER_FIELD_NUMBER: _builtins.int
     held_back_frames: _builtins.int
     """Frames that later stages hold back before any audio, 0 to 64. When given, chunks follow the playback
     buffer, which fills from the first frame beyond these on: small while the buffer is short, up to
@@ -122,16 +123,23 @@ class ChunkPolicy(_message.Message):
     def ramp_frames(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Most frames in the first, second, … chunk, each 1 to 64; the last value is repeated. Default 1, 1, 2, 4, 8."""
 
+    @_builtins.property
+    def listener_buffer(self) -> _duration_pb2.Duration:
+        """Audio that the listener buffers before playing, 0 to 10 s. Half of it counts as playback buffer: a stream that
+        is hardly faster than playback then takes fewer messages. Default 0.
+        """
+
     def __init__(
         self,
         *,
         ramp_frames: _abc.Iterable[_builtins.int] | None = ...,
         held_back_frames: _builtins.int | None = ...,
         opening_frames: _builtins.int = ...,
+        listener_buffer: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_back_frames", b"_held_back_frames", "held_back_frames", b"held_back_frames"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_back_frames", b"_held_back_frames", "held_back_frames", b"held_back_frames", "listener_buffer", b"listener_buffer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_back_frames", b"_held_back_frames", "held_back_frames", b"held_back_frames", "opening_frames", b"opening_frames", "ramp_frames", b"ramp_frames"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_back_frames", b"_held_back_frames", "held_back_frames", b"held_back_frames", "listener_buffer", b"listener_buffer", "opening_frames", b"opening_frames", "ramp_frames", b"ramp_frames"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__held_back_frames: _TypeAlias = _typing.Literal["held_back_frames"]  # noqa: Y015
     _WhichOneofArgType__held_back_frames: _TypeAlias = _typing.Literal["_held_back_frames", b"_held_back_frames"]  # noqa: Y015
