@@ -137,7 +137,7 @@ class NullEmbedStream:
 class NullEmbedder:
     """A watermark whose passes take `pass_s`."""
 
-    first_samples, lookahead_samples, eager_passes = LOOKAHEAD + 1, LOOKAHEAD, 0
+    first_samples, lookahead_samples, opening_samples, eager_passes = LOOKAHEAD + 1, LOOKAHEAD, 0, 0
 
     def __init__(self, pass_s: float):
         self._pass_s = pass_s
