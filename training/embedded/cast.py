@@ -10,7 +10,6 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,14 +83,10 @@ def finish(audio: Tensor, batch: list[Spoken]) -> list[tuple[np.ndarray, np.ndar
 
 
 class Stage:
-    """Collects utterances of like length and speaks them together, `area_units` (width × batch) at a time.
+    """Collects utterances of like length and speaks them together, `area_units` (width × batch) at a time."""
 
-    takes: how often each is said, one behind the other, each 25 ms later than the one before, so that its sounds lie
-    elsewhere in the codec's frames.
-    """
-
-    def __init__(self, kokoro: Kokoro, area_units: int, takes: int = 1):
-        self.kokoro, self.area, self.takes = kokoro, area_units, takes
+    def __init__(self, kokoro: Kokoro, area_units: int):
+        self.kokoro, self.area = kokoro, area_units
         self.waiting: dict[int, list[Spoken]] = defaultdict(list)
 
     def speak(self, lines: list[tuple[str, int, list[int]]]) -> Iterator[Utterance]:
@@ -99,10 +94,10 @@ class Stage:
         lines = sorted(lines, key=lambda line: len(line[2]))
         spoken = self.kokoro.front([ids for *_, ids in lines], [CAST[s] for _, s, _ in lines], lines)
         for one in spoken:
-            width = -(-(one.length + self.takes - 1) // WIDTH_UNITS) * WIDTH_UNITS
+            width = -(-one.length // WIDTH_UNITS) * WIDTH_UNITS
             if width > LONGEST_UNITS:
                 continue
-            self.waiting[width] += [later(one, take) for take in range(self.takes)]
+            self.waiting[width].append(one)
             if len(self.waiting[width]) >= max(1, self.area // width):
                 yield from self._batch(width)
 
@@ -114,15 +109,8 @@ class Stage:
         batch = self.waiting.pop(width)
         for one, made in zip(batch, finish(self.kokoro.back(batch, width), batch), strict=True):
             if made:
-                (text, speaker, _), take = one.key
-                yield Utterance(text, speaker, *made, take)
-
-
-def later(one: Spoken, units: int) -> Spoken:
-    """The utterance `units` of 25 ms later, with that as the take's number in its key."""
-    moved = one.units.clone()
-    moved[0] += units
-    return replace(one, units=moved, key=(one.key, units))
+                text, speaker, _ = one.key
+                yield Utterance(text, speaker, *made)
 
 
 class Teacher:

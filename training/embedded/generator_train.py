@@ -14,7 +14,6 @@ import argparse
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,7 +23,6 @@ from library import DOCUMENTS, LENGTH, Library
 from stepper import Clock, Log, Replayed, replace
 from torch import Tensor, nn
 
-RECORDER = 50_000  # the second recorder's first shard
 OF_CODES = ("audio_embeddings.weight", "codebook0_head.weight", "audio_head")  # weights that know what codes mean
 
 
@@ -46,15 +44,9 @@ class Trainer:
             print("from scratch:", sorted(own.keys() - kept.keys()) or "nothing", flush=True)
             self.model.load_state_dict(own | kept)
         self.heads = nn.Linear(self.settings.backbone.dim, 2 * KINDS).to(self.device)
-
-        def library(capacity: int, shards: Callable[[int], bool]) -> Library:
-            return Library(args.tokens, self.device, args.batch, args.seed, capacity, shards)
-
-        self.library = library(args.capacity, lambda number: number % RECORDER >= args.held_out)
-        self.held_out = {
-            first: library(args.batch * LENGTH * 4, range(first, first + args.held_out).__contains__)
-            for first in (0, RECORDER)
-        }
+        unheard, heard = slice(None, args.held_out), slice(args.held_out, None)
+        self.library = Library(args.tokens, self.device, args.batch, args.seed, args.capacity, heard)
+        self.held_out = Library(args.tokens, self.device, args.batch, args.seed, args.batch * LENGTH * 4, unheard)
         self.index = torch.zeros(args.batch, LENGTH, dtype=torch.int64, device=self.device)
         self.marks = torch.zeros(args.batch, LENGTH, dtype=torch.int16, device=self.device)
         ends = torch.arange(args.batch * DOCUMENTS + 1, dtype=torch.int32, device=self.device) * LENGTH
@@ -62,7 +54,6 @@ class Trainer:
         self.rate = torch.zeros((), device=self.device)
         self.rate_decayless = torch.zeros((), device=self.device)
         self.fade = torch.ones((), device=self.device)  # weight of the auxiliary loss
-        self.joined = torch.ones((), device=self.device)  # whether that loss reaches the model
         self.parameters = [*self.model.parameters(), *self.heads.parameters()]
         self.optimizer = torch.optim.AdamW(
             [
@@ -101,8 +92,7 @@ class Trainer:
             hit = ((logits.argmax(-1) == target) & leads).sum() / leads.sum().clamp(min=1)
             heard = F.pad(phones[:, 1:], (0, 0, 0, 1), value=-1)
             heard = torch.where(leads[..., None], heard, -1)
-            apart = hidden.detach()  # at first from new heads, which would lead well-trained weights astray
-            guess = self.heads(apart + self.joined * (hidden - apart)).float().unflatten(-1, (2, KINDS))
+            guess = self.heads(hidden).float().unflatten(-1, (2, KINDS))
             phoneme = F.cross_entropy(guess.flatten(0, 2), heard.flatten(), ignore_index=-1)
             # The depth decoder sees a random share of the frames, and every end frame.
             ends = leads & (following == 0).all(-1)
@@ -132,18 +122,17 @@ class Trainer:
     @torch.no_grad()
     def examine(self) -> None:
         """Print the averaged weights' losses on the shards that training does not see."""
+        self.held_out.look()
+        if not self.args.held_out or not len(self.held_out.starts):
+            return
         live, dropout = [p.detach().clone() for p in self.model.parameters()], self.args.dropout
         torch._foreach_copy_(list(self.model.parameters()), self.average)
         self.args.dropout = 0.0
-        for first, held_out in self.held_out.items():
-            held_out.look()
-            if not len(held_out.starts):
-                continue
-            index, marks, ends = (torch.from_numpy(a).to(self.device) for a in next(held_out.batches()))
-            rows = held_out.rows[index.clamp(min=0)].long()
-            rows = torch.where((index >= 0)[..., None], rows, -1)
-            figures = self.losses(rows, marks, ends, torch.rand(rows.shape[:2], device=self.device))
-            print(f"held out from {first}, averaged:", [round(figure.item(), 4) for figure in figures], flush=True)
+        index, marks, ends = (torch.from_numpy(a).to(self.device) for a in next(self.held_out.batches()))
+        rows = self.held_out.rows[index.clamp(min=0)].long()
+        rows = torch.where((index >= 0)[..., None], rows, -1)
+        figures = self.losses(rows, marks, ends, torch.rand(rows.shape[:2], device=self.device))
+        print("held out, averaged:", [round(figure.item(), 4) for figure in figures], flush=True)
         self.args.dropout = dropout
         torch._foreach_copy_(list(self.model.parameters()), live)
 
@@ -165,7 +154,7 @@ class Trainer:
             self.one_step(update=False)
         while True:
             self.library.look()
-            if self.library.used >= args.least_rows or (args.tokens / "enough").exists():
+            if self.library.used >= args.least_rows:
                 break
             if (args.tokens / "stop").exists():
                 raise SystemExit(f"no {args.least_rows} rows have come to {args.tokens}")
@@ -196,7 +185,6 @@ class Trainer:
             self.ends.copy_(ends, non_blocking=True)
             self.rate.fill_(clock.rate(self.step, args.peak, args.warm_up))
             self.fade.fill_(max(0.1, 1 - 1.5 * clock.done))
-            self.joined.fill_(float(self.step >= args.heads_first))
             figures = step()
             self.step += 1
             if self.step % args.report == 0:
@@ -245,12 +233,9 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--batch", type=int, default=32, help="sequences of 768 rows")
-    parser.add_argument("--held-out", type=int, default=1, help="first shards of a recorder that are not trained on")
+    parser.add_argument("--held-out", type=int, default=1, help="first shards that are not trained on")
     parser.add_argument("--peak", type=float, default=1.5e-3)
     parser.add_argument("--warm-up", type=int, default=300)
-    parser.add_argument(
-        "--heads-first", type=int, default=0, help="steps in which the phoneme loss trains its heads alone"
-    )
     parser.add_argument("--dropout", type=float, default=0.1)
     # Half of the rows are frames. At 10 the depth decoder saw a fifth of them, and was then what the model did worst.
     parser.add_argument("--depth-share", type=int, default=2, help="one row in so many goes through the depth decoder")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,8 @@ TURNS = (0.82, 0.12, 0.06)  # shares of documents of one, two and three segments
 class Library:
     """All token rows, on the device; `batches` packs documents of utterances in fresh random order."""
 
-    def __init__(
-        self, folder: Path, device: str, batch: int, seed: int, capacity: int, shards: Callable[[int], bool]
-    ):  # fmt: skip
-        """shards: which ones, by their numbers."""
+    def __init__(self, folder: Path, device: str, batch: int, seed: int, capacity: int, shards: slice = slice(None)):
+        """shards: which ones, by their names' order."""
         self.folder, self.device, self.batch, self.shards = folder, device, batch, shards
         self.rows = torch.full((capacity, ROW), -1, dtype=torch.int16, device=device)
         self.draw = np.random.default_rng(seed)
@@ -30,8 +27,8 @@ class Library:
         self.epochs = 0
 
     def look(self) -> None:
-        for path in sorted(self.folder.glob("shard-*.npz")):
-            if path.name in self.seen or not self.shards(int(path.stem.split("-")[1])):
+        for path in sorted(self.folder.glob("shard-*.npz"))[self.shards]:
+            if path.name in self.seen:
                 continue
             self.seen.add(path.name)
             with np.load(path) as shard:

@@ -28,18 +28,16 @@ AS_WRITTEN = 1 / 12
 ROOT = Path(__file__).parents[2]  # of the repository, for the spoken form
 
 
-def read(
-    worker: int, text: Path, lines: multiprocessing.Queue, first_seed: int, shares: list[float], mix: str = "all"
-) -> None:
+def read(worker: int, text: Path, lines: multiprocessing.Queue, first_seed: int, shares: list[float]) -> None:
     """Endless: lists of (text, speaker, phoneme ids). The seed of every LINES lines is first_seed + 100,000 worker + serial."""
     sys.path.append(str(ROOT))
     from cast import Reader
-    from text import Writer, key_of
+    from text import Writer
 
     from services.tokenizer.spoken.form import NotSpeakable, SpokenForm
 
     reader, spoken, serial = Reader(), SpokenForm(("en",)), 0
-    writer = Writer(text, 0, mix)
+    writer = Writer(text, 0)
     while True:
         seed = first_seed + worker * 100_000 + serial
         writer.draw.seed(seed)
@@ -52,8 +50,6 @@ def read(
                     line = spoken.of(line)
                 except NotSpeakable:
                     continue
-            if key_of(line) in writer.held_out:  # "Mr. Brown", now in words
-                continue
             if (ids := reader.ids(line)) is not None:
                 found.append((line, speaker, ids))
         for at in range(0, len(found), 32):
@@ -71,7 +67,6 @@ def store(shards: queue.Queue, out: Path) -> None:
                 file, audio=np.concatenate([u.audio for u in said]), phones=np.concatenate([u.phones for u in said]),
                 frames=np.array([len(u.phones) // 2 for u in said], np.int32),
                 speakers=np.array([u.speaker for u in said], np.uint8), texts=np.array("\n".join(u.text for u in said)),
-                takes=np.array([u.take for u in said], np.uint8),
             )  # fmt: skip
         os.replace(out / f".{path.name}", path)
 
@@ -85,8 +80,6 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=1e9)
     parser.add_argument("--seed", type=int, required=True, help="another one for each sitting: fresh speech")
     parser.add_argument("--shares", type=float, nargs=4, default=SHARES, help="of the four speakers")
-    parser.add_argument("--mix", default="all", help="kinds of lines: one of text.MIXES")
-    parser.add_argument("--takes", type=int, default=1, help="of each line, of which tokens.py keeps the clearest")
     parser.add_argument("--at-once", type=int, default=128, help="lines through the front half together")
     parser.add_argument("--area-s", type=float, default=240, help="seconds of speech in one batch")
     parser.add_argument("--shard-s", type=float, default=SHARD_SECONDS)
@@ -103,8 +96,7 @@ def main() -> None:
     lines: multiprocessing.Queue = context.Queue(40)
     seed = args.seed + 1000 * starts
     readers = [
-        context.Process(target=read, args=(i, args.text, lines, seed, shares, args.mix), daemon=True)
-        for i in range(args.readers)
+        context.Process(target=read, args=(i, args.text, lines, seed, shares), daemon=True) for i in range(args.readers)
     ]
     for reader in readers:
         reader.start()
@@ -125,7 +117,7 @@ def main() -> None:
     except Exception as error:  # slower without, but a sitting must not end for it
         print("without kernels:", repr(error)[:300], flush=True)
         kokoro = Kokoro(args.kokoro, device, half)
-    stage = Stage(kokoro, int(args.area_s * 40), args.takes)
+    stage = Stage(kokoro, int(args.area_s * 40))
     shards: queue.Queue = queue.Queue(4)
     writer = threading.Thread(target=store, args=(shards, args.out), daemon=True)
     writer.start()
@@ -142,8 +134,8 @@ def main() -> None:
         for one in stage.speak(batch):
             said.append(one)
             held_s += len(one.audio) / 24000
-            # The first ones are small, so that training can start. The takes of a text stay together.
-            if held_s >= min(args.shard_s, args.shard_s / 6 * (1 + serial)) and one.take == args.takes - 1:
+            # The first ones are small, so that training can start.
+            if held_s >= min(args.shard_s, args.shard_s / 6 * (1 + serial)):
                 made_s += held_s
                 shards.put((args.first + serial, said))
                 spent = time.monotonic() - began

@@ -19,7 +19,6 @@ HELD_OUT = json.loads((Path(__file__).parent / "held_out.json").read_text())
 _SENTENCES = Path(__file__).parents[2] / "tests/voice/sentences.json"
 ACCEPTANCE = [row["text"] for row in json.loads(_SENTENCES.read_text())]  # what `make voice-test` says
 PASSAGES = json.loads(_SENTENCES.with_name("passages.json").read_text())
-ANSWERS = json.loads(_SENTENCES.with_name("answers.json").read_text())
 MAX_CHARACTERS, LONGEST_CHARACTERS = 200, 300  # of one line; of several that are said as one text
 MONTHS = "January February March April May June July August September October November December".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
@@ -73,30 +72,28 @@ Hello!|Hello?|Good day.|Good job!|Well said.|Very good.|Too late.|Too bad.|As if
 # then what the model said worst.
 MIX = {"chain": 24, "word_list": 14, "template": 22, "book": 8, "chat": 4, "numbers": 12, "names": 6}
 MIX |= {"short": 3, "brief": 4, "letters": 3, "passage": 4}
-# What a recorder writes: `brief` gives a sitting more of the texts that have no context.
-MIXES = {"all": MIX, "brief": {"short": 10, "brief": 50, "letters": 40}}
 ENDS = (".", ".", ".", "!", "?", "", ",", "...")
 
 
 class Writer:
-    """Draws sentences; `seed` fixes the stream. `folder` holds the word tables made by `prepare.py`; mix: one of MIXES."""
+    """Draws sentences; `seed` fixes the stream. `folder` holds the word tables made by `prepare.py`."""
 
-    def __init__(self, folder: Path, seed: int, mix: str = "all"):
-        self.draw, self.mix = random.Random(seed), MIXES[mix]
+    def __init__(self, folder: Path, seed: int):
+        self.draw = random.Random(seed)
         self.words: list[str] = (folder / "words.txt").read_text().split()  # commonest first
         self.chains: dict[str, list[list]] = json.loads((folder / "chains.json").read_text())
         self.books: list[str] = (folder / "books.txt").read_text().splitlines()
         self.chats: list[str] = (folder / "chats.txt").read_text().splitlines()
         self.starts = [w for w in self.chains if len(self.chains[w][0]) >= 3]
-        self.held_out = {key_of(s) for s in [*HELD_OUT, *ACCEPTANCE, *PASSAGES]} | held_out_answers()
+        self.held_out = {_key(s) for s in [*HELD_OUT, *ACCEPTANCE, *PASSAGES]}
 
     def __iter__(self) -> Iterator[str]:
-        kinds, weights = [getattr(self, name) for name in self.mix], list(self.mix.values())
+        kinds, weights = [getattr(self, name) for name in MIX], list(MIX.values())
         while True:
             line = self.draw.choices(kinds, weights)[0]()
             if len(line) <= MAX_CHARACTERS and self.draw.random() < 0.12:
                 line = f"{line} {self.draw.choices(kinds, weights)[0]()}"
-            if 1 <= len(line) <= LONGEST_CHARACTERS and key_of(line) not in self.held_out:
+            if 1 <= len(line) <= LONGEST_CHARACTERS and _key(line) not in self.held_out:
                 yield line
 
     def chain(self) -> str:
@@ -136,9 +133,6 @@ class Writer:
 
     def brief(self) -> str:
         """One or two words, as an answer has them."""
-        if self.draw.random() < 0.3:
-            text = self.draw.choice([self.pair, self.number, self.measure, self.money])() + self.draw.choice(ENDS)
-            return text[0].upper() + text[1:]
         words = [self.draw.choice(self.words[:3000] if self.draw.random() < 0.7 else self.words[:20000])]
         if self.draw.random() < 0.5:
             words.append(self.draw.choice(self.words[:3000]))
@@ -146,20 +140,6 @@ class Writer:
             words = [self.draw.choice([self.draw.choice(NAMES), self.draw.choice(PLACES), self.draw.choice(DAYS)])]
         text = " ".join(words) + self.draw.choice(ENDS)
         return text[0].upper() + text[1:] if self.draw.random() < 0.8 else text
-
-    def pair(self) -> str:
-        """Two words that go together."""
-        thing = self.draw.choice(THINGS)
-        return self.draw.choice(
-            [
-                f"{self.draw.choice(ADJECTIVES)} {thing}",
-                f"{self.draw.choice(COLORS)} {thing}",
-                f"{self.draw.choice(VERBS)} {self.draw.choice([thing, self.draw.choice(NAMES), 'it'])}",
-                f"{self.draw.choice(['Mr.', 'Mrs.', 'Ms.', 'Dr.'])} {self.draw.choice(SURNAMES)}",
-                f"{self.draw.choice(DAYS)} {self.draw.choice(['morning', 'evening', 'night'])}",
-                f"{self.draw.choice(NAMES)} {self.draw.choice(SURNAMES)}",
-            ]
-        )
 
     def letters(self) -> str:
         """Letters that are said by their names: alone, in a row, after a word, in the midst of a sentence."""
@@ -279,13 +259,8 @@ class Writer:
         return text[0].upper() + text[1:]
 
 
-def key_of(text: str) -> str:
+def _key(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
-
-
-def held_out_answers() -> set[str]:
-    """Keys of the acceptance's short answers, but for the commonest (SHORT) and for lone letters, of which there are few."""
-    return {key for key in map(key_of, ANSWERS) if len(key) > 1} - {key_of(line) for line in SHORT}
 
 
 TEMPLATES = (

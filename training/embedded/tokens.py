@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from codebooks import Codebooks
-from codec import CODEBOOKS, FRAME_SAMPLES, latent, restored, waveform
-from takes import clearest, clearness, load
+from codec import CODEBOOKS, FRAME_SAMPLES, latent, restored
 from tokenizer import make, segment
 from torch import Tensor
 
@@ -27,15 +26,11 @@ ROW = CODEBOOKS + 3  # codes, text id, two phoneme labels; -1 where a column say
 
 
 @torch.no_grad()
-def encode(
-    mimi, audio: Tensor, frames: np.ndarray, device: str, listener=None, phones: list[np.ndarray] | None = None
-) -> tuple[list[np.ndarray], list[float]]:
-    """Codes int16 [frames, K] of every utterance in the strip `audio` int16 [samples]; with a listener, how clearly it
-    hears the phones uint8 [frames * 2] of each in what the codes sound like."""
+def encode(mimi, audio: Tensor, frames: np.ndarray, device: str, bf16: bool = False) -> list[np.ndarray]:
+    """Codes int16 [frames, K] of every utterance in the strip `audio` int16 [samples]."""
     books = Codebooks(mimi)
     starts = np.concatenate([[0], np.cumsum(frames)])
     order, out, at = np.argsort(frames), [None] * len(frames), 0
-    scores = [0.0] * len(frames)
     strip = audio.to(device)
     while at < len(order):
         # Sorted by length: a batch pads to its longest, rounded so that few shapes occur.
@@ -50,20 +45,10 @@ def encode(
         ends = torch.from_numpy(frames[chosen].astype(np.int64) * FRAME_SAMPLES).to(device)[:, None]
         batch = strip[(index + inside).clamp(max=len(strip) - 1)].float() / 32768 * (inside < ends)
         x = latent(mimi, batch[:, None])
-        sound, _, _, codes = books(x.float(), None, update=False)
-        codes = codes.transpose(1, 2).short().cpu().numpy()
+        codes = books(x.float(), None, update=False)[3].transpose(1, 2).short().cpu().numpy()
         for i, utterance in enumerate(chosen):
             out[utterance] = codes[i, : frames[utterance]]
-        if listener is None:
-            continue
-        labels = np.zeros((len(chosen), width * 2), np.int64)
-        for i, utterance in enumerate(chosen):
-            labels[i, : len(phones[utterance])] = phones[utterance]
-        said = listener(waveform(mimi, sound).clamp(-1, 1))[0].log_softmax(-1)
-        known = said.gather(2, torch.from_numpy(labels).to(device)[..., None])[..., 0].cpu().numpy()
-        for i, utterance in enumerate(chosen):
-            scores[utterance] = clearness(known[i, : len(phones[utterance])], phones[utterance])
-    return out, scores
+    return out
 
 
 def rows(ids: list[int], codes: np.ndarray, phones: np.ndarray) -> np.ndarray:
@@ -84,35 +69,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=1e9, help="give up waiting for new shards after this")
     parser.add_argument("--keep-hours", type=float, default=45, help="audio beyond this is deleted once encoded")
-    parser.add_argument(
-        "--listener", type=Path, help="of takes.py, once it is there: keep the clearest take of each text"
-    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = False
     mimi = restored(args.codec / "mimi").to(args.device)
-    while args.listener and not args.listener.exists() and not (args.out / "stop").exists():
-        time.sleep(0.5)
-    listener = load(args.listener, args.device) if args.listener else None
     tokenizer, began, hours = make(), time.monotonic(), 0.0
     while time.monotonic() - began < args.seconds and not (args.out / "stop").exists():
         fresh = [p for p in sorted(args.speech.glob("shard-*.npz")) if not (args.out / p.name).exists()]
         for path in fresh:
             with np.load(path) as shard:
                 frames, speakers, texts = shard["frames"], shard["speakers"], str(shard["texts"]).split("\n")
+                codes = encode(mimi, torch.from_numpy(shard["audio"]), frames, args.device)
                 phones = np.split(shard["phones"], np.cumsum(frames)[:-1] * 2)
-                codes, scores = encode(mimi, torch.from_numpy(shard["audio"]), frames, args.device, listener, phones)
-                kept = clearest(shard["takes"], scores) if listener else range(len(frames))
-            segments = [rows(segment(tokenizer, int(speakers[i]), texts[i]), codes[i], phones[i]) for i in kept]
+            segments = [
+                rows(segment(tokenizer, int(speaker), text), c, p)
+                for speaker, text, c, p in zip(speakers, texts, codes, phones, strict=True)
+            ]
             draft = args.out / f".{path.name}"
             with open(draft, "wb") as file:
                 np.savez(file, rows=np.concatenate(segments), lengths=np.array([len(s) for s in segments], np.int32))
             os.replace(draft, args.out / path.name)
-            hours += frames[list(kept)].sum() * 0.08 / 3600
-            better = f", heard {np.mean([scores[i] for i in kept]) - np.mean(scores):+.2f}" if listener else ""
-            print(f"{path.name} {hours:.2f} h after {time.monotonic() - began:.1f} s{better}", flush=True)
+            hours += frames.sum() * 0.08 / 3600
+            print(f"{path.name} {hours:.2f} h after {time.monotonic() - began:.1f} s", flush=True)
             if hours > args.keep_hours:
                 path.write_bytes(b"")
         if not fresh:

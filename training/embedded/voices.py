@@ -48,13 +48,12 @@ VOICES = (
 @dataclass(frozen=True)
 class Utterance:
     """text: as written; audio: int16 [samples], a whole number of 80 ms frames; phones: uint8 [samples / 960],
-    the teacher's phoneme id sounding in each 40 ms half-frame; take: its number among several of one text."""
+    the teacher's phoneme id sounding in each 40 ms half-frame."""
 
     text: str
     speaker: int
     audio: np.ndarray
     phones: np.ndarray
-    take: int = 0
 
 
 class Teacher:
