@@ -104,7 +104,11 @@ class GatewaySettings(ServerSettings):
         max=8,
     )
     listener_buffer_ms: int = setting(
-        "CSM_LISTENER_BUFFER_MS", 200, "how long a listener buffers before playing, for underruns", min=0, max=10_000
+        "CSM_LISTENER_BUFFER_MS",
+        200,
+        "how long a listener buffers before playing: for underruns, and half of it for the size of messages",
+        min=0,
+        max=10_000,
     )
     voices_url: str | None = setting(
         "CSM_VOICES_URL",
