@@ -42,10 +42,12 @@ class HandOver(Generic[Item]):
             self._hand_over()
 
     def _hand_over(self) -> None:
-        for _ in range(min(len(self._items), max(_MIN_PART, len(self._items) // _PARTS))):
-            try:
-                self._handle(self._items.popleft())
-            except Exception:
-                log.exception("what was handed over raised")  # the others must not wait for ever
-        if self._items:
-            self._loop.call_soon(self._hand_over)
+        try:
+            for _ in range(min(len(self._items), max(_MIN_PART, len(self._items) // _PARTS))):
+                try:
+                    self._handle(self._items.popleft())
+                except Exception:
+                    log.exception("what was handed over raised")
+        finally:  # the others must not wait for ever, whatever was raised: a CancelledError is no Exception
+            if self._items:
+                self._loop.call_soon(self._hand_over)

@@ -77,6 +77,20 @@ async def test_an_item_that_raises_leaves_the_others(caplog):
     assert "ValueError: three" in caplog.text
 
 
+async def test_an_item_that_is_cancelled_leaves_the_others():
+    handled, raised = [], []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context["exception"]))
+
+    def handle(number):
+        if number == 3:
+            raise asyncio.CancelledError
+        handled.append(number)
+
+    HandOver(handle).post(range(20))
+    await turns_until(lambda: len(handled) == 19)
+    assert [type(error) for error in raised] == [asyncio.CancelledError]
+
+
 def test_a_closed_loop_takes_nothing():
     async def make():
         return HandOver(print)
