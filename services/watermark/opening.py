@@ -28,7 +28,8 @@ class Opening:
 
         give: is called once with the marked samples before the fade, and whether the mark is finite.
         """
-        self.slot, self.pending, self._give = slot, len(samples), give
+        self.slot, self.pending = slot, len(samples)
+        self._give: Callable[[NDArray[np.float32], bool], None] | None = give
         self._samples, self._marked, self._finite = samples, np.zeros(0, np.float32), True
         self._size, self._weight = len(samples), np.arange(1, fade + 1, dtype=np.float32) / (fade + 1)
         self._joined = 0  # samples of the stream's own marked audio that came
@@ -50,8 +51,9 @@ class Opening:
     def append_marked(self, marked: NDArray[np.float32], finite: bool) -> None:
         """The next marked samples; finite: whether all of them are."""
         self._marked, self._finite = np.concatenate([self._marked, marked]), self._finite and finite
-        if len(self._marked) == self._size:
-            self._give(self._marked[: self._size - len(self._weight)], self._finite)
+        if len(self._marked) == self._size and (give := self._give) is not None:
+            self._give = None  # it holds the stream, which holds this: a dropped stream must free its slot at once
+            give(self._marked[: self._size - len(self._weight)], self._finite)
 
     def join(self, marked: NDArray[np.float32]) -> NDArray[np.float32]:
         """The stream's own next marked samples [n] → those that are to be given: none of the head, the fade, all after it.

@@ -1,5 +1,6 @@
 """Streams whose first samples are marked before their look-ahead has come."""
 
+import gc
 import shutil
 
 import numpy as np
@@ -132,6 +133,18 @@ def test_a_mark_that_is_not_finite_is_refused_in_the_opening_too(untrained):
     assert not given
     opening.append_marked(np.zeros(3, np.float32), True)
     assert given == [(6, False)]
+
+
+def test_a_stream_that_is_dropped_in_its_opening_frees_its_slot_at_once(untrained):
+    embedder = Embedder(untrained, PUBLIC_KEY, opening_s=0.08)
+    free, stream = embedder.state.free, embedder.open()
+    gc.disable()
+    try:
+        assert len(stream.push(speech_like(0.2)[:FRAME])) == FRAME - FADE and embedder.state.free == free - 1
+        del stream
+        assert embedder.state.free == free
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("opening_s", [-0.01, 1.01])
