@@ -22,7 +22,7 @@ from services.engine.loop import DeviceLoop
 from services.runtime.pool import Pool
 from services.runtime.server import Stage, main
 from services.watermark.batch_policy import select_batch
-from services.watermark.config import WatermarkSettings, deployment_keys
+from services.watermark.config import WatermarkSettings, check_opening, deployment_keys
 from services.watermark.detector import OFFSETS, Detector
 from services.watermark.embedder import Embedder
 from services.watermark.level import FixedLevel, RunningLevel
@@ -50,6 +50,7 @@ async def open_stage(settings: WatermarkSettings) -> AsyncIterator[Stage]:
         precision=settings.precision,
         opening_s=settings.opening_ms / 1000,
     )
+    check_opening(settings, embedder.lookahead_samples, bundle)
     await asyncio.to_thread(embedder.warm_up)
     detector = Detector(nets, max_seconds=settings.max_detect_s, offsets=options.get("search_offsets", OFFSETS))
     is_cpu = device.type == "cpu"

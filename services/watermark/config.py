@@ -75,11 +75,25 @@ class WatermarkSettings(ServerSettings):
         "CSM_WATERMARK_OPENING_MS",
         0,
         "the first of a stream that is given before the mark's look-ahead has come, marked as a clip of that length; 0: "
-        "nothing is. A frame, 80 ms, makes the first audio come several frames earlier",
+        "nothing is. A frame, 80 ms, makes the first audio come several frames earlier. At most the look-ahead and a frame",
         min=0,
         max=1000,
     )
     stall_s: float = setting("CSM_WATERMARK_STALL_S", 30.0, "a pass that takes longer counts as a stuck device", min=1)
+
+
+def check_opening(settings: WatermarkSettings, lookahead_samples: int, bundle: Bundle) -> None:
+    """Raises: SettingError when the opening is longer than what a stream may hold back.
+
+    A stream gives nothing before its opening is there. The gateway pushes a pause's last words out with silence of the
+    look-ahead and a frame, and calls a replica stuck that holds back much more.
+    """
+    longest_s = lookahead_samples / bundle.sample_rate_hz + 1 / bundle.frame_rate_hz
+    if settings.opening_ms > longest_s * 1000:
+        raise SettingError(
+            f"CSM_WATERMARK_OPENING_MS={settings.opening_ms}: must be at most {int(longest_s * 1000)} with this bundle, "
+            "its look-ahead and a frame: a longer opening would delay the first audio"
+        )
 
 
 def deployment_keys(settings: WatermarkSettings, bundle: Bundle, length: int) -> tuple[Key, ...]:

@@ -148,6 +148,17 @@ async def test_an_opening_comes_back_with_its_last_sample(pair_folder):
     assert np.abs(marked[1920:] - plain[1920:]).max() < 1e-6 < np.abs(marked[:1680] - plain[:1680]).max()
 
 
+async def test_an_opening_longer_than_the_look_ahead_and_a_frame_is_refused(pair_folder):
+    async with serving(pair_folder, opening_ms=80) as service:
+        lookahead = (await service.GetModelInfo(watermark_pb2.GetModelInfoRequest())).lookahead_samples
+    longest = (lookahead + 1920) // 24
+    async with serving(pair_folder, opening_ms=longest) as service:
+        assert (await service.GetModelInfo(watermark_pb2.GetModelInfoRequest())).opening_samples == 24 * longest
+    with pytest.raises(SettingError, match=f"CSM_WATERMARK_OPENING_MS={longest + 1}: must be at most {longest} "):
+        async with serving(pair_folder, opening_ms=longest + 1):
+            pass
+
+
 async def test_a_stream_of_nothing_gives_nothing(service):
     _, data, finished = await embed(service, [start(), audio(b"")])
     assert data == b"" and finished.samples == 0
