@@ -186,7 +186,9 @@ def test_a_recording_is_of_a_chain_that_spoke_and_kept_up(name):
         assert hit, name
         return sum((each.values[-1] or 0) - (each.values[0] or 0) for each in hit)
 
-    assert len(recorded[0].values) * run["every_s"] >= (180 if name == "carried" else 45) and run.get("carried", True)
+    assert len(recorded[0].values) * run["every_s"] >= (180 if name == "carried" else 45)
+    # What the card just does not carry must stay silent too: the bench lets no utterance have an underrun.
+    assert run.get("underruns", 0) <= 0.01 * run.get("utterances", 1)
     assert NAMES - {each.name for each in recorded} <= ELSEWHERE, "make the recording again"
     streams = grew("csm_stream_buffer_needed_seconds_count")
     assert streams >= 20 and grew("csm_backbone_frame_step_duration_seconds_count") > 12.5 * 60
