@@ -230,7 +230,7 @@ class Engine:
             self._runner.release(seq.slot)
 
     def _send_events(self) -> None:
-        """All streams' events in one hop to the event loop."""
+        """All streams' events go to the event loop together."""
         if not self._outbox:
             return
         assert self._hand_over is not None

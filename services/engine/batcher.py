@@ -40,7 +40,7 @@ class _Pending(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Never delays an item to fill a batch: a free thread takes the most urgent item and others that fit beside it.
 
-    Call `run` on the event loop that it was made on. That runs once a pass, not once an item: with a thousand streams it counts.
+    Call `run` on the event loop that it was made on. The results of a pass go there together (hand_over.py).
     """
 
     def __init__(
