@@ -23,6 +23,8 @@ RULES = [rule for group in yaml.safe_load(RULES_FILE.read_text())["groups"] for 
 NAMES = {name for rule in RULES for name, _ in promql.parse(rule["expr"]).selectors}
 # carried.yaml is of two processors; what others are called is of other machines, as bench_chain.sh's RECORD makes them.
 RECORDINGS = {path.stem: load(path) for path in sorted((tables.DEPLOY.parent / "tests/data").glob("carried*.yaml"))}
+# Of a load that was just not carried: a few utterances had an underrun.
+LIMITS = {path.stem: load(path) for path in sorted((tables.DEPLOY.parent / "tests/data").glob("limit*.yaml"))}
 # Only where a card, tokens or certificates are, which the recorded chain had none of.
 ELSEWHERE = {
     "csm_watermark_eager_passes_total",
@@ -171,7 +173,7 @@ def check_fired(series: Iterable[Series], expected: set[str], tmp_path: Path) ->
 
 @cache
 def replayed(name: str) -> list[Series]:
-    run, recorded = RECORDINGS[name]
+    run, recorded = (RECORDINGS | LIMITS)[name]
     length_s = (len(recorded[0].values) - 1) * run["every_s"]
     series = repeated(recorded, -(-MINUTES * 60 // length_s))
     return [replace(each, values=each.values[:: SCRAPE_S // run["every_s"]]) for each in series if each.name in NAMES]
@@ -186,9 +188,7 @@ def test_a_recording_is_of_a_chain_that_spoke_and_kept_up(name):
         assert hit, name
         return sum((each.values[-1] or 0) - (each.values[0] or 0) for each in hit)
 
-    assert len(recorded[0].values) * run["every_s"] >= (180 if name == "carried" else 45)
-    # What the card just does not carry must stay silent too: the bench lets no utterance have an underrun.
-    assert run.get("underruns", 0) <= 0.01 * run.get("utterances", 1)
+    assert len(recorded[0].values) * run["every_s"] >= (180 if name == "carried" else 45) and run.get("carried", True)
     assert NAMES - {each.name for each in recorded} <= ELSEWHERE, "make the recording again"
     streams = grew("csm_stream_buffer_needed_seconds_count")
     assert streams >= 20 and grew("csm_backbone_frame_step_duration_seconds_count") > 12.5 * 60
@@ -203,6 +203,15 @@ needs_promtool = pytest.mark.skipif(
 @needs_promtool
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_nothing_fires_at_a_load_that_is_carried(name, tmp_path):
+    check_fired(replayed(name), set(), tmp_path)
+
+
+@needs_promtool
+@pytest.mark.parametrize("name", LIMITS)
+def test_nothing_fires_while_one_utterance_in_a_hundred_at_most_has_an_underrun(name, tmp_path):
+    run, recorded = LIMITS[name]
+    assert not run["carried"] and 0 < run["underruns"] <= 0.01 * run["utterances"]
+    assert NAMES - {each.name for each in recorded} <= ELSEWHERE, "make the recording again"
     check_fired(replayed(name), set(), tmp_path)
 
 

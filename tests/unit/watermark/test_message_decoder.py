@@ -40,24 +40,27 @@ def test_scores_are_the_stock_modules(pair, left, right):
 @pytest.mark.parametrize("left, right", [(0, 0), (3, 3), (0, 3), (3, 0)])
 def test_8_bits_change_probabilities_little(bundled, left, right):
     """With and without the clip's ends, whose padding is another code than zero."""
-    read = magnitudes(bundled.hparams.message_band_size, 27)
+    read = magnitudes(bundled.hparams.message_band_size, 27, seed=3)
     with torch.inference_mode():
         exact, short = (
             MessageDecoder(bundled.dec_m, torch.float32, quantized=quantized)(read, left, right).softmax(1)
             for quantized in (False, True)
         )
-    assert exact.max() > 0.5 and exact.std() > 0.1
+    assert exact.max() > 0.7 and exact.std() > 0.1
     change = (exact - short).abs()
     assert change.mean() < 0.01 and change[..., [0, -1]].mean() < 0.015
 
 
 @needs_vnni
-def test_batched_columns_are_decoded_as_alone_in_8_bits(bundled):
-    read = torch.cat([magnitudes(bundled.hparams.message_band_size, 27, seed) * 3**seed for seed in range(3)])
+@pytest.mark.parametrize("seed, between_codes", [(6, False), (0, True)])
+def test_batched_columns_are_decoded_as_alone_in_8_bits(bundled, seed, between_codes):
+    read = torch.cat([magnitudes(bundled.hparams.message_band_size, 27, seed + k) * 3**k for k in range(3)])
     decoder = MessageDecoder(bundled.dec_m, torch.float32, quantized=True)
     with torch.inference_mode():
         alone = torch.cat([decoder(each[None], 3, 3) for each in read])
         batched = decoder(read, 3, 3)
+    if not between_codes:
+        torch.testing.assert_close(batched, alone, atol=1e-4, rtol=1e-4)
     # The first layers' last bit depends on the batch, and a value that lies between two codes may round to either.
     change = (batched - alone).abs()
     assert change.max() < 0.02 and change.mean() < 0.001 and alone.std() > 0.5
