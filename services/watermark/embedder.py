@@ -296,10 +296,11 @@ class Embedder:
 
     def _start_openings(self, new: Sequence[EmbedStream]) -> list[_StartedPass]:
         """Start the passes of new streams' openings, in the slots that the streams then begin in."""
-        size, fade = self.opening_samples, min(round(FADE_S * self.sample_rate_hz), self.opening_samples // 2)
-        openings = [
-            stream.open_with(size, fade) for stream in new if size and stream.origin is None and stream.pending >= size
-        ]
+        if not (size := self.opening_samples):
+            return []
+        fade = min(round(FADE_S * self.sample_rate_hz), size // 2)
+        begun = [stream for stream in new if stream.origin is None and stream.pending >= size]
+        openings = [stream.open_with(size, fade) for stream in begun]
         started = self._start_due(openings)
         self._clear([opening.slot for opening in openings])
         return started

@@ -18,6 +18,8 @@ from bench_gateway import free_ports, processor_s
 from csm.backbone.v1 import backbone_pb2, backbone_pb2_grpc
 from csm_client.readiness import wait_ready
 
+from gateway.cli.bench.stats import Spread
+
 
 def request(frames: int, number: int) -> backbone_pb2.GenerateRequest:
     ids = [128000, *(1000 + number % 1000 + n for n in range(40)), 128001]
@@ -71,13 +73,13 @@ async def load(stub: backbone_pb2_grpc.BackboneServiceStub, args: argparse.Names
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
-    ordered = sorted(started_s)
-    p50, p95, most = (1000 * ordered[round(share * (len(ordered) - 1))] for share in (0.5, 0.95, 1))
+    if (spread := Spread.of(1000 * each for each in started_s)) is None:
+        sys.exit("no call was taken in")
     audio_s = 0.08 * frames
     print(
         f"{args.streams} streams and {args.rate:g} new calls a second: {audio_s / wall_s:.0f} s of audio a second, "
         f"{messages / wall_s:.0f} messages a second\n"
-        f"to started: p50 {p50:.0f}, p95 {p95:.0f}, most {most:.0f} ms\n"
+        f"to started: p50 {spread.p50:.0f}, p95 {spread.p95:.0f}, most {spread.most:.0f} ms\n"
         f"backbone: {1000 * spent_s / audio_s:.2f} ms of processor time per second of audio ({spent_s / wall_s:.0%})"
     )
 

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -25,6 +26,12 @@ LEAST = {  # percent of the crops
     "noise at 20 dB": 80,
 }
 _ATTACKS: dict[str, Attack] = {"MP3, 64 kb/s": mp3, **ATTACKS}
+
+
+def is_read(model: Any, key: tuple[int, ...], audio: np.ndarray, *, search: bool) -> bool:
+    """Whether the package's model reads the key in audio at RATE_HZ. search: with its own search for the phase."""
+    result = model.decode_wav(audio, RATE_HZ, phase_shift_decoding=search)
+    return bool(result["status"]) and tuple(result["messages"][0]) == key
 
 
 class _Worker:
@@ -47,8 +54,7 @@ class _Worker:
     def read(cls, job: tuple[str, int, str, np.ndarray]) -> dict:
         name, number, wav, audio = job
         for search in (False, True):
-            result = cls.model.decode_wav(audio, RATE_HZ, phase_shift_decoding=search)
-            if result["status"] and tuple(result["messages"][0]) == cls.key:
+            if is_read(cls.model, cls.key, audio, search=search):
                 return {"attack": name, "crop": number, "wav": wav, "read": True, "search": search}
         return {"attack": name, "crop": number, "wav": wav, "read": False, "search": True}
 
