@@ -12,6 +12,7 @@ from csm.speech.v1 import speech_pb2
 from csm_client import ContextTurn
 from csm_client.exceptions import InvalidRequest, SpeechError, Unavailable
 
+from gateway.speech.inbox import Inbox
 from services.runtime.errors import InvalidArgument
 from support.fake_stages import LOOKAHEAD, MARK, SAMPLES_PER_FRAME
 from support.talk import WAV, all_free, prompt_of, speak_some, talking
@@ -251,11 +252,20 @@ async def test_an_empty_turn_is_said_to_be_empty(open_chain, probe):
     assert prompt_of(probe.requests[-1]) == [("Again.", None)]
 
 
-async def test_a_stopping_server_lets_the_turn_end_and_says_so(open_chain, probe):
+async def test_a_stopping_server_lets_the_turn_end_and_says_so(open_chain, probe, monkeypatch):
     chain = await open_chain()
+    came, append = asyncio.Event(), Inbox._append
+
+    def note(inbox, text):
+        append(inbox, text)
+        came.set()
+
     async with talking(chain) as (say, talk):
         await speak_some(chain, probe, say, talk)
+        monkeypatch.setattr(Inbox, "_append", note)
         await say.say("Never said.")
+        async with asyncio.timeout(10):
+            await came.wait()  # a turn that has not come yet is no loss: the conversation would end in peace
         stopping = asyncio.create_task(chain.servers["gateway"].stop(20))
         await asyncio.sleep(0)
         probe.gate = None
