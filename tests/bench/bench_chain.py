@@ -8,6 +8,8 @@ chain_setup.py has the limits:
                 Or rate/s:seconds: an open loop of utterances of 4.3 s, as 20/s:15
     LISTEN      1: a caller hears an utterance out before the next, as people do; 0: the next when the last is received
     AUDIO_S     length of every utterance (20)
+    TURNS       callers hold conversations of so many turns, each heard out, PAUSE_S (1) between two; 0: single utterances (0)
+    PROMPT_S    each utterance brings a voice prompt of this length (0), with SHARED_PROMPT=1 the same one
     REPLICAS    backbones, each on a GPU of its own, in turn (1); CODECS (1), WATERMARKS (1) and GATEWAYS (2 a backbone) likewise.
                 CODEC_GPU (0) and WATERMARK_GPU (the last) say where their first ones are
     COMPARE     0; 1: first with gateways that call one backbone, then with those that call all (REPLICAS is then 2), half of
@@ -53,7 +55,7 @@ from chain_layout import Layout, read_layout
 from chain_points import Done, Wish, next_streams
 from chain_record import Recorder
 from chain_report import write, write_logs, write_plot
-from chain_setup import check_settings, configure, facts, make_bundle, mps, out_folder, setting
+from chain_setup import call_s, check_settings, configure, facts, kind, make_bundle, mps, out_folder, setting
 from chain_text import brief
 from chain_use import Busy, Gpu, Reading, children, use_between
 from csm_client.exceptions import SpeechError
@@ -96,6 +98,7 @@ class Chain:
         self.layout, self.gpu, self._traces = layout, gpu, traces
         self._recorder = Recorder(layout)
         self._audio_s, self._listens = setting("AUDIO_S"), setting("LISTEN") == "1"
+        self._kind, self._call_s = kind(), call_s()
         self.done: list[Done] = []
 
     async def warm(self, address: str) -> None:
@@ -110,12 +113,12 @@ class Chain:
 
     async def point(self, phase: str, address: str, wish: Wish) -> Done:
         """Hold the load; what came of it is also the last of `done`."""
-        plan = wish.plan(self._audio_s, self._listens)
+        plan = replace(wish.plan(self._audio_s, self._listens), **self._kind)
         processes = max(1, min(-(-wish.streams // _STREAMS_A_PROCESS), os.cpu_count() or 1))
         before = await asyncio.to_thread(self._read)
         clients_s = _children_s()
         async with Busy(self._pids()) as busy:
-            most_s = min(wish.longest_s(self._audio_s), max(left_s(), 5.0))
+            most_s = min(wish.longest_s(self._call_s), max(left_s(), 5.0))
             outcome = await self._load(address, plan, processes, most_s, lambda _: self._recorder.begin(wish))
         after, clients_s = await asyncio.to_thread(self._read), _children_s() - clients_s
         use = use_between(before, after, busy.peaks(), self.gpu) | {"clients_cpu_s": clients_s}
@@ -166,12 +169,14 @@ def _children_s() -> float:
 
 async def measure(chain: Chain, backbones: int, address: str, wishes: Sequence[Wish], ends_s: float, out: Path) -> None:
     """Points, then those between them, until `ends_s` (as elapsed_s counts)."""
-    audio_s, phase = setting("AUDIO_S"), "1 backbone" if backbones == 1 else f"{backbones} backbones"
+    phase = "1 backbone" if backbones == 1 else f"{backbones} backbones"
     await chain.warm(address)
 
     async def one(wish: Wish) -> bool:
         before = next((done for done in reversed(chain.done) if done.phase == phase), None)
-        expected_s, free_s = wish.expected_s(audio_s, before), min(left_s(), ends_s - elapsed_s())
+        # Who hears a conversation out is no faster when the chain is.
+        expected_s = wish.expected_s(call_s(), None if setting("TURNS") else before)
+        free_s = min(left_s(), ends_s - elapsed_s())
         if expected_s > free_s:
             say(f"{phase}, {wish}: not run, may take {expected_s:.0f} s, {max(0, free_s):.0f} are left")
             return False

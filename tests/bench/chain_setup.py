@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from chain_points import MOST_S, MOST_STREAMS, Wish
 
+from gateway.cli.bench import prompts
 from models.bundle import known_bundles, load_bundle
 from models.files import PartError
 from services.runtime.settings import StartError
@@ -93,6 +94,8 @@ _FOLDER = _folder, "a folder, one that is there or that can be made"
 _SETTINGS: dict[str, tuple[str | None, _Reader]] = {
     "POINTS": (DEFAULT_POINTS, _POINTS), "POINTS_ALL": (None, _POINTS),
     "LISTEN": ("0", _SWITCH), "AUDIO_S": ("20", _number(float, 0.08, 600)),
+    "TURNS": ("0", _number(int, 0, 100)), "PAUSE_S": ("1", _number(float, 0, 60)),
+    "PROMPT_S": ("0", _number(float, 0, 30)), "SHARED_PROMPT": ("0", _SWITCH),
     "COMPARE": ("0", _COMPARE), "SEARCH": (None, _SWITCH), "MPS": ("0", _SWITCH),
     "REPLICAS": (None, _COUNT), "CODECS": (None, _COUNT), "WATERMARKS": (None, _COUNT), "GATEWAYS": (None, _COUNT),
     "CODEC_GPU": ("0", _GPU), "WATERMARK_GPU": (None, _GPU),
@@ -123,10 +126,28 @@ def check_settings() -> None:
         setting(name)
     if setting("COMPARE") != "0" and setting("REPLICAS") == 1:
         raise SystemExit("REPLICAS='1': must be 2 or more with COMPARE")
+    if setting("TURNS") and setting("PROMPT_S"):
+        raise SystemExit(f"TURNS={os.environ['TURNS']!r}: cannot be used with PROMPT_S")
+    if setting("TURNS") and any(wish.rate_hz is not None for wish in setting("POINTS")):
+        raise SystemExit(f"TURNS={os.environ['TURNS']!r}: cannot be used with a rate among POINTS")
     if setting("COMPARE") != "0" and setting("RECORD"):
         raise SystemExit(
             f"RECORD={os.environ['RECORD']!r}: cannot be used with COMPARE, whose gateways are not all in use"
         )
+
+
+def kind() -> dict[str, Any]:
+    """What each caller asks for, as fields of a Plan."""
+    return {
+        "turns": setting("TURNS"), "pause_s": setting("PAUSE_S"),
+        "prompt_s": setting("PROMPT_S"), "shares_prompt": setting("SHARED_PROMPT") == "1",
+    }  # fmt: skip
+
+
+def call_s() -> float:
+    """The longest that a caller hears in one call, in seconds, pauses between turns included."""
+    turns = setting("TURNS") or 1
+    return turns * setting("AUDIO_S") + (turns - 1) * setting("PAUSE_S")
 
 
 def out_folder(*names: str) -> Path:
@@ -172,7 +193,8 @@ def configure(model: str, counts: Counts) -> None:
     """Settings of the services, in our own environment, which theirs begins with."""
     device, slots = setting("DEVICE"), setting("SLOTS")
     on_gpu = device.startswith("cuda")
-    rows = _PROMPT_ROWS + math.ceil(setting("AUDIO_S") * _FRAME_RATE_HZ)
+    rows = (setting("TURNS") or 1) * (_PROMPT_ROWS + math.ceil(setting("AUDIO_S") * _FRAME_RATE_HZ))
+    rows += prompts.tokens(setting("PROMPT_S"), _FRAME_RATE_HZ)
     wanted = {
         "CSM_BACKBONE_DEVICE": device, "CSM_CODEC_DEVICE": device,
         "CSM_WATERMARK_DEVICE": setting("WATERMARK_DEVICE") or device,
@@ -256,8 +278,18 @@ def facts(layout: Layout) -> dict[str, str]:
         "code": setting("CODE").name if setting("CODE") else "this checkout's",
         "services": ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
         + (", MPS" if setting("MPS") == "1" else ", no MPS"),
+        "callers": _kind_text(),
         "points": f"{os.environ.get('POINTS') or DEFAULT_POINTS} (streams:seconds:ramp or rate/s:seconds)",
     }
+
+
+def _kind_text() -> str:
+    if setting("TURNS"):
+        return f"hold conversations of {setting('TURNS')} turns, {setting('PAUSE_S'):g} s between two, each heard out"
+    if setting("PROMPT_S"):
+        whose = "the same for all" if setting("SHARED_PROMPT") == "1" else "each its own"
+        return f"bring a voice prompt of {setting('PROMPT_S'):g} s, {whose}"
+    return "hear each utterance out before the next" if setting("LISTEN") == "1" else "take audio as fast as it comes"
 
 
 @cache

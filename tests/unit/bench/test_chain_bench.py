@@ -16,7 +16,7 @@ import pytest
 from chain_layout import Counts, layout
 from chain_points import Wish
 from chain_report import write
-from chain_setup import check_settings, out_folder
+from chain_setup import call_s, check_settings, kind, out_folder
 
 from gateway.cli.bench.record import OK, UNFINISHED
 from services.runtime import tls
@@ -151,6 +151,23 @@ def test_settings_that_can_be_used_are_taken(monkeypatch, tmp_path):
     monkeypatch.setenv("RECORD", str(tmp_path))
     with pytest.raises(SystemExit, match=r"RECORD='.*': cannot be used with COMPARE"):
         check_settings()
+
+
+def test_callers_may_hold_conversations_or_bring_prompts(monkeypatch):
+    assert (kind()["turns"], kind()["prompt_s"], call_s()) == (0, 0, 20)
+    for name, value in {"TURNS": "6", "PAUSE_S": "0.5", "AUDIO_S": "5"}.items():
+        monkeypatch.setenv(name, value)
+    assert (kind()["turns"], kind()["pause_s"], call_s()) == (6, 0.5, 32.5)
+    monkeypatch.setenv("POINTS", "4 3/s:5")
+    with pytest.raises(SystemExit, match="TURNS='6': cannot be used with a rate among POINTS"):
+        check_settings()
+    monkeypatch.setenv("PROMPT_S", "10")
+    with pytest.raises(SystemExit, match="TURNS='6': cannot be used with PROMPT_S"):
+        check_settings()
+    monkeypatch.setenv("TURNS", "0")
+    monkeypatch.setenv("SHARED_PROMPT", "1")
+    check_settings()
+    assert (kind()["prompt_s"], kind()["shares_prompt"]) == (10, True)
 
 
 def test_where_files_go_must_be_a_folder(monkeypatch, tmp_path):
