@@ -25,6 +25,7 @@ from services.runtime.detached import Detached
 from services.runtime.errors import CALLER, LOAD, SERVER, CallError, InternalError, ReaderStalled
 from services.runtime.grpc_types import Context, Continuation, Handler
 from services.runtime.request_reader import RequestLimits, RequestStream, first_message
+from services.runtime.time_limits import TimeLimit
 from services.runtime.tracing import call_attributes, is_out_of_time, is_traced, record_code
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def _write(self, context: Context, response: Any) -> None:
         try:
-            async with asyncio.timeout(self._reader_stall_s):
+            with TimeLimit(self._reader_stall_s):
                 await Detached(context.write(response))
         except TimeoutError:
             raise ReaderStalled(self._reader_stall_s) from None

@@ -21,6 +21,7 @@ from services.runtime import wire_limits
 from services.runtime.detached import Detached
 from services.runtime.errors import CallError, InvalidArgument, ResourceExhausted
 from services.runtime.grpc_types import Context
+from services.runtime.time_limits import TimeLimit
 
 MIB = 1024 * 1024
 SMALL_BYTES = 64 * 1024  # parsed on the event loop: at most a millisecond; and not counted
@@ -150,7 +151,7 @@ class RequestStream:
     def __init__(self, context: Context, limits: RequestLimits, deserialize: Callable[[bytes], Any] | None):
         self._context, self._limits, self._deserialize = context, limits, deserialize
         self._idle_from_s: float | None = None  # None: no limit
-        self._timeout: asyncio.Timeout | None = None  # of the read that waits
+        self._timeout: TimeLimit | None = None  # of the read that waits
         self._held = 0  # what the last message reserved
 
     def close(self) -> None:
@@ -185,7 +186,7 @@ class RequestStream:
     async def _read_in_time(self, from_s: float) -> Any:
         idle_s = self._limits.idle_s
         try:
-            async with asyncio.timeout_at(max(asyncio.get_running_loop().time(), from_s) + idle_s) as self._timeout:
+            with TimeLimit(max(0.0, from_s - asyncio.get_running_loop().time()) + idle_s) as self._timeout:
                 return await Detached(self._context.read())
         except TimeoutError:
             text = f"no message came for {idle_s:g} s though all audio was played"
