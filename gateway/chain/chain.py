@@ -151,7 +151,7 @@ class SpeechChain:
             yield item
 
     async def close(self) -> None:
-        """Cancel everything."""
+        """Cancel everything. The chain calls nothing of its owner after that."""
         # All of it before the first wait: the task that closes may be cancelled again in the middle of it.
         self._is_closed = True
         for task in self._tasks:
@@ -161,6 +161,15 @@ class SpeechChain:
         self._codec.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._close_links()
+        self._release()
+
+    def _release(self) -> None:
+        """Let go of who is called: a chain, its links and its turn refer to each other, and what refers to itself stays
+        in memory, with all its frames, until a full garbage collection, which stops every stream."""
+        self._tasks.clear()
+        self._on_output, self._on_marked, self._on_waited = (lambda *_: None,) * 3
+        self._codec.release()
+        self._watermark.release()
 
     async def _close_links(self) -> None:
         await self._watermark.close()

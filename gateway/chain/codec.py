@@ -141,6 +141,10 @@ class CodecLink:
         if call is not None:
             await call.close()
 
+    def release(self) -> None:
+        """After `close`, for good: let go of who is called."""
+        self._on_output, self._buffered_s = lambda stage: None, lambda: 0.0
+
     def _count(self, samples: np.ndarray) -> np.ndarray:
         """Those of `samples` that `read` has not given yet."""
         begin, self._decoded = self._decoded, self._decoded + len(samples)

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
 
 from csm.common.v1 import common_pb2
 
 _FORGOTTEN_AT_ONCE = 256  # frames: to move the rest costs more than they take
+
+
+class StoredFrames(Sequence[common_pb2.Frame]):
+    """Frames as a FrameLog keeps them; each becomes a message when it is asked for."""
+
+    __slots__ = ("_messages",)
+
+    def __init__(self, messages: Sequence[bytes]):
+        self._messages = messages
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def __iter__(self) -> Iterator[common_pb2.Frame]:
+        return map(common_pb2.Frame.FromString, self._messages)
+
+    @overload
+    def __getitem__(self, index: int) -> common_pb2.Frame: ...
+    @overload
+    def __getitem__(self, index: slice) -> StoredFrames: ...
+    def __getitem__(self, index: int | slice) -> common_pb2.Frame | StoredFrames:
+        if isinstance(index, slice):
+            return StoredFrames(self._messages[index])
+        return common_pb2.Frame.FromString(self._messages[index])
 
 
 class FrameLog:
@@ -34,6 +59,10 @@ class FrameLog:
         if (count := min(before, len(self)) - self.first) >= _FORGOTTEN_AT_ONCE:
             del self._messages[:count]
             self.first += count
+
+    def stored(self, stop: int) -> StoredFrames:
+        """The first `stop` frames, none of which may be forgotten, as they are kept."""
+        return StoredFrames(self._messages[:stop])
 
     def frames(self, start: int = 0, stop: int | None = None) -> list[common_pb2.Frame]:
         """Frames `start` to `stop`, as messages. Raises: ValueError when some of them are forgotten."""

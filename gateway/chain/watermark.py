@@ -121,6 +121,10 @@ class WatermarkLink:
         if call is not None:
             await call.close()
 
+    def release(self) -> None:
+        """After `close`, for good: let go of who is called."""
+        self._tap, self._on_key, self._buffered_s = None, lambda key_id: None, lambda: 0.0
+
     def _count(self, samples: np.ndarray) -> np.ndarray:
         """Those of `samples` that `read` has not given yet."""
         begin, self._marked = self._marked, self._marked + len(samples)

@@ -181,7 +181,7 @@ class UnitSpeaker:
         try:
             return await self._feed(generation, frames, text.spoken or unit, first_sample)
         finally:  # a turn that is interrupted here has said part of the unit
-            said = generation.log.frames(0, chain.frames - begin_frame)
+            said = generation.log.stored(chain.frames - begin_frame)
             self._context.said.append(Segment(self._options.speaker, unit, text.ids, said, self._options.turn, begin))
 
     async def _open(self, generation: Generation) -> None:

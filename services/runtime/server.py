@@ -40,6 +40,10 @@ from services.runtime.version import version
 log = logging.getLogger(__name__)
 _HEALTH_INTERVAL_S = 0.1
 _MAX_MISSED_CHECKS = 10
+# A full collection stops every stream of the process for as long as it takes to look at all objects of all streams: 0.1 s
+# with hundreds. By default there is one after ten collections of the second generation, every few seconds under load; what
+# an utterance leaves needs none.
+_COLLECTIONS_BEFORE_A_FULL_ONE = 50
 _LAST_STATUS_S = 0.1  # for the statuses of calls that have just ended
 
 S = TypeVar("S", bound=ServerSettings)
@@ -258,6 +262,7 @@ async def _serve(
             # through, they stop every stream for a third of a second each time it does.
             gc.collect()
             gc.freeze()
+            gc.set_threshold(*gc.get_threshold()[:2], _COLLECTIONS_BEFORE_A_FULL_ONE)
             server = StageServer(stage, settings)
             address = await server.start()
             log.info("%s serves on %s", name, address)

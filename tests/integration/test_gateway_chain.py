@@ -1,5 +1,6 @@
 """The chain as its caller sees it, over fake stages: audio, order, overlap, output formats, verification."""
 
+import gc
 import io
 import re
 import wave
@@ -10,7 +11,9 @@ import pytest
 from csm.common.v1 import common_pb2
 from csm.speech.v1 import speech_pb2
 
+from gateway.chain import SpeechChain
 from gateway.speech.ending import EndingRules
+from gateway.speech.turn import Turn
 from services.runtime import wav
 from support.fake_stages import LOOKAHEAD, MARK, SAMPLES_PER_FRAME
 
@@ -53,6 +56,22 @@ async def test_every_sample_arrives_in_order_and_marked(open_chain, probe):
     assert summary.finish_reason == common_pb2.FINISH_REASON_END_OF_SPEECH
     assert [stage.stage for stage in summary.stages] == ["tokenizer", "backbone", "codec", "watermark"]
     assert 0 < summary.time_to_first_audio.ToNanoseconds() <= summary.real_time_factor * 37 * 0.08 * 1e9
+
+
+async def test_an_utterance_leaves_nothing_for_the_garbage_collector(open_chain, probe):
+    """What refers to itself stays until a full collection, which stops every stream of the process."""
+    chain = await open_chain()
+    probe.frames = 37
+    await listen(chain.speech.StreamSynthesize(request(), timeout=10))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            await listen(chain.speech.StreamSynthesize(request(), timeout=10))
+        kept = [each for each in gc.get_objects() if type(each) in (SpeechChain, Turn)]
+    finally:
+        gc.enable()
+    assert not kept
 
 
 async def test_stages_overlap(open_chain, probe):

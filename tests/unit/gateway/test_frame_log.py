@@ -41,3 +41,16 @@ def test_forgotten_frames_take_no_memory_and_change_no_number():
     log.extend(frame(n) for n in range(400, 700))
     log.forget(700)
     assert (log.first, len(log), log.frames(700)) == (700, 700, [])
+
+
+def test_stored_frames_are_a_sequence_of_messages():
+    log = FrameLog()
+    log.extend(frame(n) for n in range(10))
+    stored = log.stored(8)
+    log.extend([frame(10)])
+    assert len(stored) == 8 and list(stored) == [frame(n) for n in range(8)]
+    assert stored[3] == frame(3) and stored[-1] == frame(7)
+    assert list(stored[2:4]) == [frame(2), frame(3)] and len(stored[:0]) == 0
+    assert list(log.stored(99)) == log.frames()
+    with pytest.raises(IndexError):
+        stored[8]
