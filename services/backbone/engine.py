@@ -3,8 +3,8 @@
     schedule → release → begin → prefill (a bounded amount) → launch one step for all slots → collect → send events
 
 A runner on a device may be ahead: step n + 1 is launched before the frames of step n are read, so
-that the device never waits for this thread. Frames reach the event loop in one hop a step, for all
-streams together. The lock guards the scheduler and is never held while the device works. Knows
+that the device never waits for this thread. A step's frames go into the streams' buffers; the event loop hears
+in one hop of those whose readers have all that they wait for. The lock guards the scheduler and is never held while the device works. Knows
 neither grpc nor torch: any runner_api.Runner will do.
 """
 
@@ -220,8 +220,9 @@ class Engine:
                     self._on_frame(seq, frame, now)
 
     def _on_frame(self, seq: SequenceState, frame: list[int], now: float) -> None:
-        is_speech = self._scheduler.on_frame(seq, frame, now)
-        self._outbox.append(StreamEvent(seq.stream, frame=frame if is_speech else None, finish=seq.finish))
+        is_complete = self._scheduler.on_frame(seq, frame, now) and seq.stream.add(frame)
+        if is_complete or seq.finish is not None:
+            self._outbox.append(StreamEvent(seq.stream, finish=seq.finish))
         if seq.finish is not None:
             self._release(seq)
 

@@ -1,8 +1,13 @@
-"""A request's output: frames from a bounded buffer, then the reason for its end. Event loop only."""
+"""A request's output: frames from a bounded buffer, then the reason for its end.
+
+Frames are put in by the engine's thread, and only the one that completes what the reader waits for becomes an event: a
+step makes a frame for each of a thousand streams, and a chunk of a stream is complete once in ten steps.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,11 +28,10 @@ class StreamAborted(Exception):
 
 @dataclass(frozen=True)
 class StreamEvent:
-    """An event of one stream: created on the engine's thread, handled on the event loop."""
+    """An event of one stream: created on the engine's thread, handled on the event loop. With neither: frames are there."""
 
     stream: FrameStream
     is_prefilled: bool = False
-    frame: list[int] | None = None
     finish: FinishReason | None = None
 
 
@@ -45,13 +49,13 @@ class FrameStream:
         self.span_context: Any = None  # of the request's trace; step spans link to it
         self._is_prefilled = False
         self._frames: deque[list[int]] = deque()
-        self._wanted = 0  # frames that the reader waits for
+        self._wanted = math.inf  # frames that the reader waits for; inf: it waits for none
         self._wakeup: asyncio.Future[None] | None = None
 
     async def prefilled(self) -> None:
         """Wait until the prompt is prefilled. Raises: StreamAborted."""
         while not self._is_prefilled and self.finish is None:
-            await self._wait(0)
+            await self._wait(math.inf)
         self._check()
 
     @property
@@ -77,23 +81,30 @@ class FrameStream:
         if self.finish is None:
             self._engine.cancel(self.seq)
 
+    def add(self, frame: list[int]) -> bool:
+        """Called by the engine, on its thread. Returns: whether all that the reader waits for is there: to be told once."""
+        self._frames.append(frame)
+        if len(self._frames) < self._wanted:
+            return False
+        self._wanted = math.inf
+        return True
+
     def on_event(self, event: StreamEvent) -> None:
-        """Called by the engine, on the event loop. Wakes the reader once all that it waits for is there."""
+        """Called by the engine, on the event loop. Wakes the reader, which looks what there is."""
         self._is_prefilled |= event.is_prefilled
-        if event.frame is not None:
-            self._frames.append(event.frame)
         if event.finish is not None:
             self.finish = event.finish
-        is_due = len(self._frames) >= self._wanted or self.finish is not None
-        if is_due and self._wakeup is not None and not self._wakeup.done():
+        if self._wakeup is not None and not self._wakeup.done():
             self._wakeup.set_result(None)
 
-    async def _wait(self, frames: int) -> None:
-        self._wanted, self._wakeup = frames, asyncio.get_running_loop().create_future()
+    async def _wait(self, frames: float) -> None:
+        self._wakeup = asyncio.get_running_loop().create_future()
+        self._wanted = frames
         try:
-            await self._wakeup
+            if len(self._frames) < frames:  # again: a frame that came before _wanted was set told nobody
+                await self._wakeup
         finally:
-            self._wakeup = None
+            self._wanted, self._wakeup = math.inf, None
 
     def _check(self) -> None:
         if self.finish is not None and not self.finish.is_normal:

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
 from services.backbone.blocks import BLOCK_TOKENS
 
 UNUSED = -1  # in a column that the mask leaves out
+
+
+@cache
+def _packer(count: int) -> Callable[..., bytes]:
+    return struct.Struct(f"{count}i").pack
 
 
 def next_key(key: bytes, block: bytes | bytearray) -> bytes:
@@ -33,7 +39,7 @@ class PrefixKeys:
 
     def append_frame(self, codes: Sequence[int]) -> None:
         """Extend the sequence by a generated frame: K codes, the text column is unused."""
-        token = struct.pack(f"{len(codes) + 1}i", *codes, UNUSED)
+        token = _packer(len(codes) + 1)(*codes, UNUSED)
         self._tail += token
         if len(self._tail) == BLOCK_TOKENS * len(token):
             self.keys.append(next_key(self.keys[-1] if self.keys else b"", self._tail))

@@ -131,7 +131,8 @@ class Scheduler:
         Every sequence in `step` counts as launched: its frame must be passed to on_frame().
         """
         for seq in [*self._waiting, *self._active]:
-            if seq.request.deadline_s is not None and now >= seq.request.deadline_s:
+            deadline_s = seq.request.deadline_s
+            if deadline_s is not None and now >= deadline_s:
                 self.cancel(seq, now, FinishReason.DEADLINE)
             elif seq.paused_s is not None and now >= seq.paused_s + self._stall_limit_s:
                 self.cancel(seq, now, FinishReason.STALLED)
@@ -141,11 +142,14 @@ class Scheduler:
         for seq in unstarted:
             (schedule.admitted if self._try_start(seq) else self._unstarted).append(seq)
         schedule.ended, self._ended = self._ended, []
-        schedule.prefill = [seq for seq in self._active if seq.prefilled_s is None and seq not in self._unstarted]
+        unstarted = self._unstarted
+        schedule.prefill = [seq for seq in self._active if seq.prefilled_s is None and seq not in unstarted]
         ready: Sequence[SequenceState] = [seq for seq in self._active if self._is_ready(seq)]
         if self._newcomers is not None:
             ready = self._newcomers.choose(ready, bool(schedule.prefill), now)
-        schedule.step = [seq for seq in ready if self.try_schedule(seq)]
+        for seq in ready:
+            self._schedule(seq)
+        schedule.step = list(ready)
         if schedule.is_idle:
             deadlines = [seq.request.deadline_s for seq in [*self._waiting, *self._active]]
             expiries = [deadline for deadline in deadlines if deadline is not None]
@@ -157,11 +161,17 @@ class Scheduler:
         """Put a sequence into the next step if it can step. Side effects: a frame in flight, a block if it needs one."""
         if not self._is_ready(seq):
             return False
-        assert seq.table is not None
-        made = seq.next_frame + seq.in_flight - seq.request.generated_frames
-        self.pool.grow(seq.table, seq.request.prefill_tokens + made)
-        seq.in_flight += 1
+        self._schedule(seq)
         return True
+
+    def _schedule(self, seq: SequenceState) -> None:
+        """As try_schedule, of one that is ready."""
+        request, table = seq.request, seq.table
+        assert table is not None
+        tokens = request.prefill_tokens + seq.next_frame + seq.in_flight - request.generated_frames
+        if tokens > BLOCK_TOKENS * len(table.blocks):  # once in BLOCK_TOKENS frames
+            self.pool.grow(table, tokens)
+        seq.in_flight += 1
 
     def on_prefill_progress(self, seq: SequenceState, computed_tokens: int) -> None:
         """A part of the prompt is in the cache: others may share its blocks, also if this request ends now."""
@@ -186,8 +196,9 @@ class Scheduler:
         """
         assert seq.table is not None
         seq.in_flight -= 1
+        request, frames = seq.request, seq.next_frame - seq.request.generated_frames
         # A step computes the token before its frame: the prompt's last one, then the frames.
-        computed = seq.request.prefill_tokens + seq.next_frame - seq.request.generated_frames
+        computed = request.prefill_tokens + frames
         if computed % BLOCK_TOKENS == 0:
             self.pool.publish(seq.table, seq.prefix_keys.keys, computed)
         if not any(codes):
@@ -197,9 +208,9 @@ class Scheduler:
             seq.prefix_keys.append_frame(codes)
         seq.next_frame += 1
         seq.unread_frames += 1
-        if seq.audible_s is None and seq.next_frame - seq.request.generated_frames > seq.request.held_back_frames:
+        if seq.audible_s is None and frames >= request.held_back_frames:
             seq.audible_s = now
-        if seq.next_frame >= seq.request.max_frames:
+        if seq.next_frame >= request.max_frames:
             self._end(seq, FinishReason.MAX_LENGTH, now)
         elif seq.unread_frames >= self._buffer_frames:
             seq.paused_s = now
@@ -252,11 +263,12 @@ class Scheduler:
         seq.prefilling_from, seq.prefilling_keys = seq.prefilling_from + count, seq.prefilling_keys[count:]
 
     def _is_ready(self, seq: SequenceState) -> bool:
+        in_flight = seq.in_flight
         return (
             seq.prefilled_s is not None
             and seq.paused_s is None
-            and seq.next_frame + seq.in_flight < seq.request.max_frames
-            and seq.unread_frames + seq.in_flight < self._buffer_frames
+            and seq.next_frame + in_flight < seq.request.max_frames
+            and seq.unread_frames + in_flight < self._buffer_frames
         )
 
     def _end(self, seq: SequenceState, finish: FinishReason, now: float) -> None:
