@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from models.bundle import GeneratorPart, LlamaShape
+from services.backbone import graph_runner
 from services.backbone.blocks import BlockPool
 from services.backbone.eager_runner import EagerRunner
 from services.backbone.engine import Engine
@@ -184,3 +185,9 @@ def test_padding_leaves_no_trace(model):
             else (getattr(runner._state, name) != tensor)
         )
         assert set(changed.nonzero().flatten().tolist()) <= ({2, 4} if name == "next_inputs" else {2})
+
+
+def test_no_batch_is_padded_by_a_tile_or_more_beyond_256_streams():
+    sizes = graph_runner._BATCH_BUCKETS
+    padding = [min(size for size in sizes if size >= count) - count for count in range(257, 4097)]
+    assert max(padding) < 128 and list(sizes) == sorted(set(sizes))
