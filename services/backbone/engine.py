@@ -2,9 +2,9 @@
 
     schedule → release → begin → prefill (a bounded amount) → launch one step for all slots → collect → send events
 
-A runner on a device may be ahead: step n + 1 is launched before the frames of step n are read, so
-that the device never waits for this thread. A step's frames go into the streams' buffers; the event loop hears
-in one hop of those whose readers have all that they wait for. The lock guards the scheduler and is never held while the device works. Knows
+A runner on a device may be ahead: step n + 1 is launched before the frames of step n are read, so that the device never
+waits for this thread. A step's frames go into the streams' buffers; the event loop hears in one hop of those whose
+readers have all that they wait for. The lock guards the scheduler and is never held while the device works. Knows
 neither grpc nor torch: any runner_api.Runner will do.
 """
 

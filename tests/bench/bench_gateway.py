@@ -95,7 +95,8 @@ def show(found: Point, spent_s: dict[str, float]) -> None:
     busy = ", ".join(f"{name} {each / found.wall_s:.0%}" for name, each in spent_s.items())
     print(
         f"{found.label} streams, {found.ok} utterances, {sum(found.errors.values())} errors {found.errors}, "
-        f"{found.audio_s:.0f} s of audio in {found.wall_s:.1f} s ({found.real_time_streams:.0f} real-time streams), "
+        f"{found.audio_s:.0f} s of audio in {found.wall_s:.1f} s ({found.real_time_streams:.0f} real-time streams"
+        f"{'' if found.full_load_streams is None else f', {found.full_load_streams:.0f} while all callers were there'}), "
         f"{1 + found.gap_s.count / max(found.ok, 1):.1f} chunks each\n"
         f"ms of processor time per second of audio: gateway {1000 * gateways_s / audio_s:.2f}, {stages}, "
         f"all {1000 * sum(spent_s.values()) / audio_s:.2f}\n"

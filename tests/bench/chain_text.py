@@ -20,7 +20,7 @@ def table(done: Sequence[Done]) -> list[str]:
     """A row for each point."""
     head = [
         "phase", "streams", "utterances", "errors", "cut off", "first audio p50", "p95 (ms)", "gap p95 (ms)", "underruns",
-        "RTF p95", "audio s/s", "GPU %", "new streams", "carried",
+        "RTF p95", "audio s/s", "at full load", "GPU %", "new streams", "carried",
     ]  # fmt: skip
     rows = [_row(one) for one in done]
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
@@ -38,6 +38,7 @@ def _row(one: Done) -> list[str]:
         f"{first.p50 * 1000:.0f}" if first else "–", f"{first.p95 * 1000:.0f}" if first else "–",
         f"{point.gap_s.p95 * 1000:.0f}" if point.gap_s else "–", f"{one.underrun} of {point.ok + point.unfinished}",
         f"{point.real_time_factor.p95:.2f}" if point.real_time_factor else "–", f"{point.real_time_streams:.0f}",
+        f"{point.full_load_streams:.0f}" if point.full_load_streams is not None else "–",
         " / ".join(f"{told['utilization.gpu']:.0f}" for told in one.use["gpus"].values()) or "–",
         spread_text(one.use) or "–", "yes" if one.is_carried else "no",
     ]  # fmt: skip
@@ -96,6 +97,10 @@ def ratio_text(done: Sequence[Done]) -> str:
         lines.append(
             f"{phases[1]} : {phases[0]} = {streams[1] / streams[0]:.2f} by streams carried, {audio[1] / audio[0]:.2f} by audio a second."
         )
+    lines.append(
+        "audio s/s is of the whole point, the coming and going of callers included; at full load: from the end of the "
+        "ramp until no new utterance begins."
+    )
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gateway.cli.bench.fleet import Outcome
+from gateway.cli.bench.plan import Plan
 from gateway.cli.bench.record import ACCOUNTING, OK, UNFINISHED, Record
 from gateway.cli.trace.spans import Span
 from gateway.cli.trace.waterfall import bars_of_trace
@@ -42,7 +43,9 @@ class Point:
 
     errors: status → how many. examples: status → the first one's text. unfinished: cut off by an early stop;
     unfinished_underrun: those of them that had a buffer underrun before.
-    real_time_streams: seconds of audio received in a second, so: listeners kept supplied.
+    real_time_streams: seconds of audio received in a second, so: listeners kept supplied. All of the point counts, also
+        while callers come and go. full_load_streams: the same of the time in which all callers of a closed loop are
+        there, from the end of the ramp until no new utterance begins; None: there is no such time.
     underrun_streams, underruns, underrun_s: listeners with a buffer underrun; number of underruns; their silence in all.
     first_audible_s: to the first sample that is not silence. turn_s: turn of a conversation → its first audio.
     stage_s: part of the way to first audio → its time, from the gateway's own clock; `way to the caller` is
@@ -80,6 +83,7 @@ class Point:
     traces: int = 0
     trace_s: dict[str, Spread] = field(default_factory=dict)
     client_lag_s: Spread | None = None
+    full_load_streams: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -125,7 +129,22 @@ def point(outcome: Outcome, traces: Sequence[list[Span]] = ()) -> Point:
         traces=len(traces),
         trace_s=_rows(traces),
         client_lag_s=Spread.of(outcome.lag_s),
+        full_load_streams=_full_load_streams(records, plan),
     )
+
+
+def _full_load_streams(records: Sequence[Record], plan: Plan) -> float | None:
+    """An utterance's audio counts as come evenly between its first piece and its end."""
+    begin_s, end_s = plan.ramp_up_s, plan.duration_s
+    if plan.streams is None or plan.listens or plan.turns or end_s <= begin_s:
+        return None
+    heard_s = 0.0
+    for record in records:
+        if record.first_audio_s is not None and record.took_s > record.first_audio_s:
+            first_s, last_s = record.intended_s + record.first_audio_s, record.intended_s + record.took_s
+            within_s = min(last_s, end_s) - max(first_s, begin_s)
+            heard_s += record.audio_s * max(0.0, within_s) / (last_s - first_s)
+    return heard_s / (end_s - begin_s)
 
 
 def _stages(records: Sequence[Record]) -> dict[str, Spread]:

@@ -65,6 +65,21 @@ def test_a_point_counts_what_went_well_and_names_what_did_not():
     )
 
 
+def test_full_load_counts_neither_the_coming_nor_the_going_of_callers():
+    """Two callers from 1 s and 2 s on, each at twice real time; a third utterance that goes on after the end."""
+    records = [
+        record(intended_s=1.0, first_s=0.5, took_s=5.5, audio_s=10.0),  # comes from 1.5 to 6.5
+        record(intended_s=2.0, first_s=0.5, took_s=5.5, audio_s=10.0),  # from 2.5 to 7.5
+        record(intended_s=6.5, first_s=0.5, took_s=5.5, audio_s=10.0),  # from 7 to 12
+        record("UNAVAILABLE", None, problem="gone", audio_s=0.0, bytes=0, took_s=0.5),
+    ]
+    found = point(outcome(records, ramp_up_s=2.0, duration_s=8.0))
+    assert found.full_load_streams == pytest.approx(2 * (4.5 + 5.0 + 1.0) / 6)
+    assert point(outcome(records, ramp_up_s=8.0, duration_s=8.0)).full_load_streams is None
+    assert point(outcome(records, ramp_up_s=2.0, duration_s=8.0, listens=True)).full_load_streams is None
+    assert point(outcome([], ramp_up_s=2.0, duration_s=8.0)).full_load_streams == 0.0
+
+
 def test_the_warm_up_counts_in_errors_and_in_no_latency():
     records = [record(first_s=9.0, intended_s=0.5, underruns=1), record(first_s=0.1, intended_s=1.5)]
     found = point(outcome(records, warmup_s=1.0))
