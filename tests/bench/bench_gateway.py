@@ -17,6 +17,7 @@ import asyncio
 import os
 import socket
 import sys
+import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -54,6 +55,7 @@ async def measure(args: argparse.Namespace) -> None:
     env |= {"CSM_GATEWAY_CEILING_FACTOR": "0", "CSM_GATEWAY_SILENCE_END_MS": "0"}
     env |= dict(pair.split("=", 1) for pair in args.env)
     async with AsyncExitStack() as stack:
+        card = stack.enter_context(tempfile.NamedTemporaryFile())
 
         async def start(*argv: str) -> asyncio.subprocess.Process:
             process = await asyncio.create_subprocess_exec(sys.executable, *argv, env=env)
@@ -64,7 +66,18 @@ async def measure(args: argparse.Namespace) -> None:
         pids: dict[str, int] = {}
         for name in STAGES:
             pass_ms = args.frame_ms if name == "backbone" else args.pass_ms
-            argv = ("--stage", name, "--listen", addresses[name], "--pass-ms", str(pass_ms))
+            argv = ["--stage", name, "--listen", addresses[name], "--pass-ms", str(pass_ms)]
+            if args.card:
+                argv += [
+                    "--card",
+                    str(args.card),
+                    "--card-file",
+                    card.name,
+                    "--share",
+                    str(args.share),
+                    "--sizes",
+                    *map(str, args.sizes),
+                ]
             pids[name] = (await start(__file__, *argv)).pid
         for number, port in enumerate(free_ports(args.gateways), 1):
             env |= {"CSM_SHARE_PORT": str(args.gateways > 1), "CSM_HEALTH_LISTEN": f"127.0.0.1:{port}"}
@@ -76,7 +89,7 @@ async def measure(args: argparse.Namespace) -> None:
         plan = Plan(
             streams=args.streams,
             duration_s=args.duration,
-            ramp_up_s=min(5.0, args.duration / 3),
+            ramp_up_s=min(5.0, args.duration / 3) if args.ramp is None else args.ramp,
             audio_s=args.audio_seconds,
             listens=not args.flat_out,
         )
@@ -120,11 +133,28 @@ def main() -> None:
     )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the gateway")
     parser.add_argument("--attach", action="store_true", help="say the process ids, for a sampling profiler")
+    parser.add_argument(
+        "--card", type=int, default=0, metavar="N", help="devices take an H200's time, shared; a stream stands for N"
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", default=[*range(128, 4097, 128)], help="with --card: that steps are padded to"
+    )
+    parser.add_argument("--share", type=float, default=1.0, help="with --card: of its speed that there is")
+    parser.add_argument("--ramp", type=float, help="seconds in which the callers come (a third of the duration, 5)")
+    parser.add_argument("--card-file", help=argparse.SUPPRESS)
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--listen", help=argparse.SUPPRESS)
     args = parser.parse_args()
     settings = read(ServerSettings, environ={}, listen=args.listen or "127.0.0.1:0")
-    work = null_stages.serve(args.stage, settings, args.pass_ms / 1000) if args.stage else measure(args)
+    if args.stage and args.card and args.stage != "tokenizer":
+        device = null_stages.Card(args.card_file, args.stage, args.card, args.share)
+    else:
+        device = null_stages.Device(args.pass_ms / 1000)
+    work = (
+        null_stages.serve(args.stage, settings, device, args.sizes if args.card else ())
+        if args.stage
+        else measure(args)
+    )
     try:
         asyncio.run(work)
     except grpc.aio.AioRpcError as error:

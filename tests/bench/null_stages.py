@@ -7,6 +7,7 @@ all alike, audio is silence. Imports no torch.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -49,11 +50,13 @@ MAX_BATCH = 256
 class Device:
     """Passes one after another, each of `pass_s`."""
 
+    streams = 1  # that each stream stands for
+
     def __init__(self, pass_s: float):
         self._pass_s, self._free_s = pass_s, 0.0
 
-    def launch(self) -> Callable[[], None]:
-        """Returns: waits until the pass is done."""
+    def launch(self, count: int, frames: int) -> Callable[[], None]:
+        """count: streams. frames: of each. Returns: waits until the pass is done."""
         self._free_s = max(self._free_s, time.perf_counter()) + self._pass_s
         return partial(self._wait, self._free_s)
 
@@ -62,13 +65,53 @@ class Device:
         time.sleep(max(0.0, done_s - time.perf_counter()))
 
 
+class Card:
+    """As Device, of one GPU that the processes share in turns of `_TURN_S`, whoever holds the lock on its file.
+
+    A pass takes what it takes on an H200, by the tables of docs/performance.md and NOTES.md.
+    """
+
+    def __init__(self, path: str, stage: str, streams: int, share: float = 1.0):
+        """streams: that each stream stands for. share: of the card's speed that there is: passes disturb each other."""
+        self.streams, self._share = streams, share
+        self._file, self._cost_s = open(path, "wb"), _COSTS_S[stage]
+
+    def launch(self, count: int, frames: int) -> Callable[[], None]:
+        return partial(self._run, self._cost_s(count * self.streams, frames) / self._share)
+
+    def _run(self, left_s: float) -> None:
+        while left_s > 0:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            began_s = time.perf_counter()
+            time.sleep(min(_TURN_S, left_s))
+            left_s -= time.perf_counter() - began_s
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+_TURN_S = 0.002
+_STEPS_MS = (0, 1, 256, 512, 1024), (3.4, 3.5, 9.2, 13.5, 23.7)
+
+
+def _step_s(count: int, frames: int) -> float:
+    """Beyond 1,024 streams along the line between 512 and 1,024."""
+    beyond_ms = max(0, count - 1024) * (23.7 - 13.5) / 512
+    return (float(np.interp(count, *_STEPS_MS)) + beyond_ms) / 1000
+
+
+_COSTS_S: dict[str, Callable[[int, int], float]] = {
+    "backbone": _step_s,
+    "codec": lambda count, frames: (1.0 + count * (0.0054 + 0.0044 * frames)) / 1000,  # TF32
+    "watermark": lambda count, frames: (1.0 + count * (0.0102 + 0.0097 * frames)) / 1000,  # fp16
+}
+
+
 class NullRunner:
-    """A generator whose steps take `pass_s`, however many slots they have."""
+    """A generator of padded steps. sizes: that they are padded to, ascending; none: they are not."""
 
     frames_ahead = 1
 
-    def __init__(self, pass_s: float, codebooks: int):
-        self._device = Device(pass_s)
+    def __init__(self, device: Device | Card, codebooks: int, sizes: Sequence[int] = ()):
+        self._device, self._sizes = device, sizes
         self._codes = [(7 * number) % 2048 + 1 for number in range(codebooks)]
         self._tokens: dict[int, int] = {}
 
@@ -82,7 +125,9 @@ class NullRunner:
         return self._tokens[slot]
 
     def launch(self, slots: Sequence[int]) -> Callable[[], list[list[int]]]:
-        wait, count = self._device.launch(), len(slots)
+        count, streams = len(slots), self._device.streams
+        size = next((size for size in self._sizes if size >= count * streams), count * streams)
+        wait = self._device.launch(size // streams, 1)
 
         def collect() -> list[list[int]]:
             wait()
@@ -95,18 +140,20 @@ class NullRunner:
 
 
 class NullDecoder:
-    """A codec whose passes take `pass_s`."""
+    """A codec."""
 
-    slots, max_chunk_frames, max_batch, overlaps = SLOTS, 8, MAX_BATCH, True
+    slots, max_chunk_frames, overlaps = SLOTS, 8, True
 
-    def __init__(self, pass_s: float, samples_per_frame: int):
-        self._device, self._samples_per_frame = Device(pass_s), samples_per_frame
+    def __init__(self, device: Device | Card, samples_per_frame: int):
+        self._device, self._samples_per_frame = device, samples_per_frame
+        self.max_batch = MAX_BATCH // device.streams
 
     def reset(self, slot: int) -> None:
         pass
 
     def begin(self, batch: Sequence[tuple[int, np.ndarray]]) -> Callable[[], list[np.ndarray]]:
-        wait, frames = self._device.launch(), [len(codes) for _, codes in batch]
+        frames = [len(codes) for _, codes in batch]
+        wait = self._device.launch(len(batch), frames[0])
 
         def collect() -> list[np.ndarray]:
             wait()
@@ -135,18 +182,19 @@ class NullEmbedStream:
 
 
 class NullEmbedder:
-    """A watermark whose passes take `pass_s`."""
+    """A watermark."""
 
     first_samples, lookahead_samples, opening_samples, eager_passes = LOOKAHEAD + 1, LOOKAHEAD, 0, 0
 
-    def __init__(self, pass_s: float):
-        self._pass_s = pass_s
+    def __init__(self, device: Device | Card):
+        self._device = device
 
     def open(self) -> NullEmbedStream:
         return NullEmbedStream()
 
     def advance(self, items: Sequence[tuple[NullEmbedStream, np.ndarray | None]]) -> list[np.ndarray]:
-        time.sleep(self._pass_s)
+        samples = sum(len(samples) for _, samples in items if samples is not None)
+        self._device.launch(1, 0)() if not samples else self._device.launch(len(items), samples // 1920 // len(items))()
         return [stream.advance(samples) for stream, samples in items]
 
 
@@ -163,17 +211,17 @@ class Tokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
 
 @asynccontextmanager
-async def open_tokenizer(bundle: Bundle, pass_s: float) -> AsyncIterator[Stage]:
-    """pass_s: is not used."""
+async def open_tokenizer(bundle: Bundle, device: Device | Card, sizes: Sequence[int]) -> AsyncIterator[Stage]:
+    """device, sizes: are not used."""
     add = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
     yield Stage("csm.tokenizer.v1.TokenizerService", lambda server: add(Tokenizer(), server))
 
 
 @asynccontextmanager
-async def open_backbone(bundle: Bundle, pass_s: float) -> AsyncIterator[Stage]:
+async def open_backbone(bundle: Bundle, device: Device | Card, sizes: Sequence[int]) -> AsyncIterator[Stage]:
     pool = BlockPool(SLOTS * blocks_for(512))
     scheduler = Scheduler(slots=SLOTS, queue_capacity=SLOTS, pool=pool)
-    engine = Engine(NullRunner(pass_s, bundle.codebooks), scheduler)
+    engine = Engine(NullRunner(device, bundle.codebooks, sizes), scheduler)
     servicer = BackboneServicer(bundle, engine, max_frames=1125, device="none", dtype="none")
     engine.start()
     try:
@@ -184,8 +232,8 @@ async def open_backbone(bundle: Bundle, pass_s: float) -> AsyncIterator[Stage]:
 
 
 @asynccontextmanager
-async def open_codec(bundle: Bundle, pass_s: float) -> AsyncIterator[Stage]:
-    worker = DecodeWorker(NullDecoder(pass_s, bundle.samples_per_frame), frame_s=1 / bundle.frame_rate_hz)
+async def open_codec(bundle: Bundle, device: Device | Card, sizes: Sequence[int]) -> AsyncIterator[Stage]:
+    worker = DecodeWorker(NullDecoder(device, bundle.samples_per_frame), frame_s=1 / bundle.frame_rate_hz)
     worker.start()
     try:
         servicer = CodecServicer(bundle, worker, SLOTS, HISTORY_FRAMES)
@@ -196,11 +244,11 @@ async def open_codec(bundle: Bundle, pass_s: float) -> AsyncIterator[Stage]:
 
 
 @asynccontextmanager
-async def open_watermark(bundle: Bundle, pass_s: float) -> AsyncIterator[Stage]:
+async def open_watermark(bundle: Bundle, device: Device | Card, sizes: Sequence[int]) -> AsyncIterator[Stage]:
     settings = read(WatermarkSettings, environ={"CSM_WATERMARK_STREAMS": str(SLOTS)})
-    embedder, marking, searching = NullEmbedder(pass_s), DeviceLoop("watermark-marking", threads=2), Pool("search", 1)
-    policy = partial(select_batch, max_samples=PASS_SAMPLES)
-    batcher = Batcher(embedder.advance, marking, MAX_BATCH, policy)
+    embedder, marking, searching = NullEmbedder(device), DeviceLoop("watermark-marking", threads=2), Pool("search", 1)
+    policy = partial(select_batch, max_samples=PASS_SAMPLES // device.streams)
+    batcher = Batcher(embedder.advance, marking, MAX_BATCH // device.streams, policy)
     keys = (Key("null", bytes(5)),)
     servicer = WatermarkServicer(settings, bundle, keys, embedder, None, batcher, searching)
     try:
@@ -214,9 +262,9 @@ async def open_watermark(bundle: Bundle, pass_s: float) -> AsyncIterator[Stage]:
 OPEN = {"tokenizer": open_tokenizer, "backbone": open_backbone, "codec": open_codec, "watermark": open_watermark}
 
 
-async def serve(name: str, settings, pass_s: float) -> None:
-    """One stage, until the process is ended. pass_s: of its device, each pass."""
+async def serve(name: str, settings, device: Device | Card, sizes: Sequence[int]) -> None:
+    """One stage, until the process is ended. sizes: of a generator's steps."""
     telemetry.configure(name, metrics_listen="127.0.0.1:0")
-    async with OPEN[name](load_bundle(BUNDLE), pass_s) as stage:
+    async with OPEN[name](load_bundle(BUNDLE), device, sizes) as stage:
         await StageServer(stage, settings).start()
         await asyncio.Event().wait()

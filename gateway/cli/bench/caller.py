@@ -25,7 +25,7 @@ async def speak(
     prompt: Sequence[ContextTurn] = (),
 ) -> Listener:
     """Fill `record`, also when the utterance fails or is cancelled. `clock`: seconds since the load began."""
-    listener = Listener(plan.buffer_s)
+    listener = Listener(plan.buffer_s, plan.full_load_s)
     stream = client.stream(
         text,
         speaker=plan.speaker,

@@ -7,11 +7,13 @@ class Listener:
     """Plays from `buffer_s` after the first piece on, without pause unless there is nothing to play.
 
     Times are seconds on any one clock. underruns: how often playing stopped; underrun_s: for how long in all.
-    audible_s: when who plays at once, without a buffer, hears something that is not silence.
+    audible_s: when who plays at once, without a buffer, hears something that is not silence. counted_s: length of what
+    came in the time `counts`, from … until.
     """
 
-    def __init__(self, buffer_s: float):
-        self._buffer_s = buffer_s
+    def __init__(self, buffer_s: float, counts: tuple[float, float] | None = None):
+        self._buffer_s, self._counts = buffer_s, counts
+        self.counted_s = 0.0
         self.first_s: float | None = None
         self.audible_s: float | None = None
         self.gaps_s: list[float] = []
@@ -34,6 +36,8 @@ class Listener:
             self.audible_s = max(now_s, self.first_s + self.heard_s + audible_from_s)
         self._last_s = now_s
         self.heard_s += audio_s
+        if self._counts is not None and self._counts[0] <= now_s < self._counts[1]:
+            self.counted_s += audio_s
 
     @property
     def done_s(self) -> float:

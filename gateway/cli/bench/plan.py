@@ -91,6 +91,13 @@ class Plan:
         return self.rate_hz * sum(self.max_audio_ms(text) for text in texts) / len(texts) / 1000
 
     @property
+    def full_load_s(self) -> tuple[float, float] | None:
+        """From when until when all callers of a closed loop are there, one utterance each; None: never."""
+        begin_s, end_s = self.ramp_up_s, self.duration_s
+        is_full = self.streams is not None and not self.listens and not self.turns and begin_s < end_s
+        return (begin_s, end_s) if is_full else None
+
+    @property
     def longest_s(self) -> float:
         """After this the point is over, whatever happens."""
         return self.duration_s + self.timeout_s + 5.0

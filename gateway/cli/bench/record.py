@@ -18,6 +18,7 @@ class Record:
     intended_s, sent_s: since the load began; the difference is the tool's own lateness.
     first_audio_s, took_s: since `intended_s`: a caller whose turn came late has waited all the same. first_audible_s:
     likewise, to the first sample that is not silence, for who plays at once. turn: of a conversation, from 1; else 0.
+    full_load_audio_s: of its audio, what came while all callers were there.
     stages: stage → its first output, as the gateway's own clock had it since the request came in.
     """
 
@@ -29,6 +30,7 @@ class Record:
     first_audible_s: float | None = None
     took_s: float = 0.0
     audio_s: float = 0.0
+    full_load_audio_s: float = 0.0
     gaps_s: list[float] = field(default_factory=list)
     underruns: int = 0
     underrun_s: float = 0.0
@@ -44,6 +46,7 @@ class Record:
         """What its listener heard; it ends now."""
         self.took_s = now_s - self.intended_s
         self.audio_s, self.gaps_s = listener.heard_s, listener.gaps_s
+        self.full_load_audio_s = listener.counted_s
         self.underruns, self.underrun_s = listener.underruns, listener.underrun_s
         if listener.first_s is not None:
             self.first_audio_s = listener.first_s - self.intended_s

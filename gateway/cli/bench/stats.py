@@ -134,17 +134,9 @@ def point(outcome: Outcome, traces: Sequence[list[Span]] = ()) -> Point:
 
 
 def _full_load_streams(records: Sequence[Record], plan: Plan) -> float | None:
-    """An utterance's audio counts as come evenly between its first piece and its end."""
-    begin_s, end_s = plan.ramp_up_s, plan.duration_s
-    if plan.streams is None or plan.listens or plan.turns or end_s <= begin_s:
+    if (span_s := plan.full_load_s) is None:
         return None
-    heard_s = 0.0
-    for record in records:
-        if record.first_audio_s is not None and record.took_s > record.first_audio_s:
-            first_s, last_s = record.intended_s + record.first_audio_s, record.intended_s + record.took_s
-            within_s = min(last_s, end_s) - max(first_s, begin_s)
-            heard_s += record.audio_s * max(0.0, within_s) / (last_s - first_s)
-    return heard_s / (end_s - begin_s)
+    return sum(record.full_load_audio_s for record in records) / (span_s[1] - span_s[0])
 
 
 def _stages(records: Sequence[Record]) -> dict[str, Spread]:

@@ -11,6 +11,7 @@ import pytest
 from gateway.cli.bench import report
 from gateway.cli.bench.command import _Counts, _Rates
 from gateway.cli.bench.fleet import Outcome
+from gateway.cli.bench.listener import Listener
 from gateway.cli.bench.plan import Plan
 from gateway.cli.bench.plot import NoPlot, plot
 from gateway.cli.bench.record import ACCOUNTING, OK, UNFINISHED, Record
@@ -66,18 +67,27 @@ def test_a_point_counts_what_went_well_and_names_what_did_not():
 
 
 def test_full_load_counts_neither_the_coming_nor_the_going_of_callers():
-    """Two callers from 1 s and 2 s on, each at twice real time; a third utterance that goes on after the end."""
     records = [
-        record(intended_s=1.0, first_s=0.5, took_s=5.5, audio_s=10.0),  # comes from 1.5 to 6.5
-        record(intended_s=2.0, first_s=0.5, took_s=5.5, audio_s=10.0),  # from 2.5 to 7.5
-        record(intended_s=6.5, first_s=0.5, took_s=5.5, audio_s=10.0),  # from 7 to 12
+        record(full_load_audio_s=10.0),
+        record(full_load_audio_s=2.5),
         record("UNAVAILABLE", None, problem="gone", audio_s=0.0, bytes=0, took_s=0.5),
     ]
-    found = point(outcome(records, ramp_up_s=2.0, duration_s=8.0))
-    assert found.full_load_streams == pytest.approx(2 * (4.5 + 5.0 + 1.0) / 6)
+    assert point(outcome(records, ramp_up_s=2.0, duration_s=7.0)).full_load_streams == pytest.approx(2.5)
     assert point(outcome(records, ramp_up_s=8.0, duration_s=8.0)).full_load_streams is None
-    assert point(outcome(records, ramp_up_s=2.0, duration_s=8.0, listens=True)).full_load_streams is None
-    assert point(outcome([], ramp_up_s=2.0, duration_s=8.0)).full_load_streams == 0.0
+    assert point(outcome(records, ramp_up_s=2.0, duration_s=7.0, listens=True)).full_load_streams is None
+    assert point(outcome([], ramp_up_s=2.0, duration_s=7.0)).full_load_streams == 0.0
+
+
+def test_a_listener_counts_what_comes_in_a_span_of_time():
+    listener = Listener(0.2, (2.0, 7.0))
+    for now_s in (1.9, 2.0, 4.0, 6.9, 7.0):
+        listener.hear(now_s, 1.5)
+    assert (listener.heard_s, listener.counted_s) == (7.5, 4.5)
+    kept = record()
+    kept.note(listener, 8.0)
+    assert kept.full_load_audio_s == 4.5
+    assert Listener(0.2).counted_s == 0.0
+    assert Plan(streams=3, ramp_up_s=2.0, duration_s=7.0).full_load_s == (2.0, 7.0)
 
 
 def test_the_warm_up_counts_in_errors_and_in_no_latency():
