@@ -23,6 +23,7 @@ _MAKING_SHARE = 0.8  # of the buffer; with 0.5 a stream at 65 ms a frame made 36
 _LEAST_BUFFERED = 2  # frames of a chunk for a listener who buffers as many
 _LEAST_SLOW = 4  # likewise of a stream slower than speech
 _SLOWEST = 2.0  # times real time, up to which there is a least
+_SURELY_SLOW = 12  # frames after the first audible one that show it: the first ones wait for the prompt and for a step
 
 
 class ChunkSizer:
@@ -46,7 +47,7 @@ class ChunkSizer:
         self._max_sizes, self._frame_s, self._held_back = max_sizes or DEFAULT_MAX_SIZES, frame_s, held_back_frames
         self._opening, self._listener_frames = opening_frames, listener_buffer_s / 2 / frame_s
         self._least = max(1, min(_LEAST_BUFFERED, int(listener_buffer_s / frame_s)))
-        self._chunks = self._last_sent = 0
+        self._chunks = self._last_sent = self._audible_sent = 0
         self._began_s = self._last_s = 0.0
         self._audible_s: float | None = None  # when the first audible frame had been sent
 
@@ -64,19 +65,20 @@ class ChunkSizer:
         if sent < self._opening:
             return min(limit, self._opening - sent)
         if self._opening and self._audible_s is None:
-            self._audible_s = now_s
+            self._audible_s, self._audible_sent = now_s, sent
         inaudible = self._held_back + 1 - sent
         if inaudible > 0:  # half of them at a time: the codec starts early, and the last frame comes alone
             return min(limit, max(ready, (inaudible + 1) // 2))
         if self._audible_s is None:
-            self._audible_s = now_s
-        mean_pace_s = (now_s - self._began_s) / sent
-        pace_s = max(mean_pace_s, (now_s - self._last_s) / max(1, sent - self._last_sent))
+            self._audible_s, self._audible_sent = now_s, sent
+        pace_s = max((now_s - self._began_s) / sent, (now_s - self._last_s) / max(1, sent - self._last_sent))
         self._last_s, self._last_sent = now_s, sent
         played_frames = (now_s - self._audible_s) / self._frame_s
         buffer_frames = sent - self._held_back - played_frames + self._listener_frames
         makeable = _MAKING_SHARE * self._frame_s * buffer_frames / max(pace_s, 1e-9)
         least = self._least
-        if least > 1 and mean_pace_s > self._frame_s:
-            least = _LEAST_SLOW if pace_s < _SLOWEST * self._frame_s else 1
+        if pace_s >= _SLOWEST * self._frame_s:
+            least = 1
+        elif least > 1 and played_frames > sent - self._audible_sent >= _SURELY_SLOW:
+            least = _LEAST_SLOW
         return max(1, min(limit, max(ready, least, int(min(buffer_frames, makeable)))))

@@ -56,6 +56,10 @@ async def measure(args: argparse.Namespace) -> None:
     env |= dict(pair.split("=", 1) for pair in args.env)
     async with AsyncExitStack() as stack:
         card = stack.enter_context(tempfile.NamedTemporaryFile())
+        if args.unix:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            addresses |= {name: f"unix:{folder}/{name}" for name in STAGES}
+            env |= {f"CSM_{name.upper()}_ADDRESS": addresses[name] for name in STAGES}
 
         async def start(*argv: str) -> asyncio.subprocess.Process:
             process = await asyncio.create_subprocess_exec(sys.executable, *argv, env=env)
@@ -140,6 +144,7 @@ def main() -> None:
         "--sizes", type=int, nargs="*", default=[*range(128, 4097, 128)], help="with --card: that steps are padded to"
     )
     parser.add_argument("--share", type=float, default=1.0, help="with --card: of its speed that there is")
+    parser.add_argument("--unix", action="store_true", help="stages on sockets of the Unix domain")
     parser.add_argument("--ramp", type=float, help="seconds in which the callers come (a third of the duration, 5)")
     parser.add_argument("--card-file", help=argparse.SUPPRESS)
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
