@@ -62,6 +62,12 @@ def pack(weight: Tensor) -> Tensor:
     return weight.view(outputs // 8, 8, width // 32, 4, 8).permute(0, 2, 1, 3, 4).reshape(outputs // 8, _WARPS, width)
 
 
+def in_turn(gate_up: Tensor) -> Tensor:
+    """[2 F, M], gate first → rows in an order in which block c's tiles are gate and up in turn, of columns from c F / BLOCKS on."""
+    tiles = gate_up.view(2, BLOCKS, -1, 8, gate_up.shape[1])  # gate or up, block, tile, output
+    return tiles.permute(2, 0, 1, 3, 4).reshape(gate_up.shape)
+
+
 def weight_streams(weights: list[Tensor]) -> Tensor:
     """What each warp of each block reads, in order, flat. Block c has the tiles of 8 outputs c, c + BLOCKS, …"""
     packed = [pack(weight) for weight in weights]
@@ -76,9 +82,9 @@ def weight_streams(weights: list[Tensor]) -> Tensor:
 def shared_layout(batch: int) -> tuple[int, int]:
     """(pieces in a warp's ring, bytes of shared memory)."""
     partial_results = (16 + (6 if batch <= 8 else 0)) * _WARPS * batch * 8 * 4
-    attention = _WARPS * (256 + 256 + 128) + 2 * 16384
+    attention = _WARPS * (256 + 256 + 128) + 2 * 512
     single_row = (_WARPS if batch == 1 else 1) * (256 + 2048) + 16
-    sampling = _WARPS * 8 + 48
+    sampling = 2 * _WARPS * 16
     runs = (2 * _POSITIONS + 1) * 24
     fixed = partial_results + attention + single_row + sampling + runs + _WARPS * 2 * 16 * 4 + 128
     stages = (_SHARED_LIMIT - fixed) // (_WARPS * _PIECE)
@@ -121,8 +127,11 @@ class DepthWeights:
         table: [K, V, d], the codes' projected embeddings.
         """
         self.first = weight_streams([projection, heads[0]])
-        self.layers = weight_streams([weight for layer in layers for weight in layer])
-        self.heads = torch.cat([weight_streams([head]) for head in heads[1:]])
+        self.layers = weight_streams([
+            weight for qkv, out, gate_up, down in layers for weight in (qkv, out, in_turn(gate_up), down)
+        ])  # fmt: skip
+        # A block's parts of all heads lie together: few pages of memory for each.
+        self.heads = torch.stack([weight_streams([head]).view(BLOCKS, -1) for head in heads[1:]], dim=1)
         self.norms = torch.stack(norms).contiguous()
         self.rope, self.table, self.eps = rope.contiguous(), table.contiguous(), eps
         self.layer_count, self.codebooks, self.vocab = len(layers), table.shape[0], table.shape[1]

@@ -60,6 +60,16 @@ def test_streams_hold_every_product_once():
                 torch.testing.assert_close(sums[which][rows], weight[rows].double() @ inputs[which].double())
 
 
+def test_gate_and_up_come_in_turn():
+    """Block c's tiles have the columns that frame.cu hands on as made from them."""
+    rows = persistent.in_turn(torch.arange(16384).view(-1, 1).expand(-1, 2).contiguous())[:, 0].view(16, 128, 8)
+    for block in (0, 1, 77, 127):
+        for tile in range(8):
+            first = block * 64 + tile * 8
+            assert rows[2 * tile, block].tolist() == list(range(first, first + 8))
+            assert rows[2 * tile + 1, block].tolist() == list(range(8192 + first, 8192 + first + 8))
+
+
 @pytest.mark.parametrize("batch", range(1, persistent.MAX_BATCH + 1))
 def test_shared_memory_holds_a_ring_of_at_least_four_pieces(batch):
     stages, shared = persistent.shared_layout(batch)

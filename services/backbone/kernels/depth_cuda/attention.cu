@@ -4,36 +4,30 @@ __device__ __forceinline__ float4 singles(uint4 v, u32 tag) {
     return make_float4(single(v.x, tag), single(v.y, tag), single(v.z, tag), single(v.w, tag));
 }
 // Attention of one row over at most 32 places, by one block: four warps have the four heads that share a kv head, which
-// are four rows of mma. Keys and values lie as their fragments are read. Keys: [place / 8][column / 32][place %
-// 8][column / 8 % 4][8]; values: [column / 8][4 (column % 8) + place / 2 % 4 ^ column / 8 % 8][place / 8][place % 2].
+// are four rows of mma. Keys and values lie as their fragments are read: a warp has eight places' keys and a quarter of
+// the values' columns in registers. Keys: [place / 8][column / 32][place % 8][column / 8 % 4][8]; values: [column / 8]
+// [column % 8][place / 2 % 4][place / 8][place % 2].
 struct Attention {
-    static constexpr int GROUP = HEADS / KV;
-    static constexpr int EACH = PLACES * HD / 8 / (32 * GROUP);
+    static constexpr int GROUP = HEADS / KV, EACH = 4;
+    static_assert(HD / 32 == EACH && HD / 8 / GROUP == EACH && PLACES / 8 == GROUP, "fragments");
     u16 *keys, *values;           // of this warp's kv head, in device memory
     uint4 key[EACH], value[EACH]; // what earlier steps have written, on its way
     __device__ __forceinline__ void fetch(const Args &p, int layer, int row, int place) {
-        const int kv = threadIdx.x / (32 * GROUP), lane = threadIdx.x % (32 * GROUP);
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv = warp / GROUP, part = warp % GROUP;
         const u64 offset = ((u64)(layer * B + row) * KV + kv) * PLACES * HD;
         keys = p.keys + offset, values = p.values + offset;
 #pragma unroll
-        for (int each = 0; each < EACH; each++) { // one `each` is eight places of keys, and eight columns' of values
-            if (each * 8 < place) key[each] = load_u4(keys + (each * 32 * GROUP + lane) * 8);
-            if (place > 0) value[each] = load_u4(values + (each * 32 * GROUP + lane) * 8);
+        for (int each = 0; each < EACH; each++) { // a place that is not yet written has no share, but must be a number
+            key[each] = value[each] = make_uint4(0, 0, 0, 0);
+            if (part * 8 < place) key[each] = load_u4(keys + ((part * EACH + each) * 32 + lane) * 8);
+            if (place > 0) value[each] = load_u4(values + ((part * EACH + each) * 32 + lane) * 8);
         }
     }
-    __device__ __forceinline__ void settle(Shared *s, int place) const {
-        const int kv = threadIdx.x / (32 * GROUP), lane = threadIdx.x % (32 * GROUP);
-#pragma unroll
-        for (int each = 0; each < EACH; each++) {
-            if (each * 8 < place) *(uint4 *)(s->keys[kv] + (each * 32 * GROUP + lane) * 8) = key[each];
-            if (place > 0) *(uint4 *)(s->values[kv] + (each * 32 * GROUP + lane) * 8) = value[each];
-        }
-    }
-    // What was fetched must be settled. Leaves the result, pairs of bf16 times 2^-64, in s->attended.
+    // Leaves the result, pairs of bf16 times 2^-64, in s->attended.
     __device__ __forceinline__ void attend(Shared *s, const Args &p, int row, int place, bool writes, u32 tag) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, quad = lane % 4,
                   kv = warp / GROUP, part = warp % GROUP;
-        const u32 *own = p.qkv + blockIdx.x % COPIES * QKV_WORDS + row * QKV + lane * 4;
+        const u32 *own = p.qkv + blockIdx.x % QKV_COPIES * QKV_WORDS + row * QKV + lane * 4;
         const uint4 turn_bits = load_constant(p.rope + place * HD + lane * 4);
         const float4 turn = make_float4(__uint_as_float(turn_bits.x), __uint_as_float(turn_bits.y),
                                         __uint_as_float(turn_bits.z), __uint_as_float(turn_bits.w));
@@ -48,45 +42,46 @@ struct Attention {
         do {
             words[0] = load_u4(own + warp * HD);
             if (part < 2) words[1] = load_u4(own + other * HD);
-        } while ((stale(words[0], tag, SINGLE) | stale(words[1], tag, SINGLE)));
+        } while (stale(words[0], tag, SINGLE) | stale(words[1], tag, SINGLE));
         __syncwarp();
         *(uint2 *)(s->query[warp] + lane * 2) = turned(singles(words[0], tag), 0.08838834764831845f); // 1 / sqrt(HD)
         if (part == 0) {
-            const int at = ((place / 8 * 4 + lane / 8) * 32 + place % 8 * 4 + lane % 8 / 2) * 8 + lane % 2 * 4;
-            const uint2 key = turned(singles(words[1], tag), 1);
-            *(uint2 *)(s->keys[kv] + at) = key;
-            if (writes) *(uint2 *)(keys + at) = key;
+            const uint2 now = turned(singles(words[1], tag), 1);
+            *(uint2 *)(s->newest[kv][0] + lane * 2) = now;
+            if (writes)
+                *(uint2 *)(keys + ((place / 8 * 4 + lane / 8) * 32 + place % 8 * 4 + lane % 8 / 2) * 8 + lane % 2 * 4) =
+                    now;
         } else if (part == 1) {
             const float4 v = singles(words[1], tag);
             const u32 first = pack(v.x, v.y), second = pack(v.z, v.w),
                       columns[4] = {first, first >> 16, second, second >> 16};
+            *(uint2 *)(s->newest[kv][1] + lane * 2) = make_uint2(first, second);
+            if (writes)
 #pragma unroll
-            for (int each = 0; each < 4; each++) {
-                const int at = (lane / 2 * 32 + ((lane % 2 * 16 + each * 4 + place / 2 % 4) ^ (lane / 2 % 8))) * 8 +
-                               place / 8 * 2 + place % 2;
-                s->values[kv][at] = (u16)columns[each];
-                if (writes) values[at] = (u16)columns[each];
-            }
+                for (int each = 0; each < 4; each++)
+                    values[(lane / 2 * 32 + lane % 2 * 16 + each * 4 + place / 2 % 4) * 8 + place / 8 * 2 + place % 2] =
+                        (u16)columns[each];
         }
         meet(kv);
         { // eight places' scores
-            float scores[4] = {};
+            float scores[2][4] = {};
             if (part * 8 <= place) {
 #pragma unroll
-                for (int columns = 0; columns < 4; columns++) {
+                for (int columns = 0; columns < EACH; columns++) {
                     const uint4 q =
                         *(const uint4 *)(group < GROUP ? s->query[kv * GROUP + group] + columns * 16 + quad * 4
                                                        : s->zeros);
-                    const uint4 k = *(const uint4 *)(s->keys[kv] + ((part * 4 + columns) * 32 + lane) * 8);
-                    mma(scores, q.x, 0, q.y, 0, k.x, k.y);
-                    mma(scores, q.z, 0, q.w, 0, k.z, k.w);
+                    uint4 k = key[columns];
+                    if (place == part * 8 + group) k = *(const uint4 *)(s->newest[kv][0] + columns * 16 + quad * 4);
+                    mma(scores[0], q.x, 0, q.y, 0, k.x, k.y);
+                    mma(scores[1], q.z, 0, q.w, 0, k.z, k.w);
                 }
             }
             const int at = part * 8 + quad * 2;
             if (group < GROUP)
                 *(float2 *)(s->scores[kv * GROUP + group] + at) =
-                    make_float2(at <= place ? scores[0] : __int_as_float(0xff800000),
-                                at + 1 <= place ? scores[1] : __int_as_float(0xff800000));
+                    make_float2(at <= place ? scores[0][0] + scores[1][0] : __int_as_float(0xff800000),
+                                at + 1 <= place ? scores[0][1] + scores[1][1] : __int_as_float(0xff800000));
         }
         meet(kv);
         float2 scores[4];
@@ -108,11 +103,19 @@ struct Attention {
         total += __shfl_xor_sync(~0u, total, 1);
         total += __shfl_xor_sync(~0u, total, 2);
         const float by = __fdividef(DOWN, total);
+        const u32 keep = place % 2 ? 0xffffu : 0xffff0000u; // of the word that has the newest place's value
 #pragma unroll
-        for (int each = 0; each < HD / 8 / GROUP; each++) {
+        for (int each = 0; each < EACH; each++) {
             float c[4] = {};
-            const int tile = part * (HD / 8 / GROUP) + each;
-            const uint4 v = *(const uint4 *)(s->values[kv] + (tile * 32 + (lane ^ tile % 8)) * 8);
+            const int tile = part * EACH + each;
+            uint4 v = value[each];
+            if (quad == place / 2 % 4) {
+                const u32 now = (u32)((const u16 *)s->newest[kv][1])[tile * 8 + group] << place % 2 * 16;
+                if (place / 8 == 0) v.x = v.x & keep | now;
+                if (place / 8 == 1) v.y = v.y & keep | now;
+                if (place / 8 == 2) v.z = v.z & keep | now;
+                if (place / 8 == 3) v.w = v.w & keep | now;
+            }
             mma(c, shares[0], 0, shares[1], 0, v.x, v.y);
             mma(c, shares[2], 0, shares[3], 0, v.z, v.w);
             if (group < GROUP) s->attended[kv * GROUP + group][tile * 4 + quad] = pack(c[0] * by, c[1] * by);

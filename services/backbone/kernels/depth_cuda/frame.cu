@@ -5,9 +5,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode_frame(const __gr
     Shared *s = (Shared *)memory;
     const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, cta = blockIdx.x;
     const u32 frame = load_u(p.frame);
-    // A place that is not yet written has no share, but must be a number.
-    for (int at = tid; at < (int)sizeof(s->values) / 16; at += THREADS)
-        ((uint4 *)s->values)[at] = make_uint4(0, 0, 0, 0);
     if (tid < 4) s->zeros[tid] = 0;
     Ring ring;
     ring.start(s, p);
@@ -94,7 +91,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode_frame(const __gr
                     normed.load(s, squares, p, x_tag), x_tag ^= PAIR;
                 const int tiles = (QKV / 8 - cta + CTAS - 1) / CTAS;
                 multiply_tiles<1, 1>(s, parts, ring, normed.a, tiles);
-                if (attends) attention.settle(s, step);
                 __syncthreads();
 #pragma unroll 1
                 for (int each = tid; each < tiles * B * 4; each += THREADS) {
@@ -104,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode_frame(const __gr
                     u32 *to = p.qkv + row * QKV + (tile * CTAS + cta) * 8 + each % 4 * 2;
                     // The rows were times 2^-64 already.
 #pragma unroll
-                    for (int copy = 0; copy < COPIES; copy++)
+                    for (int copy = 0; copy < QKV_COPIES; copy++)
                         hand_on(to + copy * QKV_WORDS, make_float2(sum.x * root, sum.y * root), qkv_tag);
                 }
                 leave();
@@ -151,12 +147,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode_frame(const __gr
                 for (int each = tid; each < 8 * B * 4; each += THREADS) {
                     const int tile = each / (B * 4), row = each % (B * 4) / 4;
                     const float root = inverse_root(squares, row, p.eps) * UP;
-                    const float2 gate = add_parts(s->parts, tile, each % (B * 4)),
-                                 up = add_parts(s->parts, tile + 8, each % (B * 4));
+                    const float2 gate = add_parts(s->parts, 2 * tile, each % (B * 4)),
+                                 up = add_parts(s->parts, 2 * tile + 1, each % (B * 4));
                     const float first = gate.x * root, second = gate.y * root;
                     // up is times 2^-64 still, as is to be handed on
                     const float scaled = root * DOWN;
-                    hand_on(p.gated + (row * FF + (tile * CTAS + cta) * 8) / 2 + each % 4,
+                    hand_on(p.gated + (row * FF + (cta * 8 + tile) * 8) / 2 + each % 4,
                             first / (1.0f + __expf(-first)) * (up.x * scaled),
                             second / (1.0f + __expf(-second)) * (up.y * scaled), gated_tag);
                 }
@@ -169,16 +165,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode_frame(const __gr
                 scale = next_scale(norms + 2 * D);
                 if constexpr (B == 1) {
                     constexpr int WORDS = FF / WARPS / 2, EACH = WORDS / 128;
-                    uint4 v[EACH];
-                    const u32 *from = p.gated + warp * WORDS + lane * 4;
-                    do v[0] = load_u4(from);
-                    while ((stale(v[0], gated_tag, PAIR)));
+                    uint4 v[EACH], first[1];
+                    const u32 *from = p.gated + warp * WORDS + lane * 4, *const words[1] = {from};
+                    poll(first, words, gated_tag, PAIR);
+                    v[0] = first[0];
 #pragma unroll
                     for (int each = 1; each < EACH; each++) v[each] = load_u4(from + each * 128);
+                    for (;;) { // ask again for what was not there
+                        u32 bad = 0;
 #pragma unroll
-                    for (int each = 1; each < EACH; each++)
-                        while ((stale(v[each], gated_tag, PAIR))) v[each] = load_u4(from + each * 128);
-                    __syncwarp();
+                        for (int each = 1; each < EACH; each++)
+                            if (stale(v[each], gated_tag, PAIR)) v[each] = load_u4(from + each * 128), bad = 1;
+                        if (!__any_sync(~0u, bad)) break;
+                    }
 #pragma unroll
                     for (int each = 0; each < EACH; each++)
                         *(uint4 *)(s->gated[warp] + each * 128 + lane * 4) = make_uint4(

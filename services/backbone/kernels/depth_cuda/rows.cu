@@ -3,13 +3,13 @@
 // Row fragments of `PARTS` times 32 columns of what is handed on as pairs of bf16 [B, width], from `column` on.
 template <int PARTS> __device__ __forceinline__ void load_rows(u32 (*a)[AR], const u32 *from, int width, int column) {
     const int lane = threadIdx.x % 32, row = lane / 4;
+    from += row * (width / 2) + column / 2 + lane % 4 * 4; // what comes on top is known to the compiler
 #pragma unroll
     for (int half = 0; half < (HIGH ? 2 : 1); half++)
 #pragma unroll
         for (int part = 0; part < PARTS; part++) {
             uint4 v = make_uint4(0, 0, 0, 0);
-            if (row + half * 8 < B)
-                v = load_u4(from + ((row + half * 8) * width + column + part * 32) / 2 + lane % 4 * 4);
+            if (row + half * 8 < B) v = load_u4(from + half * 4 * width + part * 16);
             a[part][half * 4] = v.x, a[part][half * 4 + 1] = v.y, a[part][half * 4 + 2] = v.z,
                            a[part][half * 4 + 3] = v.w;
         }
@@ -122,27 +122,28 @@ struct Normed {
             return;
         }
 #pragma unroll
-        for (int half = 0; half < (HIGH ? 2 : 1); half++) {
-            float sum = 0;
-            uint4 v[4];
+        for (int half = 0; half < (HIGH ? 2 : 1); half++)
 #pragma unroll
             for (int part = 0; part < 4; part++) {
-                v[part] = make_uint4(0, 0, 0, 0);
-                if (row + half * 8 < B) v[part] = load_constant(rows[half] + column + part * 32);
+                uint4 v = make_uint4(0, 0, 0, 0);
+                if (row + half * 8 < B) v = load_constant(rows[half] + column + part * 32);
+                u32 *r = a[part] + half * 4;
+                r[0] = v.x, r[1] = v.y, r[2] = v.z, r[3] = v.w;
             }
+        float sums[2] = {};
 #pragma unroll
-            for (int part = 0; part < 4; part++) {
-                const uint4 by = load_constant(scale + column + part * 32);
-                const u32 x[4] = {v[part].x, v[part].y, v[part].z, v[part].w}, y[4] = {by.x, by.y, by.z, by.w};
+        for (int part = 0; part < 4; part++) {
+            const uint4 by = load_constant(scale + column + part * 32);
+            const u32 y[4] = {by.x, by.y, by.z, by.w};
 #pragma unroll
-                for (int each = 0; each < 4; each++) {
-                    const float l = low(x[each]), h = high(x[each]);
-                    a[part][half * 4 + each] = pack(l * DOWN * low(y[each]), h * DOWN * high(y[each]));
-                    sum += l * l + h * h;
-                }
+            for (int each = 0; each < AR; each++) {
+                const float l = low(a[part][each]), h = high(a[part][each]);
+                a[part][each] = pack(l * DOWN * low(y[each % 4]), h * DOWN * high(y[each % 4]));
+                sums[each / 4] += l * l + h * h;
             }
-            put_squares(squares, half, sum);
         }
+#pragma unroll
+        for (int half = 0; half < (HIGH ? 2 : 1); half++) put_squares(squares, half, sums[half]);
     }
 };
 __device__ __forceinline__ float inverse_root(const float (*squares)[16], int row, float eps) {

@@ -26,7 +26,7 @@ struct Draw {
         const u64 seed = (u64)p.seeds[slot];
         temperature = p.temperature[slot];
         const i64 wanted = p.top_k[slot];
-        top_k = wanted < BINS ? (int)wanted : BINS;
+        top_k = wanted < 1 ? 1 : wanted < BINS ? (int)wanted : BINS;
         gumbel(noise, seed, threadIdx.x, codebook, (u32)p.frames[slot]);
         gumbel(noise + 4, seed, threadIdx.x + THREADS, codebook, (u32)p.frames[slot]);
     }
@@ -35,64 +35,54 @@ struct Draw {
         return bits ^ ((u32)((int)bits >> 31) | 0x80000000u);
     }
     __device__ __forceinline__ int take(Shared *s, const u32 *logits, u32 tag) const {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const int warp = threadIdx.x / 32;
         float value[8];
         u32 key[8];
         uint4 words[2];
-        do {
-            words[0] = load_u4(logits + threadIdx.x * 4), words[1] = load_u4(logits + BINS / 2 + threadIdx.x * 4);
-        } while ((stale(words[0], tag, SINGLE) | stale(words[1], tag, SINGLE)));
+        const u32 *const from[2] = {logits + threadIdx.x * 4, logits + BINS / 2 + threadIdx.x * 4};
+        poll(words, from, tag, SINGLE);
         if (SHARES_KEYS && warp == 0) fence(); // block 0's words are among warp 0's
         *(float4 *)value = singles(words[0], tag), *(float4 *)(value + 4) = singles(words[1], tag);
 #pragma unroll
         for (int each = 0; each < 8; each++)
             value[each] += 0.0f, key[each] = rising(value[each]); // -0 and 0 are one number
-        // The greatest cut with top_k tokens at or above it, two bits a round.
-        u32 cut = 0, count = BINS, turn = 0;
-        if (threadIdx.x < 4) s->counts[0][threadIdx.x] = 0;
-        __syncthreads();
-#pragma unroll 1
-        for (int bit = 30; bit >= 0 && count != top_k; bit -= 2) {
-            const u32 one = cut | 1u << bit, two = cut | 2u << bit, three = cut | 3u << bit,
-                      next = turn == 2 ? 0 : turn + 1;
-            u32 above = 0;
-#pragma unroll
-            for (int each = 0; each < 8; each++)
-                above += (key[each] >= one) + ((u32)(key[each] >= two) << 10) + ((u32)(key[each] >= three) << 20);
-            above = __reduce_add_sync(~0u, above);
-            if (lane < 3) atomicAdd(&s->counts[turn][lane], above >> lane * 10 & 1023);
-            if (threadIdx.x >= THREADS - 4) s->counts[next][threadIdx.x - (THREADS - 4)] = 0;
-            __syncthreads();
-            const uint4 all = *(const uint4 *)s->counts[turn];
-            turn = next;
-            if (all.z >= top_k)
-                cut = three, count = all.z;
-            else if (all.y >= top_k)
-                cut = two, count = all.y;
-            else if (all.x >= top_k)
-                cut = one, count = all.x;
-        }
-        u64 best = 0;
+        u32 rank[8]; // orders as the scores
         const float inverse = __frcp_rn(temperature);
 #pragma unroll
         for (int each = 0; each < 8; each++) {
-            const u32 token = (each < 4 ? 0 : BINS / 2 - 4) + threadIdx.x * 4 + each;
-            if (key[each] < cut) continue;
             const float share = value[each] * inverse,
                         quotient = fmaf(fmaf(-share, temperature, value[each]), inverse, share);
             const float score = top_k == 1 ? value[each] : __fadd_rn(quotient, noise[each]);
-            const u64 ranked = (u64)rising(score + 0.0f) << 32 | (~0u - token); // of equals the first
-            if (ranked > best) best = ranked;
+            const u32 order = rising(score + 0.0f);
+            rank[each] = order > 1 ? order : 1;
         }
-        for (int way = 16; way; way >>= 1) {
-            const u64 other = __shfl_xor_sync(~0u, best, way);
-            if (other > best) best = other;
-        }
-        if (lane == 0) s->best[warp] = best;
-        __syncthreads();
+        // The best score whose logit is among the greatest top_k, ties included: the best of all, unless top_k logits or
+        // more are above its own; then the best of those, and so on.
+        u32 cut = 0, chosen = 0;
+#pragma unroll 1
+        for (int turn = 0;; turn ^= 1) {
+            u32 top = 0, token = ~0u, logit = 0, count = 0;
 #pragma unroll
-        for (int other = 0; other < WARPS; other++)
-            if (s->best[other] > best) best = s->best[other];
-        return (int)(~0u - (u32)best);
+            for (int each = 0; each < 8; each++)
+                if (key[each] > cut) {
+                    count++;
+                    if (rank[each] > top) // of equals the first
+                        top = rank[each], token = (each < 4 ? 0 : BINS / 2 - 4) + threadIdx.x * 4 + each, logit = key[each];
+                }
+            const u32 most = __reduce_max_sync(~0u, top), first = __reduce_min_sync(~0u, top == most ? token : ~0u);
+            count = __reduce_add_sync(~0u, count);
+            if (top == most && token == first) s->best[turn][warp] = make_uint4(most, first, logit, count);
+            __syncthreads();
+            top = 0, token = ~0u, logit = 0, count = 0;
+#pragma unroll
+            for (int other = 0; other < WARPS; other++) {
+                const uint4 its = s->best[turn][other];
+                count += its.w;
+                if (its.x > top || (its.x == top && its.y < token)) top = its.x, token = its.y, logit = its.z;
+            }
+            if ((int)count < top_k) break;
+            cut = logit, chosen = token;
+        }
+        return (int)chosen;
     }
 };

@@ -33,6 +33,7 @@ constexpr bool SHARES_KEYS = B == 1; // all blocks read the one row's keys and v
 constexpr int AR = HIGH ? 8 : 4; // registers of a row fragment, 32 columns of the inner dimension
 // What all blocks poll at once has several copies, so that they do not all poll the same lines of the L2 cache.
 constexpr int COPIES = 4, X_WORDS = B * D / 2, SQUARES_WORDS = B * D / 8, QKV_WORDS = B * QKV;
+constexpr int QKV_COPIES = B == 1 ? COPIES : 1; // of several rows each is read by one block
 constexpr u32 PAIR = 0x40004000u, SINGLE = 0x40000000u;                     // the bits of a pair of bf16 and of a float
 constexpr float DOWN = 5.421010862427522e-20f, UP = 1.8446744073709552e19f; // 2^-64, 2^64
 static_assert(B >= 1 && B <= 16 && K <= PLACES && D == WARPS * HD, "shapes");
@@ -47,7 +48,7 @@ struct Args {
     const float *temperature;
     i64 *codes;        // [B, K]
     const i64 *forced; // [B, K] codes to use instead of sampled ones, or null
-    // Exchanged, the first three in COPIES copies: the residual stream times the next norm's scale [B, D], the sums of
+    // Exchanged, the first two in COPIES copies and the third in QKV_COPIES: the residual stream times the next norm's scale [B, D], the sums of
     // the squares of 8 columns [B, D / 8], [B, QKV], [K, B, BINS], [B, D], [B, FF], and the newest codes [B].
     u32 *x, *squares, *qkv, *logits, *attended, *gated, *drawn;
     u16 *keys, *values; // [LAYERS, B, KV, PLACES * HD] each
@@ -69,15 +70,14 @@ struct Shared {
     u8 ring[WARPS][STAGES][STAGE];
     float parts[PARTS_FLOATS];
     float squares[2][WARPS][16];
-    // Of attention: queries, results; keys and values of a kv head in the order in which lanes read them.
+    // Of attention: queries, results; the newest place's key and value.
     __align__(16) u32 query[HEADS][HD / 2];
     __align__(16) u32 attended[HEADS][HD / 2];
     __align__(16) float scores[HEADS][PLACES];
-    __align__(16) u16 keys[KV][PLACES * HD], values[KV][PLACES * HD];
+    __align__(16) u32 newest[KV][2][HD / 2];
     // A single row goes through here to the lanes that need it, a part for each warp.
     __align__(16) u32 stream[B == 1 ? WARPS : 1][D / WARPS / 2], gated[B == 1 ? WARPS : 1][FF / WARPS / 2], zeros[4];
-    u64 best[WARPS];
-    __align__(16) u32 counts[3][4];
+    uint4 best[2][WARPS]; // of a warp's candidates: score, token, logit, number
     Run runs[RUNS + 1];
 };
 static_assert(sizeof(Shared) <= SHARED, "shared memory");

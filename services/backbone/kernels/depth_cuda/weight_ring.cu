@@ -51,7 +51,7 @@ struct Ring {
             else if (r == RUNS)
                 it.pieces = -1;
             else if (r % 2)
-                it = {p.heads + ((u64)(r - 3) / 2 * CTAS + cta) * WARPS * 2 * STAGE, pass, 2, 2};
+                it = {p.heads + ((u64)cta * (K - 1) + (r - 3) / 2) * WARPS * 2 * STAGE, pass, 2, 2};
             s->runs[r] = it;
         }
         ring = shared_address(&s->ring[threadIdx.x / 32][0][0]) + threadIdx.x % 32 * 16;

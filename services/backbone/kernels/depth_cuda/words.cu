@@ -45,6 +45,18 @@ __device__ __forceinline__ void hand_on(u32 *at, float2 v, u32 tag) {
 __device__ __forceinline__ u32 stale(uint4 v, u32 tag, u32 mask) {
     return ((v.x ^ tag) | (v.y ^ tag) | (v.z ^ tag) | (v.w ^ tag)) & mask;
 }
+// Until all of a warp's words are this use's.
+template <int N>
+__device__ __forceinline__ void poll(uint4 (&words)[N], const u32 *const (&from)[N], u32 tag, u32 mask) {
+    u32 bad;
+    do {
+        bad = 0;
+#pragma unroll
+        for (int each = 0; each < N; each++) words[each] = load_u4(from[each]);
+#pragma unroll
+        for (int each = 0; each < N; each++) bad |= stale(words[each], tag, mask);
+    } while (__any_sync(~0u, bad));
+}
 __device__ __forceinline__ float single(u32 word, u32 tag) { return __uint_as_float(word ^ tag) * UP; }
 __device__ __forceinline__ uint4 load_constant(const void *at) {
     uint4 v;
