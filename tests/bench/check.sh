@@ -6,6 +6,7 @@
 #   bench      the table of the generator through its engine, first frames, joins, memory
 #   conversation  first frame of an early and a late turn, at 1 and 256 conversations
 #   profile    time of each kernel in a frame, batch 1, 64 and 512
+#   products   each product of a frame beside its floor
 #   codec      the codec's passes beside stock moshi's
 #   watermark  seconds of audio marked a second, by streams, beside the generator's time
 #   prompts    clips of context audio encoded a second, beside stock moshi's
@@ -66,7 +67,7 @@ import platform, torch, triton
 print(torch.cuda.get_device_name(), "| torch", torch.__version__, "| triton", triton.__version__, "| Python", platform.python_version())
 PY
 
-for name in "${@:-tests variants bench conversation profile codec watermark prompts}"; do
+for name in "${@:-tests variants bench conversation profile products codec watermark prompts}"; do
     for each in $name; do
         case $each in
         tests)
@@ -80,6 +81,7 @@ for name in "${@:-tests variants bench conversation profile codec watermark prom
                 part bench-library 150 "$PYTHON" tests/bench/bench_generator.py --library --only ours first joins ;;
         conversation) part conversation 240 "$PYTHON" tests/bench/bench_conversation.py ;;
         profile) part profile 90 "$PYTHON" tests/bench/profile_frame.py ;;
+        products) part products 60 "$PYTHON" tests/bench/bench_products.py ;;
         codec) part codec 120 "$PYTHON" tests/bench/bench_codec.py ;;
         watermark) part watermark 120 "$PYTHON" tests/bench/bench_watermark.py ;;
         prompts) part prompts 90 "$PYTHON" tests/bench/bench_prompts.py ;;

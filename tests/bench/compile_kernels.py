@@ -1,7 +1,7 @@
 """Compile every kernel for a Hopper GPU, on a machine without one, and print what ptxas says of each.
 
 python tests/bench/compile_kernels.py [FOLDER for PTX] needs no GPU, only the triton package. Shapes are CSM-1B's. What to look
-for: spills (none), registers, and whether loads are wide.
+for: spills (none), registers, whether loads are wide, and whether products on tensor cores run one behind another.
 """
 
 from __future__ import annotations
@@ -52,8 +52,11 @@ def report(
     registers, spilled = (
         int(re.search(pattern, said.stderr)[1]) for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores")
     )
+    is_serialized = "wgmma.mma_async instructions are serialized" in said.stderr + said.stdout
     wide, copies = len(re.findall(r"ld\.global\S*\.v4", ptx)), len(re.findall(r"cp\.async\.cg", ptx))
     cores = "wgmma" if "wgmma.mma" in ptx else "mma" if "mma.sync" in ptx else ""
+    if is_serialized:
+        cores += ", each waits for the one ahead"
     shared = compiled.metadata.shared
     print(f"| {label} | {warps} | {registers} | {spilled} | {shared} | {wide} | {copies} | {cores} |", flush=True)
     return spilled <= 16 and shared <= MOST_SHARED and registers * warps * 32 <= 65536
@@ -113,7 +116,7 @@ def main() -> int:
             "HEAD_DIM": 128,
             "WIDTH": 128,
             "GROUP": 4,
-            "PADDED": 16,
+            "PADDED": 8,
             "OVERLAP": True,
         }
         for tile in (16, 32):

@@ -51,11 +51,16 @@ def _aligned(
     is_own = (at == position)[:, None]
     key = tl.where(is_own, new_key[None, :], key)
     value = tl.where(is_own, new_value[None, :], value)
-    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-    scores = tl.where((at <= position)[None, :], scores, float("-inf"))
-    shares = tl.exp(scores - tl.max(scores, axis=1)[:, None])
-    sums = tl.dot(shares.to(value.dtype), value, input_precision="ieee") / tl.sum(shares, axis=1)[:, None]
-    tl.store(out + (row * HEADS + head)[:, None] * HEAD_DIM + column[None, :], sums.to(out.dtype.element_ty), mask=here)
+    # Keys by queries: tensor cores take no fewer than 16 rows of the first, of which few heads would leave most empty.
+    scores = tl.dot(key, tl.trans(query), input_precision="ieee") * scale  # [TILE, PADDED]
+    scores = tl.where((at <= position)[:, None], scores, float("-inf"))
+    shares = tl.exp(scores - tl.max(scores, axis=0)[None, :])
+    sums = tl.dot(tl.trans(value), shares.to(value.dtype), input_precision="ieee") / tl.sum(shares, axis=0)[None, :]
+    tl.store(
+        out + (row * HEADS + head)[None, :] * HEAD_DIM + column[:, None],
+        sums.to(out.dtype.element_ty),
+        mask=tl.trans(here),
+    )
 
 
 def aligned_attend(
@@ -75,7 +80,7 @@ def aligned_attend(
     _aligned[(count, kv_heads)](
         qkv, rope, keys, values, out, position, blocks * block_tokens, blocks_per_slot * block_tokens, 1 / math.sqrt(head_dim),
         HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, WIDTH=triton.next_power_of_2(head_dim),
-        TILE=max(16, triton.next_power_of_2(position + 1)), GROUP=group, PADDED=max(16, triton.next_power_of_2(group)),
+        TILE=max(16, triton.next_power_of_2(position + 1)), GROUP=group, PADDED=max(8, triton.next_power_of_2(group)),
         OVERLAP=overlap, num_warps=1 if keys.dtype == torch.bfloat16 else 4, launch_pdl=overlap,
     )  # fmt: skip
     return out
