@@ -28,7 +28,7 @@ MAX_BATCH = 16
 _WARPS, _PIECE, _POSITIONS, _BINS, _COPIES = 8, 2048, 32, 2048, 4
 _DIM, _QKV, _INTERMEDIATE = 1024, 1536, 8192
 _SHARED_LIMIT = 227 * 1024  # bytes that a block of a Hopper GPU can have
-_PARTS = ("shapes", "words", "weight_ring", "products", "rows", "attention", "sampling", "frame")
+_PARTS = ("shapes", "ptx", "words", "weight_ring", "products", "rows", "attention", "sampling", "frame")
 _KEEP_PERCENT = 8  # of the layers' weights stay in the L2 cache from step to step
 
 

@@ -62,7 +62,7 @@ struct Attention {
                     values[(lane / 2 * 32 + lane % 2 * 16 + each * 4 + place / 2 % 4) * 8 + place / 8 * 2 + place % 2] =
                         (u16)columns[each];
         }
-        meet(kv);
+        meet<32 * GROUP>(1 + kv);
         { // eight places' scores
             float scores[2][4] = {};
             if (part * 8 <= place) {
@@ -83,7 +83,7 @@ struct Attention {
                     make_float2(at <= place ? scores[0][0] + scores[1][0] : __int_as_float(0xff800000),
                                 at + 1 <= place ? scores[0][1] + scores[1][1] : __int_as_float(0xff800000));
         }
-        meet(kv);
+        meet<32 * GROUP>(1 + kv);
         float2 scores[4];
         float most = __int_as_float(0xff800000), total = 0;
 #pragma unroll
@@ -120,9 +120,6 @@ struct Attention {
             mma(c, shares[2], 0, shares[3], 0, v.z, v.w);
             if (group < GROUP) s->attended[kv * GROUP + group][tile * 4 + quad] = pack(c[0] * by, c[1] * by);
         }
-        meet(kv);
-    }
-    __device__ __forceinline__ static void meet(int kv) {
-        asm volatile("bar.sync %0, %1;" ::"r"(1 + kv), "n"(32 * GROUP) : "memory");
+        meet<32 * GROUP>(1 + kv);
     }
 };

@@ -1,8 +1,7 @@
 // The kernel: a frame from the backbone's output to codes. Part of one source, see shapes.cu.
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) decode_frame(const __grid_constant__ Args p) {
-    extern __shared__ __align__(1024) u8 memory[];
-    Shared *s = (Shared *)memory;
+    Shared *s = (Shared *)shared_memory();
     const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, cta = blockIdx.x;
     const u32 frame = load_u(p.frame);
     if (tid < 4) s->zeros[tid] = 0;

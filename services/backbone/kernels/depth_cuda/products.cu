@@ -1,20 +1,11 @@
 // Matrix products of a block: tensor-core tiles and the sum over its warps. Part of one source, see shapes.cu.
 
-__device__ __forceinline__ void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
 // The next piece: this lane's weights of 8 outputs and 128 of the inner dimension.
 __device__ __forceinline__ void take(Ring &ring, uint4 (&b)[4]) {
     const u32 piece = ring.ring + ring.at * STAGE;
 #pragma unroll
     for (int part = 0; part < 4; part++)
-        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(b[part].x), "=r"(b[part].y), "=r"(b[part].z), "=r"(b[part].w)
-                     : "r"(piece + part * 512)
-                     : "memory");
+        b[part] = load_shared(piece + part * 512);
     if (++ring.at == STAGES) ring.at = 0;
 }
 // a: the four row fragments of those 128.

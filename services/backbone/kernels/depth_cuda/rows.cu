@@ -154,9 +154,7 @@ __device__ __forceinline__ float inverse_root(const float (*squares)[16], int ro
 }
 // Two columns of the stream, from the threads that own them, to all blocks. scale: of the norm that comes next.
 __device__ __forceinline__ u32 next_scale(const u16 *scale) { // this thread's two columns, to be asked for early
-    u32 v;
-    asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(scale + blockIdx.x * 8 + threadIdx.x % 4 * 2));
-    return v;
+    return load_constant_u(scale + blockIdx.x * 8 + threadIdx.x % 4 * 2);
 }
 __device__ __forceinline__ void hand_on_stream(const Args &p, float2 x, u32 by, u32 tag) {
     const int row = threadIdx.x / 4, pair = threadIdx.x % 4;

@@ -24,21 +24,14 @@ struct Ring {
             left--;
 #pragma unroll
             for (int part = 0; part < STAGE / 512; part++)
-                asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(ring + stage * STAGE +
-                                                                                                  part * 512),
-                             "l"(next + part * 512), "l"(policy)
-                             : "memory");
+                copy(ring + stage * STAGE + part * 512, next + part * 512, policy);
             next += STAGE;
         }
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        commit_copies();
     }
     __device__ __forceinline__ void start(Shared *s, const Args &p) {
         const int cta = blockIdx.x, is_less = cta >= SPLIT, each = LAYERS * (LAYER_PIECES - is_less);
-        u64 keep, pass;
-        asm volatile("createpolicy.fractional.L2::evict_last.L2::evict_first.b64 %0, %1;"
-                     : "=l"(keep)
-                     : "f"(KEEP / 100.0f));
-        asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(pass));
+        const u64 keep = keep_share(KEEP / 100.0f), pass = keep_nothing();
         const u8 *layers = p.layers + ((is_less ? (u64)SPLIT * WARPS * LAYERS * LAYER_PIECES : 0) +
                                        (u64)(cta - is_less * SPLIT) * WARPS * each) *
                                           STAGE;
@@ -61,7 +54,7 @@ struct Ring {
         for (int stage = 0; stage < STAGES; stage++) fetch(s, stage);
     }
     template <int N> __device__ __forceinline__ void wait() const { // for the next N pieces
-        asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - N) : "memory");
+        wait_copies<STAGES - N>();
         __syncwarp();
     }
     template <int N> __device__ __forceinline__ void release(Shared *s) { // the N pieces read last

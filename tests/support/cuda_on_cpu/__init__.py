@@ -1,0 +1,47 @@
+"""The depth decoder's kernel on a CPU: its CUDA source compiled by g++, each CUDA thread a fiber of one core.
+
+What is in PTX (ptx.cu) is replaced by ptx.h. Blocks run in an order of chance. It finds wrong indices, waits that
+never end, and pieces of weights read before they are there; not how a GPU orders what it writes to memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CAN_RUN = shutil.which("g++") is not None and platform.machine() == "x86_64"
+_MOST_TURNS = 20_000
+
+
+def compile_for_cpu(source: str, ptx: str, options: Sequence[str], folder: Path) -> bytes:
+    """The kernel's source, in which `ptx` is replaced, and NVRTC's options → the path of a library."""
+    threads, ours, run = ((HERE / name).read_text() for name in ("threads.h", "ptx.h", "run.h"))
+    kernel = source.replace(ptx, ours)
+    assert kernel != source and "asm" not in kernel
+    defines = [option for option in options if option.startswith("-D")]
+    (folder / "kernel.cpp").write_text("\n".join([threads, kernel, run]))
+    command = ["g++", "-O1", "-std=c++17", "-w", "-shared", "-fPIC", "-fno-strict-aliasing", "-fno-stack-protector"]
+    names = ["-DKERNEL=decode_frame", "-DARGUMENTS=Args"]
+    library = folder / "kernel.so"
+    subprocess.run([*command, *defines, *names, folder / "kernel.cpp", "-o", library], check=True)
+    return bytes(library)
+
+
+class Kernel:
+    """As nvrtc.Kernel. `library`: the path that compile_for_cpu returned."""
+
+    def __init__(self, library: bytes, function: str, *, shared_bytes: int):
+        self._launch = ctypes.CDLL(library.decode()).launch
+        self._launch.restype = ctypes.c_long
+        self._launches = 0
+
+    def launch_cooperative(self, blocks: int, threads: int, arguments: ctypes.Structure) -> None:
+        """Raises: RuntimeError when threads wait for each other forever."""
+        self._launches += 1
+        if self._launch(ctypes.byref(arguments), blocks, threads, self._launches, ctypes.c_long(_MOST_TURNS)) < 0:
+            raise RuntimeError("threads wait for each other")

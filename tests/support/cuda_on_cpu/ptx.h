@@ -1,0 +1,53 @@
+// What depth_cuda/ptx.cu has in PTX. Copies arrive as late as they may.
+
+static uint4 load_u4(const void *at) {
+    leave_cpu();
+    return *(const uint4 *)at;
+}
+static u32 load_u(const void *at) {
+    leave_cpu();
+    return *(const u32 *)at;
+}
+static void store_u(u32 *at, u32 v) { *at = v; }
+static void store_u2(u32 *at, u32 x, u32 y) { at[0] = x, at[1] = y; }
+static void fence() {}
+static uint4 load_constant(const void *at) { return *(const uint4 *)at; }
+static u32 load_constant_u(const void *at) { return *(const u32 *)at; }
+static u8 *shared_memory() { return (u8 *)fiber->shared; }
+static u32 shared_address(const void *at) { return (u32)((const char *)at - fiber->shared); }
+static uint4 load_shared(u32 at) { return *(const uint4 *)(fiber->shared + at); }
+static void copy(u32 to, const void *from, u64) { fiber->asked.push_back({fiber->shared + to, (const char *)from}); }
+static void commit_copies() { fiber->groups.push_back(std::move(fiber->asked)), fiber->asked.clear(); }
+template <int N> static void wait_copies() {
+    while (fiber->groups.size() > N) {
+        for (const Copy &each : fiber->groups.front()) memcpy(each.to, each.from, 16);
+        fiber->groups.erase(fiber->groups.begin());
+    }
+}
+static u64 keep_share(float) { return 0; }
+static u64 keep_nothing() { return 0; }
+template <int COUNT> static void meet(int barrier) { meet_at(barriers[fiber->block * 8 + barrier], COUNT); }
+static u32 rounded(float v) { // to bf16, to the nearest even
+    const u32 bits = __float_as_uint(v);
+    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+static u32 pack(float first, float second) { return rounded(first) | rounded(second) << 16; }
+// The PTX manual's layout of mma.m16n8k16: lane 4 r + q has of a rows r and r + 8, columns 2 q, 2 q + 1 and 8 more; of b
+// column r, rows 2 q, 2 q + 1 and 8 more; of c rows r and r + 8, columns 2 q and 2 q + 1.
+static void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    Fragment *fragments = fiber->warp->fragments[fiber->exchanges++ & 1];
+    fragments[fiber->lane] = {{a0, a1, a2, a3}, {b0, b1}};
+    __syncwarp();
+    auto dot = [](u32 x, u32 y) {
+        return __uint_as_float(x << 16) * __uint_as_float(y << 16) +
+               __uint_as_float(x & 0xffff0000u) * __uint_as_float(y & 0xffff0000u);
+    };
+    for (int pair = 0; pair < 4; pair++) {
+        const Fragment &a = fragments[fiber->lane / 4 * 4 + pair];
+        for (int column = 0; column < 2; column++) {
+            const Fragment &b = fragments[(fiber->lane % 4 * 2 + column) * 4 + pair];
+            for (int half = 0; half < 2; half++)
+                c[half * 2 + column] += dot(a.a[half], b.b[0]) + dot(a.a[2 + half], b.b[1]);
+        }
+    }
+}
