@@ -9,9 +9,9 @@ delays playback. So a chunk is small while the listener's buffer is short and la
     if the pace drops to real time, it still arrives before an underrun
 
 A stage that is short of time must not send more messages and lose more time. So frames that are ready go out together
-even with a short buffer; a listener who buffers two frames gets two at a time at least; and a stream a little slower than
-it is heard, whose listener waits for every chunk however small it is, goes four at a time. One slower than half of real
-time is no server under load but a slow machine, and every frame goes at once.
+even with a short buffer; a stream that is hardly faster than it is heard goes two frames at a time at least, if its
+listener buffers as many; and one a little slower, whose listener waits for every chunk however small it is, four. One
+slower than half of real time is no server under load but a slow machine, and every frame goes at once.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from collections.abc import Sequence
 
 DEFAULT_MAX_SIZES = (1, 1, 2, 4, 8)
 _MAKING_SHARE = 0.8  # of the buffer; with 0.5 a stream at 65 ms a frame made 36 messages of 20 s, now 24
-_LEAST_BUFFERED = 2  # frames of a chunk for a listener who buffers as many
-_LEAST_SLOW = 4  # likewise of a stream slower than speech
+# Least frames of a chunk for a listener who buffers as many as the first of these.
+_LEAST_CLOSE = 2  # of a stream that is hardly faster than speech:
+_CLOSE = 0.95  # of real time
+_LEAST_SLOW = 4  # of one slower than speech
 _SLOWEST = 2.0  # times real time, up to which there is a least
 _SURELY_SLOW = 12  # frames after the first audible one that show it: the first ones wait for the prompt and for a step
 
@@ -32,8 +34,9 @@ class ChunkSizer:
     max_sizes: most frames in the first, second, … chunk; the last is repeated.
     held_back_frames: frames that later stages hold back before any audio. None: `max_sizes` alone decide.
     opening_frames: first frames that are heard at once all the same; they make the first chunk.
-    listener_buffer_s: audio that the listener buffers before playing. A chunk takes two fifths of it at most, or one
-        frame's time; the rest is for later stages, which do not always take the same time.
+    listener_buffer_s: audio that the listener buffers before playing. A chunk takes a quarter of it at most, of a stream
+        that is hardly faster than speech one frame's time; the rest is for later stages, which do not always take the
+        same time.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class ChunkSizer:
     ):
         self._max_sizes, self._frame_s, self._held_back = max_sizes or DEFAULT_MAX_SIZES, frame_s, held_back_frames
         self._opening, self._listener_frames = opening_frames, listener_buffer_s / 2 / frame_s
-        self._least = max(1, min(_LEAST_BUFFERED, int(listener_buffer_s / frame_s)))
+        self._buffers = listener_buffer_s >= _LEAST_CLOSE * frame_s
         self._chunks = self._last_sent = self._audible_sent = 0
         self._began_s = self._last_s = 0.0
         self._audible_s: float | None = None  # when the first audible frame had been sent
@@ -74,11 +77,14 @@ class ChunkSizer:
         pace_s = max((now_s - self._began_s) / sent, (now_s - self._last_s) / max(1, sent - self._last_sent))
         self._last_s, self._last_sent = now_s, sent
         played_frames = (now_s - self._audible_s) / self._frame_s
-        buffer_frames = sent - self._held_back - played_frames + self._listener_frames
+        # Of the first audible frame a part is held back too, when the look-ahead is no whole number of frames.
+        buffer_frames = sent - self._held_back - 1 - played_frames + self._listener_frames
         makeable = _MAKING_SHARE * self._frame_s * buffer_frames / max(pace_s, 1e-9)
-        least = self._least
-        if pace_s >= _SLOWEST * self._frame_s:
-            least = 1
-        elif least > 1 and played_frames > sent - self._audible_sent >= _SURELY_SLOW:
-            least = _LEAST_SLOW
+        least = self._least(sent - self._audible_sent, played_frames, pace_s)
         return max(1, min(limit, max(ready, least, int(min(buffer_frames, makeable)))))
+
+    def _least(self, made: int, played: float, pace_s: float) -> int:
+        """Frames of a chunk at least. made, played: frames since the first audible one was sent."""
+        if not self._buffers or made < _SURELY_SLOW or pace_s >= _SLOWEST * self._frame_s:
+            return 1
+        return _LEAST_SLOW if played > made else _LEAST_CLOSE if played > _CLOSE * made else 1
