@@ -82,7 +82,7 @@ class FrameStream:
             self._engine.cancel(self.seq)
 
     def add(self, frame: list[int]) -> bool:
-        """Called by the engine, on its thread. Returns: whether all that the reader waits for is there: to be told once."""
+        """Called by the engine, on its thread. Returns: whether all that the reader waits for is there, once."""
         self._frames.append(frame)
         if len(self._frames) < self._wanted:
             return False
@@ -101,7 +101,7 @@ class FrameStream:
         self._wakeup = asyncio.get_running_loop().create_future()
         self._wanted = frames
         try:
-            if len(self._frames) < frames:  # again: a frame that came before _wanted was set told nobody
+            if len(self._frames) < frames:  # again: a frame that came before _wanted was set made no event
                 await self._wakeup
         finally:
             self._wanted, self._wakeup = math.inf, None

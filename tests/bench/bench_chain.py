@@ -8,7 +8,7 @@ chain_setup.py has the limits:
                 Or rate/s:seconds: an open loop of utterances of 4.3 s, as 20/s:15
     LISTEN      1: a caller hears an utterance out before the next, as people do; 0: the next when the last is received
     AUDIO_S     length of every utterance (20)
-    TURNS       callers hold conversations of so many turns, each heard out, PAUSE_S (1) between two; 0: single utterances (0)
+    TURNS       callers hold conversations of this many turns, each heard out, PAUSE_S (1) between two; 0: single utterances (0)
     PROMPT_S    each utterance brings a voice prompt of this length (0), with SHARED_PROMPT=1 the same one
     REPLICAS    backbones, each on a GPU of its own, in turn (1); CODECS (1), WATERMARKS (1) and GATEWAYS (2 a backbone) likewise.
                 CODEC_GPU (0) and WATERMARK_GPU (the last) say where their first ones are

@@ -66,7 +66,7 @@ class Device:
 
 
 class Card:
-    """As Device, of one GPU that the processes share in turns of `_TURN_S`, whoever holds the lock on its file.
+    """As Device, of one GPU that the processes share in turns of `_TURN_S`: of the process that holds the lock on its file.
 
     A pass takes what it takes on an H200, by the tables of docs/performance.md and NOTES.md.
     """
