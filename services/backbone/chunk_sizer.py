@@ -10,8 +10,9 @@ delays playback. So a chunk is small while the listener's buffer is short and la
 
 A stage that is short of time must not send more messages and lose more time. So frames that are ready go out together
 even with a short buffer; a stream that is hardly faster than it is heard goes two frames at a time at least, if its
-listener buffers as many; and one a little slower, whose listener waits for every chunk however small it is, four. One
-slower than half of real time is no server under load but a slow machine, and every frame goes at once.
+listener buffers as many; and one a little slower, whose listener has played all of that buffer and waits for every chunk
+however small it is, four. One slower than half of real time is no server under load but a slow machine, and every frame
+goes at once.
 """
 
 from __future__ import annotations
@@ -80,11 +81,11 @@ class ChunkSizer:
         # Of the first audible frame a part is held back too, when the look-ahead is no whole number of frames.
         buffer_frames = sent - self._held_back - 1 - played_frames + self._listener_frames
         makeable = _MAKING_SHARE * self._frame_s * buffer_frames / max(pace_s, 1e-9)
-        least = self._least(sent - self._audible_sent, played_frames, pace_s)
+        least = self._least(sent - self._audible_sent, played_frames, buffer_frames + self._listener_frames, pace_s)
         return max(1, min(limit, max(ready, least, int(min(buffer_frames, makeable)))))
 
-    def _least(self, made: int, played: float, pace_s: float) -> int:
-        """Frames of a chunk at least. made, played: frames since the first audible one was sent."""
+    def _least(self, made: int, played: float, left: float, pace_s: float) -> int:
+        """Frames of a chunk at least. made, played: frames since the first audible one was sent. left: of all the buffer."""
         if not self._buffers or made < _SURELY_SLOW or pace_s >= _SLOWEST * self._frame_s:
             return 1
-        return _LEAST_SLOW if played > made else _LEAST_CLOSE if played > _CLOSE * made else 1
+        return _LEAST_SLOW if left <= 0 else _LEAST_CLOSE if played > _CLOSE * made else 1
