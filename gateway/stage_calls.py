@@ -140,8 +140,7 @@ class StageCall:
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from None
         except asyncio.CancelledError:
-            # Ours, when this task is cancelled; otherwise the call was cancelled under us.
-            if (task := asyncio.current_task()) is not None and task.cancelling():
+            if _is_cancelled():  # we are; otherwise the call was cancelled under us
                 raise
             raise UnavailableError(f"{self.stage}: {self._abandoned or 'the stream was cancelled'}") from None
 
@@ -159,3 +158,9 @@ class StageCall:
             code = grpc.StatusCode.DEADLINE_EXCEEDED
             return CallError(code, f"{self.stage}: Deadline Exceeded", reason=code.name, retryable=False)
         return from_upstream(self.stage, error, self._rename)
+
+
+def _is_cancelled() -> bool:
+    """Whether the current task is. A frame that held the task would keep it: its error refers to its frames."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

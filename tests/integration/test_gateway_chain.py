@@ -1,5 +1,6 @@
 """The chain as its caller sees it, over fake stages: audio, order, overlap, output formats, verification."""
 
+import asyncio
 import gc
 import io
 import re
@@ -72,6 +73,26 @@ async def test_an_utterance_leaves_nothing_for_the_garbage_collector(open_chain,
     finally:
         gc.enable()
     assert not kept
+
+
+async def test_an_utterance_whose_caller_leaves_does_not_either(open_chain, probe):
+    """An error's frames hold the tasks that they name, and a task holds its error."""
+    chain = await open_chain()
+    probe.frames = 37
+    await listen(chain.speech.StreamSynthesize(request(), timeout=10))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            call = chain.speech.StreamSynthesize(request(), timeout=10)
+            await anext(aiter(call))
+            call.cancel()
+        async with asyncio.timeout(10):
+            while kept := [each for each in gc.get_objects() if type(each) in (SpeechChain, Turn)]:
+                kept.clear()
+                await asyncio.sleep(0.05)
+    finally:
+        gc.enable()
 
 
 async def test_stages_overlap(open_chain, probe):
