@@ -1,7 +1,7 @@
 """Time limits of waits that are nearly always kept, such as for each message of a stream.
 
 `asyncio.timeout` makes a timer for each wait and cancels it again, 5 % of what a message costs. Here all waits of an event
-loop share one timer: it is set for the earliest limit of those that waited when it last rang.
+loop share one timer: it is set for the earliest limit of those that waited when it last rang, or for an earlier one since.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import TracebackType
 class TimeLimit:
     """`with TimeLimit(seconds): await …`, as `asyncio.timeout`. Raises: TimeoutError."""
 
-    __slots__ = ("_at_s", "_cancelling", "_is_over", "_seconds", "_task", "_waits")
+    __slots__ = ("_cancelling", "_is_over", "_seconds", "_task", "_waits")
 
     def __init__(self, seconds: float):
         self._seconds = seconds
@@ -37,8 +37,8 @@ class TimeLimit:
             raise TimeoutError from error
 
     def reschedule(self, at_s: float) -> None:
-        """Move the limit to `at_s` on the event loop's clock. Does nothing once it is over."""
-        if not self._is_over:
+        """Move the limit to `at_s` on the event loop's clock. Does nothing once the time or the wait is over."""
+        if self in self._waits.waiting:
             self._waits.add(self, at_s)
 
     def end(self) -> None:

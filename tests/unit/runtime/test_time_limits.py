@@ -51,6 +51,14 @@ async def test_a_limit_can_be_moved_to_both_sides():
             await loop.create_future()
 
 
+async def test_a_limit_moved_after_its_wait_ends_nothing():
+    loop = asyncio.get_running_loop()
+    with TimeLimit(30) as limit:
+        pass
+    limit.reschedule(loop.time())
+    await asyncio.sleep(0.02)
+
+
 async def test_who_cancels_the_task_meanwhile_is_heard():
     inside = asyncio.Event()
 
