@@ -128,8 +128,9 @@ def check_settings() -> None:
         raise SystemExit("REPLICAS='1': must be 2 or more with COMPARE")
     if setting("TURNS") and setting("PROMPT_S"):
         raise SystemExit(f"TURNS={os.environ['TURNS']!r}: cannot be used with PROMPT_S")
-    if setting("TURNS") and any(wish.rate_hz is not None for wish in setting("POINTS")):
-        raise SystemExit(f"TURNS={os.environ['TURNS']!r}: cannot be used with a rate among POINTS")
+    for name in ("POINTS", "POINTS_ALL"):
+        if setting("TURNS") and any(wish.rate_hz is not None for wish in setting(name) or ()):
+            raise SystemExit(f"TURNS={os.environ['TURNS']!r}: cannot be used with a rate among {name}")
     if setting("COMPARE") != "0" and setting("RECORD"):
         raise SystemExit(
             f"RECORD={os.environ['RECORD']!r}: cannot be used with COMPARE, whose gateways are not all in use"

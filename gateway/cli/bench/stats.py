@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from gateway.cli.bench.fleet import Outcome
-from gateway.cli.bench.plan import Plan
 from gateway.cli.bench.record import ACCOUNTING, OK, UNFINISHED, Record
 from gateway.cli.trace.spans import Span
 from gateway.cli.trace.waterfall import bars_of_trace
@@ -129,14 +128,16 @@ def point(outcome: Outcome, traces: Sequence[list[Span]] = ()) -> Point:
         traces=len(traces),
         trace_s=_rows(traces),
         client_lag_s=Spread.of(outcome.lag_s),
-        full_load_streams=_full_load_streams(records, plan),
+        full_load_streams=_full_load_streams(outcome),
     )
 
 
-def _full_load_streams(records: Sequence[Record], plan: Plan) -> float | None:
-    if (span_s := plan.full_load_s) is None:
+def _full_load_streams(outcome: Outcome) -> float | None:
+    if (span_s := outcome.plan.full_load_s) is None:
         return None
-    return sum(record.full_load_audio_s for record in records) / (span_s[1] - span_s[0])
+    begin_s, end_s = span_s
+    length_s = (end_s if outcome.is_complete else min(end_s, outcome.wall_s)) - begin_s
+    return sum(record.full_load_audio_s for record in outcome.records) / length_s if length_s > 0 else None
 
 
 def _stages(records: Sequence[Record]) -> dict[str, Spread]:

@@ -161,6 +161,10 @@ def test_callers_may_hold_conversations_or_bring_prompts(monkeypatch):
     monkeypatch.setenv("POINTS", "4 3/s:5")
     with pytest.raises(SystemExit, match="TURNS='6': cannot be used with a rate among POINTS"):
         check_settings()
+    monkeypatch.setenv("POINTS", "4")
+    monkeypatch.setenv("POINTS_ALL", "3/s:5")
+    with pytest.raises(SystemExit, match="TURNS='6': cannot be used with a rate among POINTS_ALL"):
+        check_settings()
     monkeypatch.setenv("PROMPT_S", "10")
     with pytest.raises(SystemExit, match="TURNS='6': cannot be used with PROMPT_S"):
         check_settings()

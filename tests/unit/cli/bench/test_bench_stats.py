@@ -76,6 +76,11 @@ def test_full_load_counts_neither_the_coming_nor_the_going_of_callers():
     assert point(outcome(records, ramp_up_s=8.0, duration_s=8.0)).full_load_streams is None
     assert point(outcome(records, ramp_up_s=2.0, duration_s=7.0, listens=True)).full_load_streams is None
     assert point(outcome([], ramp_up_s=2.0, duration_s=7.0)).full_load_streams == 0.0
+    stopped = outcome(records, ramp_up_s=2.0, duration_s=7.0)
+    stopped.is_complete = False  # after 4 s
+    assert point(stopped).full_load_streams == pytest.approx(6.25)
+    stopped.wall_s = 1.5
+    assert point(stopped).full_load_streams is None
 
 
 def test_a_listener_counts_what_comes_in_a_span_of_time():
