@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from moshi.models import MimiModel, loaders
+from moshi.modules import SEANetEncoder
+from moshi.modules.transformer import ProjectedTransformer
 from moshi.utils.compile import no_compile
 from torch import Tensor
 
@@ -61,7 +63,7 @@ def load_mimi(bundle: Bundle, device: torch.device | str = "cpu") -> MimiModel:
                 "correct bundle.toml",
             )  # fmt: skip
         with torch.device("meta"):
-            model = loaders.get_mimi(None, config, device="meta", num_codebooks=bundle.codebooks)
+            model = mimi_of(config, bundle.codebooks, "meta")
     except (KeyError, TypeError, AssertionError) as error:
         raise PartError("mimi", config_file, f"unusable ({error!r})", "correct it") from error
     weights = str(files["weights"])
@@ -82,6 +84,20 @@ def load_mimi(bundle: Bundle, device: torch.device | str = "cpu") -> MimiModel:
             f"has {words.format(*actual)}, the bundle says {words.format(*stated)}",
             "correct bundle.toml",
         )
+    return model
+
+
+def mimi_of(config: dict[str, Any], codebooks: int, device: torch.device | str = "cpu") -> MimiModel:
+    """An unfilled Mimi. Beside moshi's own keys the config may have `encoder`: what differs in the encoder from `seanet` and
+    `transformer`, which moshi builds encoder and decoder alike from.
+
+    Raises: KeyError, TypeError or AssertionError where the config does not describe a Mimi.
+    """
+    model = loaders.get_mimi(None, config, device=device, num_codebooks=codebooks)
+    if own := config.get("encoder"):
+        model.encoder = SEANetEncoder(**config["seanet"] | own["seanet"]).to(device)
+        model.encoder_transformer = ProjectedTransformer(device=device, **config["transformer"] | own["transformer"])
+        model.eval()
     return model
 
 

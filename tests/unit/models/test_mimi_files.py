@@ -56,6 +56,26 @@ def test_half_precision_weights_run_in_fp32(folder):
     assert {parameter.dtype for parameter in load(folder).parameters()} == {torch.float32}
 
 
+def test_an_encoder_of_its_own_shape(folder):
+    """moshi builds encoder and decoder alike; a section `encoder` makes the one larger and leaves the other."""
+    own = {"seanet": {"n_filters": 3}, "transformer": {"num_layers": 3}}
+    as_wide = tiny_mimi.CONFIG | {part: tiny_mimi.CONFIG[part] | change for part, change in own.items()}
+    stock, wide = (loaders.get_mimi(None, config, num_codebooks=4) for config in (tiny_mimi.CONFIG, as_wide))
+    stock.load_state_dict(load_file(folder / "mimi.safetensors"))
+    encoder = {name: tensor for name, tensor in wide.state_dict().items() if name.startswith("encoder")}
+    decoder = {name: tensor for name, tensor in stock.state_dict().items() if not name.startswith("encoder")}
+    save_file(encoder | decoder, folder / "mimi.safetensors")
+    (folder / "mimi.json").write_text(json.dumps(tiny_mimi.CONFIG | {"encoder": own}))
+    ours = load(folder)
+    wide.quantizer.load_state_dict(stock.quantizer.state_dict())
+    audio = torch.randn(1, 1, 1920 * 5) * 0.1
+    with torch.no_grad():
+        latent = wide.encoder_transformer(wide.encoder(audio))[0]
+        assert torch.allclose(ours.encoder_transformer(ours.encoder(audio))[0], latent, atol=1e-6)
+        codes = ours.encode(audio)
+        assert codes.shape == (1, 4, 5) and torch.allclose(ours.decode(codes), stock.decode(codes), atol=1e-6)
+
+
 def edit_weights(folder, change):
     state = load_file(folder / "mimi.safetensors")
     change(state)
