@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Codebooks:
-    """Trains the eight codebooks of `mimi` by exponential averages. Works on moshi's own buffers."""
+    """Trains the codebooks of `mimi` by exponential averages. Works on moshi's own buffers."""
 
     def __init__(self, mimi: MimiModel, decay: float = 0.99):
         self.first, self.rest = mimi.quantizer.rvq_first, mimi.quantizer.rvq_rest
@@ -23,11 +23,14 @@ class Codebooks:
             yield rvq, rvq.input_proj(x), [layer._codebook for layer in rvq.vq.layers]
 
     @torch.no_grad()
-    def seed(self, x: Tensor) -> None:
-        """k-means of every codebook on latents x [1, C, N]."""
-        for _, projected, books in self.chains(x):
+    def seed(self, x: Tensor, last: int | None = None) -> None:
+        """k-means of every codebook on latents x [1, C, N], or of the `last` ones alone."""
+        for rvq, projected, books in self.chains(x):
             residual = projected[0].T
-            for book in books:
+            first = 0 if last is None else len(books) - (last if rvq is self.rest else 0)
+            for book in books[:first]:
+                residual = residual - table_of(book)[nearest(residual, table_of(book))]
+            for book in books[first:]:
                 centres, sizes = _run_kmeans(residual, book.codebook_size, 30)
                 book.cluster_usage.copy_(sizes)
                 book.embedding_sum.copy_(centres * sizes[:, None])
@@ -49,7 +52,7 @@ class Codebooks:
         """Take entry 0 of codebook 0 out of use, by moving it far away: an all-zero frame then means
         end of speech and nothing else."""
         book = self.first.vq.layers[0]._codebook
-        table = book.embedding_sum / book.cluster_usage.clamp(min=1e-5)[:, None]
+        table = table_of(book)
         far = nn.functional.normalize(table[0], dim=0) * 10 * table.norm(dim=1).max()
         book.embedding_sum[0] = far * book.cluster_usage[0].clamp(min=1e-5)
         book._embedding = None
@@ -65,7 +68,7 @@ class Codebooks:
             flat = projected.transpose(1, 2).reshape(-1, d).float()
             residual, total = flat, torch.zeros_like(flat)
             for i, book in enumerate(books):
-                table = book.embedding_sum / book.cluster_usage.clamp(min=1e-5)[:, None]
+                table = table_of(book)
                 picked = nearest(residual.detach(), table)
                 value = table[picked]
                 used = torch.ones(b, 1, device=x.device) if keep is None or i == 0 else (keep > i).float()[:, None]
@@ -78,6 +81,10 @@ class Codebooks:
             straight = flat + (total - flat).detach()
             outputs.append(rvq.output_proj(straight.view(b, t, d).transpose(1, 2)))
         return outputs[0] + outputs[1], outputs[0], torch.stack(losses).mean(), torch.stack(codes, 1)
+
+
+def table_of(book: EuclideanCodebook) -> Tensor:
+    return book.embedding_sum / book.cluster_usage.clamp(min=1e-5)[:, None]
 
 
 def nearest(x: Tensor, table: Tensor) -> Tensor:

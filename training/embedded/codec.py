@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from codebooks import Codebooks
-from moshi.models import MimiModel, loaders
+from moshi.models import MimiModel
 from moshi.modules.conv import StreamingConv1d, StreamingConvTranspose1d
 from moshi.modules.seanet import SEANetResnetBlock
 from moshi.quantization.core_vq import EuclideanCodebook
 from torch import Tensor, nn
 
-FRAME_SAMPLES, CODEBOOKS, BINS = 1920, 8, 1024
+FRAME_SAMPLES, CODEBOOKS, BINS = 1920, 10, 1024
 CONTEXT = 64  # transformer steps of 20 ms: as far back as a training crop reaches
 CONFIG = {
     "sample_rate": 24000,
@@ -41,13 +42,43 @@ CONFIG = {
         "norm": "layer_norm", "positional_embedding": "rope", "dim_feedforward": 768,
         "input_dimension": 192, "output_dimensions": [192],
     },
+    # What differs in the encoder, which costs nothing while it speaks.
+    "encoder": {"seanet": {"n_filters": 32}, "transformer": {"num_layers": 6}},
 }  # fmt: skip
 
 
 def build(config: dict = CONFIG) -> MimiModel:
-    mimi = loaders.get_mimi(None, config, num_codebooks=config["quantizer"]["n_q"])
+    sys.path.append(str(Path(__file__).parents[2]))  # of the repository
+    from models.mimi import mimi_of
+
+    mimi = mimi_of(config, config["quantizer"]["n_q"])
     mimi.config = config  # for `save`
     return mimi
+
+
+@torch.no_grad()
+def grown(folder: Path, config: dict = CONFIG) -> tuple[MimiModel, int]:
+    """The codec of `folder` in a larger shape, and how many of its codebooks have no table yet (`Codebooks.seed`).
+
+    It says what the smaller one said: the old weights are a corner of the new ones, nothing old listens to a new
+    channel yet, and a new transformer layer adds nothing yet.
+    """
+    old, new = restored(folder), build(config)
+    initialise(new)
+    state, known = new.state_dict(), old.state_dict()
+    for name, value in state.items():
+        if name not in known:
+            if name.endswith(("out_projs.0.weight", "linear2.weight", "embedding_sum")):
+                value.zero_()
+            continue
+        corner = tuple(slice(size) for size in known[name].shape)
+        if value.dim() > 1:
+            ins = 0 if "convtr" in name else 1  # the axis of the input channels
+            fresh = [slice(None)] * value.dim()
+            fresh[ins], fresh[1 - ins] = slice(known[name].shape[ins], None), slice(known[name].shape[1 - ins])
+            value[tuple(fresh)] = 0
+        value[corner] = known[name]
+    return new, config["quantizer"]["n_q"] - old.config["quantizer"]["n_q"]
 
 
 @torch.no_grad()

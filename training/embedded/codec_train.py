@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from bank import SAMPLES_PER_LABEL, Bank
 from codebooks import Codebooks
-from codec import build, initialise, latent, restored, save, tune, waveform
+from codec import build, grown, initialise, latent, restored, save, tune, waveform
 from discriminator import Discriminator, fool_loss, judge_loss
 from distances import MelDistance, PhaseDistance, TextureDistance
 from listener import Listener
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 PHONES = 178
 LABELS = 32  # a crop: 32 labels of 40 ms = 16 frames = 1.28 s
 PLAIN_STEPS = 1500
+TRUSTED_STEPS = 1000  # until the listener and the phoneme classifier count in full
 
 
 class Trainer:
@@ -44,11 +45,15 @@ class Trainer:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = False  # on, it spends 26 s on its choice and gains nothing
         torch.backends.cuda.enable_cudnn_sdp(False)
-        if begun := args.full or args.start:
-            self.mimi = restored(begun / "mimi").to(self.device)
+        self.new_books = 0
+        if args.full:
+            self.mimi = restored(args.full / "mimi")
+        elif args.start:
+            self.mimi, self.new_books = grown(args.start / "mimi")
         else:
-            self.mimi = build().to(self.device)
+            self.mimi = build()
             initialise(self.mimi)
+        self.mimi.to(self.device)
         self.bf16 = tune(self.mimi, args.batch, LABELS // 2)
         self.heads = nn.Linear(self.mimi.config["seanet"]["dimension"], 2 * PHONES).to(self.device)
         self.distance, self.phases = MelDistance().to(self.device), PhaseDistance().to(self.device)
@@ -60,6 +65,7 @@ class Trainer:
         self.examples: tuple[Tensor, Tensor, Tensor] | None = None
         self.path = args.out / "codec.pt"
         self.step, self.rate = 0, torch.zeros((), device=self.device)
+        self.trust = torch.zeros((), device=self.device)  # in the listener and the classifier, which begin from nothing
         self.listener_optimizer = self.optimizer_of(self.listener.parameters())
 
     def autocast(self):
@@ -86,7 +92,7 @@ class Trainer:
         understood = [mel.new_zeros(())] * 2
         if self.args.listen:
             heard, *understood = self.listen(audio, phones, made)
-            loss = loss + self.args.listen * heard
+            loss = loss + self.args.listen * self.trust * heard
         if not judged:
             loss = loss + self.args.mel * mel
         else:
@@ -163,7 +169,7 @@ class Trainer:
         made = made.float()
         logits = self.heads(semantic.transpose(1, 2)).unflatten(-1, (2, PHONES))  # [B, T, 2, PHONES]
         phone_loss = F.cross_entropy(logits.flatten(0, 2), phones.flatten())
-        mel, phase, *said = self.learn(audio, phones, made, 0.25 * commitment + 0.5 * phone_loss, judged)
+        mel, phase, *said = self.learn(audio, phones, made, 0.25 * commitment + 0.5 * self.trust * phone_loss, judged)
         hit = (logits.flatten(0, 2).argmax(-1) == phones.flatten()).float().mean()
         return torch.stack([mel, phase, commitment, phone_loss, hit, *said]).detach()
 
@@ -185,6 +191,7 @@ class Trainer:
         stage, since = "", 0
         while clock.done < 1:
             self.rate.fill_(clock.rate(self.step, args.peak, args.warm_up))
+            self.trust.fill_(min(1.0, (self.step + 1) / TRUSTED_STEPS))
             now = "plain" if self.step < args.plain_steps else "quantised" if clock.spent_s < args.judged else "judged"
             if now != stage:
                 stage, since = now, self.step
@@ -192,10 +199,7 @@ class Trainer:
             if stage == "judged":
                 self.weight.fill_(min(1.0, (self.step - since) / 500))  # let the judge learn first
             if self.step == args.plain_steps:
-                with torch.no_grad():
-                    crops = [latent(self.mimi, self.bank.crops(args.batch, LABELS)[0]) for _ in range(24)]
-                self.books.seed(torch.cat(crops).transpose(0, 1).reshape(1, crops[0].shape[1], -1))
-                self.books.level(args.batch * LABELS / 2)
+                self.seed()
             figures = step()
             self.step += 1
             if self.step % args.report == 0:
@@ -213,6 +217,13 @@ class Trainer:
         save(self.mimi, args.out / "mimi")
         (args.out / "done").touch()
 
+    @torch.no_grad()
+    def seed(self, last: int | None = None) -> None:
+        """Tables of all codebooks, or of the last ones, from what speech has come."""
+        crops = [latent(self.mimi, self.bank.crops(self.args.batch, LABELS)[0]) for _ in range(24)]
+        self.books.seed(torch.cat(crops).transpose(0, 1).reshape(1, crops[0].shape[1], -1), last)
+        self.books.level(self.args.batch * LABELS / 2)
+
     def resume_full(self) -> float:
         """Take up a broken run, or begin from a finished codec (--start). Returns the seconds spent already."""
         args = self.args
@@ -227,7 +238,10 @@ class Trainer:
             self.load_optimizer(self.judge_optimizer, state["judge_optimizer"])
             self.step = state["step"]
             return state["spent_s"]
-        if args.start:
+        if self.new_books:
+            self.seed(self.new_books)
+            save(self.mimi, args.out / "mimi")  # better than nothing, should the run break off
+        elif args.start:
             self.books.level(args.batch * LABELS / 2)  # a bundle's tables carry no counts
         return 0.0
 
@@ -322,6 +336,7 @@ class Trainer:
         stage, since = "", 0
         while clock.done < 1:
             self.rate.fill_(clock.rate(self.step, args.peak, 2 * args.warm_up))
+            self.trust.fill_(min(1.0, (self.step + 1) / TRUSTED_STEPS))
             now = "plain" if clock.spent_s < args.judged else "judged"
             if now != stage:
                 stage, since = now, self.step
@@ -380,7 +395,7 @@ def main() -> None:
     parser.add_argument("--judged-mel", type=float, default=5, help="the same beside a discriminator")
     parser.add_argument("--phase", type=float, default=8, help="weight of the distance of phases")
     parser.add_argument("--texture", type=float, default=5, help="weight of the distance of textures")
-    parser.add_argument("--listen", type=float, default=0.5, help="weight of what a phoneme recogniser hears; 0: none")
+    parser.add_argument("--listen", type=float, default=2, help="weight of what a phoneme recogniser hears; 0: none")
     parser.add_argument("--warm-up", type=int, default=100)
     parser.add_argument("--held-out", type=int, default=1, help="first shards that only `examine` hears")
     parser.add_argument("--decoder-seconds", type=float, default=0, help="both: of its second half")
@@ -392,8 +407,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    finished = (args.out / "done").exists()
+    if args.stage == "both" and finished:
+        args.full = args.out
     trainer = Trainer(args)
-    if args.stage != "decoder" and not (args.out / "done").exists():
+    if args.stage != "decoder" and not finished:
         trainer.full()
     if args.stage == "both":
         args.seconds, args.peak, args.out = args.decoder_seconds, args.decoder_peak, args.decoder_out

@@ -18,6 +18,7 @@ from torch.nn.attention.varlen import varlen_attn
 # torch 2.10 asks by another name than later ones.
 CAUSAL = {"window_size": (-1, 0)} if "window_size" in signature(varlen_attn).parameters else {"is_causal": True}
 KINDS = 178  # the teacher's phoneme alphabet, for the auxiliary head
+OF_CODES = ("audio_embeddings.weight", "codebook0_head.weight", "audio_head")  # weights that know what codes mean
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class Shape:
 @dataclass(frozen=True)
 class Settings:
     backbone: Shape = Shape(8, 6, 6, 288, 736, 1024)
-    decoder: Shape = Shape(3, 5, 5, 160, 448, 9)
+    decoder: Shape = Shape(2, 5, 5, 160, 448, 11)
     text_vocab_size: int = 260
     audio_vocab_size: int = 1027
-    codebooks: int = 8
+    codebooks: int = 10
 
     def config(self) -> dict:
         """Sesame's config.json; shapes without a flavour name are spelled out, as the backbone service reads them."""
@@ -199,6 +200,24 @@ class Generator(nn.Module):
             if "head" in name:
                 std *= 0.5
             parameter.normal_(0, std)
+
+    @torch.no_grad()
+    def take(self, known: dict[str, Tensor], codes: bool = True) -> list[str]:
+        """Fill from a generator of fewer codebooks and of another depth decoder: what has a place here is taken over, the
+        embeddings of new codebooks begin small, so that frames mean what they did. codes: weights that know what codes
+        mean, too. Returns: what begins from nothing."""
+        fresh = []
+        for name, value in self.state_dict().items():
+            part = known.get(name)
+            if part is None or (name in OF_CODES and not codes):
+                fresh.append(name)
+                continue
+            if name == "audio_embeddings.weight":
+                value[len(part) :] *= 0.1
+            value[tuple(slice(size) for size in part.shape)] = part.to(value)
+            if part.shape != value.shape:
+                fresh.append(f"{name} beyond {list(part.shape)}")
+        return fresh
 
     def embed(self, codes: Tensor, text: Tensor) -> Tensor:
         """codes [..., K], -1 on text rows; text [...], -1 on audio rows -> [..., D]."""

@@ -23,8 +23,6 @@ from library import DOCUMENTS, LENGTH, Library
 from stepper import Clock, Log, Replayed, replace
 from torch import Tensor, nn
 
-OF_CODES = ("audio_embeddings.weight", "codebook0_head.weight", "audio_head")  # weights that know what codes mean
-
 
 class Trainer:
     def __init__(self, args: argparse.Namespace):
@@ -38,11 +36,8 @@ class Trainer:
         if args.start:
             from safetensors.torch import load_file
 
-            known, own = load_file(args.start / "model.safetensors"), self.model.state_dict()
-            new = OF_CODES if args.new_codes else ()
-            kept = {name: value for name, value in known.items() if value.shape == own[name].shape and name not in new}
-            print("from scratch:", sorted(own.keys() - kept.keys()) or "nothing", flush=True)
-            self.model.load_state_dict(own | kept)
+            fresh = self.model.take(load_file(args.start / "model.safetensors"), codes=not args.new_codes)
+            print("from scratch:", fresh or "nothing", flush=True)
         self.heads = nn.Linear(self.settings.backbone.dim, 2 * KINDS).to(self.device)
         unheard, heard = slice(None, args.held_out), slice(args.held_out, None)
         self.library = Library(args.tokens, self.device, args.batch, args.seed, args.capacity, heard)
@@ -240,7 +235,7 @@ def main() -> None:
     # Half of the rows are frames. At 10 the depth decoder saw a fifth of them, and was then what the model did worst.
     parser.add_argument("--depth-share", type=int, default=2, help="one row in so many goes through the depth decoder")
     parser.add_argument(
-        "--others", type=float, default=2.0, help="weight of codebooks 1 … 7, together, against codebook 0"
+        "--others", type=float, default=3.0, help="weight of codebooks 1 … 9, together, against codebook 0"
     )
     parser.add_argument("--average", type=float, default=0.003)
     parser.add_argument("--capacity", type=int, default=60_000_000, help="rows the device may hold")

@@ -7,7 +7,7 @@
 # Seconds: FULL, DECODER, GENERATOR. FULL=0 keeps the bundle's encoder and codebooks, and the codes their meaning; DECODER=0
 # leaves that stage out. FRESH=1: a codec from nothing, when its shape is another; the generator's weights that know codes
 # begin from nothing too. HOURS of speech, SEED: another one each sitting. RECORDERS share the making of it.
-# On two GPUs the speech ends with the encoder, whatever HOURS says.
+# On two GPUs the speech ends with the encoder, whatever HOURS says. A codec that breaks off is used as it was last stored.
 # CODEC, LEARN: more options of the codec and the generator. BESIDE: a command for the first GPU, once the encoder is finished.
 # TINY=1: seconds of everything on a CPU.
 set -u
@@ -19,6 +19,11 @@ say() { echo "$(date +%T) $*"; }
 fail() { # the file `stop` ends the steps that would wait for ever
     say "$1 failed, see its log"
     touch "$work/failed" "$work/speech/stop" "$work/tokens/stop"
+}
+broken_off() {
+    [ -e "$work/full/mimi/model.safetensors" ] || { fail codec; return; }
+    say "codec broke off, see its log"
+    touch "$work/full/done"
 }
 first='' second=''
 [ "${GPUS:-1}" = 2 ] && first=0 second=1
@@ -70,7 +75,7 @@ if ! [ -e "$work/full/done" ] || { [ $stage = both ] && ! [ -e "$work/decoder/do
     { on "$first" python3 codec_train.py $stage --speech "$work/speech" $start --out "$work/full" \
         --seconds "${FULL:-300}" --batch 32 --peak 6e-4 --hours 90 --least-hours $hours_first --keep 1000 \
         --decoder-out "$work/decoder" --decoder-seconds "${DECODER:-300}" $tiny ${CODEC:-} >"$work/logs/codec.log" 2>&1 ||
-        fail codec; } &
+        broken_off; } &
     training=$!
     while ! [ -e "$work/full/done" ] && ! [ -e "$work/failed" ]; do sleep 0.5; done
     [ -n "$second" ] || wait $training

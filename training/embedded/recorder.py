@@ -32,7 +32,7 @@ def read(worker: int, text: Path, lines: multiprocessing.Queue, first_seed: int,
     """Endless: lists of (text, speaker, phoneme ids). The seed of every LINES lines is first_seed + 100,000 worker + serial."""
     sys.path.append(str(ROOT))
     from cast import Reader
-    from text import Writer
+    from text import Writer, key_of
 
     from services.tokenizer.spoken.form import NotSpeakable, SpokenForm
 
@@ -50,6 +50,8 @@ def read(worker: int, text: Path, lines: multiprocessing.Queue, first_seed: int,
                     line = spoken.of(line)
                 except NotSpeakable:
                     continue
+            if key_of(line) in writer.held_out:  # "Mr. Brown", now in words
+                continue
             if (ids := reader.ids(line)) is not None:
                 found.append((line, speaker, ids))
         for at in range(0, len(found), 32):

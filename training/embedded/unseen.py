@@ -52,8 +52,8 @@ def template_for(sentence: str) -> str | None:
 
 def made_by_rule(sentences: list[str]) -> list[str]:
     """Those that are a short answer or fit a template."""
-    short = {text._key(line) for line in SHORT}
-    return [s for s in sentences if text._key(s) in short or template_for(s)]
+    short = {text.key_of(line) for line in SHORT}
+    return [s for s in sentences if text.key_of(s) in short or template_for(s)]
 
 
 def main() -> None:
@@ -64,17 +64,17 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=45)
     args = parser.parse_args()
     found = {f"made by rule: {s}" for s in made_by_rule(ACCEPTANCE)}
-    wanted, lines = {text._key(s): s for s in ACCEPTANCE}, 0
+    wanted, lines = {text.key_of(s): s for s in ACCEPTANCE}, 0
     writer = Writer(args.text, 0)
     for name in ("books", "chats"):
-        found |= {f"in the {name}: {line}" for line in getattr(writer, name) if text._key(line) in wanted}
+        found |= {f"in the {name}: {line}" for line in getattr(writer, name) if text.key_of(line) in wanted}
     for first in args.seeds:
         for seed in (first + w * 100_000 + s for w in range(args.workers) for s in range(args.shards)):
             writer.draw.seed(seed)
             writer.held_out = set()
             for line in islice(iter(writer), LINES):
                 lines += 1
-                if (key := text._key(line)) in wanted:
+                if (key := text.key_of(line)) in wanted:
                     found.add(f"written with seed {seed}: {wanted[key]}")
     print(f"{len(ACCEPTANCE)} sentences, {lines} lines of training text: {len(found)} found", *sorted(found), sep="\n")
     raise SystemExit(1 if found else 0)
