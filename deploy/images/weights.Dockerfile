@@ -1,5 +1,5 @@
 # Fills the volume that the services mount read-only: run once, by a Job.
-# The only image with weights inside, those of the bundle that ships (45 MB); other bundles are
+# The only image with weights inside, those of the bundle that ships (51 MB); other bundles are
 # downloaded at the revisions their bundle.toml names.
 ARG BASE=python:3.11-slim-bookworm
 

@@ -22,23 +22,23 @@ from services.watermark.embedder import Embedder
 from services.watermark.weights import load_nets
 from support.backbone_slots import open_slot
 
-TEXT, SPEAKER, SEED = "Yes, that would be great.", 0, 18
+TEXT, SPEAKER, SEED = "Yes, that would be great.", 0, 52
 # The first frames of this text, speaker and seed at the default temperature and top-k, in fp32. A code is where
 # logits / temperature + noise is greatest. Processors differ by about 1e-4 there, so codes can only differ where the
 # runner-up is as close as that: of some dozens of seeds this is the one whose draws are clearest, and the test holds
 # every one of them to CLEAR before it compares. New weights need new codes: run this file (PYTHONPATH=tests).
 CLEAR = 0.05
 GOLDEN = [
-    [283, 162, 597, 844, 409, 574, 10, 885],
-    [438, 477, 443, 162, 934, 1006, 213, 420],
-    [438, 948, 294, 316, 970, 810, 707, 939],
-    [321, 810, 883, 563, 446, 816, 720, 464],
-    [839, 60, 705, 24, 749, 180, 936, 75],
-    [449, 994, 960, 976, 592, 134, 556, 295],
-    [557, 454, 511, 357, 483, 873, 218, 522],
-    [125, 302, 0, 23, 685, 693, 839, 502],
-    [928, 650, 999, 559, 882, 736, 128, 894],
-    [145, 453, 123, 799, 480, 446, 505, 325],
+    [283, 646, 757, 414, 203, 574, 925, 72, 810, 884],
+    [438, 310, 757, 518, 382, 336, 1002, 704, 624, 351],
+    [551, 568, 374, 596, 30, 349, 542, 942, 239, 250],
+    [74, 983, 521, 114, 1016, 195, 400, 248, 497, 325],
+    [570, 614, 552, 353, 141, 655, 716, 533, 168, 897],
+    [449, 994, 139, 181, 896, 89, 155, 90, 24, 347],
+    [557, 454, 147, 278, 637, 890, 457, 40, 744, 362],
+    [658, 246, 764, 968, 555, 515, 907, 867, 623, 276],
+    [928, 152, 166, 109, 346, 846, 158, 431, 8, 372],
+    [843, 461, 657, 42, 347, 719, 600, 246, 14, 1003],
 ]
 
 

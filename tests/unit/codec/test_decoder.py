@@ -163,7 +163,7 @@ def test_a_model_of_another_make_is_refused_at_the_start(part, change, told):
 def test_tf32_keeps_the_voice():
     """The embedded bundle's audio with products of TF32: about 68 dB above what differs."""
     mimi = load_mimi(load_bundle("embedded"))
-    codes = [(slot, random_codes(40 + slot, frames=8, codebooks=8, bins=1024)) for slot in range(2)]
+    codes = [(slot, random_codes(40 + slot, frames=8, codebooks=mimi.num_codebooks, bins=1024)) for slot in range(2)]
     exact, tf32 = (np.concatenate(SlotDecoder(mimi, slots=2, exact=exact).decode(codes)) for exact in (True, False))
     difference = np.square(exact - tf32).sum()
     assert 0 < difference < 1e-6 * np.square(exact).sum()  # 60 dB

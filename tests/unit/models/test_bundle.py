@@ -62,7 +62,7 @@ def test_a_folder_of_the_users(tmp_path):
         (None, "no such bundle; set CSM_MODEL to one of csm-1b, embedded, noise or to a folder"),
         ("id = ", "not TOML"),
         ("", "bad or missing key 'generator'"),
-        (EMBEDDED.read_text().replace("codebooks = 8", "", 1), "bad or missing key 'codebooks'"),
+        (EMBEDDED.read_text().replace("codebooks = 10", "", 1), "bad or missing key 'codebooks'"),
         (EMBEDDED.read_text().replace("layers = 8", "layer = 8", 1), "bad or missing key"),
     ],
 )
