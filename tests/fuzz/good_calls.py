@@ -13,9 +13,10 @@ from csm.tokenizer.v1 import tokenizer_pb2 as tokenizer
 from csm.voice.v1 import voice_pb2 as voice
 from csm.watermark.v1 import watermark_pb2 as watermark
 
+from models.bundle import load_bundle
 from services.runtime.audio import wav_bytes
 
-CODEBOOKS = 8  # of the bundled model
+CODEBOOKS = load_bundle("embedded").codebooks
 _RATE_HZ = 24_000
 _SECOND = (8000 / 32768 * np.sin(np.arange(_RATE_HZ) / 20)).astype(np.float32)
 _SAMPLES = _SECOND[: int(0.4 * _RATE_HZ)]  # a longer search for the mark takes most of the time of a run
