@@ -59,40 +59,38 @@ async def test_every_sample_arrives_in_order_and_marked(open_chain, probe):
     assert 0 < summary.time_to_first_audio.ToNanoseconds() <= summary.real_time_factor * 37 * 0.08 * 1e9
 
 
-async def test_an_utterance_leaves_nothing_for_the_garbage_collector(open_chain, probe):
+def kept():
+    return [each for each in gc.get_objects() if type(each) in (SpeechChain, Turn)]
+
+
+@pytest.fixture
+async def uncollected(open_chain, probe):
+    """A chain that has spoken once, and no garbage collection from then on."""
+    chain = await open_chain()
+    probe.frames = 37
+    await listen(chain.speech.StreamSynthesize(request(), timeout=10))
+    gc.collect()
+    gc.disable()
+    yield chain
+    gc.enable()
+
+
+async def test_an_utterance_leaves_nothing_for_the_garbage_collector(uncollected):
     """What refers to itself stays until a full collection, which stops every stream of the process."""
-    chain = await open_chain()
-    probe.frames = 37
-    await listen(chain.speech.StreamSynthesize(request(), timeout=10))
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(3):
-            await listen(chain.speech.StreamSynthesize(request(), timeout=10))
-        kept = [each for each in gc.get_objects() if type(each) in (SpeechChain, Turn)]
-    finally:
-        gc.enable()
-    assert not kept
+    for _ in range(3):
+        await listen(uncollected.speech.StreamSynthesize(request(), timeout=10))
+    assert not kept()
 
 
-async def test_an_utterance_whose_caller_leaves_does_not_either(open_chain, probe):
+async def test_an_utterance_whose_caller_leaves_does_not_either(uncollected):
     """An error's frames hold the tasks that they name, and a task holds its error."""
-    chain = await open_chain()
-    probe.frames = 37
-    await listen(chain.speech.StreamSynthesize(request(), timeout=10))
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(3):
-            call = chain.speech.StreamSynthesize(request(), timeout=10)
-            await anext(aiter(call))
-            call.cancel()
-        async with asyncio.timeout(10):
-            while kept := [each for each in gc.get_objects() if type(each) in (SpeechChain, Turn)]:
-                kept.clear()
-                await asyncio.sleep(0.05)
-    finally:
-        gc.enable()
+    for _ in range(3):
+        call = uncollected.speech.StreamSynthesize(request(), timeout=10)
+        await anext(aiter(call))
+        call.cancel()
+    async with asyncio.timeout(10):
+        while kept():
+            await asyncio.sleep(0.05)
 
 
 async def test_stages_overlap(open_chain, probe):
