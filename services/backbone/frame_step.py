@@ -66,6 +66,8 @@ class FrameStep:
         self._embeddings = embeddings.view(part.codebooks, part.audio_vocab_size, -1)
         # The depth decoder's inputs: every code's embedding, projected here once instead of in every step.
         self._projected = F.linear(embeddings, self._projection).view(part.codebooks, part.audio_vocab_size, -1)
+        # So the first layer's qkv of every step but the first is known too: [K, V, (H + 2 KV) hd], 0.2 GB for CSM-1B.
+        self._first_qkv = torch.stack([self._depth.first_qkv(inputs) for inputs in self._projected])
         self._depth_weights: DepthWeights | None = None
         self._depth_kernels: dict[int, DepthKernel] = {}  # of each batch size
 
@@ -121,4 +123,4 @@ class FrameStep:
             out_plan = plan
             if codebook + 1 < self.codebooks:
                 attend = depth.aligned_attention(codebook + 1, self._blocks_per_slot, plan)
-                out = depth.forward(inputs, attend, plan)
+                out = depth.forward(inputs, attend, plan, (self._first_qkv[codebook], codes[:, codebook]))

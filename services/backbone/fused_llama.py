@@ -38,7 +38,8 @@ class KernelPlan:
     persistent_depth: bool = False
 
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # (qkv, one layer's keys and values) → [N, H * hd]
+# (qkv, one layer's keys and values) → [N, H * hd]; for aligned rows also which row of qkv each has, [N] int64
+Attend = Callable[..., Tensor]
 
 
 class FusedLlama:
@@ -83,31 +84,47 @@ class FusedLlama:
     def aligned_attention(self, position: int, blocks_per_slot: int, plan: KernelPlan) -> Attend:
         """Attention where row n is slot n, all rows are at one position, and slots' blocks follow one another."""
 
-        def attend(qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        def attend(qkv: Tensor, keys: Tensor, values: Tensor, picked: Tensor | None = None) -> Tensor:
             return self._ops.aligned_attend(
-                qkv, self._rope, position, blocks_per_slot, keys, values, self.shape.heads, plan.overlap
+                qkv, self._rope, position, blocks_per_slot, keys, values, self.shape.heads, plan.overlap, picked
             )
 
         return attend
 
-    def forward(self, x: Tensor, attend: Attend, plan: KernelPlan) -> Tensor:
+    def first_qkv(self, x: Tensor) -> Tensor:
+        """The first layer's norm and qkv of inputs, which forward() takes as `known`. x: [N, D]. Returns: [N, (H + 2 KV) hd]."""
+        first = self._layers[0]
+        return F.linear(self._ops.add_norm(x.float(), None, first.attention_norm, self.shape.norm_eps), first.qkv)
+
+    def forward(
+        self, x: Tensor, attend: Attend, plan: KernelPlan, known: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """All layers.
 
         x: [N, D] fp32, overwritten. attend: from paged_attention() or aligned_attention().
+        known: the first layer's qkv, [V, (H + 2 KV) hd], and which of its rows each of x has, [N] int64; for
+            aligned_attention() alone. None computes it.
         Returns: [N, D], what head() takes.
         """
         ops, eps, overlap = self._ops, self.shape.norm_eps, plan.overlap
-        normed = None if plan.matvec else ops.add_norm(x, None, self._layers[0].attention_norm, eps)
+        normed = None
+        if known is None and not plan.matvec:
+            normed = ops.add_norm(x, None, self._layers[0].attention_norm, eps)
         for index, layer in enumerate(self._layers):
             keys, values = self.cache.keys[index], self.cache.values[index]
             is_last = index + 1 == len(self._layers)
-            if normed is None:
-                qkv = ops.norm_linear(x, layer.attention_norm, eps, layer.qkv, overlap)
-                ops.linear_add(attend(qkv, keys, values), layer.out, x, overlap)
+            if index == 0 and known is not None:
+                table, picked = known
+                attended = attend(table, keys, values, picked)
+            elif normed is None:
+                attended = attend(ops.norm_linear(x, layer.attention_norm, eps, layer.qkv, overlap), keys, values)
+            else:
+                attended = attend(F.linear(normed, layer.qkv), keys, values)
+            if plan.matvec:
+                ops.linear_add(attended, layer.out, x, overlap)
                 gated = ops.norm_gated(x, layer.mlp_norm, eps, layer.gate_up, overlap)
                 ops.linear_add(gated, layer.down, x, overlap)
                 continue
-            attended = attend(F.linear(normed, layer.qkv), keys, values)
             normed = ops.add_norm(x, F.linear(attended, layer.out), layer.mlp_norm, eps)
             gated = (
                 ops.linear_gated(normed, layer.gate_up)

@@ -108,8 +108,8 @@ def main() -> int:
             types = {"sums": "*fp32", "highest": "*fp32", "total": "*fp32", "out": data}
             constants = {"SPLITS": 8, "PADDED": 8, "HEAD_DIM": width, "WIDTH": width, "OVERLAP": True}
             good &= report(f"combine {width} {kind}", attention._combine, types, constants, 1)
-        types = {"qkv": data, "rope": "*fp32", "keys": data, "values": data, "out": data, "position": "i32",
-                 "tokens_all": "i32", "tokens_per_slot": "i32", "scale": "fp32"}  # fmt: skip
+        types = {"qkv": data, "picked": "*i64", "rope": "*fp32", "keys": data, "values": data, "out": data, "position": "i32",
+                 "tokens_all": "i32", "tokens_per_slot": "i32", "picked_stride": "i32", "scale": "fp32"}  # fmt: skip
         constants = {
             "HEADS": 8,
             "KV_HEADS": 2,
@@ -117,6 +117,7 @@ def main() -> int:
             "WIDTH": 128,
             "GROUP": 4,
             "PADDED": 8,
+            "IS_PICKED": True,
             "OVERLAP": True,
         }
         for tile in (16, 32):

@@ -18,18 +18,17 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from services.backbone.kernels.step_attention import _rotated, _rotation
 
 
-@triton.jit(do_not_specialize=["position", "tokens_all", "tokens_per_slot"])
+@triton.jit(do_not_specialize=["position", "tokens_all", "tokens_per_slot", "picked_stride"])
 def _aligned(
-    qkv, rope, keys, values, out, position, tokens_all, tokens_per_slot, scale,
+    qkv, picked, rope, keys, values, out, position, tokens_all, tokens_per_slot, picked_stride, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
-    GROUP: tl.constexpr, PADDED: tl.constexpr, OVERLAP: tl.constexpr,
+    GROUP: tl.constexpr, PADDED: tl.constexpr, IS_PICKED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     row, kv = tl.program_id(0).to(tl.int64), tl.program_id(1)
     member, column, at = tl.arange(0, PADDED), tl.arange(0, WIDTH), tl.arange(0, TILE)
     head = kv * GROUP + member
     fits = column < HEAD_DIM
     here = (member < GROUP)[:, None] & fits[None, :]
-    own = qkv + row * (HEADS + 2 * KV_HEADS) * HEAD_DIM
     cos, sin = _rotation(rope, position, column, HEAD_DIM, WIDTH)
     start = (kv * tokens_all.to(tl.int64) + row * tokens_per_slot) * HEAD_DIM
     place = start + at[:, None] * HEAD_DIM + column[None, :]
@@ -37,6 +36,8 @@ def _aligned(
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
+    own_row = tl.load(picked + row * picked_stride) if IS_PICKED else row
+    own = qkv + own_row * (HEADS + 2 * KV_HEADS) * HEAD_DIM
     key = tl.load(keys + place, mask=before, other=0.0)
     value = tl.load(values + place, mask=before, other=0.0)
     query = tl.load(own + (head * HEAD_DIM)[:, None] + column[None, :], mask=here, other=0.0)
@@ -72,15 +73,19 @@ def aligned_attend(
     values: Tensor,
     heads: int,
     overlap: bool = False,
+    picked: Tensor | None = None,
 ) -> Tensor:
-    count, (kv_heads, blocks, block_tokens, head_dim) = qkv.shape[0], keys.shape
+    kv_heads, blocks, block_tokens, head_dim = keys.shape
+    count = len(qkv if picked is None else picked)
+    assert qkv.is_contiguous()
     out = torch.empty(count, heads * head_dim, device=qkv.device, dtype=qkv.dtype)
     group = heads // kv_heads
     # One warp a program: synchronising several takes longer than the work.
     _aligned[(count, kv_heads)](
-        qkv, rope, keys, values, out, position, blocks * block_tokens, blocks_per_slot * block_tokens, 1 / math.sqrt(head_dim),
+        qkv, qkv if picked is None else picked, rope, keys, values, out, position, blocks * block_tokens,
+        blocks_per_slot * block_tokens, 0 if picked is None else picked.stride(0), 1 / math.sqrt(head_dim),
         HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, WIDTH=triton.next_power_of_2(head_dim),
         TILE=max(16, triton.next_power_of_2(position + 1)), GROUP=group, PADDED=max(8, triton.next_power_of_2(group)),
-        OVERLAP=overlap, num_warps=1 if keys.dtype == torch.bfloat16 else 4, launch_pdl=overlap,
+        IS_PICKED=picked is not None, OVERLAP=overlap, num_warps=1 if keys.dtype == torch.bfloat16 else 4, launch_pdl=overlap,
     )  # fmt: skip
     return out

@@ -88,8 +88,13 @@ def aligned_attend(
     values: Tensor,
     heads: int,
     overlap: bool = False,
+    picked: Tensor | None = None,
 ) -> Tensor:
-    """step_attend where row n is slot n, all are at `position`, and slot n has blocks_per_slot blocks from n * blocks_per_slot on."""
+    """step_attend where row n is slot n, all are at `position`, and slot n has blocks_per_slot blocks from n * blocks_per_slot on.
+
+    picked: [N] int64, the row of qkv that row n has; None where that is n.
+    """
+    qkv = qkv if picked is None else qkv[picked]
     slots = torch.arange(len(qkv), device=qkv.device)
     tables = torch.arange(len(qkv) * blocks_per_slot, device=qkv.device, dtype=torch.int32).view(-1, blocks_per_slot)
     return step_attend(qkv, rope, slots, torch.full_like(slots, position), tables, keys, values, heads)

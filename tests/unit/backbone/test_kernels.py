@@ -130,20 +130,23 @@ def test_step_attention(device, dtype, heads, kv_heads, head_dim, splits, overla
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 16), (6, 6, 48), (8, 2, 128)])
 @pytest.mark.parametrize("position", [2, 16, 31])
+@pytest.mark.parametrize("picks", [False, True])
 @pytest.mark.parametrize("overlap", [False, pytest.param(True, marks=pytest.mark.gpu)])
-def test_aligned_attention(device, dtype, heads, kv_heads, head_dim, position, overlap):
-    """Three slots at one position, each with blocks of its own; another slot's blocks lie behind."""
+def test_aligned_attention(device, dtype, heads, kv_heads, head_dim, position, picks, overlap):
+    """Three slots at one position, each with blocks of its own; another slot's blocks lie behind. Rows may come from a table."""
     if overlap and device.type == "cpu":
         pytest.skip("only a GPU's launches overlap")
     each = 3
     rope = torch.view_as_real(rope_table(LlamaShape(1, heads, kv_heads, heads * head_dim, 1, 48), device)).flatten(1)
-    qkv = torch.randn(3, (heads + 2 * kv_heads) * head_dim, device=device, dtype=dtype)
+    qkv = torch.randn(9 if picks else 3, (heads + 2 * kv_heads) * head_dim, device=device, dtype=dtype)
+    picked = torch.tensor([[0, 8], [0, 3], [0, 8]], device=device)[:, 1] if picks else None  # a column, as of codes
     stores = torch.randn(2, kv_heads, 4 * each, BLOCK_TOKENS, head_dim, device=device, dtype=dtype)
     rows = stores.view(2, kv_heads, 4, each * BLOCK_TOKENS, head_dim)
     rows[:, :, :, position:] = float("nan")  # the position itself and those behind it
     ours, theirs = stores.clone(), stores.clone()
-    attended = triton_ops.aligned_attend(qkv, rope, position, each, *ours, heads, overlap)
-    wanted = reference.aligned_attend(qkv, rope, position, each, *theirs.nan_to_num_(), heads)
+    attended = triton_ops.aligned_attend(qkv, rope, position, each, *ours, heads, overlap, picked)
+    alone = qkv if picked is None else qkv[picked]
+    wanted = reference.aligned_attend(alone, rope, position, each, *theirs.nan_to_num_(), heads)
     assert error(attended, wanted) < limit(dtype)
     assert error(ours.nan_to_num_(), theirs) < limit(dtype)
 
