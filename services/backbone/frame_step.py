@@ -31,10 +31,10 @@ class SlotState:
         self.tables = torch.zeros(slots + 1, blocks_for(backbone.max_seq_len), dtype=torch.int32, device=device)
         self.tables[slots] = padding_block
         self.next_inputs = torch.zeros(slots + 1, backbone.dim, dtype=torch.float32, device=device)
-        self.positions = torch.zeros(slots + 1, dtype=torch.int64, device=device)  # of the next input
-        self.frames = torch.zeros(slots + 1, dtype=torch.int64, device=device)  # index of the next frame
-        self.seeds = torch.zeros(slots + 1, dtype=torch.int64, device=device)
-        self.top_k = torch.ones(slots + 1, dtype=torch.int64, device=device)
+        # One tensor, so that one launch reads or writes them all: positions of the next input, indexes of the next frame.
+        self.numbers = torch.zeros(4, slots + 1, dtype=torch.int64, device=device)
+        self.positions, self.frames, self.seeds, self.top_k = self.numbers
+        self.top_k.fill_(1)
         self.temperature = torch.ones(slots + 1, dtype=torch.float32, device=device)
 
 
@@ -78,8 +78,9 @@ class FrameStep:
         splits: parts that the backbone's attention splits the context into.
         """
         state = self.state
-        positions, frames = state.positions[slots], state.frames[slots]
-        sampling = (state.temperature[slots], state.top_k[slots], state.seeds[slots], frames)
+        numbers = state.numbers.index_select(1, slots)  # [4, B]
+        positions, frames, seeds, top_k = numbers
+        sampling = (state.temperature[slots], top_k, seeds, frames)
         attend = self.backbone.paged_attention(slots, positions, state.tables, splits, plan)
         hidden = self.backbone.forward(state.next_inputs[slots], attend, plan)
         if plan.persistent_depth:
@@ -87,10 +88,9 @@ class FrameStep:
             self._depth_kernel(len(slots)).decode(self.backbone.normed(hidden, plan), slots, *tables, codes)
         else:
             self._decode(hidden, sampling, codes, plan)
-        is_live = slots < state.slots
         state.next_inputs.index_copy_(0, slots, self._ops.embed_frames(codes, self._embeddings))
-        state.positions.index_copy_(0, slots, (positions + 1) * is_live)
-        state.frames.index_copy_(0, slots, (frames + 1) * is_live)
+        state.numbers[:2].index_copy_(1, slots, numbers[:2] + 1)
+        state.numbers[:2, state.slots] = 0  # padding stays at the start
 
     def _depth_kernel(self, batch: int) -> DepthKernel:
         """Compiled at its first use. Raises: CompileError."""

@@ -282,8 +282,7 @@ class GraphRunner:
             ]
             for each in held
         ])  # fmt: skip
-        for column, table in enumerate((state.positions, state.frames, state.seeds, state.top_k)):
-            table.index_copy_(0, index, values[:, column])
+        state.numbers.index_copy_(1, index, values.T)
         state.temperature.index_copy_(0, index, self._upload([each.sampling.temperature for each in held]))
         state.next_inputs.index_copy_(0, index, self._embed(last))
 

@@ -9,6 +9,18 @@ from typing import Any
 import torch
 
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+
+class _Attribute(ctypes.Structure):  # CUlaunchAttribute
+    _fields_ = [("id", ctypes.c_uint), ("padding", ctypes.c_uint), ("value", ctypes.c_uint * 16)]
+
+
+class _LaunchConfig(ctypes.Structure):  # CUlaunchConfig
+    _fields_ = [
+        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_Attribute)), ("attribute_count", ctypes.c_uint),
+    ]  # fmt: skip
 
 
 class CompileError(Exception):
@@ -65,6 +77,14 @@ class Kernel:
         self._call(
             "cuLaunchCooperativeKernel", self._function, blocks, 1, 1, threads, 1, 1, self._shared_bytes, stream, pointers
         )  # fmt: skip
+
+    def launch(self, blocks: int, threads: int, arguments: ctypes.Structure, *, overlap: bool = False) -> None:
+        """overlap: it may start before the launch ahead is over, for which it waits inside. Raises: RuntimeError."""
+        attributes = (_Attribute * 1)(_Attribute(_OVERLAP, value=(overlap,)))
+        stream = torch.cuda.current_stream().cuda_stream
+        config = _LaunchConfig((blocks, 1, 1), (threads, 1, 1), self._shared_bytes, stream, attributes, 1)
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        self._call("cuLaunchKernelEx", ctypes.byref(config), self._function, pointers, None)
 
     def _call(self, name: str, *arguments: Any) -> None:
         result = getattr(self._driver, name)(*arguments)

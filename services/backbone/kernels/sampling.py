@@ -1,6 +1,6 @@
-"""Top-k sampling with counter noise in one Triton kernel. reference.py says what it computes.
+"""Top-k sampling with counter noise in one kernel. reference.py says what it computes. CSM-1B's in bf16 is row_kernels.draw.
 
-The k-th largest logit is found by bisection over the bits of a float, which sort as integers do (of
+In the Triton kernel the k-th largest logit is found by bisection over the bits of a float, which sort as integers do (of
 bf16 the upper half is enough), two bits a round. The search ends when exactly k logits are at or above
 the threshold or, with ties at the k-th, at the k-th's own value. Then argmax(logit / temperature + Gumbel),
 see sampling.py; the noise is noise.py's, from the same counters and generator.
@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from services.backbone.kernels import row_kernels
 
 
 @triton.jit
@@ -95,6 +97,9 @@ def sample(
     rows: Tensor | None = None,
     overlap: bool = False,
 ) -> None:
+    if not overlap and row_kernels.can_draw(logits, embeddings, rows):
+        row_kernels.draw(logits, temperature, top_k, seeds, frames, codebook, codes, embeddings, rows)
+        return
     count, bins = logits.shape
     has_rows = embeddings is not None and rows is not None
     vocab, width = embeddings.shape[1:] if embeddings is not None else (0, 1)

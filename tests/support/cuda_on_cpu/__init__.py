@@ -1,4 +1,4 @@
-"""The depth decoder's kernel on a CPU: its CUDA source compiled by g++, each CUDA thread a fiber of one core.
+"""Kernels of CUDA C++ on a CPU: their source compiled by g++, each CUDA thread a fiber of one core.
 
 What is in PTX (ptx.cu) is replaced by ptx.h. Blocks run in an order of chance. It finds wrong indices, waits that
 never end, and pieces of weights read before they are there; not how a GPU orders what it writes to memory.
@@ -18,17 +18,19 @@ CAN_RUN = shutil.which("g++") is not None and platform.machine() == "x86_64"
 _MOST_TURNS = 20_000
 
 
-def compile_for_cpu(source: str, ptx: str, options: Sequence[str], folder: Path) -> bytes:
-    """The kernel's source, in which `ptx` is replaced, and NVRTC's options → the path of a library."""
+def compile_for_cpu(
+    source: str, ptx: str, options: Sequence[str], folder: Path, kernel: str = "decode_frame", arguments: str = "Args"
+) -> bytes:
+    """The source, in which `ptx` is replaced, and NVRTC's options → the path of a library that launches one of its kernels."""
     threads, ours, run = ((HERE / name).read_text() for name in ("threads.h", "ptx.h", "run.h"))
-    kernel = source.replace(ptx, ours)
-    assert kernel != source and "asm" not in kernel
+    text = source.replace(ptx, ours)
+    assert text != source and "asm" not in text
     defines = [option for option in options if option.startswith("-D")]
-    (folder / "kernel.cpp").write_text("\n".join([threads, kernel, run]))
+    (folder / f"{kernel}.cpp").write_text("\n".join([threads, text, run]))
     command = ["g++", "-O1", "-std=c++17", "-w", "-shared", "-fPIC", "-fno-strict-aliasing", "-fno-stack-protector"]
-    names = ["-DKERNEL=decode_frame", "-DARGUMENTS=Args"]
-    library = folder / "kernel.so"
-    subprocess.run([*command, *defines, *names, folder / "kernel.cpp", "-o", library], check=True)
+    names = [f"-DKERNEL={kernel}", f"-DARGUMENTS={arguments}"]
+    library = folder / f"{kernel}.so"
+    subprocess.run([*command, *defines, *names, folder / f"{kernel}.cpp", "-o", library], check=True)
     return bytes(library)
 
 
@@ -39,6 +41,9 @@ class Kernel:
         self._launch = ctypes.CDLL(library.decode()).launch
         self._launch.restype = ctypes.c_long
         self._launches = 0
+
+    def launch(self, blocks: int, threads: int, arguments: ctypes.Structure, *, overlap: bool = False) -> None:
+        self.launch_cooperative(blocks, threads, arguments)
 
     def launch_cooperative(self, blocks: int, threads: int, arguments: ctypes.Structure) -> None:
         """Raises: RuntimeError when threads wait for each other forever."""

@@ -1,4 +1,4 @@
-// What depth_cuda/ptx.cu has in PTX. Copies arrive as late as they may.
+// What depth_cuda/ptx.cu and row_cuda/ptx.cu have in PTX. Copies arrive as late as they may.
 
 static uint4 load_u4(const void *at) {
     leave_cpu();
@@ -12,6 +12,7 @@ static void store_u(u32 *at, u32 v) { *at = v; }
 static void store_u2(u32 *at, u32 x, u32 y) { at[0] = x, at[1] = y; }
 static void fence() {}
 static uint4 load_constant(const void *at) { return *(const uint4 *)at; }
+static void meet_launches() {}
 static u32 load_constant_u(const void *at) { return *(const u32 *)at; }
 static u8 *shared_memory() { return (u8 *)fiber->shared; }
 static u32 shared_address(const void *at) { return (u32)((const char *)at - fiber->shared); }
@@ -32,6 +33,13 @@ static u32 rounded(float v) { // to bf16, to the nearest even
     return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 static u32 pack(float first, float second) { return rounded(first) | rounded(second) << 16; }
+static float half_at(u32 pair, int half) { return __uint_as_float(half ? pair & 0xffff0000u : pair << 16); }
+static u32 greater(u32 a, u32 b) {
+    return (half_at(a, 0) > half_at(b, 0) ? a : b) & 0xffff | (half_at(a, 1) > half_at(b, 1) ? a : b) & 0xffff0000u;
+}
+static u32 at_or_above(u32 a, u32 b) {
+    return (half_at(a, 0) >= half_at(b, 0) ? 0xffff : 0) | (half_at(a, 1) >= half_at(b, 1) ? 0xffff0000u : 0);
+}
 // The PTX manual's layout of mma.m16n8k16: lane 4 r + q has of a rows r and r + 8, columns 2 q, 2 q + 1 and 8 more; of b
 // column r, rows 2 q, 2 q + 1 and 8 more; of c rows r and r + 8, columns 2 q and 2 q + 1.
 static void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {

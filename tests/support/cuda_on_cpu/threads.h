@@ -110,6 +110,13 @@ static float __shfl_xor_sync(unsigned, float v, int way) {
     meet_at(fiber->warp->quads[fiber->lane / 4], 4);
     return __uint_as_float(words[fiber->lane ^ way]);
 }
+static unsigned __shfl_sync(unsigned, unsigned v, int lane) { return exchanged(v)[lane]; }
+static unsigned __shfl_up_sync(unsigned, unsigned v, int way) {
+    const unsigned *words = exchanged(v);
+    return words[std::max(0, fiber->lane - way)];
+}
+static int __popc(unsigned v) { return __builtin_popcount(v); }
+static int __ffs(unsigned v) { return __builtin_ffs((int)v); }
 static int __any_sync(unsigned, unsigned v) {
     const unsigned *words = exchanged(v != 0);
     return std::any_of(words, words + 32, [](unsigned word) { return word != 0; });
