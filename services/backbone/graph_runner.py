@@ -53,7 +53,7 @@ def kernel_plan_for(batch: int, persistent_depth: bool = False) -> KernelPlan:
     is_persistent = persistent_depth and batch <= MAX_BATCH
     if batch == 1:
         return KernelPlan(matvec=True, overlap=True, persistent_depth=is_persistent)
-    return KernelPlan(gated_matmul=batch >= 64, persistent_depth=is_persistent)
+    return KernelPlan(gated_matmul=batch >= 32, persistent_depth=is_persistent)
 
 
 @dataclass
