@@ -103,6 +103,7 @@ class FrameStep:
     def _decode(self, hidden: Tensor, sampling: tuple[Tensor, ...], codes: Tensor, plan: KernelPlan) -> None:
         """The depth decoder (depth_decoder.py explains it): backbone outputs [B, D] → codes [B, K]."""
         batch, depth = len(hidden), self._depth
+        rows, positions = self._batch[:batch].repeat(2), torch.cat([self._zeros[:batch], self._ones[:batch]])
         inputs = torch.empty(2 * batch, self._projection.shape[0], device=hidden.device, dtype=torch.float32)
         # A launch without overlap (a copy would not do: overlapping launches cannot follow one). After it all earlier
         # work is over, which overlapping kernels rely on for what they read before they wait.
@@ -113,9 +114,8 @@ class FrameStep:
 
         draw(self.backbone.head(hidden, self._heads[0], plan), 0, inputs[batch:])
         # Two rows a slot, too many for `matvec`; the second must see what the first has written to the cache.
-        first_plan = KernelPlan(gated_matmul=plan.gated_matmul)
-        positions = torch.cat([self._zeros[:batch], self._ones[:batch]])
-        attend = depth.paged_attention(self._batch[:batch].repeat(2), positions, self._depth_tables)
+        first_plan = KernelPlan() if plan.matvec else plan
+        attend = depth.paged_attention(rows, positions, self._depth_tables)
         out, out_plan = depth.forward(inputs, attend, first_plan)[batch:], first_plan
         for codebook in range(1, self.codebooks):
             inputs = torch.empty(batch, inputs.shape[1], device=hidden.device, dtype=torch.float32)

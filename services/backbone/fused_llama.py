@@ -27,13 +27,15 @@ class KernelPlan:
     step_attention: rotation, cache write and attention are one launch instead of two.
     matvec: for a batch of one, products fused with norm, activation and residual.
     gated_matmul: for a larger batch, the MLP's first product and its activation are one launch.
-    overlap: programmatic dependent launch: a kernel prefetches its weights while the previous one ends.
+    split_products: for some hundred rows, `out` and `down` give partial sums, which the norm adds up.
+    overlap: programmatic dependent launch: a kernel starts, and may prefetch its weights, while the previous one ends.
     persistent_depth: the depth decoder's whole frame is one launch (kernels/persistent.py).
     """
 
     step_attention: bool = True
     matvec: bool = False
     gated_matmul: bool = False
+    split_products: bool = False
     overlap: bool = False
     persistent_depth: bool = False
 
@@ -107,9 +109,10 @@ class FusedLlama:
         Returns: [N, D], what head() takes.
         """
         ops, eps, overlap = self._ops, self.shape.norm_eps, plan.overlap
+        product = ops.linear_parts if plan.split_products else ops.linear
         normed = None
         if known is None and not plan.matvec:
-            normed = ops.add_norm(x, None, self._layers[0].attention_norm, eps)
+            normed = ops.add_norm(x, None, self._layers[0].attention_norm, eps, overlap)
         for index, layer in enumerate(self._layers):
             keys, values = self.cache.keys[index], self.cache.values[index]
             is_last = index + 1 == len(self._layers)
@@ -119,20 +122,20 @@ class FusedLlama:
             elif normed is None:
                 attended = attend(ops.norm_linear(x, layer.attention_norm, eps, layer.qkv, overlap), keys, values)
             else:
-                attended = attend(F.linear(normed, layer.qkv), keys, values)
+                attended = attend(ops.linear(normed, layer.qkv, overlap), keys, values)
             if plan.matvec:
                 ops.linear_add(attended, layer.out, x, overlap)
                 gated = ops.norm_gated(x, layer.mlp_norm, eps, layer.gate_up, overlap)
                 ops.linear_add(gated, layer.down, x, overlap)
                 continue
-            normed = ops.add_norm(x, F.linear(attended, layer.out), layer.mlp_norm, eps)
+            normed = ops.add_norm(x, product(attended, layer.out, overlap), layer.mlp_norm, eps, overlap)
             gated = (
-                ops.linear_gated(normed, layer.gate_up)
+                ops.linear_gated(normed, layer.gate_up, overlap)
                 if plan.gated_matmul
                 else ops.silu_mul(F.linear(normed, layer.gate_up))
             )
             next_norm = self._norm if is_last else self._layers[index + 1].attention_norm
-            normed = ops.add_norm(x, F.linear(gated, layer.down), next_norm, eps)
+            normed = ops.add_norm(x, product(gated, layer.down, overlap), next_norm, eps, overlap)
         return x if normed is None else normed
 
     def normed(self, out: Tensor, plan: KernelPlan) -> Tensor:
@@ -143,4 +146,4 @@ class FusedLlama:
         """The last norm and a product. out: rows of what forward gave with the same plan. Returns: [N, M]."""
         if plan.matvec:
             return self._ops.norm_linear(out, self._norm, self.shape.norm_eps, weight, plan.overlap)
-        return F.linear(out, weight)
+        return self._ops.linear(out, weight, plan.overlap)

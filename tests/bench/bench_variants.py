@@ -29,6 +29,8 @@ def choices(batch: int, persistent_depth: bool) -> dict[str, KernelPlan]:
         found["matvec, overlap"] = KernelPlan(matvec=True, overlap=True)
     else:
         found["step attention, gated matmul"] = KernelPlan(gated_matmul=True)
+        found["the same, split products"] = KernelPlan(gated_matmul=True, split_products=True)
+        found["the same, split products, overlap"] = KernelPlan(gated_matmul=True, split_products=True, overlap=True)
     if persistent_depth and batch <= MAX_BATCH:
         found["persistent depth"] = kernel_plan_for(batch, persistent_depth=True)
     return found

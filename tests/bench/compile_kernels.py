@@ -17,9 +17,18 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from services.backbone.blocks import BLOCK_TOKENS
-from services.backbone.kernels import aligned_attention, attention, elementwise, matmul, sampling, step_attention
+from services.backbone.kernels import (
+    aligned_attention,
+    attention,
+    elementwise,
+    matmul,
+    sampling,
+    split_matmul,
+    step_attention,
+)
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else None  # for the kernels' PTX
 MOST_SHARED = 227 * 1024  # bytes that a block of a Hopper GPU can have
@@ -73,8 +82,9 @@ def main() -> int:
         data = f"*{kind}"
         place = {"slots": "*i64", "positions": "*i64", "tables": "*i32", "keys": data, "values": data}
         sizes = {"blocks": "i32", "table_width": "i32"}
-        types = {"x": "*fp32", "delta": data, "scale": data, "out": data, "width": "i32", "eps": "fp32"}
-        good &= report(f"add_norm {kind}", elementwise._add_norm, types, {"HAS_DELTA": True, "WIDTH": 2048}, 8)
+        types = {"x": "*fp32", "delta": data, "scale": data, "out": data, "width": "i32", "part": "i32", "eps": "fp32"}
+        constants = {"PARTS": 1, "WIDTH": 2048, "OVERLAP": True}
+        good &= report(f"add_norm {kind}", elementwise._add_norm, types, constants, 8, launch_pdl=True)
         types = {"gate_up": data, "out": data, "width": "i32"}
         good &= report(f"silu_mul {kind}", elementwise._silu_mul, types, {"BLOCK": 1024}, 4)
         types = {"codes": "*i64", "embeddings": data, "out": "*fp32", "vocab": "i32", "width": "i32"}
@@ -140,6 +150,13 @@ def report_products(kind: str) -> bool:
     names = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
     label = ""
 
+    def type_of(value: Any) -> str:
+        if isinstance(value, TensorDescriptor):
+            return f"tensordesc<{kind}{value.block_shape}>"
+        if isinstance(value, torch.Tensor):
+            return names[value.dtype]
+        return "i32" if isinstance(value, int) else "fp32"
+
     class Caught:
         def __init__(self, kernel: Any):
             self.kernel = kernel
@@ -149,21 +166,17 @@ def report_products(kind: str) -> bool:
                 nonlocal good
                 launch_options = {name: options.pop(name) for name in ("num_stages", "launch_pdl") if name in options}
                 types = {
-                    name: names[value.dtype]
-                    if isinstance(value, torch.Tensor)
-                    else "i32"
-                    if isinstance(value, int)
-                    else "fp32"
-                    for name, value in zip(self.kernel.arg_names, given, strict=False)
-                }
+                    name: type_of(value) for name, value in zip(self.kernel.arg_names, given, strict=False)
+                }  # fmt: skip
                 named = f"{label} {kind}, {'x'.join(map(str, grid))} programs"
                 good &= report(named, self.kernel, types, options, num_warps, **launch_options)
 
             return launch
 
-    kernels = {name: getattr(matmul, name) for name in ("_one_row", "_gated")}
-    for name, kernel in kernels.items():
-        setattr(matmul, name, Caught(kernel))
+    kernels = [(matmul, "_one_row"), (matmul, "_gated"), (split_matmul, "_parts")]
+    originals = [getattr(module, name) for module, name in kernels]
+    for (module, name), kernel in zip(kernels, originals, strict=True):
+        setattr(module, name, Caught(kernel))
     for width, heads, hidden in ((2048, 3072, 8192), (1024, 1536, 8192)):
         scale = torch.empty(width, dtype=dtype)
         wide = torch.empty(2 * hidden, width, dtype=dtype)
@@ -180,8 +193,12 @@ def report_products(kind: str) -> bool:
         for count in (64, 128) if kind == "bf16" else ():  # more is _gated_tiles, which asks a GPU for its descriptors
             label = f"gate_up {width}, {count} rows"
             matmul.linear_gated(torch.empty(count, width, dtype=dtype), wide)
-    for name, kernel in kernels.items():
-        setattr(matmul, name, kernel)
+            for what, outputs, inner in (("out", width, width), ("down", width, hidden), ("qkv", heads, width)):
+                label = f"{what} {width}, {count} rows"
+                product = split_matmul.linear if what == "qkv" else split_matmul.linear_parts
+                product(torch.empty(count, inner, dtype=dtype), torch.empty(outputs, inner, dtype=dtype), True)
+    for (module, name), kernel in zip(kernels, originals, strict=True):
+        setattr(module, name, kernel)
     return good
 
 

@@ -9,29 +9,38 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def _add_norm(x, delta, scale, out, width, eps, HAS_DELTA: tl.constexpr, WIDTH: tl.constexpr):
+def _add_norm(x, delta, scale, out, width, part, eps, PARTS: tl.constexpr, WIDTH: tl.constexpr, OVERLAP: tl.constexpr):
+    """PARTS: of delta, `part` numbers each; 0 where there is no delta."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, WIDTH)
     inside = columns < width
+    scales = tl.load(scale + columns, mask=inside, other=0.0).to(tl.float32)
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     values = tl.load(x + row * width + columns, mask=inside, other=0.0)
-    if HAS_DELTA:
-        added = tl.load(delta + row * width + columns, mask=inside, other=0.0)
-        values += added.to(tl.float32)
+    if PARTS > 0:
+        added = tl.load(delta + row * width + columns, mask=inside, other=0.0).to(tl.float32)
+        for each in tl.static_range(1, PARTS):
+            place = delta + each * part.to(tl.int64) + row * width
+            added += tl.load(place + columns, mask=inside, other=0.0).to(tl.float32)
+        values += added
         tl.store(x + row * width + columns, values, mask=inside)
     inverse = tl.rsqrt(tl.sum(values * values, axis=0) / width + eps)
-    scales = tl.load(scale + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * width + columns, (values * inverse * scales).to(out.dtype.element_ty), mask=inside)
 
 
-def add_norm(x: Tensor, delta: Tensor | None, scale: Tensor, eps: float) -> Tensor:
+def add_norm(x: Tensor, delta: Tensor | None, scale: Tensor, eps: float, overlap: bool = False) -> Tensor:
     out = torch.empty_like(x, dtype=scale.dtype)
     width = x.shape[1]
+    parts = 0 if delta is None else 1 if delta.ndim == 2 else len(delta)
     _add_norm[(x.shape[0],)](
-        x, x if delta is None else delta, scale, out, width, eps,
-        HAS_DELTA=delta is not None, WIDTH=triton.next_power_of_2(width), num_warps=4 if width <= 1024 else 8,
+        x, x if delta is None else delta, scale, out, width, x.numel(), eps,
+        PARTS=parts, WIDTH=triton.next_power_of_2(width), OVERLAP=overlap, num_warps=8, launch_pdl=overlap,
     )  # fmt: skip
     return out
 

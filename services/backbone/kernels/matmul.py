@@ -4,8 +4,7 @@ A product of one row is bound by reading its weights, and a launch costs as much
 `_one_row` fuses norm, activation and residual. x is the fp32 residual stream. RMSNorm's root is one factor
 for the row, applied after the sum.
 
-`_gated` is for many rows: gate and up in one tile, so that only their product is written. On Hopper GPUs gated_product.py
-does that for bf16.
+`_gated` is for many rows: gate and up in one tile, so that only their product is written.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
-
-from services.backbone.kernels import gated_product
 
 PLAIN, GATED, ADDED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
@@ -73,8 +70,11 @@ def _one_row(
 @triton.jit
 def _gated(
     x, weight, out, count, outputs,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     tiles = tl.cdiv(count, ROWS)  # programs side by side share their weights
     row = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
     output = (tl.program_id(0) // tiles) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -100,9 +100,13 @@ def _gated(
 
 @triton.jit
 def _gated_tiles(
-    x, weight, out, count, outputs, WIDTH: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr
-):
+    x, weight, out, count, outputs,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
     """_gated with tiles loaded by TMA. Out of bounds reads are zeros, writes are dropped."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     tiles = tl.cdiv(count, ROWS)
     row, output = (tl.program_id(0) % tiles) * ROWS, (tl.program_id(0) // tiles) * OUTPUTS
     gate = tl.zeros((ROWS, OUTPUTS), dtype=tl.float32)
@@ -115,12 +119,7 @@ def _gated_tiles(
     out.store([row, output], gated.to(tl.bfloat16))
 
 
-def linear_gated(rows: Tensor, gate_up: Tensor) -> Tensor:
-    supported = gated_product.supports(rows, gate_up)
-    return gated_product.linear_gated(rows, gate_up) if supported else triton_linear_gated(rows, gate_up)
-
-
-def triton_linear_gated(rows: Tensor, gate_up: Tensor) -> Tensor:
+def linear_gated(rows: Tensor, gate_up: Tensor, overlap: bool = False) -> Tensor:
     count, width = rows.shape
     outputs = gate_up.shape[0] // 2
     out = torch.empty(count, outputs, device=rows.device, dtype=rows.dtype)
@@ -131,8 +130,9 @@ def triton_linear_gated(rows: Tensor, gate_up: Tensor) -> Tensor:
             for tensor, columns in ((rows, block), (gate_up, block), (out, tile))
         ]
         _gated_tiles[(triton.cdiv(count, tile) * triton.cdiv(outputs, tile),)](
-            *described, count, outputs, WIDTH=width, ROWS=tile, OUTPUTS=tile, BLOCK=block, num_warps=8, num_stages=4
-        )
+            *described, count, outputs, WIDTH=width, ROWS=tile, OUTPUTS=tile, BLOCK=block,
+            OVERLAP=overlap, num_warps=8, num_stages=4, launch_pdl=overlap,
+        )  # fmt: skip
         return out
     tile, fits = (
         64 if count <= 64 else 128,
@@ -142,7 +142,7 @@ def triton_linear_gated(rows: Tensor, gate_up: Tensor) -> Tensor:
     grid = (triton.cdiv(count, tile) * triton.cdiv(outputs, tile_outputs),)
     _gated[grid](
         rows, gate_up, out, count, outputs, WIDTH=width, ROWS=tile, OUTPUTS=tile_outputs, BLOCK=block,
-        num_warps=8 if tile == 128 else 4, num_stages=4 if fits else 2,
+        OVERLAP=overlap, num_warps=8 if tile == 128 else 4, num_stages=4 if fits else 2, launch_pdl=overlap,
     )  # fmt: skip
     return out
 

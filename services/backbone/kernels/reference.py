@@ -18,10 +18,13 @@ from services.backbone.blocks import BLOCK_TOKENS
 from services.backbone.noise import gumbel_of
 
 
-def add_norm(x: Tensor, delta: Tensor | None, scale: Tensor, eps: float) -> Tensor:
-    """x += delta, in place; returns RMSNorm(x) · scale, [N, D]. x: [N, D] fp32; delta: [N, D]; scale: [D]."""
+def add_norm(x: Tensor, delta: Tensor | None, scale: Tensor, eps: float, overlap: bool = False) -> Tensor:
+    """x += delta, in place; returns RMSNorm(x) · scale, [N, D].
+
+    x: [N, D] fp32. delta: [N, D], or [S, N, D], parts that are added up. scale: [D].
+    """
     if delta is not None:
-        x += delta
+        x += delta if delta.ndim == 2 else delta.sum(dim=0)
     return F.rms_norm(x, (x.shape[1],), scale.float(), eps).to(scale.dtype)
 
 
@@ -115,7 +118,17 @@ def linear_add(rows: Tensor, weight: Tensor, x: Tensor, overlap: bool = False) -
     x += F.linear(rows, weight)
 
 
-def linear_gated(rows: Tensor, gate_up: Tensor) -> Tensor:
+def linear(rows: Tensor, weight: Tensor, overlap: bool = False) -> Tensor:
+    """rows weightᵀ. rows: [N, M]; weight: [D, M]. Returns: [N, D]."""
+    return F.linear(rows, weight)
+
+
+def linear_parts(rows: Tensor, weight: Tensor, overlap: bool = False) -> Tensor:
+    """linear() as what add_norm() adds up: [N, D], or parts, [S, N, D] fp32."""
+    return F.linear(rows, weight)
+
+
+def linear_gated(rows: Tensor, gate_up: Tensor, overlap: bool = False) -> Tensor:
     """silu_mul of rows gate_upᵀ. rows: [N, D]; gate_up: [2 F, D], gate first. Returns: [N, F]."""
     return silu_mul(F.linear(rows, gate_up))
 

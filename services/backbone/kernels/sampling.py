@@ -97,8 +97,9 @@ def sample(
     rows: Tensor | None = None,
     overlap: bool = False,
 ) -> None:
-    if not overlap and row_kernels.can_draw(logits, embeddings, rows):
-        row_kernels.draw(logits, temperature, top_k, seeds, frames, codebook, codes, embeddings, rows)
+    is_single = overlap and len(logits) == 1  # the Triton kernel makes its noise while the product ahead ends
+    if not is_single and row_kernels.can_draw(logits, embeddings, rows):
+        row_kernels.draw(logits, temperature, top_k, seeds, frames, codebook, codes, embeddings, rows, overlap)
         return
     count, bins = logits.shape
     has_rows = embeddings is not None and rows is not None

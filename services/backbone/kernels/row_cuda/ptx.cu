@@ -10,9 +10,9 @@ __device__ __forceinline__ u8 *shared_memory() {
     extern __shared__ __align__(16) u8 memory[];
     return memory;
 }
-__device__ __forceinline__ void meet_launches() { // what was launched before is over, what comes next may start
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+__device__ __forceinline__ void meet_launches() { // what comes next may start, what was launched before is over
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 // Of pairs of bf16: the greater of each half; all ones in each half where a is at or above b.
 __device__ __forceinline__ u32 greater(u32 a, u32 b) {
