@@ -53,10 +53,9 @@ def kernel_plan_for(batch: int, persistent_depth: bool = False) -> KernelPlan:
     is_persistent = persistent_depth and batch <= MAX_BATCH
     if batch == 1:
         return KernelPlan(matvec=True, overlap=True, persistent_depth=is_persistent)
-    is_many = batch >= 64
-    overlaps = is_many and batch <= 512
+    overlaps = 64 <= batch <= 512
     return KernelPlan(
-        gated_matmul=is_many, split_products=overlaps, overlap=overlaps, persistent_depth=is_persistent
+        gated_matmul=batch >= 32, split_products=overlaps, overlap=overlaps, persistent_depth=is_persistent
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ import triton
 from torch import Tensor
 
 from services.backbone.kernels import triton_ops
+from services.backbone.kernels.matmul import triton_linear_gated
 from services.engine.graphs import GraphRecorder
 
 TERABYTES_S, TERAFLOPS = 4.5, 790  # of an H200, measured
@@ -33,6 +34,7 @@ class Product:
     a_frame: int  # launches
     is_gated: bool = False
     has_norm: bool = False
+    is_triton: bool = False
 
     @property
     def weight_rows(self) -> int:
@@ -51,18 +53,21 @@ class Product:
         if self.has_norm:
             product = triton_ops.linear_parts if count <= 512 else F.linear
             return lambda weight: triton_ops.add_norm(x, product(rows, weight), scale, 1e-5)
-        return lambda weight: triton_ops.linear_gated(rows, weight) if self.is_gated else F.linear(rows, weight)
+        gated = triton_linear_gated if self.is_triton else triton_ops.linear_gated
+        return lambda weight: gated(rows, weight) if self.is_gated else F.linear(rows, weight)
 
 
 PRODUCTS = [
     Product("depth qkv", 1536, 1024, 124),
     Product("depth out", 1024, 1024, 124, has_norm=True),
     Product("depth gate_up", 8192, 1024, 124, is_gated=True),
+    Product("depth gate_up, Triton", 8192, 1024, 0, is_gated=True, is_triton=True),
     Product("depth down", 1024, 8192, 124, has_norm=True),
     Product("head", 2048, 1024, 31),
     Product("backbone qkv", 3072, 2048, 16),
     Product("backbone out", 2048, 2048, 16, has_norm=True),
     Product("backbone gate_up", 8192, 2048, 16, is_gated=True),
+    Product("backbone gate_up, Triton", 8192, 2048, 0, is_gated=True, is_triton=True),
     Product("backbone down", 2048, 8192, 16, has_norm=True),
 ]
 

@@ -4,7 +4,8 @@ A product of one row is bound by reading its weights, and a launch costs as much
 `_one_row` fuses norm, activation and residual. x is the fp32 residual stream. RMSNorm's root is one factor
 for the row, applied after the sum.
 
-`_gated` is for many rows: gate and up in one tile, so that only their product is written.
+`_gated` is for many rows: gate and up in one tile, so that only their product is written. On Hopper GPUs gated_product.py
+does that for bf16.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from services.backbone.kernels import gated_product
 
 PLAIN, GATED, ADDED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
@@ -120,6 +123,12 @@ def _gated_tiles(
 
 
 def linear_gated(rows: Tensor, gate_up: Tensor, overlap: bool = False) -> Tensor:
+    if gated_product.supports(rows, gate_up):
+        return gated_product.linear_gated(rows, gate_up)
+    return triton_linear_gated(rows, gate_up, overlap)
+
+
+def triton_linear_gated(rows: Tensor, gate_up: Tensor, overlap: bool = False) -> Tensor:
     count, width = rows.shape
     outputs = gate_up.shape[0] // 2
     out = torch.empty(count, outputs, device=rows.device, dtype=rows.dtype)

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-_OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+_CLUSTER, _OVERLAP = 4, 6  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, …_PROGRAMMATIC_STREAM_SERIALIZATION
+_BFLOAT16, _SWIZZLE_128B, _L2_256B = 9, 3, 3  # CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, …_SWIZZLE_128B, …_L2_PROMOTION_L2_256B
 
 
 class _Attribute(ctypes.Structure):  # CUlaunchAttribute
@@ -78,20 +80,56 @@ class Kernel:
             "cuLaunchCooperativeKernel", self._function, blocks, 1, 1, threads, 1, 1, self._shared_bytes, stream, pointers
         )  # fmt: skip
 
-    def launch(self, blocks: int, threads: int, arguments: ctypes.Structure, *, overlap: bool = False) -> None:
-        """overlap: it may start before the launch ahead is over, for which it waits inside. Raises: RuntimeError."""
-        attributes = (_Attribute * 1)(_Attribute(_OVERLAP, value=(overlap,)))
-        stream = torch.cuda.current_stream().cuda_stream
-        config = _LaunchConfig((blocks, 1, 1), (threads, 1, 1), self._shared_bytes, stream, attributes, 1)
+    def launch(
+        self, blocks: int, threads: int, arguments: ctypes.Structure, *, cluster: int = 1, overlap: bool = False
+    ) -> None:
+        """cluster: blocks that share memory. overlap: it may start before the launch ahead is over, for which it waits
+        inside. Raises: RuntimeError.
+        """
+        config = self._config(blocks, threads, cluster, overlap)
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         self._call("cuLaunchKernelEx", ctypes.byref(config), self._function, pointers, None)
 
+    def resident_clusters(self, threads: int, cluster: int) -> int:
+        """How many clusters of blocks are on the device at once."""
+        config, count = self._config(cluster, threads, cluster, False), ctypes.c_int()
+        self._call("cuOccupancyMaxActiveClusters", ctypes.byref(count), self._function, ctypes.byref(config))
+        return count.value
+
+    def _config(self, blocks: int, threads: int, cluster: int, overlap: bool) -> _LaunchConfig:
+        attributes = (_Attribute * 2)(
+            _Attribute(_CLUSTER, value=(cluster, 1, 1)), _Attribute(_OVERLAP, value=(overlap,))
+        )
+        stream = torch.cuda.current_stream().cuda_stream
+        return _LaunchConfig((blocks, 1, 1), (threads, 1, 1), self._shared_bytes, stream, attributes, 2)
+
     def _call(self, name: str, *arguments: Any) -> None:
-        result = getattr(self._driver, name)(*arguments)
-        if result:
-            text = ctypes.c_char_p()
-            self._driver.cuGetErrorString(result, ctypes.byref(text))
-            raise RuntimeError(f"{name}: {(text.value or b'unknown error').decode()} ({result})")
+        _driver_call(self._driver, name, *arguments)
+
+
+def tensor_map(tensor: Tensor, box: tuple[int, int, int]) -> ctypes.Array[ctypes.c_uint64]:
+    """CUtensorMap of three dimensions, bf16, contiguous: boxes that TMA loads, swizzled in 128 bytes; zeros outside.
+
+    tensor: [c2, c1, c0]. box: (c0, c1, c2), c0 of 64 columns.
+    """
+    room = ctypes.create_string_buffer(128 + 63)
+    at = (ctypes.addressof(room) + 63) // 64 * 64
+    sizes, strides = (ctypes.c_uint64 * 3)(*reversed(tensor.shape)), (ctypes.c_uint64 * 2)()
+    strides[0], strides[1] = tensor.stride(1) * 2, tensor.stride(0) * 2
+    _driver_call(
+        ctypes.CDLL("libcuda.so.1"), "cuTensorMapEncodeTiled", ctypes.c_void_p(at), _BFLOAT16, 3,
+        ctypes.c_void_p(tensor.data_ptr()), sizes, strides, (ctypes.c_uint32 * 3)(*box), (ctypes.c_uint32 * 3)(1, 1, 1),
+        0, _SWIZZLE_128B, _L2_256B, 0,
+    )  # fmt: skip
+    return (ctypes.c_uint64 * 16).from_buffer_copy(ctypes.string_at(at, 128))
+
+
+def _driver_call(driver: ctypes.CDLL, name: str, *arguments: Any) -> None:
+    result = getattr(driver, name)(*arguments)
+    if result:
+        text = ctypes.c_char_p()
+        driver.cuGetErrorString(result, ctypes.byref(text))
+        raise RuntimeError(f"{name}: {(text.value or b'unknown error').decode()} ({result})")
 
 
 def _nvrtc() -> ctypes.CDLL:

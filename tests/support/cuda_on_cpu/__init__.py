@@ -1,7 +1,8 @@
 """Kernels of CUDA C++ on a CPU: their source compiled by g++, each CUDA thread a fiber of one core.
 
-What is in PTX (ptx.cu) is replaced by ptx.h. Blocks run in an order of chance. It finds wrong indices, waits that
-never end, and pieces of weights read before they are there; not how a GPU orders what it writes to memory.
+What is in PTX (ptx.cu) is replaced by ptx.h, for the gated product by tiles.h. Blocks run in an order of chance. It
+finds wrong indices, waits that never end, and pieces of weights read before they are there; not how a GPU orders what
+it writes to memory.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ _MOST_TURNS = 20_000
 
 
 def compile_for_cpu(
-    source: str, ptx: str, options: Sequence[str], folder: Path, kernel: str = "decode_frame", arguments: str = "Args"
-) -> bytes:
+    source: str, ptx: str, options: Sequence[str], folder: Path, kernel: str = "decode_frame",
+    arguments: str = "Args", replacement: str = "ptx.h",
+) -> bytes:  # fmt: skip
     """The source, in which `ptx` is replaced, and NVRTC's options → the path of a library that launches one of its kernels."""
-    threads, ours, run = ((HERE / name).read_text() for name in ("threads.h", "ptx.h", "run.h"))
+    threads, ours, run = ((HERE / name).read_text() for name in ("threads.h", replacement, "run.h"))
     text = source.replace(ptx, ours)
     assert text != source and "asm" not in text
     defines = [option for option in options if option.startswith("-D")]
@@ -42,7 +44,7 @@ class Kernel:
         self._launch.restype = ctypes.c_long
         self._launches = 0
 
-    def launch(self, blocks: int, threads: int, arguments: ctypes.Structure, *, overlap: bool = False) -> None:
+    def launch(self, blocks: int, threads: int, arguments: ctypes.Structure, **_: int) -> None:
         self.launch_cooperative(blocks, threads, arguments)
 
     def launch_cooperative(self, blocks: int, threads: int, arguments: ctypes.Structure) -> None:

@@ -15,7 +15,7 @@ extern "C" long launch(const ARGUMENTS *given, int blocks, int threads, unsigned
     char *shared = memory + count * STACK;
     srand(seed);
     for (size_t at = 0; at < blocks * ROOM; at += 4) *(unsigned *)(shared + at) = (unsigned)rand() * 2654435761u; // anything
-    arguments = given;
+    arguments = given, gridDim.x = blocks;
     barriers.assign(blocks * 8, Barrier());
     std::vector<Warp> warps(count / 32);
     std::vector<Fiber> fibers(count);

@@ -80,7 +80,7 @@ struct Fiber {
     std::vector<std::vector<Copy>> groups;
 };
 struct Index { unsigned x; };
-static Index threadIdx, blockIdx;
+static Index threadIdx, blockIdx, gridDim;
 static Fiber *fiber;
 static void *scheduler;
 static std::vector<Barrier> barriers; // 8 a block
@@ -109,6 +109,9 @@ static float __shfl_xor_sync(unsigned, float v, int way) {
     words[fiber->lane] = __float_as_uint(v);
     meet_at(fiber->warp->quads[fiber->lane / 4], 4);
     return __uint_as_float(words[fiber->lane ^ way]);
+}
+static unsigned __shfl_xor_sync(unsigned mask, unsigned v, int way) {
+    return __float_as_uint(__shfl_xor_sync(mask, __uint_as_float(v), way));
 }
 static unsigned __shfl_sync(unsigned, unsigned v, int lane) { return exchanged(v)[lane]; }
 static unsigned __shfl_up_sync(unsigned, unsigned v, int way) {

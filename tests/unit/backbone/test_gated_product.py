@@ -1,0 +1,60 @@
+"""The gated product's CUDA source on a CPU against its twin, as tests/gpu/test_gated_product.py has it on a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+
+from services.backbone.kernels import gated_product, reference
+from services.backbone.kernels.gated_product import Tiling
+from support import cuda_on_cpu
+
+
+def tensor_map(tensor, box):
+    words = [tensor.data_ptr(), *reversed(tensor.shape), tensor.stride(1) * 2, tensor.stride(0) * 2, *box]
+    return (ctypes.c_uint64 * 16)(*words)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not cuda_on_cpu.CAN_RUN, reason="needs g++ on x86-64")
+@pytest.mark.parametrize(
+    ("count", "width", "outputs", "tiling", "resident"),
+    [
+        (70, 640, 128, Tiling(1, 32), 3),
+        (200, 128, 128, Tiling(2, 64, row_blocks=2), 1),
+        (130, 320, 192, Tiling(2, 32, output_blocks=2), 2),
+        (65, 192, 128, Tiling(1, 32, row_blocks=2, output_blocks=2), 1),
+    ],
+)
+def test_against_the_twin(count, width, outputs, tiling, resident, tmp_path, monkeypatch):
+    def compiled(source, name, options):
+        ptx = gated_product.ptx_source(tiling)
+        return cuda_on_cpu.compile_for_cpu(source, ptx, options, tmp_path, "gated_product", replacement="tiles.h")
+
+    monkeypatch.setattr(gated_product, "compile_cuda", compiled)
+    monkeypatch.setattr(gated_product, "Kernel", cuda_on_cpu.Kernel)
+    monkeypatch.setattr(cuda_on_cpu.Kernel, "resident_clusters", lambda *_: resident, raising=False)
+    monkeypatch.setattr(gated_product, "tensor_map", tensor_map)
+    gated_product._kernel.cache_clear()
+    rows, weight = torch.randn(count, width).bfloat16(), (torch.randn(2 * outputs, width) * width**-0.5).bfloat16()
+    for _ in range(2):
+        ours = gated_product.linear_gated(rows, weight, tiling)
+        theirs = reference.linear_gated(rows.float(), weight.float())
+        assert (ours.float() - theirs).norm() / theirs.norm() < 5e-3
+    gated_product._kernel.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("width", "outputs", "dtype", "fits"),
+    [
+        (1024, 8192, torch.bfloat16, True), (1024, 8192, torch.float32, False), (1000, 8192, torch.bfloat16, False),
+        (64, 256, torch.bfloat16, False), (128, 128, torch.bfloat16, False), (128, 256, torch.bfloat16, True),
+    ],
+)  # fmt: skip
+def test_what_is_supported(width, outputs, dtype, fits, monkeypatch):
+    rows, weight = torch.empty(3, width, dtype=dtype), torch.empty(2 * outputs, width, dtype=dtype)
+    assert not gated_product.supports(rows, weight)  # on a CPU
+    monkeypatch.setattr(gated_product, "_has_kernels", lambda _: True)
+    assert gated_product.supports(rows, weight) == fits
