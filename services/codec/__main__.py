@@ -35,7 +35,7 @@ async def open_stage(settings: CodecSettings) -> AsyncIterator[Stage]:
         mimi,
         slots=settings.slots,
         max_chunk_frames=settings.max_chunk_frames,
-        exact=settings.precision == "fp32",
+        precision=settings.precision,
     )
     await asyncio.to_thread(decoder.warm_up)
     worker = DecodeWorker(

@@ -35,11 +35,11 @@ class SlotDecoder:
         slots: int,
         max_chunk_frames: int = 8,
         graphs: bool | None = None,
-        exact: bool = True,
+        precision: str = "fp32",
     ):
         """graphs: whether passes are padded to few sizes, which warm_up() captures; None: on CUDA.
 
-        exact: whether products have fp32 precision, or TF32.
+        precision: of products, one of kernels.PRECISIONS.
         Raises: network.UnknownShape.
         """
         self.slots, self.max_chunk_frames, self.max_batch = slots, max_chunk_frames, min(slots, _MAX_BATCH)
@@ -48,7 +48,9 @@ class SlotDecoder:
         self._device = next(mimi.parameters()).device
         self.overlaps = self._device.type == "cuda"
         with torch.inference_mode():  # one slot more, for padding rows
-            self._network = DecoderNetwork(mimi, slots=slots + 1, max_chunk_frames=max_chunk_frames, exact=exact)
+            self._network = DecoderNetwork(
+                mimi, slots=slots + 1, max_chunk_frames=max_chunk_frames, precision=precision
+            )
         self._graphs: PassGraphs | None = None
         if self._device.type == "cuda" if graphs is None else graphs:
             limit = self.max_batch

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +23,7 @@ from moshi.modules.transformer import LayerScale, StreamingTransformerLayer
 from torch import Tensor, nn
 
 from models.files import PartError
-from services.codec.kernels import Layer, operations_for, plain, round_to_tf32
+from services.codec.kernels import Layer, Rows, operations_for, plain, round_to_tf32
 
 T = TypeVar("T")
 
@@ -68,14 +69,16 @@ class _Stage:
 
 
 class DecoderNetwork:
-    """Decodes on `slots` rows of state, without waiting for the device. Not thread-safe.
+    """Decodes on `slots` rows of state, without waiting for the device. The last one is of padding rows. Not thread-safe.
 
-    exact: whether products have fp32 precision, or TF32.
+    precision: of products, one of kernels.PRECISIONS. In fp16 what lies between them is fp16 too, but for the
+        transformer's residual stream.
     Raises: UnknownShape.
     """
 
-    def __init__(self, mimi: MimiModel, *, slots: int, max_chunk_frames: int, exact: bool = True):
-        self._exact = exact
+    def __init__(self, mimi: MimiModel, *, slots: int, max_chunk_frames: int, precision: str = "fp32"):
+        self._precision, self._padding_slot = precision, slots - 1
+        self._dtype = torch.float16 if precision == "fp16" else torch.float32
         self._device = next(mimi.parameters()).device
         self._operations = operations_for(self._device, _lengths(mimi))
         self._width = 0  # of the pool, as far as it is assigned
@@ -87,7 +90,7 @@ class DecoderNetwork:
         self._read_quantizer(mimi)
         self._read_transformer(mimi, slots, max_chunk_frames)
         self._read_decoder(mimi)
-        self._pool = torch.zeros(slots, self._width, device=self._device)
+        self._pool = torch.zeros(slots, self._width, device=self._device, dtype=self._dtype)
         self._offsets = torch.zeros(slots, dtype=torch.long, device=self._device)  # transformer steps so far
 
     @property
@@ -110,8 +113,8 @@ class DecoderNetwork:
 
     def run(self, rows: Tensor, codes: Tensor) -> Tensor:
         """One pass. rows: slots [N] int64; codes: [N, T, K] int64. Returns: samples [N, T * samples_per_frame]."""
-        operations = self._operations
-        product = operations.product
+        operations, of_pass = self._operations, Rows(rows, self._padding_slot)
+        product = partial(operations.product, rows=of_pass)
 
         def with_history(x: Tensor, history: _History) -> Tensor:
             return operations.exchange_history(self._pool, rows, history.column, x, history.steps)
@@ -121,7 +124,7 @@ class DecoderNetwork:
         x = with_history(product(latents, self._projection, history=self._steps_history.steps), self._steps_history)
         # A depthwise transposed convolution: each channel of a frame and of the frame before has its own factors.
         x = (x[:, 1:, None] * self._now + x[:, :-1, None] * self._before).flatten(1, 2)  # [N, steps, D]
-        x = self._transform(x, rows)
+        x = self._transform(x, of_pass)
         x = F.pad(x, (0, 0, self._first_history.steps, 0))
         x = product(
             with_history(x, self._first_history),
@@ -132,25 +135,26 @@ class DecoderNetwork:
         histories = [*(stage.upsample_history for stage in self._stages[1:]), self._last_history]
         for stage, next_history in zip(self._stages, histories, strict=True):
             x = product(with_history(x, stage.upsample_history), stage.upsample, history=stage.wide_history.steps)
-            hidden = product(with_history(x, stage.wide_history), stage.wide, before=True, after="elu")
-            x = product(hidden, stage.narrow, history=next_history.steps, added=x, after="elu")
+            x = with_history(x, stage.wide_history)
+            x = operations.residual(x, stage.wide, stage.narrow, of_pass, history=next_history.steps)
         return operations.to_samples(with_history(x, self._last_history), *self._last)
 
-    def _transform(self, x: Tensor, rows: Tensor) -> Tensor:
+    def _transform(self, x: Tensor, of_pass: Rows) -> Tensor:
         """x: [N, steps, D] → the same."""
-        operations = self._operations
+        rows, product = of_pass.slots, partial(self._operations.product, rows=of_pass)
+        operations, exact = self._operations, self._precision == "fp32"
         offsets = self._offsets[rows]
         steps = offsets[:, None] + torch.arange(x.shape[1], device=x.device)
         # In float64: in float32 the rounding grows with the stream, and a stream that is resumed in its middle differs.
         angles = steps[..., None].double() * self._frequencies
         cos, sin = angles.cos().float(), angles.sin().float()  # [N, steps, D / 2]
         for layer in self._layers:
-            qkv = operations.product(_normed(layer.norm1, x), layer.qkv)
+            qkv = product(_normed(layer.norm1, x), layer.qkv)
             q = operations.rope_write(qkv, cos, sin, rows, offsets, layer.keys, layer.values)
-            seen = operations.attend(q, rows, offsets, layer.keys, layer.values, self._context, self._exact)
-            x = operations.product(seen, layer.out, added=x)
-            hidden = operations.product(_normed(layer.norm2, x), layer.up, after="gelu")
-            x = operations.product(hidden, layer.down, added=x)
+            seen = operations.attend(q, rows, offsets, layer.keys, layer.values, self._context, exact)
+            x = product(seen, layer.out, added=x)
+            hidden = product(_normed(layer.norm2, x), layer.up, after="gelu")
+            x = product(hidden, layer.down, added=x)
         self._offsets[rows] = offsets + x.shape[1]
         return x
 
@@ -160,7 +164,9 @@ class DecoderNetwork:
         """weight: [repeat * O, taps * I]."""
         weight = weight.detach().float().contiguous()
         bias = None if bias is None else bias.detach().float().contiguous()
-        if not self._exact:
+        if self._precision == "fp16":
+            return Layer(weight.half(), None, bias, taps, repeat)
+        if self._precision == "tf32":
             return Layer(round_to_tf32(weight), None, bias, taps, repeat, rounds=True)
         if self._operations is plain:
             return Layer(weight, None, bias, taps, repeat)
@@ -234,7 +240,7 @@ class DecoderNetwork:
             dim = attention.embed_dim // attention.num_heads
             # A step of a pass must not overwrite one that an earlier step of the pass attends to.
             ring = attention.context + max_chunk_frames * self._steps_a_frame - 1
-            keys, values = torch.zeros(2, slots, attention.num_heads, ring, dim, device=self._device)
+            keys, values = torch.zeros(2, slots, attention.num_heads, ring, dim, device=self._device, dtype=self._dtype)
             scales: list[Any] = [
                 each.scale if isinstance(each, LayerScale) else 1.0
                 for each in (module.layer_scale_1, module.layer_scale_2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -39,3 +40,12 @@ class GraphRecorder:
 def on_device(device: torch.device) -> contextlib.AbstractContextManager:
     """Make `device` current: a thread may have another one current, and kernels go to the current one."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@functools.cache
+def has_large_blocks(device: torch.device) -> bool:
+    """Whether a block of kernels can have 120 KiB of shared memory: on an A100, H100 or B200; an L4 or RTX has 99. A CPU can."""
+    if device.type != "cuda":
+        return True
+    major, minor = torch.cuda.get_device_capability(device)
+    return (major, minor) == (8, 0) or major in (9, 10)

@@ -23,6 +23,7 @@ from kernel_times import KernelTimes
 from moshi.models import MimiModel, loaders
 
 from services.codec.decoder import SlotDecoder
+from services.codec.kernels import PRECISIONS
 
 KERNELS_SHOWN = 25
 # rows, outputs and length of a tile, warps, stages
@@ -88,9 +89,9 @@ def off_by(decoder: SlotDecoder, mimi: MimiModel) -> float:
     return float(np.abs(np.concatenate(heard, axis=1) - whole).max() / whole.std())
 
 
-def ours(arguments: argparse.Namespace, device: torch.device, exact: bool) -> None:
-    mimi, precision, most = build(device, arguments.tiny), "fp32" if exact else "TF32", max(arguments.streams)
-    decoder = SlotDecoder(mimi, slots=most, graphs=True, exact=exact)
+def ours(arguments: argparse.Namespace, device: torch.device, precision: str) -> None:
+    mimi, most = build(device, arguments.tiny), max(arguments.streams)
+    decoder = SlotDecoder(mimi, slots=most, graphs=True, precision=precision)
     began = time.perf_counter()
     decoder.warm_up()
     synchronize(device)
@@ -129,7 +130,7 @@ def stock(arguments: argparse.Namespace, device: torch.device) -> None:
 
 def kernels(arguments: argparse.Namespace, device: torch.device) -> None:
     most = max(arguments.streams)
-    decoder = SlotDecoder(build(device, arguments.tiny), slots=most, graphs=True, exact=not arguments.tf32)
+    decoder = SlotDecoder(build(device, arguments.tiny), slots=most, graphs=True, precision=arguments.precision[0])
     decoder._graphs._streams = [most]
     decoder._graphs.frames = sorted({1, max(arguments.frames)})
     decoder.warm_up()
@@ -154,7 +155,7 @@ def tiles(arguments: argparse.Namespace, device: torch.device) -> None:
     from services.codec.kernels import fused
 
     mimi, most = build(device, arguments.tiny), max(arguments.streams)
-    decoder = SlotDecoder(mimi, slots=most, graphs=False, exact=not arguments.tf32)
+    decoder = SlotDecoder(mimi, slots=most, graphs=False, precision=arguments.precision[0])
     real, tile_of, bad = fused.product, fused.tile_of, set()
     print(
         "| streams | frames | rows | outputs | length | kind | now | best: ms, rows × outputs × length, warps, stages |\n|"
@@ -178,7 +179,7 @@ def tiles(arguments: argparse.Namespace, device: torch.device) -> None:
             fused.product = real
             for (count, outputs, length, kind), call in calls.items():
                 found = []
-                for tile in [tile_of(count, outputs, length), *TILES]:
+                for tile in [tile_of(count, outputs, length, arguments.precision[0], *kind[1:]), *TILES]:
                     if tile[0] > max(16, 2 * count) or tile[1] > max(32, 2 * outputs) or (tile, kind) in bad:
                         continue
                     fused.tile_of = lambda *_, tile=tile: tile
@@ -210,7 +211,9 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try this script without a GPU")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--tiles", action="store_true")
-    parser.add_argument("--tf32", action="store_true", help="of --profile and --tiles")
+    parser.add_argument(
+        "--precision", nargs="+", default=PRECISIONS, choices=PRECISIONS, help="the first of --profile and --tiles"
+    )
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if arguments.profile:
@@ -218,7 +221,7 @@ def main() -> None:
     if arguments.tiles:
         return tiles(arguments, device)
     print("| ms | streams | frames | precision | min | median | max |\n|---|---|---|---|---|---|---|", flush=True)
-    for call in (partial(ours, exact=True), partial(ours, exact=False), stock):
+    for call in (*(partial(ours, precision=each) for each in arguments.precision), stock):
         try:
             call(arguments, device)
         except Exception:  # one that fails must not cost the others' figures
