@@ -132,7 +132,8 @@ class Embedder:
             with self.state.pass_slots(1) as reserved:
                 self._padding_slot = reserved[0]
             self._pass = EmbedPass(
-                shape, self._framing, self.receptive_field, banks, Marker(nets, self.state, self.precision), self.state,
+                shape, self._framing, self.receptive_field, banks,
+                Marker(nets, self.state, self.precision, padding_slot=self._padding_slot), self.state,
                 symbols=torch.tensor(key_symbols(check_key(key, shape.key_bytes)), device=self.device),
                 strength=10 ** (-sdr_db / 20),
                 level=level or FixedLevel(),

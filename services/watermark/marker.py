@@ -24,28 +24,47 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from services.watermark.kernels import HISTORY, History, Layer, OutputLayer, operations_for, round_to_tf32
+from services.watermark.kernels import (
+    HISTORY,
+    History,
+    Layer,
+    OutputLayer,
+    operations_for,
+    round_to_tf32,
+    signal_for,
+    weight_columns,
+)
 from services.watermark.kernels.winograd import factors
 from services.watermark.state_pool import StatePool
 from services.watermark.weights import Layer as StockLayer
 from services.watermark.weights import Nets
 
 _FEATURES = 32
+_WIDE_INPUTS = 96  # in TF32 cuDNN and a kernel after it take no longer for a layer with so many
 _TILED_OUTPUTS = 128  # a layer with fewer has too few products for Winograd's transforms to pay
 
 
 class Marker:
     """The nets of one model, folded, and the state of all streams in them."""
 
-    def __init__(self, nets: Nets, state: StatePool, precision: str = "fp32", operations: ModuleType | None = None):
+    def __init__(
+        self,
+        nets: Nets,
+        state: StatePool,
+        precision: str = "fp32",
+        operations: ModuleType | None = None,
+        padding_slot: int = -1,
+    ):
         """
         precision: of the factors in all 3x3 layers but the first, one of PRECISIONS; sums are in fp32.
         operations: default: the module for the nets' device.
+        padding_slot: of padding rows, whose mark is undefined; -1: there are none.
         """
         shape = nets.hparams
         self.rows, self.band, self.bins = shape.rows, shape.message_band_size, shape.bins
-        self._state = state
-        self._operations = operations or operations_for(nets.enc_c.linear.weight.device)
+        self._state, self._padding_slot = state, padding_slot
+        self._operations = operations or operations_for(nets.enc_c.linear.weight.device, precision)
+        self.signal = signal_for(self._operations)
         half, rounds = precision == "fp16", precision == "tf32"
         dtype = torch.float16 if half else torch.float32
         # Zero channels, to 36 or 40: cuDNN needs channel rows in multiples of 16 bytes for tensor cores.
@@ -64,7 +83,7 @@ class Marker:
         self._encoders = len(nets.enc_c.main)
         linear = nets.enc_c.linear
         message = (linear.weight + linear.bias[:, None]).T  # [symbols, band]
-        self._message = torch.nn.functional.pad(message, (0, self.rows - self.band))
+        self._message = torch.nn.functional.pad(message, (0, self.rows - self.band)).contiguous()
         # State of each stream: the last columns of each 3x3 layer's input, and the columns of carrier and
         # message whose features are not computed yet.
         self._histories = [
@@ -93,23 +112,28 @@ class Marker:
         Returns: the mark's magnitude in the band [B, k, band] of the columns `context_columns` before these;
         each column has the mean square 1 over all bins.
         """
-        count, state = carrier.shape[1], self._state
+        state = self._state
         inside: Sequence[Tensor | None] = [None] * len(self._lags)
         if valid is not None:
             inside = valid(self._lags).unbind(0)
-        pairs = torch.stack([carrier, self._message[symbols]], dim=3)  # [B, k, rows, 2]
-        if inside[0] is not None:
-            pairs.masked_fill_(~inside[0][:, :, None, None], 0)
-        pending = state.append_history(self._pending, rows, pairs, counts)[:, :count]
-        window = state.append_history(self._histories[0], rows, pairs[..., :1], counts)
+        pending, window = self.signal.open_windows(
+            carrier,
+            self._message,
+            symbols,
+            inside[0],
+            state.tensor(self._pending),
+            state.tensor(self._histories[0]),
+            rows,
+            counts,
+        )
         for number, layer in enumerate(self._layers[:-1], start=1):
-            history = History(state.tensor(self._histories[number]), rows, counts)
+            history = History(state.tensor(self._histories[number]), rows, counts, self._padding_slot)
             extra = pending if number == self._encoders else None  # also input of the decoder's first layer
             window = self._operations.gated_layer(window, layer, history, inside[number], extra)
-        mark = self._operations.output_layers(window, self._layers[-1], self._output, inside[-1])
-        mark = mark[:, :, : self.band]
-        mean_square = mark.square().sum(dim=2, keepdim=True) / self.bins
-        return mark * torch.rsqrt(mean_square.clamp_min(1e-30))
+        mark = self._operations.output_layers(
+            window, self._layers[-1], self._output, inside[-1], rows, self._padding_slot
+        )
+        return self.signal.scaled(mark, self.band, self.bins)
 
 
 def _join(layer: StockLayer, weights: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,7 +152,17 @@ def _layer(layer: StockLayer, dtype: torch.dtype, rounds: bool, weights: tuple[T
         weight = round_to_tf32(weight)
     weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
     is_tiled = weight.device.type == "cpu" and dtype == torch.float32 and not rounds and len(weight) >= _TILED_OUTPUTS
-    return Layer(weight, bias, shift, rounds, factors(weight) if is_tiled else None)
+    given = weight.shape[1]
+    is_fused = weight.device.type == "cuda" and given > 1
+    is_fused &= dtype == torch.float16 or (rounds and given < _WIDE_INPUTS)
+    return Layer(
+        weight,
+        bias,
+        shift,
+        rounds,
+        factors(weight) if is_tiled else None,
+        weight_columns(weight) if is_fused else None,
+    )
 
 
 def _fold(weight: Tensor, padding: int) -> Tensor:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 HISTORY = 2  # earlier columns that a 3x3 layer depends on
 PRECISIONS = ("fp32", "tf32", "fp16")
+BLOCK = 32  # of a product's summed length, per iteration: divides three bins of 32 and of 96 channels
 FP16_MAX = 65504.0  # larger values saturate instead of becoming infinite
 
 
@@ -33,6 +34,7 @@ class Layer(NamedTuple):
     bias: [2 * C]. shift: [C].
     rounds: whether its output is rounded to TF32, for the next layer's product.
     factors: of its weight, where winograd.py computes the convolution: fp32 on a CPU.
+    columns: its weight, where convolution.py computes the layer.
     """
 
     weight: Tensor
@@ -40,6 +42,7 @@ class Layer(NamedTuple):
     shift: Tensor
     rounds: bool = False
     factors: Tensor | None = None
+    columns: Tensor | None = None
 
 
 class OutputLayer(NamedTuple):
@@ -57,11 +60,13 @@ class History(NamedTuple):
 
     pool: [slots, HISTORY, rows, C_in]. rows: slots [B] int64. counts: how many of a pass's columns each stream
     brings [B] int64, at least 1; later columns are not stored. None: all.
+    padding: the slot of padding rows, whose result is undefined and whose history may be left as it is; -1: there are none.
     """
 
     pool: Tensor
     rows: Tensor
     counts: Tensor | None = None
+    padding: int = -1
 
 
 def round_to_tf32(x: Tensor) -> Tensor:
@@ -69,15 +74,25 @@ def round_to_tf32(x: Tensor) -> Tensor:
     return (x.contiguous().view(torch.int32) + 0x1000 & -0x2000).view(torch.float32)
 
 
-def operations_for(device: torch.device) -> ModuleType:
+def weight_columns(weight: Tensor) -> Tensor:
+    """As convolution.py takes it: [2 * C, C_in, columns, bins] → [2 * C, 3 * n * BLOCK], values and gates in turns, the part
+    of each column filled up with zeros."""
+    channels = len(weight) // 2
+    parts = weight.permute(0, 2, 3, 1).flatten(2)  # [2 * C, columns, 3 * C_in]
+    parts = torch.nn.functional.pad(parts, (0, -parts.shape[2] % BLOCK)).flatten(1)
+    return torch.stack([parts[:channels], parts[channels:]], dim=1).flatten(0, 1).contiguous()
+
+
+def operations_for(device: torch.device, precision: str = "fp32") -> ModuleType:
     """The module of operations for a device: on CUDA the kernels, if a first launch succeeds.
 
-    Triton compiles its launchers at run time and fails, for example, in an image without a C compiler.
+    Triton compiles its launchers at run time and fails, for example, in an image without a C compiler, or where a
+    multiprocessor has less shared memory than a kernel of this precision takes.
     """
     if device.type == "cuda":
         try:
             fused = importlib.import_module("services.watermark.kernels.fused")
-            _launch_once(fused, device)
+            _launch_once(fused, device, precision)
             return fused
         except Exception as error:  # Triton raises many types; marking works without it
             log.warning(
@@ -86,13 +101,23 @@ def operations_for(device: torch.device) -> ModuleType:
     return importlib.import_module("services.watermark.kernels.plain")
 
 
-def _launch_once(operations: ModuleType, device: torch.device) -> None:
-    """One layer from 1 to 32 channels. Raises: any error of compilation or launch."""
-    window = torch.zeros(1, HISTORY + 1, 8, 1, device=device)
-    weight, bias, shift = (torch.zeros(*size, device=device) for size in ((64, 1, 3, 3), (64,), (32,)))
-    layer = Layer(weight, bias, shift)
+def signal_for(operations: ModuleType) -> ModuleType:
+    """What goes with operations_for's: signal.py, or signal_plain.py."""
+    kernels = "signal" if operations.__name__.endswith("fused") else "signal_plain"
+    return importlib.import_module(f"services.watermark.kernels.{kernels}")
+
+
+def _launch_once(operations: ModuleType, device: torch.device, precision: str) -> None:
+    """A layer from 1 to 32 channels, and one of the largest kernel. Raises: any error of compilation or launch."""
+    half = precision == "fp16"
     row, one = torch.zeros(1, dtype=torch.int64, device=device), torch.ones(1, dtype=torch.int64, device=device)
-    history = History(torch.zeros(1, HISTORY, 8, 32, device=device), row, one)
     with torch.cuda.device(device):
-        operations.gated_layer(window, layer, history, None)
+        for given, channels in ((1, 32), (40 if half else 36, 96))[: 1 if precision == "fp32" else 2]:
+            dtype = torch.float16 if half and given > 1 else torch.float32
+            weight = torch.zeros(2 * channels, given, 3, 3, device=device, dtype=dtype)
+            bias, shift = torch.zeros(2 * channels, device=device), torch.zeros(channels, device=device)
+            layer = Layer(weight, bias, shift, columns=weight_columns(weight) if given > 1 else None)
+            pool = torch.zeros(1, HISTORY, 8, channels, device=device, dtype=dtype)
+            window = torch.zeros(1, HISTORY + 1, 8, given, device=device, dtype=dtype)
+            operations.gated_layer(window, layer, History(pool, row, one), None)
         torch.cuda.synchronize()

@@ -1,6 +1,6 @@
-"""The operations of plain.py for CUDA devices: a convolution by cuDNN without bias, and one Triton kernel for
-everything that follows it. The first layer, with one input channel, is a single kernel; the last layer, with
-one output channel, is part of the kernel before it.
+"""The operations of plain.py for CUDA devices. A layer is one kernel (convolution.py), or a convolution by cuDNN without
+bias and one Triton kernel for everything that follows it: the layers of fp32 and the widest of TF32. The first layer, with
+one input channel, is a kernel of its own; the last layer, with one output channel, is part of the kernel before it.
 
 A program writes some cells of one column, in the window and in the pool; no other program touches them.
 """
@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from services.watermark.kernels import FP16_MAX, HISTORY, History, Layer, OutputLayer
+from services.watermark.kernels import BLOCK, FP16_MAX, HISTORY, History, Layer, OutputLayer, convolution
 
 _BLOCK = 1024  # cells per program
+_ROWS = 32  # of the first layer
 _FP16_MAX = tl.constexpr(FP16_MAX)
 
 
@@ -72,7 +73,7 @@ def _exchange_history(new, out, pool, rows, counts, stream, column, steps, size,
 def _gate_kernel(
     both, bias, shift, extra, inside, pool, rows, counts, out, steps, bins,
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, EXTRA: tl.constexpr, CUT: tl.constexpr, COUNTED: tl.constexpr,
-    HALF: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
+    ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64)
     stream = at // steps
@@ -82,10 +83,8 @@ def _gate_kernel(
     row, channel = index // WIDTH, index % WIDTH
     own = mask & (channel < CHANNELS)
     place = both + at * (bins * 2 * CHANNELS) + row * (2 * CHANNELS) + channel
-    value = tl.load(place, mask=own, other=0.0).to(tl.float32)
-    gate = tl.load(place + CHANNELS, mask=own, other=0.0).to(tl.float32)
-    if HALF:
-        value, gate = _saturate(value), _saturate(gate)
+    value = tl.load(place, mask=own, other=0.0)
+    gate = tl.load(place + CHANNELS, mask=own, other=0.0)
     value += tl.load(bias + channel, mask=own, other=0.0)
     gate += tl.load(bias + CHANNELS + channel, mask=own, other=0.0)
     new = value * _sigmoid(gate) + tl.load(shift + channel, mask=own, other=0.0)
@@ -95,23 +94,21 @@ def _gate_kernel(
         new = tl.where(own, new, more)
     if CUT:
         new = tl.where(tl.load(inside + at) != 0, new, 0.0)
-    if HALF:
-        new = _saturate(new)
     if ROUNDS:
         new = _round_to_tf32(new)
-    _exchange_history(
-        new.to(out.dtype.element_ty), out, pool, rows, counts, stream, column, steps, bins * WIDTH, index, mask, COUNTED
-    )
+    _exchange_history(new, out, pool, rows, counts, stream, column, steps, bins * WIDTH, index, mask, COUNTED)
 
 
-@triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["inside", "rows", "counts"])
+@triton.jit(do_not_specialize=["padding", "steps"], do_not_specialize_on_alignment=["inside", "rows", "counts"])
 def _first_kernel(
-    x, weight, bias, shift, inside, pool, rows, counts, out, steps, bins,
+    x, weight, bias, shift, inside, pool, rows, padding, counts, out, steps, bins,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, CUT: tl.constexpr, COUNTED: tl.constexpr, HALF: tl.constexpr,
     ROUNDS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64)
     stream = at // steps
+    if tl.load(rows + stream) == padding:
+        return
     column = at % steps
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, PADDED)
@@ -153,7 +150,7 @@ def _first_kernel(
 @triton.jit(do_not_specialize_on_alignment=["inside"])
 def _output_kernel(
     both, bias, shift, weight, ending, inside, out, bins,
-    CHANNELS: tl.constexpr, PADDED: tl.constexpr, CUT: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr, PADDED: tl.constexpr, CUT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
@@ -161,10 +158,8 @@ def _output_kernel(
     own = channel < CHANNELS
     mask = (row < bins)[:, None] & own[None, :]
     place = both + at * (bins * 2 * CHANNELS) + row[:, None] * (2 * CHANNELS) + channel[None, :]
-    value = tl.load(place, mask=mask, other=0.0).to(tl.float32)
-    gate = tl.load(place + CHANNELS, mask=mask, other=0.0).to(tl.float32)
-    if HALF:
-        value, gate = _saturate(value), _saturate(gate)
+    value = tl.load(place, mask=mask, other=0.0)
+    gate = tl.load(place + CHANNELS, mask=mask, other=0.0)
     value += tl.load(bias + channel, mask=own, other=0.0)[None, :]
     gate += tl.load(bias + CHANNELS + channel, mask=own, other=0.0)[None, :]
     hidden = value * _sigmoid(gate) + tl.load(shift + channel, mask=own, other=0.0)[None, :]
@@ -191,41 +186,66 @@ def gated_layer(
     assert history.pool.is_contiguous() and history.rows.is_contiguous() and counts.is_contiguous()
     if window.shape[3] == 1:
         assert width == channels and window.is_contiguous() and layer.weight.is_contiguous()
-        _first_kernel[(count * columns, triton.cdiv(bins, 32))](
-            window, layer.weight, layer.bias, layer.shift, cut, history.pool, history.rows, counts, out, columns, bins,
-            CHANNELS=channels, PADDED=triton.next_power_of_2(channels), CUT=inside is not None, COUNTED=counted, HALF=half,
-            ROUNDS=layer.rounds, ROWS=32, num_warps=4,
+        _first_kernel[(count * columns, triton.cdiv(bins, _ROWS))](
+            window, layer.weight, layer.bias, layer.shift, cut, history.pool, history.rows, history.padding,
+            counts, out, columns, bins,
+            CHANNELS=channels, PADDED=triton.next_power_of_2(channels), CUT=inside is not None, COUNTED=counted,
+            HALF=half, ROUNDS=layer.rounds, ROWS=_ROWS, num_warps=4,
+        )  # fmt: skip
+        return out
+    more = out if extra is None else extra.contiguous()
+    if layer.columns is not None:
+        tile, (wide, narrow) = convolution.tile_of(channels, window), convolution.parts_of(channels)
+        assert window.is_contiguous() and width - channels <= 8
+        convolution.gated_kernel[(count * triton.cdiv(columns * bins, tile["TILE"]),)](
+            window, layer.columns, layer.bias, layer.shift, more, cut, history.pool, history.rows,
+            history.padding, counts, out, columns, bins,
+            GIVEN=window.shape[3], CHANNELS=channels, WIDTH=width, EXTRA=0 if extra is None else extra.shape[3], CUT=inside is not None, COUNTED=counted, HALF=half, ROUNDS=layer.rounds, WIDE=wide, NARROW=narrow,
+            BLOCK=BLOCK, **tile,
         )  # fmt: skip
         return out
     both = _convolve(window, layer)
-    more = out if extra is None else extra.contiguous()
     _gate_kernel[(count * columns, triton.cdiv(bins * width, _BLOCK))](
         both, layer.bias, layer.shift, more, cut, history.pool, history.rows, counts, out, columns, bins,
         CHANNELS=channels, WIDTH=width, EXTRA=0 if extra is None else extra.shape[3], CUT=inside is not None,
-        COUNTED=counted, HALF=half, ROUNDS=layer.rounds, BLOCK=_BLOCK, num_warps=4,
+        COUNTED=counted, ROUNDS=layer.rounds, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip
     return out
 
 
-def output_layers(window: Tensor, layer: Layer, output: OutputLayer, inside: Tensor | None) -> Tensor:
-    both = _convolve(window, layer)
-    count, columns, bins, channels = both.shape
-    channels //= 2
+def output_layers(
+    window: Tensor,
+    layer: Layer,
+    output: OutputLayer,
+    inside: Tensor | None,
+    rows: Tensor | None = None,
+    padding: int = -1,
+) -> Tensor:
+    count, columns, bins, given = window.shape
+    columns, channels = columns - HISTORY, len(layer.shift)
     out = layer.bias.new_empty(count, columns, bins)
     cut = out if inside is None else inside.contiguous().view(torch.int8)
+    if layer.columns is not None:
+        tile = convolution.tile_of(channels, window, ends=True)
+        wide, narrow = convolution.parts_of(channels)
+        rows = torch.zeros(count, dtype=torch.int64, device=window.device) if rows is None else rows
+        assert window.is_contiguous() and rows.is_contiguous()
+        convolution.output_kernel[(count * triton.cdiv(columns * bins, tile["TILE"]),)](
+            window, layer.columns, layer.bias, layer.shift, output.weight, output.bias, cut, rows, padding,
+            out, columns, bins, GIVEN=given, CHANNELS=channels, CUT=inside is not None, WIDE=wide, NARROW=narrow,
+            BLOCK=BLOCK, **tile,
+        )  # fmt: skip
+        return out
+    both = _convolve(window, layer)
     _output_kernel[(count * columns, triton.cdiv(bins, 16))](
         both, layer.bias, layer.shift, output.weight, output.bias, cut, out, bins,
         CHANNELS=channels, PADDED=triton.next_power_of_2(channels), CUT=inside is not None,
-        HALF=both.dtype != layer.bias.dtype, ROWS=16, num_warps=4,
+        ROWS=16, num_warps=4,
     )  # fmt: skip
     return out
 
 
 def _convolve(window: Tensor, layer: Layer) -> Tensor:
     """[B, HISTORY + k, rows, C_in] → both halves, without bias [B, k, rows, 2 * C]."""
-    x = window.permute(0, 3, 1, 2)
-    if layer.weight.dtype == torch.float16 and window.device.type == "cpu":  # for the interpreter
-        both = F.conv2d(x.float(), layer.weight.float(), padding=(0, 1)).half()
-    else:
-        both = F.conv2d(x, layer.weight, padding=(0, 1))
+    both = F.conv2d(window.permute(0, 3, 1, 2), layer.weight, padding=(0, 1))
     return both.permute(0, 2, 3, 1).contiguous()

@@ -48,8 +48,18 @@ def gated_layer(
     return out
 
 
-def output_layers(window: Tensor, layer: Layer, output: OutputLayer, inside: Tensor | None) -> Tensor:
-    """The last two layers: the window [B, HISTORY + k, rows, C_in] → magnitudes [B, k, rows] fp32; `inside` as above."""
+def output_layers(
+    window: Tensor,
+    layer: Layer,
+    output: OutputLayer,
+    inside: Tensor | None,
+    rows: Tensor | None = None,
+    padding: int = -1,
+) -> Tensor:
+    """The last two layers: the window [B, HISTORY + k, rows, C_in] → magnitudes [B, k, rows] fp32; `inside` as above.
+
+    rows, padding: see History.
+    """
     count, columns = len(window), window.shape[1] - HISTORY
     mark = window.new_empty(count, columns, window.shape[2], dtype=torch.float32)
     for part, both in _convolved(window, layer):

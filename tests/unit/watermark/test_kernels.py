@@ -12,7 +12,16 @@ import pytest
 import torch
 
 from services.watermark.hparams import Hparams
-from services.watermark.kernels import PRECISIONS, History, Layer, OutputLayer, fused, plain, round_to_tf32
+from services.watermark.kernels import (
+    PRECISIONS,
+    History,
+    Layer,
+    OutputLayer,
+    fused,
+    plain,
+    round_to_tf32,
+    weight_columns,
+)
 from services.watermark.marker import Marker
 from services.watermark.state_pool import StatePool
 from services.watermark.weights import load_nets, write_random
@@ -35,7 +44,8 @@ def layer_of(device, precision, given, channels) -> Layer:
         weight = round_to_tf32(weight)
     weight = weight.to(dtype_of(precision, given)).contiguous(memory_format=torch.channels_last)
     bias, shift = torch.randn(2 * channels, device=device), torch.randn(channels, device=device)
-    return Layer(weight, bias, shift, precision == "tf32")
+    columns = weight_columns(weight) if precision != "fp32" and given > 1 else None
+    return Layer(weight, bias, shift, precision == "tf32", columns=columns)
 
 
 def dtype_of(precision, given) -> torch.dtype:
@@ -59,7 +69,7 @@ def near(got, wanted, precision) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     ("given", "channels", "width", "extra"),
-    [(1, 32, 32, 0), (32, 32, 32, 0), (32, 32, 36, 2), (36, 96, 96, 0), (1, 8, 8, 0)],
+    [(1, 32, 32, 0), (32, 32, 32, 0), (32, 32, 40, 2), (40, 96, 96, 0), (1, 8, 8, 0)],
 )
 @pytest.mark.parametrize(
     ("count", "columns", "cut", "brought"),
@@ -90,6 +100,21 @@ def test_gated(device, precision, given, channels, width, extra, count, columns,
         assert not got[:, 2:, :, channels + extra :].any()
     if precision == "tf32":
         assert torch.equal(round_to_tf32(got[:, 2:]), got[:, 2:])
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+def test_padding_rows_are_left_out(device, precision):
+    """Their history stays as it is, and what the others get is what they get without them."""
+    for given, channels in ((1, 32), (32, 32)):
+        layer, window = layer_of(device, precision, given, channels), inputs(device, precision, 3, 2, given)
+        pool = torch.randn(3, 2, BINS, 32, device=device).to(dtype_of(precision, 32))
+        alone, rows = pool.clone(), torch.tensor([2, 0, 0], device=device)
+        got = fused.gated_layer(window, layer, History(pool, rows, None, 0), None)
+        assert torch.equal(got[:1], fused.gated_layer(window[:1], layer, History(alone, rows[:1]), None))
+        assert torch.equal(pool, alone)
+    ending = OutputLayer(torch.randn(2, 32, device=device), torch.randn(3, device=device))
+    got = fused.output_layers(window, layer, ending, None, rows, 0)
+    assert torch.equal(got[:1], fused.output_layers(window[:1], layer, ending, None))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

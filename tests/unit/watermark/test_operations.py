@@ -26,13 +26,13 @@ def built(monkeypatch):
 
 
 def test_kernels_that_launch_are_taken(built, monkeypatch, caplog):
-    monkeypatch.setattr(kernels, "_launch_once", lambda operations, device: None)
+    monkeypatch.setattr(kernels, "_launch_once", lambda *_: None)
     assert kernels.operations_for(torch.device("cuda")) is built
     assert not caplog.records
 
 
 def test_kernels_that_do_not_launch_are_left_with_a_warning(built, monkeypatch, caplog):
-    def fails(operations, device):
+    def fails(*_):
         raise RuntimeError("no C compiler")
 
     monkeypatch.setattr(kernels, "_launch_once", fails)

@@ -1,0 +1,439 @@
+"""Triton kernels for the operations of signal_plain.py: one or two launches where torch takes ten.
+
+Each program reads what it needs of a stream's history before it overwrites it, and no other program touches that part.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from services.watermark.hparams import TRAINING_POWER
+from services.watermark.kernels import signal_plain
+from services.watermark.level import FixedLevel, RunningLevel
+
+_BLOCK = 1024
+
+
+@triton.jit(do_not_specialize=["size", "count"], do_not_specialize_on_alignment=["rows", "first", "end"])
+def _write_ring(ring, rows, first, end, samples, size, count, BLOCK: tl.constexpr):
+    stream = tl.program_id(0).to(tl.int64)
+    offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    begin = tl.load(first + stream)
+    mask = (offset < count) & (offset < tl.load(end + stream) - begin)
+    cell = ((begin % size).to(tl.int32) + offset) % size
+    values = tl.load(samples + stream * count + offset, mask=mask)
+    tl.store(ring + tl.load(rows + stream) * (size + 1) + cell, values, mask=mask)
+
+
+def write_ring(ring: Tensor, rows: Tensor, first: Tensor, end: Tensor, samples: Tensor) -> None:
+    count = samples.shape[1]
+    assert ring.is_contiguous() and samples.is_contiguous()
+    _write_ring[(len(rows), triton.cdiv(count, _BLOCK))](
+        ring, rows, first, end, samples, ring.shape[1] - 1, count, BLOCK=_BLOCK
+    )
+
+
+@triton.jit(do_not_specialize=["size", "count"], do_not_specialize_on_alignment=["rows", "first", "end"])
+def _read_ring(ring, rows, first, end, out, size, count, BLOCK: tl.constexpr):
+    stream = tl.program_id(0).to(tl.int64)
+    offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    begin = tl.load(first + stream)
+    position = begin + offset
+    base = ((begin % size + size) % size).to(tl.int32)  # a remainder has the sign of `begin`
+    known = (position >= 0) & (position < tl.load(end + stream))
+    values = tl.load(ring + tl.load(rows + stream) * (size + 1) + (base + offset) % size, mask=known, other=0.0)
+    tl.store(out + stream * count + offset, values, mask=offset < count)
+
+
+def read_ring(ring: Tensor, rows: Tensor, first: Tensor, end: Tensor, count: int) -> Tensor:
+    out = ring.new_empty(len(rows), count)
+    assert ring.is_contiguous()
+    _read_ring[(len(rows), triton.cdiv(count, _BLOCK))](
+        ring, rows, first, end, out, ring.shape[1] - 1, count, BLOCK=_BLOCK
+    )
+    return out
+
+
+@triton.jit(
+    do_not_specialize=["columns", "count"], do_not_specialize_on_alignment=["start", "begin", "length", "mirror"]
+)
+def _frames(samples, start, begin, length, mirror, window, out, columns, count, N: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64)
+    stream, column = at // columns, at % columns
+    cell = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    position = tl.abs(tl.load(begin + stream) + column * (N // 2) + cell)
+    position = tl.minimum(position, tl.load(mirror + stream) - position)
+    index = tl.minimum(tl.maximum(position - tl.load(start + stream), 0), count - 1)
+    mask = (cell < N) & (position < tl.load(length + stream))
+    values = tl.load(samples + stream * count + index, mask=mask, other=0.0)
+    tl.store(out + at * N + cell, values * tl.load(window + cell, mask=cell < N), mask=cell < N)
+
+
+def frames(
+    samples: Tensor, start: Tensor, begin: Tensor, length: Tensor, mirror: Tensor, window: Tensor, columns: int
+) -> Tensor:
+    n_fft, samples = len(window), samples.contiguous()
+    out = samples.new_empty(len(samples), columns, n_fft)
+    _frames[(len(samples) * columns, triton.cdiv(n_fft, _BLOCK))](
+        samples, start, begin, length, mirror, window, out, columns, samples.shape[1], N=n_fft, BLOCK=_BLOCK
+    )
+    return out
+
+
+@triton.jit(do_not_specialize=["bins"])
+def _energies(spectra, out, bins, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64)
+    cell = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for start in range(0, 2 * bins, BLOCK):
+        value = tl.load(spectra + at * 2 * bins + start + cell, mask=start + cell < 2 * bins, other=0.0)
+        total += value * value
+    tl.store(out + at, tl.sum(total) / bins)
+
+
+def energies(spectra: Tensor) -> Tensor:
+    count, columns, bins = spectra.shape
+    out = torch.empty(count, columns, device=spectra.device)
+    _energies[(count * columns,)](torch.view_as_real(spectra.contiguous()), out, bins, BLOCK=_BLOCK)
+    return out
+
+
+@triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["rows", "first", "counts"])
+def _levels(
+    energy, powers, scales, rows, first, counts, gains, whole, sums, steps, window_energy, strength, prior, floor,
+    training, silence, KIND: tl.constexpr, RUNNING: tl.constexpr, KEPT: tl.constexpr, COUNTED: tl.constexpr,
+    LANES: tl.constexpr,
+):  # fmt: skip
+    stream = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, LANES)
+    mask = lane < steps
+    slot = tl.load(rows + stream)
+    brought = steps
+    if COUNTED:
+        brought = tl.load(counts + stream).to(tl.int32)
+    own = tl.load(energy + stream * steps + lane, mask=mask, other=0.0)
+    power = own / window_energy
+    before = tl.load(powers + slot)
+    level = tl.zeros((LANES,), dtype=tl.float32) + floor
+    if RUNNING:
+        mean = before + tl.cumsum(power.to(tl.float64)) + training * prior
+        count = (tl.load(first + stream) + lane + 1).to(tl.float32) + prior
+        level = tl.maximum((mean / count.to(tl.float64)).to(tl.float32), level)
+    total = before + tl.sum(tl.where(lane < brought, power, 0.0).to(tl.float64))
+    gain = tl.sqrt(training / level)
+    if KIND == 0:
+        scale = tl.sqrt(own)
+    elif KIND == 1:
+        scale = tl.sqrt(level * window_energy)
+    else:
+        scale = 1.0 / gain
+    scale = tl.where(power > level * silence, scale * strength, 0.0)
+    tl.store(gains + stream * steps + lane, gain, mask=mask)
+    out = whole + stream * (KEPT + steps)
+    old = lane < KEPT
+    tl.store(out + lane, tl.load(scales + slot * KEPT + lane, mask=old), mask=old)
+    tl.store(out + KEPT + lane, scale, mask=mask)
+    tl.debug_barrier()
+    tl.store(scales + slot * KEPT + lane, tl.load(out + brought + lane, mask=old), mask=old)
+    tl.store(powers + slot, total)
+    tl.store(sums + stream, total)
+
+
+def levels(
+    energy: Tensor,
+    loudness: signal_plain.Loudness,
+    powers: Tensor,
+    scales: Tensor,
+    rows: Tensor,
+    first: Tensor,
+    counts: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    level, shape, (count, steps), kept = loudness.level, loudness.hparams, energy.shape, scales.shape[1]
+    if not isinstance(level, RunningLevel | FixedLevel):
+        return signal_plain.levels(energy, loudness, powers, scales, rows, first, counts)
+    if isinstance(level, RunningLevel):
+        runs, prior, floor = True, level.prior_seconds * loudness.columns_per_second, level.floor
+    else:
+        runs, prior, floor = False, 0.0, level.power
+    gains, whole = energy.new_empty(count, steps), energy.new_empty(count, kept + steps)
+    sums = powers.new_empty(count)
+    kind = 0 if shape.frame_level_normalization else 1 if shape.utterance_level_normalization else 2
+    assert energy.is_contiguous() and powers.is_contiguous() and scales.is_contiguous()
+    _levels[(count,)](
+        energy, powers, scales, rows, first, rows if counts is None else counts, gains, whole, sums, steps,
+        loudness.window_energy, loudness.strength, prior, floor, TRAINING_POWER, signal_plain.SILENCE,
+        KIND=kind, RUNNING=runs, KEPT=kept, COUNTED=counts is not None,
+        LANES=triton.next_power_of_2(max(steps, kept)), num_warps=1,
+    )  # fmt: skip
+    return gains, whole[:, :steps], sums
+
+
+@triton.jit(do_not_specialize=["all_bins", "bins"])
+def _carriers(spectra, gain, out, all_bins, bins, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64)
+    cell = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = cell < bins
+    source = spectra + (at * all_bins + cell) * 2
+    real, imaginary = tl.load(source, mask=mask), tl.load(source + 1, mask=mask)
+    tl.store(out + at * bins + cell, tl.sqrt(real * real + imaginary * imaginary) * tl.load(gain + at), mask=mask)
+
+
+def carriers(spectra: Tensor, gain: Tensor, bins: int) -> Tensor:
+    count, columns, all_bins = spectra.shape
+    out = gain.new_empty(count, columns, bins)
+    _carriers[(count * columns, triton.cdiv(bins, _BLOCK))](
+        torch.view_as_real(spectra.contiguous()), gain.contiguous(), out, all_bins, bins, BLOCK=_BLOCK
+    )
+    return out
+
+
+@triton.jit
+def _pair(carrier, message, symbols, inside, stream, column, steps, bins, row, mask, CUT: tl.constexpr):
+    """A column's carrier and message."""
+    magnitude = tl.load(carrier + (stream * steps + column) * bins + row, mask=mask)
+    symbol = tl.load(message + tl.load(symbols + stream * steps + column) * bins + row, mask=mask)
+    if CUT:
+        lies = tl.load(inside + stream * steps + column) != 0
+        magnitude, symbol = tl.where(lies, magnitude, 0.0), tl.where(lies, symbol, 0.0)
+    return magnitude, symbol
+
+
+@triton.jit(do_not_specialize=["steps", "bins"], do_not_specialize_on_alignment=["inside", "rows", "counts"])
+def _open_windows(
+    carrier, message, symbols, inside, pending, opening, rows, counts, before, window, steps, bins,
+    KEPT: tl.constexpr, CUT: tl.constexpr, COUNTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    stream = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = row < bins
+    slot = tl.load(rows + stream)
+    brought = steps
+    if COUNTED:
+        brought = tl.load(counts + stream).to(tl.int32)
+    kept = pending + slot * KEPT * bins * 2 + 2 * row
+    out = before + stream * steps * bins * 2 + 2 * row
+    for column in tl.static_range(KEPT):  # the columns before the pass
+        within = mask & (column < steps)
+        for part in tl.static_range(2):
+            value = tl.load(kept + column * bins * 2 + part, mask=within)
+            tl.store(out + column * bins * 2 + part, value, mask=within)
+    first = opening + slot * 2 * bins + row
+    place = window + stream * (2 + steps) * bins + row
+    one, two = tl.load(first, mask=mask), tl.load(first + bins, mask=mask)
+    tl.store(place, one, mask=mask)
+    tl.store(place + bins, two, mask=mask)
+    tl.debug_barrier()  # read everything before overwriting
+    for column in range(0, steps):
+        magnitude, symbol = _pair(carrier, message, symbols, inside, stream, column, steps, bins, row, mask, CUT)
+        tl.store(place + (2 + column) * bins, magnitude, mask=mask)
+        within = mask & (column + KEPT < steps)
+        tl.store(out + (column + KEPT) * bins * 2, magnitude, mask=within)
+        tl.store(out + (column + KEPT) * bins * 2 + 1, symbol, mask=within)
+        if column == brought - 2:
+            tl.store(first, magnitude, mask=mask)
+        if column == brought - 1:
+            if brought == 1:
+                tl.store(first, two, mask=mask)
+            tl.store(first + bins, magnitude, mask=mask)
+    for column in tl.static_range(KEPT):  # what moves up comes from behind what is overwritten
+        source = column + brought
+        older = mask & (source < KEPT)
+        new = mask & (source >= KEPT)
+        magnitude, symbol = _pair(
+            carrier, message, symbols, inside, stream, tl.maximum(source - KEPT, 0), steps, bins, row, new, CUT
+        )
+        magnitude = tl.where(source < KEPT, tl.load(kept + source * bins * 2, mask=older, other=0.0), magnitude)
+        symbol = tl.where(source < KEPT, tl.load(kept + source * bins * 2 + 1, mask=older, other=0.0), symbol)
+        tl.debug_barrier()
+        tl.store(kept + column * bins * 2, magnitude, mask=mask)
+        tl.store(kept + column * bins * 2 + 1, symbol, mask=mask)
+
+
+def open_windows(
+    carrier: Tensor,
+    message: Tensor,
+    symbols: Tensor,
+    inside: Tensor | None,
+    pending: Tensor,
+    opening: Tensor,
+    rows: Tensor,
+    counts: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    count, steps, bins = carrier.shape
+    before = carrier.new_empty(count, steps, bins, 2)
+    window = carrier.new_empty(count, 2 + steps, bins, 1)
+    cut = window if inside is None else inside.contiguous().view(torch.int8)
+    assert pending.is_contiguous() and opening.is_contiguous() and message.is_contiguous()
+    _open_windows[(count, triton.cdiv(bins, 256))](
+        carrier.contiguous(), message, symbols.contiguous(), cut, pending, opening, rows, rows if counts is None else counts, before, window,
+        steps, bins, KEPT=pending.shape[1], CUT=inside is not None, COUNTED=counts is not None, BLOCK=256, num_warps=4,
+    )  # fmt: skip
+    return before, window
+
+
+@triton.jit(do_not_specialize=["width", "band", "bins"])
+def _scaled(mark, out, width, band, bins, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64)
+    cell = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    for start in range(0, band, BLOCK):
+        value = tl.load(mark + at * width + start + cell, mask=start + cell < band, other=0.0)
+        total += value * value
+    root = tl.rsqrt(tl.maximum(tl.sum(total) / bins, 1e-30))
+    for start in range(0, band, BLOCK):
+        mask = start + cell < band
+        tl.store(out + at * band + start + cell, tl.load(mark + at * width + start + cell, mask=mask) * root, mask=mask)
+
+
+def scaled(mark: Tensor, band: int, bins: int) -> Tensor:
+    count, steps, width = mark.shape
+    out = mark.new_empty(count, steps, band)
+    _scaled[(count * steps,)](mark.contiguous(), out, width, band, bins, BLOCK=_BLOCK)
+    return out
+
+
+@triton.jit(
+    do_not_specialize=["steps", "scale_stride", "bins", "band"], do_not_specialize_on_alignment=["rows", "counts"]
+)
+def _taken(
+    mark, scale, spectra, pool, rows, counts, out, steps, scale_stride, bins, band,
+    KEPT: tl.constexpr, COUNTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    stream = tl.program_id(0).to(tl.int64)
+    cell = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = cell < band
+    kept = pool + tl.load(rows + stream) * KEPT * band * 2 + 2 * cell
+    brought = steps
+    if COUNTED:
+        brought = tl.load(counts + stream).to(tl.int32)
+    for column in range(0, steps):
+        at = stream * steps + column
+        source = spectra + (at - KEPT) * bins * 2 + 2 * cell
+        if column < KEPT:
+            source = kept + column * band * 2
+        real, imaginary = tl.load(source, mask=mask), tl.load(source + 1, mask=mask)
+        magnitude = tl.sqrt(real * real + imaginary * imaginary)
+        wanted = tl.load(mark + at * band + cell, mask=mask) * tl.load(scale + stream * scale_stride + column)
+        share = -tl.minimum(wanted, magnitude) / tl.maximum(magnitude, 1e-30)
+        tl.store(out + (at * band + cell) * 2, real * share, mask=mask)
+        tl.store(out + (at * band + cell) * 2 + 1, imaginary * share, mask=mask)
+    for column in tl.static_range(KEPT):  # what moves up comes from behind what is overwritten
+        source = spectra + (stream * steps + column + brought - KEPT) * bins * 2 + 2 * cell
+        if column + brought < KEPT:
+            source = kept + (column + brought) * band * 2
+        real, imaginary = tl.load(source, mask=mask), tl.load(source + 1, mask=mask)
+        tl.debug_barrier()  # read everything before overwriting
+        tl.store(kept + column * band * 2, real, mask=mask)
+        tl.store(kept + column * band * 2 + 1, imaginary, mask=mask)
+
+
+def taken(mark: Tensor, scale: Tensor, spectra: Tensor, pool: Tensor, rows: Tensor, counts: Tensor | None) -> Tensor:
+    count, steps, band = mark.shape
+    out = torch.empty(count, steps, band, dtype=spectra.dtype, device=mark.device)
+    mark, spectra = mark.contiguous(), spectra.contiguous()
+    assert pool.is_contiguous() and pool.shape[2] == band and scale.stride(1) == 1
+    _taken[(count, triton.cdiv(band, 256))](
+        mark, scale, torch.view_as_real(spectra), torch.view_as_real(pool), rows, rows if counts is None else counts,
+        torch.view_as_real(out), steps, scale.stride(0), spectra.shape[2], band, KEPT=pool.shape[1], COUNTED=counts is not None,
+        BLOCK=256, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["steps"], do_not_specialize_on_alignment=["rows", "inside", "counts"])
+def _waves(
+    frames, window, overlap, kept, rows, inside, counts, out, steps,
+    HOP: tl.constexpr, KEPT: tl.constexpr, CUT: tl.constexpr, COUNTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64)
+    stream, column = at // steps, at % steps
+    cell = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = cell < HOP
+    slot = tl.load(rows + stream)
+    brought = steps
+    if COUNTED:
+        brought = tl.load(counts + stream).to(tl.int32)
+    early, late = tl.load(window + cell, mask=mask, other=1.0), tl.load(window + HOP + cell, mask=mask, other=0.0)
+    own = frames + at * 2 * HOP + cell
+    before = tl.load(overlap + slot * HOP + cell, mask=mask & (column == 0), other=0.0)
+    before += tl.load(own - HOP, mask=mask & (column != 0), other=0.0) * late
+    value = (before + tl.load(own, mask=mask) * early) / (early * early + late * late)
+    if CUT:
+        value = tl.where(tl.load(inside + at) != 0, value, 0.0)
+    wave = out + stream * (KEPT + steps * HOP)
+    tl.store(wave + KEPT + column * HOP + cell, value, mask=mask)
+    if column == 0:  # the one that reads it
+        tl.debug_barrier()  # read everything before overwriting
+        last = tl.load(frames + (stream * steps + brought - 1) * 2 * HOP + HOP + cell, mask=mask)
+        tl.store(overlap + slot * HOP + cell, last * late, mask=mask)
+    if column == brought - 1:  # its last samples are what is kept
+        index = cell - (HOP - KEPT)
+        mask &= index >= 0
+        old = tl.load(kept + slot * KEPT + index, mask=mask)
+        tl.store(wave + index, old, mask=mask)
+        tl.debug_barrier()
+        tl.store(kept + slot * KEPT + index, value, mask=mask)
+
+
+def waves(
+    frames: Tensor,
+    window: Tensor,
+    overlap: Tensor,
+    kept: Tensor,
+    rows: Tensor,
+    inside: Tensor | None,
+    counts: Tensor | None,
+) -> Tensor:
+    count, steps, n_fft = frames.shape
+    hop, length = n_fft // 2, kept.shape[1]
+    if length > hop:
+        return signal_plain.waves(frames, window, overlap, kept, rows, inside, counts)
+    out = frames.new_empty(count, length + steps * hop)
+    cut = out if inside is None else inside.contiguous().view(torch.int8)
+    assert frames.is_contiguous() and overlap.is_contiguous() and kept.is_contiguous()
+    _waves[(count * steps, triton.cdiv(hop, _BLOCK))](
+        frames, window, overlap, kept, rows, cut, rows if counts is None else counts, out, steps,
+        HOP=hop, KEPT=length, CUT=inside is not None, COUNTED=counts is not None, BLOCK=_BLOCK,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit(
+    do_not_specialize=["size", "given", "count"],
+    do_not_specialize_on_alignment=["rows", "first", "index", "emitted", "power"],
+)
+def _add_marks(ring, rows, first, marks, index, emitted, power, out, size, given, count, BLOCK: tl.constexpr):
+    stream = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, BLOCK)
+    own = ring + tl.load(rows + stream) * (size + 1)
+    base = (tl.load(first + stream) % size).to(tl.int32)
+    source = marks + stream * given + tl.load(index + stream)
+    counted = tl.load(emitted + stream)
+    broken = tl.zeros((BLOCK,), dtype=tl.int32)
+    for start in range(0, count, BLOCK):
+        offset = start + lane
+        mask = offset < count
+        value = tl.load(source + offset, mask=mask, other=0.0)
+        is_finite = tl.abs(value) < float("inf")
+        broken += ((is_finite == 0) & (offset < counted)).to(tl.int32)
+        value += tl.load(own + (base + offset) % size, mask=mask, other=0.0)
+        tl.store(out + stream * (count + 3) + offset, value, mask=mask)
+    end = out + stream * (count + 3) + count
+    tl.store(end, tl.where(tl.sum(broken) == 0, 1.0, 0.0))
+    part = tl.arange(0, 2)  # of a float64
+    tl.store(end + 1 + part, tl.load(power + 2 * stream + part))
+
+
+def add_marks(
+    ring: Tensor, rows: Tensor, first: Tensor, marks: Tensor, index: Tensor, emitted: Tensor, power: Tensor, count: int
+) -> Tensor:
+    out = marks.new_empty(len(rows), count + 3)
+    marks = marks.contiguous()
+    _add_marks[(len(rows),)](
+        ring, rows, first, marks, index, emitted, power.contiguous().view(torch.float32), out, ring.shape[1] - 1,
+        marks.shape[1], count, BLOCK=2048, num_warps=8,
+    )  # fmt: skip
+    return out
