@@ -95,7 +95,8 @@ class FrameStep:
     def _depth_kernel(self, batch: int) -> DepthKernel:
         """Compiled at its first use. Raises: CompileError."""
         if self._depth_weights is None:
-            self._depth_weights = self._depth.packed_for_depth(self._projection, self._heads, self._projected)
+            tables = self._projected, self._first_qkv
+            self._depth_weights = self._depth.packed_for_depth(self._projection, self._heads, *tables)
         if batch not in self._depth_kernels:
             self._depth_kernels[batch] = DepthKernel(self._depth_weights, batch)
         return self._depth_kernels[batch]

@@ -56,12 +56,14 @@ class FusedLlama:
         self._rope = torch.view_as_real(transformer.rope).flatten(1).contiguous()  # [max_seq_len, hd]
         self._ops = operations
 
-    def packed_for_depth(self, projection: Tensor, heads: list[Tensor], table: Tensor) -> DepthWeights:
+    def packed_for_depth(
+        self, projection: Tensor, heads: list[Tensor], table: Tensor, first_qkv: Tensor
+    ) -> DepthWeights:
         """These weights as kernels/persistent.py reads them, and what the arguments of DepthWeights say."""
         layers = [(layer.qkv, layer.out, layer.gate_up, layer.down) for layer in self._layers]
         norms = [norm for layer in self._layers for norm in (layer.attention_norm, layer.mlp_norm)]
         return DepthWeights(
-            layers, [*norms, self._norm], projection, heads, self._rope, table, self.shape.norm_eps
+            layers, [*norms, self._norm], projection, heads, self._rope, table, first_qkv, self.shape.norm_eps
         )  # fmt: skip
 
     def paged_attention(

@@ -1,6 +1,6 @@
 """The depth decoder's whole frame in one launch: compiles depth_cuda/, packs the weights, calls the kernel.
 
-Only bf16, the shapes of CSM-1B's depth decoder (any number of layers), up to 16 rows, and GPUs of compute
+Only bf16, the shapes of CSM-1B's depth decoder (any number of layers), 1 to 16 or 32 rows, and GPUs of compute
 capability 9.0 with at least 128 multiprocessors. Twin: depth_decoder.DepthDecoder.
 
 The blocks of the launch wait for each other, so all must be on the GPU together. The launch is cooperative:
@@ -24,12 +24,12 @@ from models.bundle import GeneratorPart
 from services.backbone.kernels.nvrtc import Kernel, compile_cuda, has_nvrtc
 
 BLOCKS, THREADS = 128, 256
-MAX_BATCH = 16
+SIZES = (*range(1, 17), 32)  # rows of a launch
 _WARPS, _PIECE, _POSITIONS, _BINS, _COPIES = 8, 2048, 32, 2048, 4
 _DIM, _QKV, _INTERMEDIATE = 1024, 1536, 8192
 _SHARED_LIMIT = 227 * 1024  # bytes that a block of a Hopper GPU can have
-_PARTS = ("shapes", "ptx", "words", "weight_ring", "products", "rows", "attention", "sampling", "frame")
 _KEEP_PERCENT = 8  # of the layers' weights stay in the L2 cache from step to step
+_MOST_JOINED = 8  # rows whose first two positions go through the layers together (JOINS)
 
 
 def supports(part: GeneratorPart, dtype: torch.dtype, device: torch.device) -> bool:
@@ -62,15 +62,25 @@ def pack(weight: Tensor) -> Tensor:
     return weight.view(outputs // 8, 8, width // 32, 4, 8).permute(0, 2, 1, 3, 4).reshape(outputs // 8, _WARPS, width)
 
 
-def in_turn(gate_up: Tensor) -> Tensor:
-    """[2 F, M], gate first → rows in an order in which block c's tiles are gate and up in turn, of columns from c F / BLOCKS on."""
-    tiles = gate_up.view(2, BLOCKS, -1, 8, gate_up.shape[1])  # gate or up, block, tile, output
-    return tiles.permute(2, 0, 1, 3, 4).reshape(gate_up.shape)
+def pack_split(weight: Tensor, ranks: int) -> Tensor:
+    """[BLOCKS * 8, M] → [BLOCKS, warps, M]: of `ranks` neighbours block r has part r of the columns, for all their outputs."""
+    # [ranks, tiles, warps, 8 M / ranks / warps]
+    parts = torch.stack([pack(part) for part in weight.chunk(ranks, dim=1)])
+    return parts.view(ranks, BLOCKS // ranks, ranks, _WARPS, -1).permute(1, 0, 3, 2, 4).reshape(BLOCKS, _WARPS, -1)
 
 
-def weight_streams(weights: list[Tensor]) -> Tensor:
-    """What each warp of each block reads, in order, flat. Block c has the tiles of 8 outputs c, c + BLOCKS, …"""
-    packed = [pack(weight) for weight in weights]
+def in_turn(gate_up: Tensor, ranks: int) -> Tensor:
+    """[2 F, M], gate first → rows in an order in which a block's tiles are gate and up in turn.
+
+    Of `ranks` neighbours block r makes columns of the r-th part of F, those that it reads of `down`.
+    """
+    # Gate or up, rank, neighbours, tile, output.
+    tiles = gate_up.view(2, ranks, BLOCKS // ranks, -1, 8, gate_up.shape[1])
+    return tiles.permute(3, 0, 2, 1, 4, 5).reshape(gate_up.shape)
+
+
+def weight_streams(packed: list[Tensor]) -> Tensor:
+    """What each warp of each block reads, in order, flat. Block c has the tiles c, c + BLOCKS, … of each packed weight."""
     cuts = sorted({0, BLOCKS, *(len(tiles) % BLOCKS for tiles in packed)})
     streams = []
     for low, high in itertools.pairwise(cuts):  # blocks with equally many tiles
@@ -79,14 +89,27 @@ def weight_streams(weights: list[Tensor]) -> Tensor:
     return torch.cat(streams)
 
 
+def ranks_for(batch: int) -> int:
+    """Blocks that share the columns of `down`."""
+    return 1 if batch == 1 else 8
+
+
+def _tiles(rows: int) -> int:
+    """Tiles of 8 outputs whose partial results are held at once."""
+    return 4 if rows > 16 else 16
+
+
 def shared_layout(batch: int) -> tuple[int, int]:
     """(pieces in a warp's ring, bytes of shared memory)."""
-    partial_results = (16 + (6 if batch <= 8 else 0)) * _WARPS * batch * 8 * 4
+    joined = 2 * batch if batch <= _MOST_JOINED else 0
+    parts = max((20 if batch <= 8 else _tiles(batch)) * batch, min(_tiles(joined), 8) * joined)
+    sums = max(8 if rows <= 8 else -(-rows // 16) * 16 for rows in (batch, joined))
+    partial_results = parts * _WARPS * 8 * 4
     attention = _WARPS * (256 + 256 + 128) + 2 * 512
-    single_row = (_WARPS if batch == 1 else 1) * (256 + 2048) + 16
+    single_row = (_WARPS if batch == 1 else 1) * 256 + 16
     sampling = 2 * _WARPS * 16
     runs = (2 * _POSITIONS + 1) * 24
-    fixed = partial_results + attention + single_row + sampling + runs + _WARPS * 2 * 16 * 4 + 128
+    fixed = partial_results + attention + single_row + sampling + runs + _WARPS * 2 * sums * 4 + 128
     stages = (_SHARED_LIMIT - fixed) // (_WARPS * _PIECE)
     return stages, fixed + stages * _WARPS * _PIECE
 
@@ -95,46 +118,73 @@ def compiler_options(batch: int, layers: int, codebooks: int, vocab: int) -> lis
     stages, shared = shared_layout(batch)
     values = {
         "ROWS": batch, "LAYERS": layers, "CODEBOOKS": codebooks, "VOCAB": vocab,
-        "STAGES": stages, "SHARED": shared, "KEEP": _KEEP_PERCENT,
+        "STAGES": stages, "SHARED": shared, "KEEP": _KEEP_PERCENT, "RANKS": ranks_for(batch),
     }  # fmt: skip
     return ["--gpu-architecture=sm_90", "--std=c++17", *(f"-D{name}={value}" for name, value in values.items())]
 
 
 @cache
 def source() -> str:
-    """CUDA C++."""
-    return "\n".join((Path(__file__).with_name("depth_cuda") / f"{name}.cu").read_text() for name in _PARTS)
+    """CUDA C++. Some files are in it twice: for both first positions of each row, and for the rows of any other position."""
+
+    def read(*names: str) -> str:
+        return "\n".join((Path(__file__).with_name("depth_cuda") / f"{name}.cu").read_text() for name in names)
+
+    def for_rows(*names: str) -> str:
+        text = read(*names)
+        return "\n".join(f"namespace {space} {{\n{text}\n}}" for space in ("joined", "plain"))
+
+    numbers = (
+        "namespace joined { constexpr bool JOINED = JOINS; constexpr int B = JOINS ? 2 * ROWS : ROWS; }\n"
+        "namespace plain { constexpr bool JOINED = false; constexpr int B = ROWS; }"
+    )
+    return "\n".join((
+        read("shapes"), numbers, for_rows("batch"), read("memory", "ptx", "words", "weight_ring"),
+        for_rows("products", "rows", "layer"), read("attention", "sampling", "frame"),
+    ))  # fmt: skip
 
 
 class _Arguments(ctypes.Structure):
     _names = (
-        "first layers heads norms rope table hidden slots top_k seeds frames temperature codes forced "
-        "x squares qkv logits attended gated drawn keys values frame"
+        "first layers heads norms rope table first_qkv hidden slots top_k seeds frames temperature codes forced "
+        "logits drawn both_x both_squares both_qkv both_attended both_gated both_inbox "
+        "x squares qkv attended gated inbox keys values frame"
     )
     _fields_ = [*((name, ctypes.c_void_p) for name in _names.split()), ("eps", ctypes.c_float)]
 
 
 class DepthWeights:
-    """The depth decoder's weights, packed: one copy for all batch sizes, 0.36 GB for CSM-1B."""
+    """The depth decoder's weights, packed: 0.36 GB for CSM-1B, and its layers (0.22 GB) again for more than one row."""
 
     def __init__(
         self, layers: list[tuple[Tensor, Tensor, Tensor, Tensor]], norms: list[Tensor], projection: Tensor,
-        heads: list[Tensor], rope: Tensor, table: Tensor, eps: float,
+        heads: list[Tensor], rope: Tensor, table: Tensor, first_qkv: Tensor, eps: float,
     ):  # fmt: skip
         """
         layers: qkv, out, gate_up, down of each, [N, M] bf16. norms: attention's and MLP's of each layer, then the
             last, [d]. projection: [d, D]. heads: [bins, D], then [bins, d] each. rope: [positions, hd] fp32.
-        table: [K, V, d], the codes' projected embeddings.
+        table: [K, V, d], the codes' projected embeddings. first_qkv: [K, V, (H + 2 KV) hd], what the first layer's norm
+            and product make of them.
         """
-        self.first = weight_streams([projection, heads[0]])
-        self.layers = weight_streams([
-            weight for qkv, out, gate_up, down in layers for weight in (qkv, out, in_turn(gate_up), down)
-        ])  # fmt: skip
+        self._layers = layers
+        self._streams: dict[int, Tensor] = {}
+        self.first = weight_streams([pack(projection), pack(heads[0])])
         # A block's parts of all heads lie together: few pages of memory for each.
-        self.heads = torch.stack([weight_streams([head]).view(BLOCKS, -1) for head in heads[1:]], dim=1)
+        self.heads = torch.stack([weight_streams([pack(head)]).view(BLOCKS, -1) for head in heads[1:]], dim=1)
         self.norms = torch.stack(norms).contiguous()
         self.rope, self.table, self.eps = rope.contiguous(), table.contiguous(), eps
+        self.first_qkv = first_qkv.contiguous()
         self.layer_count, self.codebooks, self.vocab = len(layers), table.shape[0], table.shape[1]
+
+    def layers(self, ranks: int) -> Tensor:
+        """What blocks read of all layers where `ranks` of them share the columns of `down`. Packed at its first use."""
+        if ranks not in self._streams:
+            self._streams[ranks] = weight_streams([
+                weight
+                for qkv, out, gate_up, down in self._layers
+                for weight in (pack(qkv), pack(out), pack(in_turn(gate_up, ranks)), pack_split(down, ranks))
+            ])  # fmt: skip
+        return self._streams[ranks]
 
 
 class DepthKernel:
@@ -142,10 +192,10 @@ class DepthKernel:
 
     def __init__(self, weights: DepthWeights, batch: int):
         """Raises: CompileError."""
-        if not 1 <= batch <= MAX_BATCH:
-            raise ValueError(f"batch of {batch}, 1 to {MAX_BATCH} fit")
+        if batch not in SIZES:
+            raise ValueError(f"batch of {batch}, must be one of {SIZES}")
         self.batch = batch
-        self._weights = weights
+        self._weights, self._layers = weights, weights.layers(ranks_for(batch))
         options = compiler_options(batch, weights.layer_count, weights.codebooks, weights.vocab)
         cubin = compile_cuda(source(), "depth_cuda", options)
         self._kernel = Kernel(cubin, "decode_frame", shared_bytes=shared_layout(batch)[1])
@@ -157,11 +207,14 @@ class DepthKernel:
         kv_cache = torch.zeros(2, weights.layer_count, batch, 2, _POSITIONS, 128, device=device, dtype=torch.bfloat16)
         self._logits = words(weights.codebooks, batch, _BINS)
         self._buffers = {
-            "x": words(_COPIES, batch, _DIM // 2), "squares": words(_COPIES, batch, _DIM // 8),
-            "qkv": words(_COPIES, batch, _QKV), "logits": self._logits, "attended": words(batch, _DIM // 2),
-            "gated": words(batch, _INTERMEDIATE // 2), "drawn": words(batch), "keys": kv_cache[0],
-            "values": kv_cache[1], "frame": words(1),
+            "logits": self._logits, "drawn": words(batch), "keys": kv_cache[0], "values": kv_cache[1], "frame": words(1),
         }  # fmt: skip
+        for prefix, rows in (("both_", 2 * batch), ("", batch)):
+            self._buffers |= {
+                f"{prefix}x": words(_COPIES, rows, _DIM // 2), f"{prefix}squares": words(_COPIES, rows, _DIM // 8),
+                f"{prefix}qkv": words(_COPIES, rows, _QKV), f"{prefix}attended": words(rows, _DIM // 2),
+                f"{prefix}gated": words(rows, _INTERMEDIATE // 2), f"{prefix}inbox": words(BLOCKS, 8, rows, 8),
+            }  # fmt: skip
 
     @property
     def logits(self) -> Tensor:
@@ -181,9 +234,10 @@ class DepthKernel:
             raise ValueError(f"hidden is {tuple(hidden.shape)} {hidden.dtype}, must be {self.batch} rows of bfloat16")
         weights = self._weights
         tensors = {
-            "first": weights.first, "layers": weights.layers, "heads": weights.heads, "norms": weights.norms,
-            "rope": weights.rope, "table": weights.table, "hidden": hidden, "slots": slots, "top_k": top_k, "seeds": seeds,
-            "frames": frames, "temperature": temperature, "codes": codes, **self._buffers,
+            "first": weights.first, "layers": self._layers, "heads": weights.heads, "norms": weights.norms,
+            "rope": weights.rope, "table": weights.table, "first_qkv": weights.first_qkv, "hidden": hidden,
+            "slots": slots, "top_k": top_k, "seeds": seeds, "frames": frames, "temperature": temperature,
+            "codes": codes, **self._buffers,
         }  # fmt: skip
         if forced is not None:
             tensors["forced"] = forced

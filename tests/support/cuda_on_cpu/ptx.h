@@ -4,6 +4,10 @@ static uint4 load_u4(const void *at) {
     leave_cpu();
     return *(const uint4 *)at;
 }
+static uint2 load_u2(const void *at) {
+    leave_cpu();
+    return *(const uint2 *)at;
+}
 static u32 load_u(const void *at) {
     leave_cpu();
     return *(const u32 *)at;
@@ -13,6 +17,7 @@ static void store_u2(u32 *at, u32 x, u32 y) { at[0] = x, at[1] = y; }
 static void fence() {}
 static uint4 load_constant(const void *at) { return *(const uint4 *)at; }
 static void meet_launches() {}
+static uint2 load_constant_u2(const void *at) { return *(const uint2 *)at; }
 static u32 load_constant_u(const void *at) { return *(const u32 *)at; }
 static u8 *shared_memory() { return (u8 *)fiber->shared; }
 static u32 shared_address(const void *at) { return (u32)((const char *)at - fiber->shared); }

@@ -9,6 +9,11 @@ __device__ __forceinline__ uint4 load_u4(const void *at) {
                  : "memory");
     return v;
 }
+__device__ __forceinline__ uint2 load_u2(const void *at) {
+    uint2 v;
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(at) : "memory");
+    return v;
+}
 __device__ __forceinline__ u32 load_u(const void *at) {
     u32 v;
     asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
@@ -26,6 +31,11 @@ __device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: 
 __device__ __forceinline__ uint4 load_constant(const void *at) {
     uint4 v;
     asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
+    return v;
+}
+__device__ __forceinline__ uint2 load_constant_u2(const void *at) {
+    uint2 v;
+    asm volatile("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(at));
     return v;
 }
 __device__ __forceinline__ u32 load_constant_u(const void *at) {

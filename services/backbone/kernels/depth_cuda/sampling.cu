@@ -19,23 +19,23 @@ __device__ __forceinline__ void gumbel(float *noise, u64 seed, u32 group, u32 co
 // Draw one code as sampling.py does, by the whole block. A thread has tokens 4 * thread and 1024 + 4 * thread, four of
 // each.
 struct Draw {
-    float noise[8], temperature;
-    int top_k;
-    __device__ __forceinline__ void prepare(const Args &p, int row, int codebook) {
-        const i64 slot = p.slots[row];
-        const u64 seed = (u64)p.seeds[slot];
-        temperature = p.temperature[slot];
-        const i64 wanted = p.top_k[slot];
-        top_k = wanted < 1 ? 1 : wanted < BINS ? (int)wanted : BINS;
-        gumbel(noise, seed, threadIdx.x, codebook, (u32)p.frames[slot]);
-        gumbel(noise + 4, seed, threadIdx.x + THREADS, codebook, (u32)p.frames[slot]);
+    float noise[8];
+    __device__ __forceinline__ static void begin(Shared *s, const Args &p, int row) {
+        const i64 slot = p.slots[row], wanted = p.top_k[slot];
+        s->sampling = {(u64)p.seeds[slot], (u32)p.frames[slot], wanted < 1 ? 1 : wanted < BINS ? (int)wanted : BINS,
+                       p.temperature[slot]};
+    }
+    __device__ __forceinline__ void prepare(const Shared *s, int codebook) {
+        gumbel(noise, s->sampling.seed, threadIdx.x, codebook, s->sampling.frame);
+        gumbel(noise + 4, s->sampling.seed, threadIdx.x + THREADS, codebook, s->sampling.frame);
     }
     __device__ __forceinline__ static u32 rising(float v) { // orders as the number does
         const u32 bits = __float_as_uint(v);
         return bits ^ ((u32)((int)bits >> 31) | 0x80000000u);
     }
     __device__ __forceinline__ int take(Shared *s, const u32 *logits, u32 tag) const {
-        const int warp = threadIdx.x / 32;
+        const int warp = threadIdx.x / 32, top_k = s->sampling.top_k;
+        const float temperature = s->sampling.temperature;
         float value[8];
         u32 key[8];
         uint4 words[2];

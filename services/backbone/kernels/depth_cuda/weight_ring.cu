@@ -7,7 +7,8 @@ constexpr int LAYER_PIECES = FULL + 1 + 16 + 8;
 
 // The weights that one warp reads in a frame, in order, brought into its ring STAGES pieces ahead, each a group of
 // asynchronous copies. They lie in runs: one for the projection and head 0, then one for the layers and one for the
-// head of each step; step 0 has no head and leaves out the last layer's MLP.
+// head of each step. Steps 0 and 1 are one where JOINS; else step 0 has no head, and of the last layer qkv alone. All
+// other steps have no qkv of the first layer.
 struct Ring {
     u32 ring; // shared address of this lane's part of this warp's ring
     int at, freed, run, left;
@@ -36,15 +37,16 @@ struct Ring {
                                        (u64)(cta - is_less * SPLIT) * WARPS * each) *
                                           STAGE;
         for (int r = threadIdx.x; r <= RUNS; r += THREADS) {
-            Run it = {layers, KEEP ? keep : pass, each, each};
+            const int skipped = FULL - is_less; // the first layer's qkv
+            Run it = {layers + skipped * STAGE, KEEP ? keep : pass, each - skipped, each};
             if (r == 0)
                 it = {p.first + (u64)cta * WARPS * 6 * STAGE, pass, 6, 6};
             else if (r == 1)
-                it.pieces = each - (16 + 8);
+                it.from = layers, it.pieces = JOINS ? each : each - (1 + 16 + 8);
             else if (r == RUNS)
                 it.pieces = -1;
-            else if (r % 2)
-                it = {p.heads + ((u64)cta * (K - 1) + (r - 3) / 2) * WARPS * 2 * STAGE, pass, 2, 2};
+            else if (r % 2 != JOINS)
+                it = {p.heads + ((u64)cta * (K - 1) + (r + JOINS - 3) / 2) * WARPS * 2 * STAGE, pass, 2, 2};
             s->runs[r] = it;
         }
         ring = shared_address(&s->ring[threadIdx.x / 32][0][0]) + threadIdx.x % 32 * 16;

@@ -31,3 +31,7 @@ __device__ __forceinline__ float warp_sum(float v) {
     for (int way = 16; way; way >>= 1) v += __shfl_xor_sync(~0u, v, way);
     return v;
 }
+// A norm's scale for this thread's two columns of the stream, to be asked for early.
+__device__ __forceinline__ u32 next_scale(const u16 *scale) {
+    return load_constant_u(scale + blockIdx.x * 8 + threadIdx.x % 4 * 2);
+}
