@@ -48,6 +48,11 @@ static void wait_a_turn() {
 static void wait_for(u32 at, u32 parity) {
     while (barrier_at(fiber->shared, at).phase == parity) wait_a_turn();
 }
+template <int COUNT> static void meet(int barrier) { meet_at(barriers[fiber->block * 8 + barrier], COUNT); }
+template <int COUNT> static void meet_and_go_on(int barrier) {
+    Barrier &at = barriers[fiber->block * 8 + barrier];
+    if (++at.count == COUNT) at.count = 0, at.turn++;
+}
 static void meet_cluster() {
     constexpr int BLOCKS = ROW_BLOCKS * OUTPUT_BLOCKS;
     meet_at(barriers[fiber->block / BLOCKS * BLOCKS * 8], BLOCKS * (GROUPS * 128 + 128));

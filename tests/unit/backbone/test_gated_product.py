@@ -26,6 +26,8 @@ def tensor_map(tensor, box):
         (200, 128, 128, Tiling(2, 64, row_blocks=2), 1),
         (130, 320, 192, Tiling(2, 32, output_blocks=2), 2),
         (65, 192, 128, Tiling(1, 32, row_blocks=2, output_blocks=2), 1),
+        (140, 832, 256, Tiling(2, 128, row_blocks=2), 1),
+        (130, 640, 128, Tiling(2, 64), 3),
     ],
 )
 def test_against_the_twin(count, width, outputs, tiling, resident, tmp_path, monkeypatch):

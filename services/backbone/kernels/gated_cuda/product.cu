@@ -10,6 +10,10 @@ constexpr int X_BYTES = ROWS * COLUMNS * 2, STAGE_BYTES = X_BYTES + WEIGHTS * CO
 constexpr int STEPS = WIDTH / COLUMNS, THREADS = GROUPS * 128 + 128, RING_START = STAGES < STEPS ? STAGES : STEPS;
 constexpr int PIECES = TILE / 16; // that a tile is stored in: 32 outputs of a row each
 constexpr bool OVERLAPS = STEPS > PIECES; // a piece a step of the next tile
+// In a block's last tile the second of two warpgroups waits before so many steps until the first has made all of its: so the
+// first one's activation overlaps with products too. The ring holds the steps that one of them has ahead of the other.
+constexpr int BEHIND = 3;
+constexpr bool STAGGERS = GROUPS == 2 && STEPS > PIECES + 1 + BEHIND && STAGES > BEHIND;
 constexpr int X_PART = ROWS / OUTPUT_BLOCKS, WEIGHT_PART = WEIGHTS / ROW_BLOCKS; // rows that a block loads
 static_assert(SHARED == STAGES * (STAGE_BYTES + 16), "ring and its barriers");
 
@@ -170,7 +174,11 @@ __device__ __forceinline__ void consume(const Args &args, Ring ring, Tiles tiles
             for (int piece = 0; piece < PIECES; piece++) next_step(piece);
         }
 #pragma unroll 1
-        for (int step = OVERLAPS ? PIECES + 1 : 1; step < STEPS; step++) next_step(PIECES);
+        for (int step = OVERLAPS ? PIECES + 1 : 1; step < STEPS; step++) {
+            if (STAGGERS && group == 1 && step == STEPS - BEHIND && !tiles.any()) meet<256>(1);
+            next_step(PIECES);
+        }
+        if (STAGGERS && group == 0 && !tiles.any()) meet_and_go_on<256>(1);
         wait_for_products<0>();
         release(ring.stage);
         ring.advance();

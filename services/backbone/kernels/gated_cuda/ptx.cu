@@ -40,6 +40,12 @@ __device__ __forceinline__ void wait_for(u32 barrier, u32 parity) { // parity of
                      : "memory");
     } while (!is_over);
 }
+template <int COUNT> __device__ __forceinline__ void meet(int barrier) { // COUNT threads, with those that go on
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(COUNT) : "memory");
+}
+template <int COUNT> __device__ __forceinline__ void meet_and_go_on(int barrier) { // without waiting
+    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(COUNT) : "memory");
+}
 __device__ __forceinline__ void meet_cluster() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
