@@ -7,6 +7,7 @@ in the tensors of `SlotState`; a slot joins or leaves by a change to them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -92,13 +93,21 @@ class FrameStep:
         state.numbers[:2].index_copy_(1, slots, numbers[:2] + 1)
         state.numbers[:2, state.slots] = 0  # padding stays at the start
 
-    def _depth_kernel(self, batch: int) -> DepthKernel:
-        """Compiled at its first use. Raises: CompileError."""
+    def compile_depth(self, sizes: Sequence[int]) -> None:
+        """Compile the persistent depth decoder for batch sizes that will be run, side by side. Raises: CompileError."""
+        if sizes:
+            self._packed_depth().compile(sizes)
+
+    def _packed_depth(self) -> DepthWeights:
         if self._depth_weights is None:
             tables = self._projected, self._first_qkv
             self._depth_weights = self._depth.packed_for_depth(self._projection, self._heads, *tables)
+        return self._depth_weights
+
+    def _depth_kernel(self, batch: int) -> DepthKernel:
+        """Compiled at its first use, if it was not before. Raises: CompileError."""
         if batch not in self._depth_kernels:
-            self._depth_kernels[batch] = DepthKernel(self._depth_weights, batch)
+            self._depth_kernels[batch] = DepthKernel(self._packed_depth(), batch)
         return self._depth_kernels[batch]
 
     def _decode(self, hidden: Tensor, sampling: tuple[Tensor, ...], codes: Tensor, plan: KernelPlan) -> None:

@@ -218,6 +218,9 @@ class GraphRunner:
         with on_device(self.device):
             if self._is_cuda:
                 recorder = GraphRecorder()
+                self._frame.compile_depth(
+                    [size for size in self._batch_buckets if self._kernel_plan(size).persistent_depth]
+                )
                 self._prefill_at[0] = self.slots  # all rows are padding meanwhile
                 for size in reversed(self._prefill_buckets):
                     self._prefill_graphs[size], _ = recorder(partial(self._run_prefill, size))

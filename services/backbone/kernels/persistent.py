@@ -14,6 +14,8 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -168,6 +170,7 @@ class DepthWeights:
         """
         self._layers = layers
         self._streams: dict[int, Tensor] = {}
+        self._cubins: dict[int, bytes] = {}  # of each batch size
         self.first = weight_streams([pack(projection), pack(heads[0])])
         # A block's parts of all heads lie together: few pages of memory for each.
         self.heads = torch.stack([weight_streams([pack(head)]).view(BLOCKS, -1) for head in heads[1:]], dim=1)
@@ -186,6 +189,20 @@ class DepthWeights:
             ])  # fmt: skip
         return self._streams[ranks]
 
+    def compile(self, sizes: Iterable[int]) -> None:
+        """The kernel for these batch sizes, side by side: each takes a processor seconds. Raises: CompileError."""
+        new = [size for size in sizes if size not in self._cubins]
+        with ThreadPoolExecutor(len(new) or 1) as pool:
+            self._cubins.update(zip(new, pool.map(self._compile, new), strict=True))
+
+    def _compile(self, batch: int) -> bytes:
+        options = compiler_options(batch, self.layer_count, self.codebooks, self.vocab)
+        return compile_cuda(source(), "depth_cuda", options)
+
+    def cubin(self, batch: int) -> bytes:
+        self.compile([batch])
+        return self._cubins[batch]
+
 
 class DepthKernel:
     """The launch for one batch size, with its buffers. One launch at a time may use them."""
@@ -196,9 +213,7 @@ class DepthKernel:
             raise ValueError(f"batch of {batch}, must be one of {SIZES}")
         self.batch = batch
         self._weights, self._layers = weights, weights.layers(ranks_for(batch))
-        options = compiler_options(batch, weights.layer_count, weights.codebooks, weights.vocab)
-        cubin = compile_cuda(source(), "depth_cuda", options)
-        self._kernel = Kernel(cubin, "decode_frame", shared_bytes=shared_layout(batch)[1])
+        self._kernel = Kernel(weights.cubin(batch), "decode_frame", shared_bytes=shared_layout(batch)[1])
         device = weights.norms.device
 
         def words(*shape: int) -> Tensor:

@@ -97,6 +97,26 @@ def test_shared_memory_holds_a_ring_of_at_least_four_pieces(batch):
     assert stages >= 4 and shared <= 227 * 1024
 
 
+def test_each_size_is_compiled_once(monkeypatch):
+    compiled: list[str] = []
+
+    def compile_cuda(source, name, options):
+        rows = next(option for option in options if option.startswith("-DROWS="))
+        compiled.append(rows)
+        return rows.encode()
+
+    monkeypatch.setattr(persistent, "compile_cuda", compile_cuda)
+    heads, table = [torch.zeros(2048, 2048), torch.zeros(2048, 1024)], torch.zeros(2, 3, 1024)
+    rope, first_qkv = torch.zeros(33, 128), torch.zeros(2, 3, 1536)
+    weights = persistent.DepthWeights(
+        [], [torch.ones(1024)], torch.zeros(1024, 2048), heads, rope, table, first_qkv, 1e-5
+    )
+    weights.compile((1, 2))
+    weights.compile((2, 4))
+    assert [weights.cubin(batch) for batch in (4, 2, 1)] == [b"-DROWS=4", b"-DROWS=2", b"-DROWS=1"]
+    assert sorted(compiled) == ["-DROWS=1", "-DROWS=2", "-DROWS=4"]
+
+
 JOINS = {1: True, 2: True, 32: False}  # whether the first two positions of each row go through the layers together
 
 
