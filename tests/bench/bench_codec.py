@@ -92,6 +92,7 @@ def off_by(decoder: SlotDecoder, mimi: MimiModel) -> float:
 def ours(arguments: argparse.Namespace, device: torch.device, precision: str) -> None:
     mimi, most = build(device, arguments.tiny), max(arguments.streams)
     decoder = SlotDecoder(mimi, slots=most, graphs=True, precision=precision)
+    decoder._graphs._streams, decoder._graphs.frames = sorted(arguments.streams), sorted(arguments.frames)
     began = time.perf_counter()
     decoder.warm_up()
     synchronize(device)
