@@ -81,14 +81,13 @@ class FrameStep:
         state = self.state
         numbers = state.numbers.index_select(1, slots)  # [4, B]
         positions, frames, seeds, top_k = numbers
-        sampling = (state.temperature[slots], top_k, seeds, frames)
         attend = self.backbone.paged_attention(slots, positions, state.tables, splits, plan)
         hidden = self.backbone.forward(state.next_inputs[slots], attend, plan)
         if plan.persistent_depth:
             tables = (state.temperature, state.top_k, state.seeds, state.frames)
             self._depth_kernel(len(slots)).decode(self.backbone.normed(hidden, plan), slots, *tables, codes)
         else:
-            self._decode(hidden, sampling, codes, plan)
+            self._decode(hidden, (state.temperature[slots], top_k, seeds, frames), codes, plan)
         state.next_inputs.index_copy_(0, slots, self._ops.embed_frames(codes, self._embeddings))
         state.numbers[:2].index_copy_(1, slots, numbers[:2] + 1)
         state.numbers[:2, state.slots] = 0  # padding stays at the start
