@@ -179,9 +179,13 @@ def _product(
     assert len(x) == 1 and x.is_contiguous() and weight.is_contiguous() and out.is_contiguous()
     # A program reads 8 to 32 KB of weights, and the grid fills the chip's 132 multiprocessors evenly.
     tile, block = (2, 4096) if width > 4096 else (4, triton.next_power_of_2(width))
+    is_wide = 1024 < width <= 4096  # of the backbone: fewer warps with more to read are faster there
+    if is_wide and kind is GATED:
+        tile = 2
     elements = tile * block * (2 if kind is GATED else 1)
+    warps = min(8, max(4, elements // (2048 if is_wide else 1024)))
     _one_row[(triton.cdiv(outputs, tile),)](
         x, x if scale is None else scale, weight, out, outputs, eps,
         WIDTH=width, NORM=scale is not None, KIND=kind, OUTPUTS=tile, BLOCK=block,
-        OVERLAP=overlap, num_warps=min(8, max(4, elements // 1024)), launch_pdl=overlap,
+        OVERLAP=overlap, num_warps=warps, launch_pdl=overlap,
     )  # fmt: skip
