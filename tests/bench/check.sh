@@ -52,7 +52,10 @@ all_tests() {
     start "$1" tests/gpu -m "gpu and slow" -k "csm-1b and bf16 and library"
     start "$1" tests/gpu -m "gpu and slow" -k "csm-1b and bf16 and matvec"
     start "$1" tests/unit/backbone/test_eager_runner_cuda.py
-    start "$1" tests/unit/codec tests/unit/tokenizer tests/unit/watermark
+    start "$1" tests/unit/codec/test_kernels.py -k "test_product"
+    start "$1" tests/unit/codec/test_kernels.py -k "not test_product"
+    start "$1" tests/unit/codec tests/unit/tokenizer --ignore=tests/unit/codec/test_kernels.py
+    start "$1" tests/unit/watermark
     for index in "${!jobs[@]}"; do
         wait "${jobs[$index]}" || failed=1
         tail -c 4000 "${logs[$index]}"
