@@ -28,7 +28,7 @@ class BackboneSettings(ServerSettings):
     persistent_depth: str = setting(
         "CSM_BACKBONE_PERSISTENT_DEPTH",
         "auto",
-        "batches of up to 16, and of 32, run the depth decoder as one launch (Hopper, bfloat16): auto where no MPS daemon "
+        "batches of up to 16 run the depth decoder as one launch (Hopper, bfloat16): auto where no MPS daemon "
         "runs, on there too, which allows one backbone a GPU",
         choices=("auto", "on", "off"),
     )

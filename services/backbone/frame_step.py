@@ -57,9 +57,6 @@ class FrameStep:
         self._depth = FusedLlama(
             Transformer(model.decoder, part.decoder, rope_table(part.decoder, device)), depth_blocks, operations
         )
-        self._depth_tables = torch.arange(depth_blocks, device=device, dtype=torch.int32).view(max_batch, -1)
-        self._batch = torch.arange(max_batch, device=device)
-        self._zeros, self._ones = torch.tensor([[0], [1]], device=device).repeat(1, max_batch)
         bins = part.audio_vocab_size - 3  # values that no codec knows get no logit
         self._projection = model.projection.weight
         self._heads = [weight[:bins], *model.audio_head[:, :, :bins].transpose(1, 2).contiguous()]  # [bins, d] each
@@ -112,7 +109,6 @@ class FrameStep:
     def _decode(self, hidden: Tensor, sampling: tuple[Tensor, ...], codes: Tensor, plan: KernelPlan) -> None:
         """The depth decoder (depth_decoder.py explains it): backbone outputs [B, D] → codes [B, K]."""
         batch, depth = len(hidden), self._depth
-        rows, positions = self._batch[:batch].repeat(2), torch.cat([self._zeros[:batch], self._ones[:batch]])
         inputs = torch.empty(2 * batch, self._projection.shape[0], device=hidden.device, dtype=torch.float32)
         # A launch without overlap (a copy would not do: overlapping launches cannot follow one). After it all earlier
         # work is over, which overlapping kernels rely on for what they read before they wait.
@@ -122,9 +118,8 @@ class FrameStep:
             self._ops.sample(logits, *sampling, codebook, codes, self._projected, next_inputs, plan.overlap)
 
         draw(self.backbone.head(hidden, self._heads[0], plan), 0, inputs[batch:])
-        # Two rows a slot, too many for `matvec`; the second must see what the first has written to the cache.
-        first_plan = KernelPlan() if plan.matvec else plan
-        attend = depth.paged_attention(rows, positions, self._depth_tables)
+        first_plan = KernelPlan() if plan.matvec else plan  # two rows a slot, too many for `matvec`
+        attend = depth.first_attention(self._blocks_per_slot, first_plan)
         out, out_plan = depth.forward(inputs, attend, first_plan)[batch:], first_plan
         for codebook in range(1, self.codebooks):
             inputs = torch.empty(batch, inputs.shape[1], device=hidden.device, dtype=torch.float32)

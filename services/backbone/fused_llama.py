@@ -95,6 +95,28 @@ class FusedLlama:
 
         return attend
 
+    def first_attention(self, blocks_per_slot: int, plan: KernelPlan) -> Attend:
+        """aligned_attention() of two rows a slot, at positions 0 and 1: all slots' first rows, then all their second."""
+
+        def attend(qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            out = qkv.new_empty(len(qkv), self.shape.heads * keys.shape[-1])
+            for position, (own, attended) in enumerate(zip(qkv.chunk(2), out.chunk(2), strict=True)):
+                self._ops.aligned_attend(
+                    own,
+                    self._rope,
+                    position,
+                    blocks_per_slot,
+                    keys,
+                    values,
+                    self.shape.heads,
+                    plan.overlap,
+                    None,
+                    attended,
+                )
+            return out
+
+        return attend
+
     def first_qkv(self, x: Tensor) -> Tensor:
         """The first layer's norm and qkv of inputs, which forward() takes as `known`. x: [N, D]. Returns: [N, (H + 2 KV) hd]."""
         first = self._layers[0]

@@ -28,7 +28,7 @@ from services.backbone.blocks import BLOCK_TOKENS, BlockTable, blocks_for
 from services.backbone.cache import block_bytes
 from services.backbone.frame_step import FrameStep, SlotState
 from services.backbone.fused_llama import KernelPlan
-from services.backbone.kernels import operations_for, persistent
+from services.backbone.kernels import operations_for
 from services.backbone.model import CsmModel
 from services.backbone.prompt import Prompt
 from services.backbone.request import Sampling
@@ -49,13 +49,13 @@ def kernel_plan_for(batch: int, persistent_depth: bool = False) -> KernelPlan:
 
     persistent_depth: whether kernels/persistent.py may be used.
     """
-    is_persistent = persistent_depth and batch in persistent.SIZES
+    is_persistent = persistent_depth and batch <= 16  # 32 rows take a little less by launches that overlap
     if batch == 1:
         return KernelPlan(matvec=True, overlap=True, persistent_depth=is_persistent)
-    overlaps = 64 <= batch <= 512
-    return KernelPlan(
-        gated_matmul=batch >= 32, split_products=overlaps, overlap=overlaps, persistent_depth=is_persistent
-    )  # fmt: skip
+    if is_persistent:
+        return KernelPlan(persistent_depth=True)
+    overlaps = batch <= 512
+    return KernelPlan(gated_matmul=True, split_products=overlaps, overlap=overlaps)
 
 
 @dataclass

@@ -74,11 +74,14 @@ def aligned_attend(
     heads: int,
     overlap: bool = False,
     picked: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     kv_heads, blocks, block_tokens, head_dim = keys.shape
     count = len(qkv if picked is None else picked)
     assert qkv.is_contiguous()
-    out = torch.empty(count, heads * head_dim, device=qkv.device, dtype=qkv.dtype)
+    if out is None:
+        out = torch.empty(count, heads * head_dim, device=qkv.device, dtype=qkv.dtype)
+    assert out.is_contiguous()
     group = heads // kv_heads
     # One warp a program: synchronising several takes longer than the work.
     _aligned[(count, kv_heads)](

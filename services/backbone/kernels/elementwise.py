@@ -81,7 +81,7 @@ def embed_frames(codes: Tensor, embeddings: Tensor) -> Tensor:
     count, codebooks = codes.shape
     vocab, width = embeddings.shape[1:]
     out = torch.empty(count, width, device=codes.device, dtype=torch.float32)
-    block = 64 if count < 64 else 256  # a small batch needs more programs, a large one longer reads
+    block = 64 if count < 64 else 1024  # a small batch needs more programs, a large one longer reads
     _embed_frames[(count, triton.cdiv(width, block))](
         codes, embeddings, out, vocab, width,
         CODEBOOKS=codebooks, PADDED=triton.next_power_of_2(codebooks), BLOCK=block, num_warps=4,

@@ -93,15 +93,17 @@ class Kernel:
     def resident_clusters(self, threads: int, cluster: int) -> int:
         """How many clusters of blocks are on the device at once."""
         config, count = self._config(cluster, threads, cluster, False), ctypes.c_int()
+        config.attribute_count = 2  # clusters of one block too
         self._call("cuOccupancyMaxActiveClusters", ctypes.byref(count), self._function, ctypes.byref(config))
         return count.value
 
     def _config(self, blocks: int, threads: int, cluster: int, overlap: bool) -> _LaunchConfig:
-        attributes = (_Attribute * 2)(
-            _Attribute(_CLUSTER, value=(cluster, 1, 1)), _Attribute(_OVERLAP, value=(overlap,))
-        )
+        # A launch that has clusters, be they of one block, starts many small blocks more slowly.
+        wanted = [_Attribute(_OVERLAP, value=(overlap,)), _Attribute(_CLUSTER, value=(cluster, 1, 1))]
+        count = 2 if cluster > 1 else 1
+        attributes = (_Attribute * 2)(*wanted)
         stream = torch.cuda.current_stream().cuda_stream
-        return _LaunchConfig((blocks, 1, 1), (threads, 1, 1), self._shared_bytes, stream, attributes, 2)
+        return _LaunchConfig((blocks, 1, 1), (threads, 1, 1), self._shared_bytes, stream, attributes, count)
 
     def _call(self, name: str, *arguments: Any) -> None:
         _driver_call(self._driver, name, *arguments)

@@ -92,15 +92,17 @@ def aligned_attend(
     heads: int,
     overlap: bool = False,
     picked: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """step_attend where row n is slot n, all are at `position`, and slot n has blocks_per_slot blocks from n * blocks_per_slot on.
 
-    picked: [N] int64, the row of qkv that row n has; None where that is n.
+    picked: [N] int64, the row of qkv that row n has; None where that is n. out: what is returned, if given.
     """
     qkv = qkv if picked is None else qkv[picked]
     slots = torch.arange(len(qkv), device=qkv.device)
     tables = torch.arange(len(qkv) * blocks_per_slot, device=qkv.device, dtype=torch.int32).view(-1, blocks_per_slot)
-    return step_attend(qkv, rope, slots, torch.full_like(slots, position), tables, keys, values, heads)
+    attended = step_attend(qkv, rope, slots, torch.full_like(slots, position), tables, keys, values, heads)
+    return attended if out is None else out.copy_(attended)
 
 
 def norm_linear(x: Tensor, scale: Tensor, eps: float, weight: Tensor, overlap: bool = False) -> Tensor:

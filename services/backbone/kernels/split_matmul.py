@@ -1,4 +1,4 @@
-"""Triton kernel of products of 64 to some hundred rows: tiles loaded by TMA; the inner dimension may be split.
+"""Triton kernel of products of up to some hundred rows: tiles loaded by TMA; the inner dimension may be split.
 
 `out` and `down` have few outputs and `down` a long inner dimension. Without a split few tiles are computed, one after the
 other; with one all multiprocessors read weights. The norm that follows adds the partial sums up, in fp32 and in order.
@@ -15,6 +15,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 _PROGRAMS = 128  # of a launch that is split: one a multiprocessor
+_MOST_ROWS = 256  # of linear()
 _LONG = 4096  # an inner dimension that pays for a split of many rows
 
 
@@ -64,12 +65,12 @@ def _fits(rows: Tensor) -> bool:
 
 
 def linear(rows: Tensor, weight: Tensor, overlap: bool = False) -> Tensor:
-    count, outputs = rows.shape[0], weight.shape[0]
-    if not overlap or not _fits(rows):  # the library's launches do not overlap, and are faster without
+    count = rows.shape[0]
+    # The library is faster where launches do not overlap, and its launches let no other begin early.
+    if not overlap or count > _MOST_ROWS or not _fits(rows):
         return F.linear(rows, weight)
-    if count <= 64:
-        return launch_parts(rows, weight, 1, (64, 32, 128), 4, 5, rows.dtype, overlap)[0]
-    return launch_parts(rows, weight, 1, (64, 64 if outputs <= 2048 else 128, 64), 4, 6, rows.dtype, overlap)[0]
+    tile, stages = ((64, 32, 128), 5) if count <= 64 else ((64, 64, 128), 4)
+    return launch_parts(rows, weight, 1, tile, 4, stages, rows.dtype, overlap)[0]
 
 
 def linear_parts(rows: Tensor, weight: Tensor, overlap: bool = False) -> Tensor:
@@ -83,7 +84,7 @@ def linear_parts(rows: Tensor, weight: Tensor, overlap: bool = False) -> Tensor:
     tiles = triton.cdiv(count, tile_rows) * triton.cdiv(outputs, tile_outputs)
     splits = _PROGRAMS // tiles if width >= _LONG else 2 if count <= 64 else 1
     if splits < 2 or not _fits(rows):
-        return F.linear(rows, weight)
+        return linear(rows, weight, overlap)
     return launch_parts(
         rows, weight, splits, (tile_rows, tile_outputs, block), tile_rows // 16, stages, torch.float32, overlap
     )

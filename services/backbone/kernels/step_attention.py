@@ -110,12 +110,14 @@ def step_attend(
         sums = torch.empty(count, heads, splits, head_dim, device=qkv.device, dtype=torch.float32)
         highest, total = torch.empty(2, count, heads, splits, device=qkv.device, dtype=torch.float32)
     group = heads // kv_heads
+    # Of large batches a program is one warp that has many reads under way.
+    tile, warps, stages = (32, 1, 6) if splits == 1 and keys.dtype == torch.bfloat16 else (TILE_TOKENS, 4, 3)
     _step[(count, kv_heads, splits)](
         qkv, rope, slots, positions, tables, keys, values, sums, highest, total, blocks, tables.shape[1],
         1 / math.sqrt(head_dim), HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, BLOCK_TOKENS=block_tokens,
-        WIDTH=triton.next_power_of_2(head_dim), TILE=TILE_TOKENS, GROUP=group,
+        WIDTH=triton.next_power_of_2(head_dim), TILE=tile, GROUP=group,
         PADDED=max(16, triton.next_power_of_2(group)), SPLITS=splits, OVERLAP=overlap,
-        num_warps=2 if splits == 1 and keys.dtype == torch.bfloat16 else 4, launch_pdl=overlap,
+        num_warps=warps, num_stages=stages, launch_pdl=overlap,
     )  # fmt: skip
     if splits > 1:
         combine_parts(sums, highest, total, out, overlap)
