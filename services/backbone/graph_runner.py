@@ -29,6 +29,7 @@ from services.backbone.cache import block_bytes
 from services.backbone.frame_step import FrameStep, SlotState
 from services.backbone.fused_llama import KernelPlan
 from services.backbone.kernels import operations_for
+from services.backbone.kernels.persistent import MAX_BATCH
 from services.backbone.model import CsmModel
 from services.backbone.prompt import Prompt
 from services.backbone.request import Sampling
@@ -49,7 +50,7 @@ def kernel_plan_for(batch: int, persistent_depth: bool = False) -> KernelPlan:
 
     persistent_depth: whether kernels/persistent.py may be used.
     """
-    is_persistent = persistent_depth and batch <= 16  # 32 rows take a little less by launches that overlap
+    is_persistent = persistent_depth and batch <= MAX_BATCH
     if batch == 1:
         return KernelPlan(matvec=True, overlap=True, persistent_depth=is_persistent)
     if is_persistent:

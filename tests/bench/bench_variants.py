@@ -20,7 +20,7 @@ from frames import Frames
 from models.bundle import load_bundle
 from services.backbone.fused_llama import KernelPlan
 from services.backbone.graph_runner import kernel_plan_for
-from services.backbone.kernels.persistent import SIZES, supports
+from services.backbone.kernels.persistent import MAX_BATCH, supports
 
 
 def choices(batch: int, persistent_depth: bool) -> dict[str, KernelPlan]:
@@ -32,7 +32,7 @@ def choices(batch: int, persistent_depth: bool) -> dict[str, KernelPlan]:
         found["step attention, gated matmul"] = KernelPlan(gated_matmul=True)
         found["the same, split products"] = KernelPlan(gated_matmul=True, split_products=True)
         found["the same, split products, overlap"] = KernelPlan(gated_matmul=True, split_products=True, overlap=True)
-    if persistent_depth and batch in SIZES:
+    if persistent_depth and batch <= MAX_BATCH:
         found["persistent depth"] = dataclasses.replace(
             KernelPlan() if batch > 1 else kernel_plan_for(1), persistent_depth=True
         )

@@ -1,6 +1,6 @@
 """The depth decoder's whole frame in one launch: compiles depth_cuda/, packs the weights, calls the kernel.
 
-Only bf16, the shapes of CSM-1B's depth decoder (any number of layers), 1 to 16 or 32 rows, and GPUs of compute
+Only bf16, the shapes of CSM-1B's depth decoder (any number of layers), up to 16 rows, and GPUs of compute
 capability 9.0 with at least 128 multiprocessors. Twin: depth_decoder.DepthDecoder.
 
 The blocks of the launch wait for each other, so all must be on the GPU together. The launch is cooperative:
@@ -26,7 +26,7 @@ from models.bundle import GeneratorPart
 from services.backbone.kernels.nvrtc import Kernel, compile_cuda, has_nvrtc
 
 BLOCKS, THREADS = 128, 256
-SIZES = (*range(1, 17), 32)  # rows of a launch
+MAX_BATCH = 16
 _WARPS, _PIECE, _POSITIONS, _BINS, _COPIES = 8, 2048, 32, 2048, 4
 _DIM, _QKV, _INTERMEDIATE = 1024, 1536, 8192
 _SHARED_LIMIT = 227 * 1024  # bytes that a block of a Hopper GPU can have
@@ -96,17 +96,12 @@ def ranks_for(batch: int) -> int:
     return 1 if batch == 1 else 8
 
 
-def _tiles(rows: int) -> int:
-    """Tiles of 8 outputs whose partial results are held at once."""
-    return 4 if rows > 16 else 16
-
-
 def shared_layout(batch: int) -> tuple[int, int]:
     """(pieces in a warp's ring, bytes of shared memory)."""
     joined = 2 * batch if batch <= _MOST_JOINED else 0
-    parts = max((20 if batch <= 8 else _tiles(batch)) * batch, min(_tiles(joined), 8) * joined)
-    sums = max(8 if rows <= 8 else -(-rows // 16) * 16 for rows in (batch, joined))
-    partial_results = parts * _WARPS * 8 * 4
+    # Tiles of 8 outputs whose partial results are held at once.
+    partial_results = max((20 if batch <= 8 else 16) * batch, 8 * joined) * _WARPS * 8 * 4
+    sums = 8 if max(batch, joined) <= 8 else 16
     attention = _WARPS * (256 + 256 + 128) + 2 * 512
     single_row = (_WARPS if batch == 1 else 1) * 256 + 16
     sampling = 2 * _WARPS * 16
@@ -209,8 +204,8 @@ class DepthKernel:
 
     def __init__(self, weights: DepthWeights, batch: int):
         """Raises: CompileError."""
-        if batch not in SIZES:
-            raise ValueError(f"batch of {batch}, must be one of {SIZES}")
+        if not 1 <= batch <= MAX_BATCH:
+            raise ValueError(f"batch of {batch}, 1 to {MAX_BATCH} fit")
         self.batch = batch
         self._weights, self._layers = weights, weights.layers(ranks_for(batch))
         self._kernel = Kernel(weights.cubin(batch), "decode_frame", shared_bytes=shared_layout(batch)[1])

@@ -21,7 +21,7 @@ PTX = (Path(persistent.__file__).parent / "depth_cuda" / "ptx.cu").read_text()
 
 @pytest.mark.slow
 @pytest.mark.skipif(not cuda_on_cpu.CAN_RUN, reason="needs g++ on x86-64")
-@pytest.mark.parametrize(("batch", "codebooks"), [(1, 3), (2, 2), (8, 2), (13, 2), (32, 2)])
+@pytest.mark.parametrize(("batch", "codebooks"), [(1, 3), (2, 2), (8, 2), (13, 2)])
 @torch.inference_mode()
 def test_against_the_twin(batch, codebooks, tmp_path, monkeypatch):
     """Logits within the GPU test's bound, the codes those that are drawn from them, the same from launch to launch."""
@@ -41,7 +41,7 @@ def test_against_the_twin(batch, codebooks, tmp_path, monkeypatch):
 
     torch.manual_seed(batch)
     hidden, slots = torch.randn(batch, part.backbone.dim).bfloat16(), torch.randperm(batch + 3)[:batch].contiguous()
-    top_k = torch.tensor([50, 1, 2, 2048, 5000, 50, 300] * 12)[: batch + 3]
+    top_k = torch.tensor([50, 1, 2, 2048, 5000, 50, 300] * 3)[: batch + 3]
     temperature, frames = torch.rand(batch + 3) + 0.5, torch.randint(0, 2000, (batch + 3,))
     tables = (temperature, top_k, torch.randint(-(2**62), 2**62, (batch + 3,)), frames)
     codes = torch.full((batch, codebooks), -1)

@@ -29,56 +29,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode_frame(const __gr
     float2 first_logits[2]; // codebook 0's, of thread 4 * row + pair
     { // The backbone's row: its projection is the first row to read, and head 0 gives codebook 0's logits.
         using namespace plain;
-        constexpr int AT_ONCE = TALL > 1 ? 4 : 8; // fragments
-        u32 a[AT_ONCE][AR];
-        auto load = [&](int from) {
+        u32 a[8][AR];
 #pragma unroll
-            for (int half = 0; half < HALVES; half++)
+        for (int half = 0; half < HALVES; half++)
 #pragma unroll
-                for (int part = 0; part < AT_ONCE; part++) {
-                    uint4 v = make_uint4(0, 0, 0, 0);
-                    if (lane / 4 + half * 8 < B)
-                        v = load_u4(p.hidden + (u64)(lane / 4 + half * 8) * WIDE + warp * 256 + (from + part) * 32 +
-                                    lane % 4 * 8);
-                    a[part][half * 4] = v.x, a[part][half * 4 + 1] = v.y, a[part][half * 4 + 2] = v.z,
-                                   a[part][half * 4 + 3] = v.w;
-                }
-        };
+            for (int part = 0; part < 8; part++) {
+                uint4 v = make_uint4(0, 0, 0, 0);
+                if (lane / 4 + half * 8 < B)
+                    v = load_u4(p.hidden + (u64)(lane / 4 + half * 8) * WIDE + warp * 256 + part * 32 + lane % 4 * 8);
+                a[part][half * 4] = v.x, a[part][half * 4 + 1] = v.y, a[part][half * 4 + 2] = v.z,
+                               a[part][half * 4 + 3] = v.w;
+            }
         float *parts = s->parts;
         const u32 scale = next_scale(p.norms);
-        auto hand_on_sum = [&](int product, int tile) {
-            if (tid < B * 4) {
-                const float2 sum = add_parts(parts, tile, tid);
-                if (product == 0)
-                    hand_on_stream(p.rows, rows.stream = sum, scale, rows.x_tag);
-                else
-                    first_logits[product - 1] = make_float2(sum.x * DOWN, sum.y * DOWN);
-            }
-        };
-        if constexpr (TALL > 1) {
+        multiply_tiles<2, 1>(s, parts, ring, a, 3);
+        __syncthreads();
+        if (tid < B * 4) {
+            hand_on_stream(p.rows, rows.stream = add_parts(parts, 0, tid), scale, rows.x_tag);
 #pragma unroll
-            for (int product = 0; product < 3; product++) {
-                float c[CS][4] = {};
-#pragma unroll 1
-                for (int from = 0; from < 8; from += AT_ONCE) {
-                    uint4 b[1][4];
-                    load(from);
-                    hold(s, ring, b);
-                    multiply(b[0], a, c);
-                }
-                put_part(parts, 0, c);
-                __syncthreads();
-                hand_on_sum(product, 0);
-                __syncthreads();
+            for (int tile = 0; tile < 2; tile++) {
+                const float2 sum = add_parts(parts, 1 + tile, tid);
+                first_logits[tile] = make_float2(sum.x * DOWN, sum.y * DOWN);
             }
-        } else {
-            load(0);
-            multiply_tiles<2, 1>(s, parts, ring, a, 3);
-            __syncthreads();
-#pragma unroll
-            for (int product = 0; product < 3; product++) hand_on_sum(product, product);
-            rows.leave();
         }
+        rows.leave();
     }
 
     int code = 0; // of this block's row
@@ -155,14 +129,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode_frame(const __gr
             const u16 *norms = p.norms + 2 * layer * D;
             const bool is_known = layer == 0 && step > 0;
             Attention attention;
-            if (attends && (plain::TALL == 1 || is_known)) attention.fetch(p, layer, attended_row, step);
+            if (attends) attention.fetch(p, layer, attended_row, step);
             if (!is_known) rows.make_qkv();
             const u32 scale = next_scale(norms + D);
-            if (attends) {
-                if (plain::TALL > 1 && !is_known) attention.fetch(p, layer, attended_row, step);
+            if (attends)
                 attention.receive(s, p, attended_row, step, ROWS > 1 || cta == 0, rows.qkv_tag,
                                   is_known ? known_qkv(step) : nullptr);
-            }
             if (!is_known) rows.qkv_tag ^= SINGLE;
             if (step == 0 && layer == LAYERS - 1) break; // Step 0 is for its keys and values.
             if (attends) attention.attend(s, step);

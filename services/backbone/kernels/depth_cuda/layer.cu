@@ -43,10 +43,7 @@ struct Layers {
     }
     __device__ __forceinline__ void read_attended(u32 (*a)[AR]) {
         const int warp = threadIdx.x / 32;
-        if (TALL > 1)
-            load_rows_late<4>(a, e.attended, D, warp * 128, attended_tag);
-        else
-            load_rows<4>(a, e.attended, D, warp * 128);
+        load_rows<4>(a, e.attended, D, warp * 128);
         settle_rows<4>(a, e.attended, D, warp * 128, attended_tag);
         attended_tag ^= PAIR;
     }
@@ -85,19 +82,15 @@ struct Layers {
                             gates[1] / (1.0f + __expf(-gates[1])) * (up.y * scaled), gated_tag);
                 }
             };
-            if constexpr (TALL > 1) {
-                multiply_chunks<16>(s, ring, held, normed.a, send);
-            } else {
-                if constexpr (AHEAD > 0) multiply_held(s->parts, held, normed.a);
-                multiply_tiles<1, 4>(s, s->parts, ring, normed.a, CHUNK, AHEAD);
+            if constexpr (AHEAD > 0) multiply_held(s->parts, held, normed.a);
+            multiply_tiles<1, 4>(s, s->parts, ring, normed.a, CHUNK, AHEAD);
+            __syncthreads();
+            send(0);
+            if constexpr (CHUNK < 16) { // two chunks
                 __syncthreads();
-                send(0);
-                if constexpr (CHUNK == 8) { // two chunks
-                    __syncthreads();
-                    multiply_tiles<1, 4>(s, s->parts, ring, normed.a, CHUNK);
-                    __syncthreads();
-                    send(CHUNK);
-                }
+                multiply_tiles<1, 4>(s, s->parts, ring, normed.a, CHUNK);
+                __syncthreads();
+                send(CHUNK);
             }
             leave();
         }
@@ -108,32 +101,21 @@ struct Layers {
         if constexpr (SPLITS) {
             const int from = rank * (FF / RANKS) + warp * 128;
             u32 rows[4][AR];
-            if (TALL > 1)
-                load_rows_late<4>(rows, e.gated, FF, from, gated_tag);
-            else
-                load_rows<4>(rows, e.gated, FF, from);
+            load_rows<4>(rows, e.gated, FF, from);
             settle_rows<4>(rows, e.gated, FF, from, gated_tag);
-            constexpr int SENT = CHUNK < RANKS ? CHUNK : RANKS;
-            auto send = [&](int first) { // SENT tiles
+            if (ROOMY) __syncthreads(); // all have added up the parts of gate and up
+            if constexpr (AHEAD > 0) multiply_held(s->parts, held, rows);
+            multiply_tiles<1, 4>(s, s->parts, ring, rows, RANKS, AHEAD);
+            __syncthreads();
 #pragma unroll 1
-                for (int each = tid; each < SENT * B * 4; each += THREADS) {
-                    const int owner = cta - rank + first + each / (B * 4), pair = each % (B * 4);
-                    hand_on(e.inbox + ((owner * RANKS + rank) * B * 4 + pair) * 2,
-                            add_parts(s->parts, each / (B * 4), pair), gated_tag & SINGLE);
-                }
-            };
-            if constexpr (TALL > 1) {
-                multiply_chunks<RANKS>(s, ring, held, rows, send);
-            } else {
-                if (ROOMY) __syncthreads(); // all have added up the parts of gate and up
-                if constexpr (AHEAD > 0) multiply_held(s->parts, held, rows);
-                multiply_tiles<1, 4>(s, s->parts, ring, rows, RANKS, AHEAD);
-                __syncthreads();
-                send(0);
+            for (int each = tid; each < RANKS * B * 4; each += THREADS) {
+                const int owner = cta - rank + each / (B * 4), pair = each % (B * 4);
+                hand_on(e.inbox + ((owner * RANKS + rank) * B * 4 + pair) * 2,
+                        add_parts(s->parts, each / (B * 4), pair), gated_tag & SINGLE);
             }
             if (tid < B * 4) add_to_stream(from_inbox(e, gated_tag & SINGLE), scale);
         } else {
-            float c[CS][4] = {};
+            float c[2][4] = {};
             if constexpr (B == 1)
                 multiply_gated_row(held, c);
             else
@@ -147,7 +129,7 @@ struct Layers {
         leave();
     }
     // `down` where a block has all of the inner dimension, a warp an eighth.
-    template <int N> __device__ __forceinline__ void multiply_gated_row(const uint4 (&held)[N][4], float (&c)[CS][4]) {
+    template <int N> __device__ __forceinline__ void multiply_gated_row(const uint4 (&held)[N][4], float (&c)[2][4]) {
         constexpr int WORDS = FF / WARPS / 2, EACH = WORDS / 128;
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         uint4 v[EACH], first[1];
@@ -190,7 +172,7 @@ struct Layers {
             multiply_two(piece, b[0], b[1]);
         }
     }
-    __device__ __forceinline__ void multiply_gated(float (&c)[CS][4]) {
+    __device__ __forceinline__ void multiply_gated(float (&c)[2][4]) {
         constexpr int PARTS = 8, GROUPS = FF / WARPS / 32 / PARTS;
         const int column = threadIdx.x / 32 * (FF / WARPS);
         u32 rows[2][PARTS][AR];

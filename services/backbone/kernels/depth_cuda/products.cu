@@ -10,35 +10,19 @@ __device__ __forceinline__ void take(Ring &ring, uint4 (&b)[4]) {
     if (++ring.at == STAGES) ring.at = 0;
 }
 // a: the four row fragments of those 128.
-__device__ __forceinline__ void multiply(const uint4 (&b)[4], const u32 (*a)[AR], float (&c)[CS][4]) {
+__device__ __forceinline__ void multiply(const uint4 (&b)[4], const u32 (*a)[AR], float (&c)[2][4]) {
 #pragma unroll
     for (int part = 0; part < 4; part++) {
         const u32 *r = a[part];
-        if constexpr (TALL > 1) {
-#pragma unroll
-            for (int tall = 0; tall < TALL; tall++, r += 8) {
-                mma(c[tall], r[0], r[4], r[1], r[5], b[part].x, b[part].y);
-                mma(c[tall], r[2], r[6], r[3], r[7], b[part].z, b[part].w);
-            }
-            continue;
-        }
         mma(c[0], r[0], HIGH ? r[AR - 4] : 0, r[1], HIGH ? r[AR - 3] : 0, b[part].x, b[part].y);
         mma(c[1], r[2], HIGH ? r[AR - 2] : 0, r[3], HIGH ? r[AR - 1] : 0, b[part].z, b[part].w);
     }
 }
 
 // A warp's part of one tile of 8 outputs, for the block to add up. parts: of the operation.
-__device__ __forceinline__ void put_part(float *parts, int tile, const float (&c)[CS][4]) {
+__device__ __forceinline__ void put_part(float *parts, int tile, const float (&c)[2][4]) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4;
     float *to = parts + tile * TILE_PARTS + warp * B * 8 + lane % 4 * 2;
-    if constexpr (TALL > 1) {
-#pragma unroll
-        for (int tall = 0; tall < TALL; tall++) {
-            *(float2 *)(to + (row + tall * 16) * 8) = make_float2(c[tall][0], c[tall][1]);
-            *(float2 *)(to + (row + tall * 16 + 8) * 8) = make_float2(c[tall][2], c[tall][3]);
-        }
-        return;
-    }
     if (row < B) *(float2 *)(to + row * 8) = make_float2(c[0][0] + c[1][0], c[0][1] + c[1][1]);
     if (HIGH && row + 8 < B) *(float2 *)(to + (row + 8) * 8) = make_float2(c[0][2] + c[1][2], c[0][3] + c[1][3]);
 }
@@ -64,33 +48,18 @@ template <int N>
 __device__ __forceinline__ void multiply_held(float *parts, const uint4 (&held)[N][4], const u32 (*a)[AR]) {
 #pragma unroll
     for (int tile = 0; tile < N; tile++) {
-        float c[CS][4] = {};
+        float c[2][4] = {};
         multiply(held[tile], a, c);
         put_part(parts, tile, c);
     }
 }
-// Tiles of one piece, CHUNK at a time, for rows of which no more parts fit. held: the first CHUNK pieces. send: is
-// given the number of a chunk's first tile once its parts are there.
-template <int TILES_OF_ALL, class Send>
-__device__ __forceinline__ void multiply_chunks(Shared *s, Ring &ring, uint4 (&held)[CHUNK][4], const u32 (*a)[AR],
-                                                Send send) {
-#pragma unroll 1
-    for (int first = 0; first < TILES_OF_ALL; first += CHUNK) {
-        multiply_held(s->parts, held, a);
-        if (first + CHUNK < TILES_OF_ALL) hold(s, ring, held);
-        __syncthreads();
-        send(first);
-        if (first + CHUNK < TILES_OF_ALL) __syncthreads();
-    }
-}
-
 // Tiles of one operation whose row fragments are all in registers, GROUP at a time.
 template <int PIECES, int GROUP>
 __device__ __forceinline__ void multiply_tiles(Shared *s, float *parts, Ring &ring, const u32 (*a)[AR], int tiles,
                                                int first = 0) {
 #pragma unroll 1
     for (int tile = first; tile < tiles; tile += GROUP) {
-        float c[GROUP][CS][4] = {};
+        float c[GROUP][2][4] = {};
         uint4 b[GROUP * PIECES][4];
         ring.wait<GROUP * PIECES>();
 #pragma unroll

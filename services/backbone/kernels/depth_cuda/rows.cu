@@ -15,40 +15,12 @@ template <int PARTS> __device__ __forceinline__ void load_rows(u32 (*a)[AR], con
                            a[part][half * 4 + 3] = v.w;
         }
 }
-// Asks for all once the last part of each row is there.
-template <int PARTS>
-__device__ __forceinline__ void load_rows_late(u32 (*a)[AR], const u32 *from, int width, int column, u32 tag) {
-    const int lane = threadIdx.x % 32, row = lane / 4;
-    const u32 *const at = from + row * (width / 2) + column / 2 + (PARTS - 1) * 16 + lane % 4 * 4;
-    for (;;) {
-        u32 bad = 0;
-#pragma unroll
-        for (int half = 0; half < HALVES; half++) bad |= stale(load_u4(at + half * 4 * width), tag, PAIR);
-        if (!__any_sync(~0u, bad)) break;
-    }
-    load_rows<PARTS>(a, from, width, column);
-}
 // Ask again until all is there; then take the tags off.
 template <int PARTS>
 __device__ __forceinline__ void settle_rows(u32 (*a)[AR], const u32 *from, int width, int column, u32 tag) {
     const int row = threadIdx.x % 32 / 4;
     for (;;) {
         u32 bad = 0;
-        if constexpr (TALL > 1) { // only for what is not there
-            const u32 *const at = from + row * (width / 2) + column / 2 + threadIdx.x % 4 * 4;
-#pragma unroll
-            for (int half = 0; half < HALVES; half++)
-#pragma unroll
-                for (int part = 0; part < PARTS; part++) {
-                    u32 *r = a[part] + half * 4;
-                    if (stale(make_uint4(r[0], r[1], r[2], r[3]), tag, PAIR)) {
-                        const uint4 v = load_u4(at + half * 4 * width + part * 16);
-                        r[0] = v.x, r[1] = v.y, r[2] = v.z, r[3] = v.w, bad = 1;
-                    }
-                }
-            if (!__any_sync(~0u, bad)) break;
-            continue;
-        }
 #pragma unroll
         for (int part = 0; part < PARTS; part++)
 #pragma unroll
@@ -96,7 +68,7 @@ struct Normed {
         uint4 sums[HALVES];
         const u32 *const x = e.x + blockIdx.x % COPIES * X_WORDS, *const all_squares =
                                                                       e.squares + blockIdx.x % COPIES * SQUARES_WORDS;
-        if (TALL == 1) load_rows<4>(a, x, D, warp * 128);
+        load_rows<4>(a, x, D, warp * 128);
         for (;;) {
             u32 bad = 0;
 #pragma unroll
@@ -108,7 +80,6 @@ struct Normed {
             if (!(bad)) break;
             __nanosleep(32);
         }
-        if (TALL > 1) load_rows<4>(a, x, D, warp * 128); // most likely all there
         settle_rows<4>(a, x, D, warp * 128, tag);
 #pragma unroll
         for (int half = 0; half < HALVES; half++) {

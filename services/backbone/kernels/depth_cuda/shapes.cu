@@ -3,8 +3,8 @@
 // 128 blocks of 8 warps, one block a multiprocessor. Weights are packed in the order in which a warp reads them
 // (persistent.py packs them), and every warp prefetches its own part of them into a ring in shared memory: weights
 // depend on nothing, so memory is busy while blocks wait for each other. A matrix product is mma.m16n8k16 with the
-// batch as its 16 rows, or two of them; a warp has an eighth of the inner dimension, and the block sums the eight
-// partial results in a fixed order, so results do not change from run to run.
+// batch as its 16 rows; a warp has an eighth of the inner dimension, and the block sums the eight partial results in a
+// fixed order, so results do not change from run to run.
 //
 // A step's input is a row of a table, so what the first layer's norm and qkv make of it is a row of a second table.
 // Up to 8 rows, the backbone's row and the first code go through the layers together, as two rows of each; with more,
@@ -43,6 +43,5 @@ constexpr float DOWN = 5.421010862427522e-20f, UP = 1.8446744073709552e19f; // 2
 // `down` is split along its inner dimension over RANKS neighbours: each has its part of the columns for the outputs of
 // all, and sends the others their sums.
 constexpr bool SPLITS = RANKS > 1;
-static_assert(ROWS >= 1 && (ROWS <= 16 || ROWS == 32), "rows");
-static_assert(K >= 2 && K <= PLACES && D == WARPS * HD, "shapes");
+static_assert(ROWS >= 1 && ROWS <= 16 && K >= 2 && K <= PLACES && D == WARPS * HD, "shapes");
 static_assert(RANKS == 1 || RANKS == 8, "one piece of `down` a tile, or all");
