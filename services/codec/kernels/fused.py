@@ -113,6 +113,8 @@ def _product(
         weights = tl.load(weight + w_place + start)
         if BEFORE:
             values = _elu(values.to(tl.float32))
+        if x.dtype.element_ty != weights.dtype:  # fp32 that becomes fp16
+            values = _result(values, weights.dtype)
         high = _factor(values, weights.dtype)
         if EXACT:
             lows = tl.load(low + w_place + start)
@@ -211,7 +213,8 @@ def _residual(
         values = _elu(tl.load(own[:, None] + (start + k)[None, :]).to(tl.float32))
         weights = tl.load(wide + unit[None, :] * (TAPS * WIDTH) + (start + k)[:, None])
         total = tl.dot(_factor(values, weights.dtype), weights, total, input_precision="tf32")
-    hidden = _factor(_elu(total + tl.load(wide_bias + unit)[None, :]), wide.dtype.element_ty)
+    hidden = _result(_elu(total + tl.load(wide_bias + unit)[None, :]), wide.dtype.element_ty)
+    hidden = _factor(hidden, wide.dtype.element_ty)
     behind = (stream + 1) * out_steps - (steps - step) * WIDTH
     for first in tl.static_range(0, WIDTH, COLUMNS):
         output = first + tl.arange(0, COLUMNS)

@@ -50,7 +50,7 @@ def product(
     if layer.rounds:
         x = round_to_tf32(x)
     if half:
-        x = x.half().float()
+        x = x.clamp(-FP16_MAX, FP16_MAX).half().float()
     count, width = x.shape[0], x.shape[2]
     steps = x.shape[1] - layer.taps + 1
     weight = weight if layer.low is None else weight + layer.low

@@ -130,6 +130,13 @@ def test_half_precision_holds_what_is_too_large_and_shows_what_is_no_number(devi
         loud = each.product(x, Layer(torch.ones_like(layer.weight), None, layer.bias))
         assert loud.dtype == torch.float16 and (loud == 65504).all()
         assert torch.isnan(each.product(x * torch.nan, layer)).all()
+        # A factor that is too large, given in fp32 or between the products of a residual block.
+        factor = Layer(torch.full_like(layer.weight, 2.0**-16), None, layer.bias * 0)
+        assert each.product(torch.full((1, 3, 64), 1e6, device=device), factor).unique().item() == 64 * 65504 * 2.0**-16
+        wide = Layer(torch.ones_like(layer.weight), None, layer.bias)
+        narrow = Layer(torch.full((64, 32), -(2.0**-10), device=device).half(), None, torch.zeros(64, device=device))
+        assert each.residual(x, wide, narrow).unique().item() == 60000 - 32 * 64
+        assert torch.isnan(each.residual(x * torch.nan, wide, narrow)).all()
 
 
 @pytest.mark.parametrize(("steps", "taps", "width"), [(1, 3, 24), (150, 3, 64), (64, 2, 8)])
