@@ -23,7 +23,7 @@ from services.backbone.config import BackboneSettings
 from services.backbone.eager_runner import EagerRunner
 from services.backbone.engine import Engine
 from services.backbone.graph_runner import GraphRunner, kernel_plan_for
-from services.backbone.kernels import persistent
+from services.backbone.kernels import can_overlap, persistent
 from services.backbone.newcomers import NewcomersFirst
 from services.backbone.scheduler import Scheduler
 from services.backbone.servicer import BackboneServicer
@@ -90,7 +90,8 @@ def _load(settings: BackboneSettings, bundle: Bundle) -> EagerRunner | GraphRunn
     runner: EagerRunner | GraphRunner
     if settings.runner == "graph" or (settings.runner == "auto" and device.type == "cuda"):
         prefill = settings.max_prefill_tokens or 512
-        plan = partial(kernel_plan_for, persistent_depth=_uses_persistent_depth(settings, bundle, dtype, device))
+        persists = _uses_persistent_depth(settings, bundle, dtype, device)
+        plan = partial(kernel_plan_for, persistent_depth=persists, overlap=can_overlap(device))
         runner = GraphRunner(model, slots=slots, blocks=blocks, max_prefill_tokens=prefill, kernel_plan=plan)
     else:
         prefill, batch = settings.max_prefill_tokens or 64, settings.eager_batch

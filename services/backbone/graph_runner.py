@@ -45,11 +45,14 @@ _MEMORY_SHARE = (
 )
 
 
-def kernel_plan_for(batch: int, persistent_depth: bool = False) -> KernelPlan:
+def kernel_plan_for(batch: int, persistent_depth: bool = False, overlap: bool = True) -> KernelPlan:
     """The fastest kernels for a batch size, by tests/bench/bench_variants.py.
 
-    persistent_depth: whether kernels/persistent.py may be used.
+    persistent_depth: whether kernels/persistent.py may be used. overlap: kernels.can_overlap of the device; without it
+    the plan has what any GPU can run.
     """
+    if not overlap:
+        return KernelPlan(matvec=batch == 1)
     is_persistent = persistent_depth and batch <= MAX_BATCH
     if batch == 1:
         return KernelPlan(matvec=True, overlap=True, persistent_depth=is_persistent)

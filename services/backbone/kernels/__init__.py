@@ -17,3 +17,10 @@ def operations_for(device: torch.device) -> ModuleType:
     return importlib.import_module(
         f"services.backbone.kernels.{'triton_ops' if device.type == 'cuda' else 'reference'}"
     )
+
+
+def can_overlap(device: torch.device) -> bool:
+    """Whether a device has programmatic dependent launch, and the shared memory that the tiles of such kernels take (228 KiB
+    a multiprocessor): compute capabilities 9 and 10, an H100 or B200. An A100 has no such launch, an RTX too little memory.
+    """
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)
