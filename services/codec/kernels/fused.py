@@ -23,6 +23,7 @@ _AFTER = {"": 0, "elu": _ELU, "gelu": _GELU}
 _TILE_STEPS = 32  # steps of a ring per iteration
 _QUERIES = 16  # the smallest tile of a product on tensor cores
 _FP16_MAX = tl.constexpr(FP16_MAX)
+_ALL = tl.constexpr(tl.PropagateNan.ALL)
 _PROCESSORS = 128  # about; tiles are made smaller until there are enough for all
 
 
@@ -84,7 +85,8 @@ def _result(x, kind: tl.constexpr):
 
 @triton.jit
 def _elu(x):
-    return tl.where(x > 0, x, tl.exp(tl.minimum(x, 0.0)) - 1.0)
+    # NaN stays NaN: by default the lesser of NaN and a number is the number.
+    return tl.where(x > 0, x, tl.exp(tl.minimum(x, 0.0, propagate_nan=_ALL)) - 1.0)
 
 
 @triton.jit(do_not_specialize=["padding", "count", "steps", "x_steps", "added_steps"])

@@ -15,6 +15,8 @@ from services.watermark.kernels import signal_plain
 from services.watermark.level import FixedLevel, RunningLevel
 
 _BLOCK = 1024
+# NaN stays NaN, so that add_marks sees it: by default the greater of NaN and a number is the number.
+_ALL = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit(do_not_specialize=["size", "count"], do_not_specialize_on_alignment=["rows", "first", "end"])
@@ -121,7 +123,7 @@ def _levels(
     if RUNNING:
         mean = before + tl.cumsum(power.to(tl.float64)) + training * prior
         count = (tl.load(first + stream) + lane + 1).to(tl.float32) + prior
-        level = tl.maximum((mean / count.to(tl.float64)).to(tl.float32), level)
+        level = tl.maximum((mean / count.to(tl.float64)).to(tl.float32), level, propagate_nan=_ALL)
     total = before + tl.sum(tl.where(lane < brought, power, 0.0).to(tl.float64))
     gain = tl.sqrt(training / level)
     if KIND == 0:
@@ -282,7 +284,7 @@ def _scaled(mark, out, width, band, bins, BLOCK: tl.constexpr):
     for start in range(0, band, BLOCK):
         value = tl.load(mark + at * width + start + cell, mask=start + cell < band, other=0.0)
         total += value * value
-    root = tl.rsqrt(tl.maximum(tl.sum(total) / bins, 1e-30))
+    root = tl.rsqrt(tl.maximum(tl.sum(total) / bins, 1e-30, propagate_nan=_ALL))
     for start in range(0, band, BLOCK):
         mask = start + cell < band
         tl.store(out + at * band + start + cell, tl.load(mark + at * width + start + cell, mask=mask) * root, mask=mask)
@@ -317,7 +319,8 @@ def _taken(
         real, imaginary = tl.load(source, mask=mask), tl.load(source + 1, mask=mask)
         magnitude = tl.sqrt(real * real + imaginary * imaginary)
         wanted = tl.load(mark + at * band + cell, mask=mask) * tl.load(scale + stream * scale_stride + column)
-        share = -tl.minimum(wanted, magnitude) / tl.maximum(magnitude, 1e-30)
+        loss = tl.minimum(wanted, magnitude, propagate_nan=_ALL)
+        share = -loss / tl.maximum(magnitude, 1e-30, propagate_nan=_ALL)
         tl.store(out + (at * band + cell) * 2, real * share, mask=mask)
         tl.store(out + (at * band + cell) * 2 + 1, imaginary * share, mask=mask)
     for column in tl.static_range(KEPT):  # what moves up comes from behind what is overwritten

@@ -123,6 +123,21 @@ def test_waves(device, columns, brought, n_fft, kept):
             near(ours, known)
 
 
+def test_what_is_no_number_stays_none(device):
+    """So that it is seen at the end: kernels take the lesser of NaN and a number for the number, if one lets them."""
+    mark = torch.rand(3, 2, 70, device=device) + 0.1
+    mark[0, 1, 3] = torch.nan
+    assert torch.isnan(signal.scaled(mark, 64, 64)[0, 1]).all()
+    spectra, pool = (torch.randn(n, 6, 64, device=device, dtype=torch.complex64) for n in (3, 5))
+    scale = torch.ones(3, 2, device=device)
+    taken = signal.taken(mark[:, :, :64].contiguous(), scale, spectra[:, :2], pool, numbers(device, *ROWS), None)
+    assert torch.isnan(torch.view_as_real(taken)).all(-1).nonzero().tolist() == [[0, 1, 3]]
+    loudness = signal_plain.Loudness(RunningLevel(), Hparams(), 1536.0, 21.5, 0.0045)
+    powers, scales = torch.full((5,), torch.nan, device=device, dtype=torch.float64), torch.rand(5, 6, device=device)
+    energy, first = torch.rand(3, 2, device=device), numbers(device, 1, 1, 1)
+    assert torch.isnan(signal.levels(energy, loudness, powers, scales, numbers(device, *ROWS), first, None)[0]).all()
+
+
 def test_marks(device):
     """And what is not finite is seen, where it counts."""
     rows, ring = numbers(device, *ROWS), torch.randn(5, 3001, device=device)
