@@ -70,8 +70,10 @@ class History(NamedTuple):
 
 
 def round_to_tf32(x: Tensor) -> Tensor:
-    """fp32 to the nearest TF32 number, 10 bits of mantissa: add half of the last bit, truncate the rest."""
-    return (x.contiguous().view(torch.int32) + 0x1000 & -0x2000).view(torch.float32)
+    """fp32 to the nearest TF32 number, 10 bits of mantissa: add half of the last bit, truncate the rest. NaN stays: of a GPU's,
+    all ones but the sign, the sum would be -0."""
+    x = x.contiguous()
+    return torch.where(x.isnan(), x, (x.view(torch.int32) + 0x1000 & -0x2000).view(torch.float32))
 
 
 def weight_columns(weight: Tensor) -> Tensor:

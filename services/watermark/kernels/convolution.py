@@ -33,7 +33,8 @@ def _saturate(x):
 @triton.jit
 def _round_to_tf32(x):
     """As kernels.round_to_tf32. Tensor cores would truncate the low bits, which biases the result."""
-    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    rounded = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return tl.where(x == x, rounded, x)
 
 
 @triton.jit

@@ -13,28 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from services.watermark.kernels import BLOCK, FP16_MAX, HISTORY, History, Layer, OutputLayer, convolution
+from services.watermark.kernels import BLOCK, HISTORY, History, Layer, OutputLayer, convolution
+from services.watermark.kernels.convolution import _round_to_tf32, _saturate, _sigmoid
 
 _BLOCK = 1024  # cells per program
 _ROWS = 32  # of the first layer
-_FP16_MAX = tl.constexpr(FP16_MAX)
-
-
-@triton.jit
-def _sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def _saturate(x):
-    """Clamp to the range of fp16; NaN stays NaN."""
-    return tl.where(x > _FP16_MAX, _FP16_MAX, tl.where(x < -_FP16_MAX, -_FP16_MAX, x))
-
-
-@triton.jit
-def _round_to_tf32(x):
-    """As kernels.round_to_tf32. Tensor cores would truncate the low bits, which biases the result."""
-    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -144,6 +144,17 @@ def test_half_precision_holds_what_is_too_large_and_shows_what_is_no_number(devi
     assert torch.isnan(each.gated_layer(window, layer, kept, None)).any()
 
 
+@pytest.mark.parametrize("each", [fused, plain], ids=["fused", "plain"])
+@pytest.mark.parametrize("given", [1, 32])
+def test_rounding_to_tf32_shows_what_is_no_number(device, each, given):
+    """Of NaN as a GPU makes it: all bits but the sign. Rounded as other numbers are, it would be -0."""
+    layer, rows = layer_of(device, "tf32", given, 32), torch.tensor([1], device=device)
+    shift = torch.full((32,), 0x7FFFFFFF, device=device, dtype=torch.int32).view(torch.float32)
+    history = History(torch.zeros(2, 2, BINS, 32, device=device), rows, None)
+    new = each.gated_layer(inputs(device, "tf32", 1, 3, given), layer._replace(shift=shift), history, None)[:, 2:]
+    assert torch.isnan(new).all()
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_marks_of_streams_at_different_points(device, precision, tmp_path):
     """The nets as a whole, streams that begin and end in the middle of passes included."""
