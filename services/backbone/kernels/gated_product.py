@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from services.backbone.kernels.nvrtc import Kernel, compile_cuda, has_nvrtc, tensor_map
+from services.backbone.kernels.nvrtc import Kernel, compile_cuda, compiles_for, tensor_map
 
+ARCHITECTURE = "sm_90a"
 _COLUMNS = 64  # of a stage
 _SHARED_LIMIT = 227 * 1024  # bytes that a block of a Hopper GPU can have
 
@@ -79,7 +80,7 @@ def supports(rows: Tensor, gate_up: Tensor) -> bool:
 
 @cache
 def _has_kernels(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0) and has_nvrtc()
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0) and compiles_for(ARCHITECTURE)
 
 
 class _Arguments(ctypes.Structure):
@@ -117,7 +118,11 @@ def compiler_options(width: int, outputs: int, tiling: Tiling) -> list[str]:
         "WIDTH": width, "OUTPUTS": outputs, "GROUPS": tiling.groups, "TILE": tiling.outputs, "STAGES": tiling.stages,
         "SHARED": tiling.shared_bytes, "ROW_BLOCKS": tiling.row_blocks, "OUTPUT_BLOCKS": tiling.output_blocks,
     }  # fmt: skip
-    return ["--gpu-architecture=sm_90a", "--std=c++17", *(f"-D{name}={value}" for name, value in values.items())]
+    return [
+        f"--gpu-architecture={ARCHITECTURE}",
+        "--std=c++17",
+        *(f"-D{name}={value}" for name, value in values.items()),
+    ]
 
 
 @cache

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _CLUSTER, _OVERLAP = 4, 6  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, …_PROGRAMMATIC_STREAM_SERIALIZATION
@@ -51,11 +55,13 @@ def compile_cuda(source: str, name: str, options: Sequence[str], library: ctypes
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def has_nvrtc() -> bool:
-    """Whether torch's NVRTC library is there."""
+@cache
+def compiles_for(architecture: str) -> bool:
+    """Whether NVRTC is there, whole and new enough for an architecture, as "sm_90a". If not, the log says why."""
     try:
-        _nvrtc()
-    except CompileError:
+        compile_cuda('extern "C" __global__ void nothing() {}', "nothing", [f"--gpu-architecture={architecture}"])
+    except CompileError as error:
+        log.warning("no CUDA C++ kernels, other ones do their work: %s", error)
         return False
     return True
 

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from models.bundle import GeneratorPart
-from services.backbone.kernels.nvrtc import Kernel, compile_cuda, has_nvrtc
+from services.backbone.kernels.nvrtc import Kernel, compile_cuda, compiles_for
 
+ARCHITECTURE = "sm_90"
 BLOCKS, THREADS = 128, 256
 MAX_BATCH = 16
 _WARPS, _PIECE, _POSITIONS, _BINS, _COPIES = 8, 2048, 32, 2048, 4
@@ -46,7 +47,7 @@ def supports(part: GeneratorPart, dtype: torch.dtype, device: torch.device) -> b
         and part.backbone.dim == 2 * _DIM
         and part.audio_vocab_size - 3 == _BINS
         and part.codebooks <= _POSITIONS
-        and has_nvrtc()
+        and compiles_for(ARCHITECTURE)
     )
 
 
@@ -117,7 +118,11 @@ def compiler_options(batch: int, layers: int, codebooks: int, vocab: int) -> lis
         "ROWS": batch, "LAYERS": layers, "CODEBOOKS": codebooks, "VOCAB": vocab,
         "STAGES": stages, "SHARED": shared, "KEEP": _KEEP_PERCENT, "RANKS": ranks_for(batch),
     }  # fmt: skip
-    return ["--gpu-architecture=sm_90", "--std=c++17", *(f"-D{name}={value}" for name, value in values.items())]
+    return [
+        f"--gpu-architecture={ARCHITECTURE}",
+        "--std=c++17",
+        *(f"-D{name}={value}" for name, value in values.items()),
+    ]
 
 
 @cache

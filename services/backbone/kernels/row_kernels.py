@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from services.backbone.kernels.nvrtc import Kernel, compile_cuda, has_nvrtc
+from services.backbone.kernels.nvrtc import Kernel, compile_cuda, compiles_for
 
+ARCHITECTURE = "sm_90a"
 BINS, WIDTH = 2048, 1024
 _WARPS = 1  # rows, of a block
 _PARTS = ("types", "ptx", "draw")
@@ -37,7 +38,11 @@ def source() -> str:
 
 def compiler_options() -> list[str]:
     values = {"BINS": BINS, "WIDTH": WIDTH, "WARPS": _WARPS, "SHARED": _shared_bytes()}
-    return ["--gpu-architecture=sm_90a", "--std=c++17", *(f"-D{name}={value}" for name, value in values.items())]
+    return [
+        f"--gpu-architecture={ARCHITECTURE}",
+        "--std=c++17",
+        *(f"-D{name}={value}" for name, value in values.items()),
+    ]
 
 
 def _shared_bytes() -> int:
@@ -52,7 +57,7 @@ def _kernel(device: torch.device) -> Kernel:
 
 @cache
 def _has_kernels(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_properties(device).major == 9 and has_nvrtc()
+    return device.type == "cuda" and torch.cuda.get_device_properties(device).major == 9 and compiles_for(ARCHITECTURE)
 
 
 def can_draw(logits: Tensor, embeddings: Tensor | None, rows: Tensor | None) -> bool:

@@ -2,8 +2,9 @@
 //
 // A block computes tiles of ROWS rows and TILE outputs. One warp, the producer, brings x and both weights, 64 columns a
 // stage, into a ring of STAGES; each of GROUPS warpgroups multiplies 64 of the rows and applies the activation: to the
-// last tile's sums, which it keeps as fp16 meanwhile, while the tensor cores multiply the next. Blocks of a cluster have ROW_BLOCKS tiles one below the other and OUTPUT_BLOCKS side by side; each loads a part of what several
-// of them read and sends it to them all. WIDTH of x and OUTPUTS of the product: the shape.
+// last tile's sums, which it keeps as fp16 meanwhile, while the tensor cores multiply the next. Blocks of a cluster have
+// ROW_BLOCKS tiles one below the other and OUTPUT_BLOCKS side by side; each loads a part of what several of them read and
+// sends it to them all. WIDTH of x and OUTPUTS of the product: the shape.
 
 constexpr int COLUMNS = 64, ROWS = 64 * GROUPS, WEIGHTS = 2 * TILE, CLUSTER = ROW_BLOCKS * OUTPUT_BLOCKS;
 constexpr int X_BYTES = ROWS * COLUMNS * 2, STAGE_BYTES = X_BYTES + WEIGHTS * COLUMNS * 2;
