@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
@@ -20,7 +18,7 @@ TILINGS = sorted({tiling_for(count) for count in range(1, 4097)}, key=repr)
 def supported():
     if not torch.cuda.is_available() or not gated_product.supports(*inputs(1, 128, 256)):
         pytest.skip("needs a Hopper GPU")
-    torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
+    torch.manual_seed(0)
 
 
 def inputs(count, width, outputs):
