@@ -229,11 +229,12 @@ def _residual(
 
 def residual(x: Tensor, wide: Layer, narrow: Layer, rows: Rows | None = None, *, history: int = 0) -> Tensor:
     hidden, (count, steps, width) = len(wide.weight), x.shape
-    if wide.low is not None or hidden not in (32, 64, 128) or width != 2 * hidden:
+    has_biases = wide.bias is not None and narrow.bias is not None
+    if wide.low is not None or not has_biases or hidden not in (32, 64, 128) or width != 2 * hidden:
         narrowed = product(x, wide, rows, before=True, after="elu")
         return product(narrowed, narrow, rows, history=history, added=x, after="elu")
     steps -= wide.taps - 1
-    assert x.is_contiguous() and wide.bias is not None and narrow.bias is not None
+    assert x.is_contiguous()
     out = x.new_empty(count, history + steps, width)
     tile, columns, block, warps, stages = residual_tile_of(count * steps, is_half(wide))
     slots, padding = (x, 0) if rows is None else rows

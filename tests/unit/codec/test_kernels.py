@@ -110,6 +110,12 @@ def test_residual(device, monkeypatch, precision, tile, n, steps, hidden, taps, 
     assert error(got[:, history:], wanted[:, history:]) < LIMITS[precision]
 
 
+def test_residual_without_biases(device):
+    wide, narrow = layers(device, 32, 3, 64, 1, "tf32", False)[0], layers(device, 64, 1, 32, 1, "tf32", False)[0]
+    x = torch.randn(2, 11, 64, device=device)
+    assert error(fused.residual(x, wide, narrow), plain.residual(x, wide, narrow)) < LIMITS["tf32"]
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_padding_rows_change_nothing_for_the_others(device, precision):
     layer, _ = layers(device, 64, 3, 64, 1, precision, True)
