@@ -92,25 +92,18 @@ class StatePool:
         """The tensor itself, [slots, …], for kernels that read and write its rows in place."""
         return self._tensors[index]
 
-    def read(self, index: int, rows: Tensor) -> Tensor:
-        """rows: slots [B] → a copy of their rows [B, …]."""
-        return self._tensors[index].index_select(0, rows)
 
-    def write(self, index: int, rows: Tensor, values: Tensor) -> None:
-        """rows: slots [B]; values: [B, …]."""
-        self._tensors[index].index_copy_(0, rows, values)
+def append_history(pool: Tensor, rows: Tensor, new: Tensor, counts: Tensor | None) -> Tensor:
+    """Concatenate each stream's history with `new` [B, k, …] and store the tail as the new history.
 
-    def append_history(self, index: int, rows: Tensor, new: Tensor, counts: Tensor | None = None) -> Tensor:
-        """Concatenate each stream's history with `new` [B, k, …] and store the tail as the new history.
-
-        counts: how many of the k columns each stream brings [B], at least 1; those after are ignored. None: all k.
-        Returns: [B, history + k, …].
-        """
-        length = self._tensors[index].shape[1]
-        whole = torch.cat([self.read(index, rows), new], dim=1)
-        if length:
-            self.write(index, rows, last_columns(whole, counts, self.arange(length)))
-        return whole
+    pool: [slots, history, …]. rows: slots [B].
+    counts: how many of the k columns each stream brings [B], at least 1; those after are ignored. None: all k.
+    Returns: [B, history + k, …].
+    """
+    whole = torch.cat([pool.index_select(0, rows), new], dim=1)
+    if length := pool.shape[1]:
+        pool.index_copy_(0, rows, last_columns(whole, counts, torch.arange(length, device=pool.device)))
+    return whole
 
 
 def last_columns(whole: Tensor, counts: Tensor | None, arange: Tensor) -> Tensor:

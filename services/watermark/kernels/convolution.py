@@ -38,6 +38,15 @@ def _round_to_tf32(x):
 
 
 @triton.jit
+def _brought(counts, stream, steps, COUNTED: tl.constexpr):
+    """How many of a pass's columns a stream brings."""
+    if COUNTED:
+        return tl.load(counts + stream).to(tl.int32)
+    else:
+        return steps
+
+
+@triton.jit
 def _sums(window, weight, stream, known, steps, bins,
           GIVEN: tl.constexpr, WIDE: tl.constexpr, NARROW: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Values and gates of `known` cells: of the first WIDE / 2 channels, [TILE, WIDE], and of the next NARROW / 2."""
@@ -129,9 +138,7 @@ def gated_kernel(
     within = cell
     if CUT:
         within = tl.load(inside + stream * steps + known // bins)
-    brought = steps
-    if COUNTED:
-        brought = tl.load(counts + stream).to(tl.int32)
+    brought = _brought(counts, stream, steps, COUNTED)
     ends = first + TILE > (brought - 2) * bins
     channel = tl.arange(0, WIDE // 2)
     new = _gated(wide, bias, shift, channel, CHANNELS, TILE, WIDE // 2)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from services.watermark.kernels import BLOCK, HISTORY, History, Layer, OutputLayer, convolution
-from services.watermark.kernels.convolution import _round_to_tf32, _saturate, _sigmoid
+from services.watermark.kernels.convolution import _brought, _round_to_tf32, _saturate, _sigmoid
 
 _BLOCK = 1024  # cells per program
 _ROWS = 32  # of the first layer
@@ -30,10 +30,7 @@ def _exchange_history(new, out, pool, rows, counts, stream, column, steps, size,
     window = out + stream * (2 + steps) * size + index
     kept = pool + tl.load(rows + stream) * 2 * size + index
     tl.store(window + (2 + column) * size, new, mask=mask)
-    if COUNTED:
-        brought = tl.load(counts + stream).to(tl.int32)
-    else:
-        brought = steps
+    brought = _brought(counts, stream, steps, COUNTED)
     if brought == 1:
         if column == 0:
             first = tl.load(kept, mask=mask)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from services.watermark.hparams import TRAINING_POWER, Hparams
 from services.watermark.level import Level
-from services.watermark.state_pool import last_columns
+from services.watermark.state_pool import append_history
 
 # Columns this far below the level are not marked. A mark there would take everything in its bins, whatever
 # the strength, and holes in the faint noise of pauses are most of what DNSMOS hears of a mark. Bundled
@@ -99,7 +99,7 @@ def levels(
     else:
         carrier_rms = 1 / gain
     audible = power > level * SILENCE
-    scale = _append(scales, rows, carrier_rms * loudness.strength * audible, counts)
+    scale = append_history(scales, rows, carrier_rms * loudness.strength * audible, counts)
     return gain, scale[:, :columns], power_sum
 
 
@@ -127,8 +127,8 @@ def open_windows(
     pairs = torch.stack([carrier, message[symbols]], dim=3)
     if inside is not None:
         pairs.masked_fill_(~inside[:, :, None, None], 0)
-    before = _append(pending, rows, pairs, counts)[:, : carrier.shape[1]]
-    return before, _append(opening, rows, pairs[..., :1], counts)
+    before = append_history(pending, rows, pairs, counts)[:, : carrier.shape[1]]
+    return before, append_history(opening, rows, pairs[..., :1], counts)
 
 
 def scaled(mark: Tensor, band: int, bins: int) -> Tensor:
@@ -145,7 +145,7 @@ def taken(mark: Tensor, scale: Tensor, spectra: Tensor, pool: Tensor, rows: Tens
     all it has.
     """
     band, columns = mark.shape[2], mark.shape[1]
-    spectrum = _append(pool, rows, spectra[..., :band], counts)[:, :columns]
+    spectrum = append_history(pool, rows, spectra[..., :band], counts)[:, :columns]
     magnitude = spectrum.abs()
     loss = torch.minimum(mark * scale[..., None], magnitude)
     return -spectrum * (loss / magnitude.clamp_min(1e-30))
@@ -168,10 +168,10 @@ def waves(
     hop = len(window) // 2
     early, late = (frames * window).split(hop, dim=2)
     squared = window.square()
-    wave = (_append(overlap, rows, late, counts)[:, :-1] + early) / (squared[:hop] + squared[hop:])
+    wave = (append_history(overlap, rows, late, counts)[:, :-1] + early) / (squared[:hop] + squared[hop:])
     if inside is not None:
         wave.masked_fill_(~inside[..., None], 0)
-    return _append(kept, rows, wave.flatten(1), None if counts is None else counts * hop)
+    return append_history(kept, rows, wave.flatten(1), None if counts is None else counts * hop)
 
 
 def add_marks(
@@ -187,11 +187,3 @@ def add_marks(
     size = ring.shape[1] - 1
     marks += ring.view(-1).take((first[:, None] + offsets) % size + rows[:, None] * (size + 1))
     return torch.cat([marks, finite.to(marks.dtype), power[:, None].view(torch.float32)], dim=1)
-
-
-def _append(pool: Tensor, rows: Tensor, new: Tensor, counts: Tensor | None) -> Tensor:
-    """As StatePool.append_history."""
-    whole = torch.cat([pool.index_select(0, rows), new], dim=1)
-    if length := pool.shape[1]:
-        pool.index_copy_(0, rows, last_columns(whole, counts, torch.arange(length, device=pool.device)))
-    return whole
