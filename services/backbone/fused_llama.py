@@ -88,9 +88,11 @@ class FusedLlama:
     def aligned_attention(self, position: int, blocks_per_slot: int, plan: KernelPlan) -> Attend:
         """Attention where row n is slot n, all rows are at one position, and slots' blocks follow one another."""
 
-        def attend(qkv: Tensor, keys: Tensor, values: Tensor, picked: Tensor | None = None) -> Tensor:
+        def attend(
+            qkv: Tensor, keys: Tensor, values: Tensor, picked: Tensor | None = None, out: Tensor | None = None
+        ) -> Tensor:
             return self._ops.aligned_attend(
-                qkv, self._rope, position, blocks_per_slot, keys, values, self.shape.heads, plan.overlap, picked
+                qkv, self._rope, position, blocks_per_slot, keys, values, self.shape.heads, plan.overlap, picked, out
             )
 
         return attend
@@ -101,18 +103,7 @@ class FusedLlama:
         def attend(qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             out = qkv.new_empty(len(qkv), self.shape.heads * keys.shape[-1])
             for position, (own, attended) in enumerate(zip(qkv.chunk(2), out.chunk(2), strict=True)):
-                self._ops.aligned_attend(
-                    own,
-                    self._rope,
-                    position,
-                    blocks_per_slot,
-                    keys,
-                    values,
-                    self.shape.heads,
-                    plan.overlap,
-                    None,
-                    attended,
-                )
+                self.aligned_attention(position, blocks_per_slot, plan)(own, keys, values, None, attended)
             return out
 
         return attend

@@ -13,11 +13,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from services.backbone.kernels.nvrtc import Kernel, compile_cuda, compiles_for, tensor_map
+from services.backbone.kernels.nvrtc import (
+    HOPPER_SHARED_BYTES,
+    Kernel,
+    compile_cuda,
+    compiles_for,
+    options_for,
+    tensor_map,
+)
 
 ARCHITECTURE = "sm_90a"
 _COLUMNS = 64  # of a stage
-_SHARED_LIMIT = 227 * 1024  # bytes that a block of a Hopper GPU can have
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Tiling:
 
     @property
     def stages(self) -> int:
-        return _SHARED_LIMIT // (self.stage_bytes + 16)
+        return HOPPER_SHARED_BYTES // (self.stage_bytes + 16)
 
     @property
     def shared_bytes(self) -> int:
@@ -118,11 +124,7 @@ def compiler_options(width: int, outputs: int, tiling: Tiling) -> list[str]:
         "WIDTH": width, "OUTPUTS": outputs, "GROUPS": tiling.groups, "TILE": tiling.outputs, "STAGES": tiling.stages,
         "SHARED": tiling.shared_bytes, "ROW_BLOCKS": tiling.row_blocks, "OUTPUT_BLOCKS": tiling.output_blocks,
     }  # fmt: skip
-    return [
-        f"--gpu-architecture={ARCHITECTURE}",
-        "--std=c++17",
-        *(f"-D{name}={value}" for name, value in values.items()),
-    ]
+    return options_for(ARCHITECTURE, values)
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -27,6 +27,9 @@ class _LaunchConfig(ctypes.Structure):  # CUlaunchConfig
         ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared_bytes", ctypes.c_uint),
         ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_Attribute)), ("attribute_count", ctypes.c_uint),
     ]  # fmt: skip
+
+
+HOPPER_SHARED_BYTES = 227 * 1024  # that a block of a Hopper GPU can have
 
 
 class CompileError(Exception):
@@ -53,6 +56,12 @@ def compile_cuda(source: str, name: str, options: Sequence[str], library: ctypes
         return binary.raw
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def options_for(architecture: str, constants: Mapping[str, int]) -> list[str]:
+    """NVRTC's options. constants: names that the source takes from outside."""
+    defined = [f"-D{name}={value}" for name, value in constants.items()]
+    return [f"--gpu-architecture={architecture}", "--std=c++17", *defined]
 
 
 @cache

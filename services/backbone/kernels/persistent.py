@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 
 from models.bundle import GeneratorPart
-from services.backbone.kernels.nvrtc import Kernel, compile_cuda, compiles_for
+from services.backbone.kernels.nvrtc import HOPPER_SHARED_BYTES, Kernel, compile_cuda, compiles_for, options_for
 
 ARCHITECTURE = "sm_90"
 BLOCKS, THREADS = 128, 256
 MAX_BATCH = 16
 _WARPS, _PIECE, _POSITIONS, _BINS, _COPIES = 8, 2048, 32, 2048, 4
 _DIM, _QKV, _INTERMEDIATE = 1024, 1536, 8192
-_SHARED_LIMIT = 227 * 1024  # bytes that a block of a Hopper GPU can have
 _KEEP_PERCENT = 8  # of the layers' weights stay in the L2 cache from step to step
 _MOST_JOINED = 8  # rows whose first two positions go through the layers together (JOINS)
 
@@ -108,7 +107,7 @@ def shared_layout(batch: int) -> tuple[int, int]:
     sampling = 2 * _WARPS * 16
     runs = (2 * _POSITIONS + 1) * 24
     fixed = partial_results + attention + single_row + sampling + runs + _WARPS * 2 * sums * 4 + 128
-    stages = (_SHARED_LIMIT - fixed) // (_WARPS * _PIECE)
+    stages = (HOPPER_SHARED_BYTES - fixed) // (_WARPS * _PIECE)
     return stages, fixed + stages * _WARPS * _PIECE
 
 
@@ -118,11 +117,7 @@ def compiler_options(batch: int, layers: int, codebooks: int, vocab: int) -> lis
         "ROWS": batch, "LAYERS": layers, "CODEBOOKS": codebooks, "VOCAB": vocab,
         "STAGES": stages, "SHARED": shared, "KEEP": _KEEP_PERCENT, "RANKS": ranks_for(batch),
     }  # fmt: skip
-    return [
-        f"--gpu-architecture={ARCHITECTURE}",
-        "--std=c++17",
-        *(f"-D{name}={value}" for name, value in values.items()),
-    ]
+    return options_for(ARCHITECTURE, values)
 
 
 @cache

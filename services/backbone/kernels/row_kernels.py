@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from services.backbone.kernels.nvrtc import Kernel, compile_cuda, compiles_for
+from services.backbone.kernels.nvrtc import Kernel, compile_cuda, compiles_for, options_for
 
 ARCHITECTURE = "sm_90a"
 BINS, WIDTH = 2048, 1024
@@ -38,11 +38,7 @@ def source() -> str:
 
 def compiler_options() -> list[str]:
     values = {"BINS": BINS, "WIDTH": WIDTH, "WARPS": _WARPS, "SHARED": _shared_bytes()}
-    return [
-        f"--gpu-architecture={ARCHITECTURE}",
-        "--std=c++17",
-        *(f"-D{name}={value}" for name, value in values.items()),
-    ]
+    return options_for(ARCHITECTURE, values)
 
 
 def _shared_bytes() -> int:
