@@ -25,6 +25,7 @@ chain_setup.py has the limits:
     SLOTS       of each backbone (1024); codecs and watermarks share as many as all backbones have
     CODE        a checkout of another version, whose services run instead of this one's: the same load before and after a change
     TRACED      share of the requests that are traced (0.2)
+    CPUS        processors of the services, as 0-15; the callers have the others (all processors for both)
     MPS         1: the processes share the GPU through NVIDIA's MPS, instead of taking turns on it (0)
     RECORD      a folder: the services' metrics during each point, from the end of its ramp until no new utterance begins, go to
                 a file there that the alerts' tests can replay (1000.yaml of 1000:70:10); RECORD_EVERY_S: 1, 3, 5 or 15 (5)
@@ -299,6 +300,8 @@ async def start(layout: Layout, work: Path, stack: contextlib.AsyncExitStack) ->
 
 def main() -> int:
     check_settings()
+    if cpus := setting("CPUS"):
+        os.sched_setaffinity(0, os.sched_getaffinity(0) - cpus)  # the callers', and this process's
     out = out_folder("chain.md", "chain.json", "chain.png", "gpu.csv", "logs.txt")
     for number in _SIGNALS:
         signal.signal(number, lambda number, _: sys.exit(128 + number))

@@ -87,7 +87,10 @@ class Layout:
             for stage in STAGES:
                 alone = process.name.startswith(ONE) and stage in self.counts.one
                 own[f"CSM_{stage.upper()}_ADDRESS"] = _target(self.named(stage)[: 1 if alone else None])
-        return Child(process.name, (sys.executable, "-m", module), process.address, own)
+        command = (sys.executable, "-m", module)
+        if cpus := setting("CPUS"):
+            command = ("taskset", "--cpu-list", ",".join(map(str, sorted(cpus))), *command)
+        return Child(process.name, command, process.address, own)
 
 
 def layout(counts: Counts, gpus: Sequence[str], first_gpu: Mapping[str, int]) -> Layout:

@@ -79,6 +79,17 @@ def _checkout(text: str) -> Path:
     return path.parents[1]
 
 
+def _cpus(text: str) -> frozenset[int]:
+    """As taskset has them; the callers need some that are left."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    if not found < set(range(os.cpu_count() or 1)):
+        raise ValueError
+    return frozenset(found)
+
+
 _POINTS = (
     _points,
     (
@@ -90,6 +101,7 @@ _SWITCH, _COMPARE = _like("[01]", "0 or 1"), _like("0|1|all", "0, 1 or all")
 _DEVICE = _like("cuda|cpu", "cuda or cpu")
 _EVERY = (lambda text: int(_like("1|3|5|15", "")[0](text))), "1, 3, 5 or 15"  # the alerts' tests take each 15 s of it
 _FOLDER = _folder, "a folder, one that is there or that can be made"
+_CPUS = _cpus, "processors of this machine, as 0-15 or 0,2,4-7, not all of them"
 # Those without a default stand for something else where they are read.
 _SETTINGS: dict[str, tuple[str | None, _Reader]] = {
     "POINTS": (DEFAULT_POINTS, _POINTS), "POINTS_ALL": (None, _POINTS),
@@ -105,6 +117,7 @@ _SETTINGS: dict[str, tuple[str | None, _Reader]] = {
     "DEVICE": ("cuda", _DEVICE), "WATERMARK_DEVICE": (None, _DEVICE), "SLOTS": ("1024", _number(int, 1, 4096)),
     "TRACED": ("0.2", _number(float, 0, 1)), "CODE": (None, (_checkout, "a checkout")),
     "RECORD": (None, _FOLDER), "RECORD_EVERY_S": ("5", _EVERY), "OUT": ("out/chain", _FOLDER),
+    "CPUS": (None, _CPUS),
 }  # fmt: skip
 
 
@@ -272,14 +285,14 @@ def facts(layout: Layout) -> dict[str, str]:
     bundle = setting("BUNDLE") or "CSM-1B's shapes, random weights"
     return {
         "address": "the whole chain, by its gateways on loopback",
-        "machine": f"{', '.join(_gpu_names()) or 'no GPU'}, {os.cpu_count()} processors, torch {version('torch')}, "
+        "machine": f"{', '.join(_gpu_names()) or 'no GPU'}, {len(setting('CPUS') or range(os.cpu_count() or 1))} processors, torch {version('torch')}, "
         f"Python {sys.version.split()[0]}",
         "bundle": bundle if "/" not in bundle else Path(bundle).name,
         "processes": ", ".join(p.name + (f" (GPU {p.gpu})" if p.gpu else "") for p in layout.processes),
         "code": setting("CODE").name if setting("CODE") else "this checkout's",
         "services": ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
         + (", MPS" if setting("MPS") == "1" else ", no MPS"),
-        "callers": _kind_text(),
+        "callers": _kind_text() + (", on processors of their own" if setting("CPUS") else ""),
         "points": f"{os.environ.get('POINTS') or DEFAULT_POINTS} (streams:seconds:ramp or rate/s:seconds)",
     }
 

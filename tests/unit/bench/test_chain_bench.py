@@ -72,6 +72,14 @@ def test_services_of_another_checkout_run_its_code(monkeypatch, tmp_path):
     assert said.stdout == "the other one\n"
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="the callers need a processor of their own")
+def test_services_stay_on_their_processors(monkeypatch):
+    monkeypatch.setenv("CPUS", "0")
+    child = layout(counts(), [], {}).children({})[0]
+    asks = (*child.argv[: child.argv.index("-m")], "-c", "import os; print(os.sched_getaffinity(0))")
+    assert subprocess.run(asks, capture_output=True, text=True, timeout=20).stdout == "{0}\n"
+
+
 def test_gateways_of_a_comparison_call_one_backbone_or_all():
     made = layout(counts(one=["backbone"], backbone=2), [], {})
     env = {child.name: child.env for child in made.children({})}
@@ -113,6 +121,8 @@ def test_counts_come_from_the_environment(monkeypatch):
         ("LIMIT_S", "abc", "a whole number from 1 to 86400"),
         ("AUDIO_S", "inf", "a number from 0.08 to 600"),
         ("TRACED", "nan", "a number from 0 to 1"),
+        ("CPUS", f"0-{os.cpu_count()}", "processors of this machine"),
+        ("CPUS", "1-0-2", "processors of this machine"),
         ("DEVICE", "gpu", "cuda or cpu"),
         ("BUNDLE", "nothing/there", "embedded, noise or a folder with a bundle.toml"),
         ("SHAPES_FOLDER", __file__, "a folder"),
