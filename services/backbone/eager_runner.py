@@ -144,7 +144,7 @@ class EagerRunner:
 
     def launch(self, slots: Sequence[int]) -> Pending:
         """A step, run at once."""
-        codes = self.step(slots)
+        codes = np.array(self.step(slots))
         return lambda: codes
 
     @torch.inference_mode()

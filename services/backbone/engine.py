@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from services.backbone.frame_rows import rows_of
 from services.backbone.frame_stream import FrameStream, StreamEvent
 from services.backbone.request import FinishReason, Request, SequenceState
 from services.backbone.runner_api import Pending, Runner
@@ -208,23 +209,23 @@ class Engine:
     def _collect(self) -> None:
         """Read the frames of the oldest step in flight."""
         seqs, launched_s, pending = self._in_flight.popleft()
-        codes = pending()
+        rows = rows_of(pending())
         now = self._clock()
         step_s = now - max(launched_s, self._collected_s)
         self.on_step(step_s, seqs)
         with self._wake:
             self._step_s.append(step_s)
             self._collected_s = now
-            for seq, frame in zip(seqs, codes, strict=True):
-                if seq.finish is None:  # otherwise it ended while the step was in flight
-                    self._on_frame(seq, frame, now)
-
-    def _on_frame(self, seq: SequenceState, frame: list[int], now: float) -> None:
-        is_complete = self._scheduler.on_frame(seq, frame, now) and seq.stream.add(frame)
-        if is_complete or seq.finish is not None:
-            self._outbox.append(StreamEvent(seq.stream, finish=seq.finish))
-        if seq.finish is not None:
-            self._release(seq)
+            on_frame, outbox = self._scheduler.on_frame, self._outbox
+            for seq, row in zip(seqs, rows, strict=True):
+                if seq.finish is not None:  # it ended while the step was in flight
+                    continue
+                is_complete = on_frame(seq, row, now) and seq.stream.add(row)
+                finish: FinishReason | None = seq.finish
+                if finish is not None:
+                    self._release(seq)
+                if is_complete or finish is not None:
+                    outbox.append(StreamEvent(seq.stream, finish=finish))
 
     def _release(self, seq: SequenceState) -> None:
         if seq.slot is not None:

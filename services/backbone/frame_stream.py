@@ -1,4 +1,4 @@
-"""A request's output: frames from a bounded buffer, then the reason for its end.
+"""A request's output: frames from a bounded buffer, then the reason for its end. A frame is a row of frame_rows.py.
 
 Frames are put in by the engine's thread, and only the one that completes what the reader waits for becomes an event: a
 step makes a frame for each of a thousand streams, and a chunk of a stream is complete once in ten steps.
@@ -48,7 +48,7 @@ class FrameStream:
         self.finish: FinishReason | None = None
         self.span_context: Any = None  # of the request's trace; step spans link to it
         self._is_prefilled = False
-        self._frames: deque[list[int]] = deque()
+        self._frames: deque[bytes] = deque()
         self._wanted = math.inf  # frames that the reader waits for; inf: it waits for none
         self._wakeup: asyncio.Future[None] | None = None
 
@@ -63,7 +63,7 @@ class FrameStream:
         """Frames that can be read without waiting."""
         return len(self._frames)
 
-    async def read(self, count: int) -> list[list[int]]:
+    async def read(self, count: int) -> list[bytes]:
         """The next `count` frames; fewer only at the end, none after it. At most `buffer_frames` at once.
 
         Raises: StreamAborted; frames that are still unread are lost.
@@ -81,10 +81,11 @@ class FrameStream:
         if self.finish is None:
             self._engine.cancel(self.seq)
 
-    def add(self, frame: list[int]) -> bool:
+    def add(self, frame: bytes) -> bool:
         """Called by the engine, on its thread. Returns: whether all that the reader waits for is there, once."""
-        self._frames.append(frame)
-        if len(self._frames) < self._wanted:
+        frames = self._frames
+        frames.append(frame)
+        if len(frames) < self._wanted:
             return False
         self._wanted = math.inf
         return True

@@ -206,10 +206,10 @@ class GraphRunner:
             if landed is not None:
                 landed.record()
 
-        def collect() -> list[list[int]]:
+        def collect() -> np.ndarray:
             if landed is not None:
                 landed.synchronize()
-            return readback[:count].tolist()
+            return readback.numpy()[:count]
 
         return collect
 

@@ -8,8 +8,6 @@ stay ahead however many newcomers there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from services.backbone.request import SequenceState
 
 
@@ -27,10 +25,12 @@ class NewcomersFirst:
         self._flat_slots = flat_slots
         self._steps = 0  # in a row that left a listener out
 
-    def choose(self, ready: Sequence[SequenceState], is_prefilling: bool, now: float) -> Sequence[SequenceState]:
+    def choose(self, ready: list[SequenceState], is_prefilling: bool, now: float) -> list[SequenceState]:
         """Those of `ready` to step. is_prefilling: whether a prompt is read in this round, whose first frame comes with it."""
+        if not self._head_start_s:
+            return ready
         is_any_new = is_prefilling or any(seq.audible_s is None for seq in ready)
-        if not self._head_start_s or not is_any_new or len(ready) + is_prefilling <= self._flat_slots:
+        if not is_any_new or len(ready) + is_prefilling <= self._flat_slots:
             self._steps = 0
             return ready
         chosen = [seq for seq in ready if self._lead_s(seq, now) < self._head_start_s]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from services.backbone.blocks import BlockTable
 from services.backbone.prompt import Prompt
 from services.backbone.request import Sampling
 
-# Waits for a step's frames: K codes for each slot, in the order of the launch.
-Pending = Callable[[], list[list[int]]]
+# Waits for a step's frames: codes [N, K], any integers, in the order of the launch. Valid until the launch after next.
+Pending = Callable[[], np.ndarray]
 
 
 class Runner(Protocol):

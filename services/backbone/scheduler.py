@@ -17,8 +17,8 @@ the one that ended speech is dropped by the engine.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,7 @@ class Scheduler:
         self._prefilling: dict[bytes, SequenceState] = {}  # keys of blocks that are being computed, and by which
         self._free = list(range(slots))[::-1]
         self._ended: list[SequenceState] = []  # since the last schedule
+        self._expiry_s = math.inf  # no deadline or pause ends before
         self._is_short_of_blocks = False  # a slot is free, but too few blocks for the first in the queue
         self._service_s = 2.0  # smoothed time a request holds its slot; a first guess until one has
 
@@ -105,6 +106,8 @@ class Scheduler:
         seq = SequenceState(request, now, stream, next_frame=request.generated_frames)
         seq.prefix_keys = request.prefix_keys.copy()
         self._waiting.append(seq)
+        if request.deadline_s is not None:
+            self._expiry_s = min(self._expiry_s, request.deadline_s)
         return seq
 
     def cancel(self, seq: SequenceState, now: float, finish: FinishReason = FinishReason.CANCELLED) -> None:
@@ -130,12 +133,8 @@ class Scheduler:
 
         Every sequence in `step` counts as launched: its frame must be passed to on_frame().
         """
-        for seq in [*self._waiting, *self._active]:
-            deadline_s = seq.request.deadline_s
-            if deadline_s is not None and now >= deadline_s:
-                self.cancel(seq, now, FinishReason.DEADLINE)
-            elif seq.paused_s is not None and now >= seq.paused_s + self._stall_limit_s:
-                self.cancel(seq, now, FinishReason.STALLED)
+        if now >= self._expiry_s:
+            self._expire(now)
         self._admit(now)
         schedule = Schedule()
         unstarted, self._unstarted = self._unstarted, []
@@ -143,19 +142,36 @@ class Scheduler:
             (schedule.admitted if self._try_start(seq) else self._unstarted).append(seq)
         schedule.ended, self._ended = self._ended, []
         unstarted = self._unstarted
-        schedule.prefill = [seq for seq in self._active if seq.prefilled_s is None and seq not in unstarted]
-        ready: Sequence[SequenceState] = [seq for seq in self._active if self._is_ready(seq)]
+        ready: list[SequenceState] = []
+        for seq in self._active:
+            if seq.prefilled_s is None:
+                if seq not in unstarted:
+                    schedule.prefill.append(seq)
+            elif self._is_ready(seq):
+                ready.append(seq)
         if self._newcomers is not None:
             ready = self._newcomers.choose(ready, bool(schedule.prefill), now)
         for seq in ready:
             self._schedule(seq)
-        schedule.step = list(ready)
+        schedule.step = ready
         if schedule.is_idle:
-            deadlines = [seq.request.deadline_s for seq in [*self._waiting, *self._active]]
-            expiries = [deadline for deadline in deadlines if deadline is not None]
-            expiries += [seq.paused_s + self._stall_limit_s for seq in self._active if seq.paused_s is not None]
-            schedule.wait_s = max(0.0, min(expiries) - now) if expiries else None
+            self._expire(now)  # nothing ends, but the time of what ends next is known exactly
+            schedule.wait_s = None if self._expiry_s == math.inf else max(0.0, self._expiry_s - now)
         return schedule
+
+    def _expire(self, now: float) -> None:
+        """End what is late. Side effect: notes when to look again."""
+        self._expiry_s = math.inf
+        for seq in [*self._waiting, *self._active]:
+            deadline_s, stalled_s = seq.request.deadline_s, math.inf
+            if seq.paused_s is not None:
+                stalled_s = seq.paused_s + self._stall_limit_s
+            if deadline_s is not None and now >= deadline_s:
+                self.cancel(seq, now, FinishReason.DEADLINE)
+            elif now >= stalled_s:
+                self.cancel(seq, now, FinishReason.STALLED)
+            else:
+                self._expiry_s = min(self._expiry_s, stalled_s, math.inf if deadline_s is None else deadline_s)
 
     def try_schedule(self, seq: SequenceState) -> bool:
         """Put a sequence into the next step if it can step. Side effects: a frame in flight, a block if it needs one."""
@@ -188,8 +204,8 @@ class Scheduler:
             self._stop_prefilling(seq)
             seq.prefilled_s = now
 
-    def on_frame(self, seq: SequenceState, codes: Sequence[int], now: float) -> bool:
-        """A scheduled step gave a frame. An all-zero one ends speech and is not delivered.
+    def on_frame(self, seq: SequenceState, row: bytes | None, now: float) -> bool:
+        """A scheduled step gave a frame, a row of frame_rows.py. None ends speech and is not delivered.
 
         seq: one that has not ended. Returns: whether the frame is to be delivered; `seq.finish`
         says whether it was the last.
@@ -201,11 +217,11 @@ class Scheduler:
         computed = request.prefill_tokens + frames
         if computed % BLOCK_TOKENS == 0:
             self.pool.publish(seq.table, seq.prefix_keys.keys, computed)
-        if not any(codes):
+        if row is None:
             self._end(seq, FinishReason.END_OF_SPEECH, now)
             return False
         if self.pool.prefix_cache:
-            seq.prefix_keys.append_frame(codes)
+            seq.prefix_keys.append(row)
         seq.next_frame += 1
         seq.unread_frames += 1
         if seq.audible_s is None and frames >= request.held_back_frames:
@@ -214,6 +230,7 @@ class Scheduler:
             self._end(seq, FinishReason.MAX_LENGTH, now)
         elif seq.unread_frames >= self._buffer_frames:
             seq.paused_s = now
+            self._expiry_s = min(self._expiry_s, now + self._stall_limit_s)
         return True
 
     def _admit(self, now: float) -> None:

@@ -14,6 +14,7 @@ from csm.common.v1 import common_pb2
 from opentelemetry import trace
 
 from models.bundle import Bundle
+from services.backbone.chunk_messages import ChunkMessages
 from services.backbone.engine import Engine, EngineStopped, Load
 from services.backbone.frame_stream import FrameStream, StreamAborted
 from services.backbone.messages import (
@@ -63,13 +64,14 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             codec_bins=bundle.codec_bins,
             max_seq_len=bundle.generator.backbone.max_seq_len,
         )
+        self._chunk_messages = ChunkMessages(bundle.codebooks, bundle.codec_bins)
         for name, value in _LOAD.items():
             instruments.observe(engine, f"csm.backbone.{name}", functools.partial(_load_value, value))
         engine.on_step = StepTelemetry(trace_steps)
 
-    async def Generate(
+    async def Generate(  # type: ignore[override]  # chunks are serialized already
         self, request: backbone_pb2.GenerateRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[backbone_pb2.GenerateResponse]:
+    ) -> AsyncIterator[backbone_pb2.GenerateResponse | bytes]:
         began = time.perf_counter()
         sampling = read_sampling(request)
         sizer = read_chunk_policy(request.chunk_policy, 1 / self._bundle.frame_rate_hz)
@@ -95,12 +97,8 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
                     instruments.stage_first_output.record(time.perf_counter() - began, _GENERATE)
                     trace.get_current_span().add_event("first_frame")
                 instruments.stage_chunk.record(time.perf_counter() - waited, _GENERATE)
-                response = backbone_pb2.GenerateResponse()  # filled in place: a finished chunk would be copied into it
-                response.chunk.first_frame_index = index
-                for frame in frames:
-                    response.chunk.frames.add(codes=frame)
+                yield self._chunk_messages(index, frames)
                 index += len(frames)
-                yield response
             yield backbone_pb2.GenerateResponse(
                 finished=finished_message(stream.seq, index - engine_request.generated_frames)
             )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager, nullcontext
 from typing import Any
 
@@ -45,7 +45,8 @@ _SERVER_FAULTS = {
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Reads requests within limits, traces each call as a SERVER span, sends CallErrors as rich statuses.
 
-    To gRPC all methods are streaming handlers: those read their requests themselves.
+    To gRPC all methods are streaming handlers: those read their requests themselves. A handler may answer with bytes:
+    a message that is serialized already.
     """
 
     def __init__(self, limits: RequestLimits, *, reader_stall_s: float, patient_s: float, trusts_trace: bool = True):
@@ -84,7 +85,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 async with _Call(method, context, self._patient_s, self._trusts_trace):
                     await serve(handler, context)
 
-        return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(call, None, _serializer(handler.response_serializer))
 
     async def _unary(self, handler: Any, context: Context) -> None:
         """A call with one request. It is read inside what the handler's `admit` attribute gives, if it has one."""
@@ -129,6 +130,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
+
+
+def _serializer(serialize: Any) -> Callable[[Any], bytes]:
+    return lambda message: message if isinstance(message, bytes) else serialize(message)
 
 
 class _Call:

@@ -26,6 +26,7 @@ from bench_generator import TINY
 from models.bundle import GeneratorPart, load_bundle
 from services.backbone.blocks import BlockPool, blocks_for
 from services.backbone.engine import Engine
+from services.backbone.frame_rows import codes_of
 from services.backbone.graph_runner import GraphRunner
 from services.backbone.prompt import Audio, PromptLimits, Text
 from services.backbone.request import Request, Sampling
@@ -118,7 +119,7 @@ class Talks:
             self.samples.by_turn[turn].append(sample)
         while more := await generation.read(8):
             frames += more
-        return frames
+        return codes_of(frames).tolist()
 
     def _history(self, turn: int) -> list[Text | Audio]:
         """A voice of its own and the turns before `turn`, random."""

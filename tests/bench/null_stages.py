@@ -52,8 +52,9 @@ class Device:
 
     streams = 1  # that each stream stands for
 
-    def __init__(self, pass_s: float):
-        self._pass_s, self._free_s = pass_s, 0.0
+    def __init__(self, pass_s: float, has_tables: bool = False):
+        """has_tables: whether the generator's are kept up as on a GPU (null_graph.py)."""
+        self._pass_s, self._free_s, self.has_tables = pass_s, 0.0, has_tables
 
     def launch(self, count: int, frames: int) -> Callable[[], None]:
         """count: streams. frames: of each. Returns: waits until the pass is done."""
@@ -70,6 +71,8 @@ class Card:
 
     A pass takes what it takes on an H200, by the tables of docs/performance.md and NOTES.md.
     """
+
+    has_tables = False
 
     def __init__(self, path: str, stage: str, streams: int, share: float = 1.0):
         """streams: that each stream stands for. share: of the card's speed that there is: passes disturb each other."""
@@ -112,7 +115,7 @@ class NullRunner:
 
     def __init__(self, device: Device | Card, codebooks: int, sizes: Sequence[int] = ()):
         self._device, self._sizes = device, sizes
-        self._codes = [(7 * number) % 2048 + 1 for number in range(codebooks)]
+        self._codes = np.array([[(7 * number) % 2047 + 1 for number in range(codebooks)]] * SLOTS)
         self._tokens: dict[int, int] = {}
 
     def begin(self, slot, prompt, sampling, table):
@@ -124,14 +127,14 @@ class NullRunner:
     def prefilled_tokens(self, slot: int) -> int:
         return self._tokens[slot]
 
-    def launch(self, slots: Sequence[int]) -> Callable[[], list[list[int]]]:
+    def launch(self, slots: Sequence[int]) -> Callable[[], np.ndarray]:
         count, streams = len(slots), self._device.streams
         size = next((size for size in self._sizes if size >= count * streams), count * streams)
         wait = self._device.launch(size // streams, 1)
 
-        def collect() -> list[list[int]]:
+        def collect() -> np.ndarray:
             wait()
-            return [self._codes] * count
+            return self._codes[:count]
 
         return collect
 
@@ -221,7 +224,13 @@ async def open_tokenizer(bundle: Bundle, device: Device | Card, sizes: Sequence[
 async def open_backbone(bundle: Bundle, device: Device | Card, sizes: Sequence[int]) -> AsyncIterator[Stage]:
     pool = BlockPool(SLOTS * blocks_for(512))
     scheduler = Scheduler(slots=SLOTS, queue_capacity=SLOTS, pool=pool)
-    engine = Engine(NullRunner(device, bundle.codebooks, sizes), scheduler)
+    if device.has_tables:
+        from null_graph import null_graph_runner  # it needs torch
+
+        runner = null_graph_runner(bundle, SLOTS, pool.blocks, device.launch)
+    else:
+        runner = NullRunner(device, bundle.codebooks, sizes)
+    engine = Engine(runner, scheduler)
     servicer = BackboneServicer(bundle, engine, max_frames=1125, device="none", dtype="none")
     engine.start()
     try:

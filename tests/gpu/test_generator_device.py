@@ -24,6 +24,7 @@ from services.backbone.kernels.persistent import DepthKernel, supports
 from services.backbone.model import build_model, init_random
 from services.backbone.request import Request, Sampling
 from services.backbone.scheduler import Scheduler
+from support.backbone_engines import lists
 from support.backbone_slots import open_slot
 from support.generator_parts import CSM_1B, NARROW, TINY, prompt_of
 
@@ -78,7 +79,7 @@ def frame_logits(model, prompts, forced, monkeypatch, plan):
     for slot, prompt in enumerate(prompts):
         open_slot(ours, slot, prompt, Sampling())
     for frame in range(len(forced[0])):
-        drawn = ours.launch(range(len(prompts)))()
+        drawn = ours.launch(range(len(prompts)))().tolist()
         assert drawn == [each[frame] for each in forced]
     return torch.stack(seen).view(len(forced[0]), model.part.codebooks, len(prompts), -1)
 
@@ -144,7 +145,7 @@ async def test_churn_through_the_engine_leaks_nothing(device):
                 )
                 streams.append((index, seed, length, chance.random() < 0.2, engine.submit(request)))
             for index, seed, length, leaves, stream in streams:
-                codes = await stream.read(length // 2 + 1 if leaves else length)
+                codes = lists(await stream.read(length // 2 + 1 if leaves else length))
                 if leaves:
                     stream.cancel()
                     with pytest.raises(StreamAborted):

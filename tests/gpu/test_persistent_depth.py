@@ -21,6 +21,7 @@ from services.backbone.kernels.persistent import MAX_BATCH, supports
 from services.backbone.model import build_model, init_random
 from services.backbone.request import Request, Sampling
 from services.backbone.scheduler import Scheduler
+from support.backbone_engines import lists
 from support.generator_parts import CSM_1B, NARROW, prompt_of
 
 pytestmark = pytest.mark.gpu
@@ -137,7 +138,7 @@ async def test_churn():
                 )  # fmt: skip
                 streams.append((length, chance.random() < 0.2, engine.submit(request)))
             for length, leaves, stream in streams:
-                codes = await stream.read(length // 2 + 1 if leaves else length)
+                codes = lists(await stream.read(length // 2 + 1 if leaves else length))
                 frames += len(codes)
                 values.update(max(frame) for frame in codes)
                 if leaves:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import numpy as np
+
 from services.backbone.blocks import BlockPool
 from services.backbone.engine import Engine
+from services.backbone.frame_rows import codes_of
 from services.backbone.request import Request, Sampling
 from services.backbone.scheduler import Scheduler
 
@@ -40,7 +43,7 @@ class FakeRunner:
         return 0
 
     def launch(self, slots):
-        frames = self.step(slots)
+        frames = np.array(self.step(slots))
         return lambda: frames
 
     def step(self, slots):
@@ -85,6 +88,11 @@ class Bench:
 
     def submit(self, number, max_frames=5, deadline_s=None, generated=0):
         return self.engine.submit(Request(number, Sampling(), max_frames, generated, deadline_s))
+
+
+def lists(rows):
+    """The codes of what a stream's reader got."""
+    return codes_of(rows).tolist() if rows else []
 
 
 async def until(condition):

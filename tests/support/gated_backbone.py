@@ -7,6 +7,7 @@ import threading
 from contextlib import asynccontextmanager
 
 import grpc
+import numpy as np
 from csm.backbone.v1 import backbone_pb2, backbone_pb2_grpc
 from csm.common.v1 import common_pb2
 
@@ -24,7 +25,8 @@ class GatedRunner:
 
     frames_ahead = 0
 
-    def __init__(self):
+    def __init__(self, codebooks):
+        self.codebooks = codebooks
         self.open = threading.Event()
         self.permits = threading.Semaphore(0)
         self.held: dict[int, int] = {}
@@ -49,9 +51,9 @@ class GatedRunner:
         self.steps += 1
         frames = []
         for slot in slots:
-            frames.append([0 if self.held[slot] == self.ends_at else self.held[slot] + 1] * 8)
+            frames.append([0 if self.held[slot] == self.ends_at else self.held[slot] + 1] * self.codebooks)
             self.held[slot] += 1
-        return lambda: frames
+        return lambda: np.array(frames)
 
     def release(self, slot):
         self.held.pop(slot, None)
@@ -80,9 +82,10 @@ class Bench:
 
 @asynccontextmanager
 async def bench(*, slots=1, queue=0, **options):
-    runner = GatedRunner()
+    bundle = load_bundle("embedded")
+    runner = GatedRunner(bundle.codebooks)
     engine = Engine(runner, Scheduler(slots=slots, queue_capacity=queue, pool=BlockPool(256), **options))
-    servicer = BackboneServicer(load_bundle("embedded"), engine, max_frames=500, device="cpu", dtype="float32")
+    servicer = BackboneServicer(bundle, engine, max_frames=500, device="cpu", dtype="float32")
     stage = Stage(
         "csm.backbone.v1.BackboneService",
         lambda server: backbone_pb2_grpc.add_BackboneServiceServicer_to_server(servicer, server),

@@ -184,7 +184,7 @@ def test_a_generated_frame_has_the_key_of_the_same_frame_in_a_prompt():
         keys = limits.build(parts)[0].prefix_keys()
         before = keys.copy()
         for frame in frames:
-            keys.append_frame(frame)
+            keys.append(np.array([*frame, -1], np.int32).tobytes())
         next_turn = limits.build([*parts, Audio(frames), Text([4, 4])])[0].prefix_keys().keys
         assert len(keys.keys) == (8 + length + 50) // R and keys.keys == next_turn[: len(keys.keys)]
         resumed = limits.build(parts, frames[:20])[0].prefix_keys()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from services.backbone.request import FinishReason
 from services.backbone.scheduler import QueueFull
-from support.backbone_engines import Bench, FakeRunner, until
+from support.backbone_engines import Bench, FakeRunner, lists, until
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -15,8 +16,8 @@ async def test_frames_then_the_end():
     async with Bench(FakeRunner()) as bench:
         generation = bench.submit(7, max_frames=5)
         await generation.prefilled()
-        assert await generation.read(2) == [[7, 1], [7, 2]]
-        assert await generation.read(100) == [[7, 3], [7, 4], [7, 5]]
+        assert lists(await generation.read(2)) == [[7, 1], [7, 2]]
+        assert lists(await generation.read(100)) == [[7, 3], [7, 4], [7, 5]]
         assert generation.finish is FinishReason.MAX_LENGTH
         assert await generation.read(1) == []
         seq = generation.seq
@@ -29,7 +30,7 @@ async def test_ready_counts_what_can_be_read_without_waiting():
     async with Bench(FakeRunner()) as bench:
         generation = bench.submit(7, max_frames=5)
         await until(lambda: generation.ready_frames == 5)
-        assert await generation.read(2) == [[7, 1], [7, 2]]
+        assert lists(await generation.read(2)) == [[7, 1], [7, 2]]
         assert generation.ready_frames == 3
 
 
@@ -38,7 +39,7 @@ async def test_end_of_speech_is_not_delivered(end):
     async with Bench(FakeRunner()) as bench:
         bench.runner.ends[7] = end
         generation = bench.submit(7, max_frames=9)
-        assert await generation.read(9) == [[7, frame + 1] for frame in range(end)]
+        assert lists(await generation.read(9)) == [[7, frame + 1] for frame in range(end)]
         assert generation.finish is FinishReason.END_OF_SPEECH
 
 
@@ -46,14 +47,14 @@ async def test_one_step_serves_all_and_requests_join_between_frames():
     async with Bench(FakeRunner(free=False)) as bench:
         first = bench.submit(1, max_frames=4)
         bench.runner.allow(1)
-        assert await first.read(1) == [[1, 1]]
+        assert lists(await first.read(1)) == [[1, 1]]
         second = bench.submit(2, max_frames=2)
         bench.runner.allow(3)
-        assert await first.read(3) == [[1, 2], [1, 3], [1, 4]]
+        assert lists(await first.read(3)) == [[1, 2], [1, 3], [1, 4]]
         # Whether or not the engine was inside a step when the second came, it joins the next one.
         assert ("step", [1, 2]) in bench.runner.log
         bench.runner.allow(2)
-        assert await second.read(5) == [[2, 1], [2, 2]]
+        assert lists(await second.read(5)) == [[2, 1], [2, 2]]
 
 
 async def test_a_prompt_that_has_been_read_is_in_the_step_of_the_same_round():
@@ -97,8 +98,8 @@ async def test_refusal_and_the_queue():
         await first.prefilled()
         assert (bench.engine.load().slots_active, bench.engine.load().queue_depth) == (1, 1)
         bench.runner.allow(2)
-        assert await first.read(1) == [[1, 1]]
-        assert await second.read(1) == [[2, 1]]
+        assert lists(await first.read(1)) == [[1, 1]]
+        assert lists(await second.read(1)) == [[2, 1]]
 
 
 async def test_a_slow_reader_stalls_only_itself():
@@ -112,7 +113,7 @@ async def test_a_slow_reader_stalls_only_itself():
         assert bench.runner.held[slow.seq.slot][1] == 64  # made no more than its reader may leave unread
         frames = []
         while batch := await slow.read(50):
-            frames += batch
+            frames += lists(batch)
         assert frames == [[1, n + 1] for n in range(500)]
 
 
@@ -134,7 +135,7 @@ class AheadRunner(FakeRunner):
 
         def collect():
             self.under_way -= 1
-            return [[0, 0] if self.ends.get(n) == frame else [n, frame + 1] for n, frame, _ in numbers]
+            return np.array([[0, 0] if self.ends.get(n) == frame else [n, frame + 1] for n, frame, _ in numbers])
 
         return collect
 
@@ -149,7 +150,7 @@ async def test_a_runner_that_is_a_frame_ahead_gives_the_same_streams():
             if number == 4:
                 continue
             end = min(runner.ends.get(number, 11), 11)
-            assert await generation.read(20) == [[number, frame + 1] for frame in range(end)]
+            assert lists(await generation.read(20)) == [[number, frame + 1] for frame in range(end)]
             assert generation.finish is (FinishReason.END_OF_SPEECH if end < 11 else FinishReason.MAX_LENGTH)
         await until(lambda: runner.held == {})
         load = bench.engine.load()

@@ -11,7 +11,7 @@ from services.backbone.engine import Engine, EngineStopped
 from services.backbone.frame_stream import StreamAborted
 from services.backbone.request import FinishReason, Request, Sampling
 from services.backbone.scheduler import Scheduler
-from support.backbone_engines import Bench, FakeRunner, until
+from support.backbone_engines import Bench, FakeRunner, lists, until
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -24,7 +24,7 @@ async def test_cancel_frees_the_slot_within_one_frame():
         steps = sum(event[0] == "step" for event in bench.runner.log)
         first.cancel()
         bench.runner.allow(2)  # one for the step the engine may be in, one for the next
-        assert await second.read(1) == [[2, 1]]
+        assert lists(await second.read(1)) == [[2, 1]]
         assert sum(event == ("step", [1]) for event in bench.runner.log) <= steps + 1
         with pytest.raises(StreamAborted) as ended:
             await first.read(1)
@@ -123,7 +123,7 @@ async def test_stop_lets_streams_finish_and_takes_no_more():
     with pytest.raises(EngineStopped):
         bench.submit(2)
     bench.runner.allow(3)
-    assert await generation.read(5) == [[1, 1], [1, 2], [1, 3]]
+    assert lists(await generation.read(5)) == [[1, 1], [1, 2], [1, 3]]
     await stopping
 
 

@@ -21,6 +21,7 @@ from services.backbone.model import build_model, init_random
 from services.backbone.prompt import Audio, PromptLimits, Text
 from services.backbone.request import FinishReason, Request, Sampling
 from services.backbone.scheduler import Scheduler
+from support.backbone_engines import lists
 from support.backbone_slots import open_slot, own_table
 
 PART = GeneratorPart(
@@ -85,7 +86,7 @@ def test_staggered_streams_equal_the_eager_runners(model):
                     free.append(slots.pop(index))
         while len(pending) > (1 if stepping else 0):
             indexes, collect = pending.pop(0)
-            for index, codes in zip(indexes, collect(), strict=True):
+            for index, codes in zip(indexes, collect().tolist(), strict=True):
                 together[index].append(codes)
         turn += 1
     assert together == expected
@@ -101,7 +102,7 @@ def test_prefill_packs_prompts_up_to_its_bound(model):
     assert lengths == [11, 21, 31, 41]
     # 10 + 20 tokens and 10 of the third; then its other 20 and 20 of the fourth; then the last 20
     assert [runner.prefill([0, 1, 2, 3]), runner.prefill([2, 3]), runner.prefill([3])] == [[0, 1], [2], [3]]
-    codes = runner.launch([3, 0, 2, 1])()
+    codes = runner.launch([3, 0, 2, 1])().tolist()
     assert codes == [alone(model, index, 1)[0] for index in (3, 0, 2, 1)]
 
 
@@ -109,7 +110,7 @@ def test_a_resumed_stream_goes_on_as_the_unbroken_one(model):
     whole = alone(model, 1, 12)
     runner = GraphRunner(model, slots=2)
     open_slot(runner, 1, prompt_of(1, whole[:5]), sampling_of(1))
-    assert [runner.launch([1])()[0] for _ in range(7)] == whole[5:]
+    assert [runner.launch([1])()[0].tolist() for _ in range(7)] == whole[5:]
 
 
 @pytest.mark.parametrize("prefix_cache", [False, True])
@@ -133,7 +134,7 @@ async def test_churn_through_the_engine_loses_no_block_and_changes_no_code(model
             generation.cancel()
         kept = [one for number, one in enumerate(generations) if number % 9 != 3]
         for index, frames, generation in kept:
-            assert await generation.read(20) == expected[index][:frames]
+            assert lists(await generation.read(20)) == expected[index][:frames]
             assert generation.finish is FinishReason.MAX_LENGTH
     finally:
         await engine.stop(10)
@@ -153,7 +154,7 @@ async def test_a_voice_that_arrives_with_six_requests_is_prefilled_once(model):
     generations = [engine.submit(request) for _ in range(6)]  # before the engine runs: all are there at once
     engine.start()
     try:
-        runs = [await generation.read(6) for generation in generations]
+        runs = [lists(await generation.read(6)) for generation in generations]
     finally:
         await engine.stop(10)
     runner = EagerRunner(model, slots=1)

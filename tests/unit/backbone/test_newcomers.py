@@ -5,7 +5,7 @@ from services.backbone.newcomers import NewcomersFirst
 from services.backbone.request import Request, Sampling
 from services.backbone.scheduler import Scheduler
 
-FRAME = [1, 2]
+FRAME = bytes(12)
 FRAME_S = 0.08
 
 

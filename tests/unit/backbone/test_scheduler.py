@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from services.backbone.blocks import BlockPool
@@ -9,8 +11,7 @@ from services.backbone.prefix_keys import PrefixKeys
 from services.backbone.request import FinishReason, Request, Sampling
 from services.backbone.scheduler import QueueFull, Scheduler
 
-FRAME = [1, 2]
-END = [0, 0]
+FRAME = struct.pack("3i", 1, 2, -1)
 
 
 def request(max_frames=5, **options):
@@ -56,9 +57,9 @@ def test_a_freed_slot_goes_to_who_waited_longest():
 def test_ends():
     scheduler = Scheduler(slots=2, queue_capacity=0, pool=BlockPool(64))
     silent, long = running(scheduler, 2, max_frames=2)
-    assert not scheduler.on_frame(silent, END, 1.0)  # the all-zero frame is not delivered, frame 0 or not
+    assert not scheduler.on_frame(silent, None, 1.0)  # the end is not delivered, frame 0 or not
     assert silent.finish is FinishReason.END_OF_SPEECH and silent.next_frame == 0
-    assert scheduler.on_frame(long, [0, 7], 1.0) and long.finish is None  # codebook 0 alone ends nothing
+    assert scheduler.on_frame(long, FRAME, 1.0) and long.finish is None
     assert scheduler.on_frame(long, FRAME, 2.0) and long.finish is FinishReason.MAX_LENGTH
     assert scheduler.active == 0 and long.ended_s == 2.0
 
@@ -275,7 +276,7 @@ def test_generated_frames_are_shared_block_by_block_as_they_are_computed():
     scheduler.schedule(2.0)
     assert later.table.cached_tokens == 48 and later.table.blocks[:3] == seq.table.blocks[:3]
     scheduler.schedule(3.0)
-    scheduler.on_frame(seq, [0, 0], 3.0)  # the end of speech computes a token too, and keeps what was shared
+    scheduler.on_frame(seq, None, 3.0)  # the end of speech computes a token too, and keeps what was shared
     scheduler.cancel(later, 3.0)
     assert (pool.used, pool.reserved, pool.idle) == (0, 0, 3)
 

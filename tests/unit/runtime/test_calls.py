@@ -68,6 +68,16 @@ async def test_a_caller_who_leaves_before_the_answer_is_a_cancelled_call(caplog,
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
 
 
+async def test_an_answer_may_be_serialized_already():
+    async def continuation(details):
+        return grpc.unary_unary_rpc_method_handler(None, response_serializer=str.encode)
+
+    limits = RequestLimits(timeout_s=5, idle_s=5, memory_bytes=1 << 20, max_message_bytes=1 << 20)
+    calls = CallInterceptor(limits, reader_stall_s=5, patient_s=5)
+    handler = await calls.intercept_service(continuation, SimpleNamespace(method="/csm.some.Service/Method"))
+    assert [handler.response_serializer(each) for each in ("text", b"text")] == [b"text", b"text"]
+
+
 CODES = grpc.StatusCode
 
 
