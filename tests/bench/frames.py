@@ -16,12 +16,14 @@ from services.backbone.graph_runner import GraphRunner
 from services.backbone.model import CsmModel
 from services.engine.graphs import GraphRecorder
 
+_SPARE = 100  # tokens beyond the context that a slot has blocks for
+
 
 class Frames:
     """A runner whose slots look prefilled; their keys and values are noise."""
 
     def __init__(self, model: CsmModel, part: GeneratorPart, slots: int, context: int):
-        self._context, each = context, blocks_for(context + 100)
+        self._context, each = context, blocks_for(context + _SPARE)
         self.runner = GraphRunner(model, slots=slots, blocks=slots * each)
         state, cache = self.runner._state, self.runner._frame.backbone.cache
         device = state.positions.device
@@ -40,6 +42,11 @@ class Frames:
         state.positions[:-1], state.frames[:-1] = self._context, 0
         state.next_inputs.copy_(self._inputs)
         self.runner._batch[:batch] = torch.arange(batch, device=state.positions.device)
+
+    @property
+    def before_rewind(self) -> int:
+        """Frames that may follow a rewind() before the slots' blocks are full."""
+        return _SPARE - 1
 
     def build(self, batch: int, plan: KernelPlan) -> Callable[[], None]:
         """Returns: a function that computes a frame, by a captured graph where there is a GPU."""
