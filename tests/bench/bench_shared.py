@@ -3,7 +3,7 @@
 Each stage is a process of its own under an MPS daemon of its own. The backbone replays a frame's graph back to back; codec and
 watermark make passes of --frames frames at a pace: so many seconds of audio a second, `follow` what the frames make, or `flat`
 out. A variant says what a stage's process is started with: comma-separated NAME=VALUE, for codec and watermark, or for
-STAGE.NAME=VALUE alone, where NAME is
+STAGE.NAME=VALUE for STAGE, where NAME is
 
     priority    CUDA_MPS_CLIENT_PRIORITY: 0 normal, 1 below it
     percentage  CUDA_MPS_ACTIVE_THREAD_PERCENTAGE: of the multiprocessors, at most
@@ -117,6 +117,9 @@ class Worker:
             self._process.kill()
 
 
+Workers = Mapping[str, Sequence[Worker]]  # of each stage
+
+
 def row(cells: Sequence[object]) -> None:
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
@@ -135,24 +138,29 @@ def others_text(answer: Answer | None) -> str:
 
 
 async def together(
-    workers: Mapping[str, Worker], work: str, slots: int, beside: str, pace: float | str | None, seconds: float,
-    profiles: bool = False,
+    workers: Workers, work: str, slots: int, beside: str, pace: float | str | None, seconds: float, profiles: bool = False
 ) -> tuple[Answer, dict[str, Answer]]:  # fmt: skip
-    """The backbone's answer and those of the others."""
+    """The backbone's answer and those of the others, each stage's together."""
     now = time.monotonic() + 0.05
     begin, until = now + _MARGIN_S, now + _MARGIN_S + seconds
-    asked = {"backbone": Request(begin, until, work, slots, None, profiles)}
+    asked = [(workers["backbone"][0], Request(begin, until, work, slots, profiles=profiles))]
+    stages = [stage for stage in BESIDE[beside] for _ in workers[stage]]
     for stage in BESIDE[beside]:
-        asked[stage] = Request(now, until + _MARGIN_S, pace=pace)
-    found = await asyncio.gather(*(workers[stage].ask(each, 4 * seconds + 15) for stage, each in asked.items()))
-    answers = dict(zip(asked, found, strict=True))
-    return answers.pop("backbone"), answers
+        share = 1 / len(workers[stage])
+        asked += [(each, Request(now, until + _MARGIN_S, pace=pace, share=share)) for each in workers[stage]]
+    mine, *found = await asyncio.gather(*(worker.ask(each, 4 * seconds + 15) for worker, each in asked))
+    answers = {}
+    for stage in BESIDE[beside]:
+        its = [answer for of, answer in zip(stages, found, strict=True) if of == stage]
+        times_ms = [each for answer in its for each in answer.times_ms]
+        answers[stage] = Answer(times_ms, sum(each.audio_s for each in its), max(each.wall_s for each in its))
+    return mine, answers
 
 
-async def measure(arguments: argparse.Namespace, variant: Variant, workers: Mapping[str, Worker]) -> None:
+async def measure(arguments: argparse.Namespace, variant: Variant, workers: Workers) -> None:
     """Beside each of the others at the first pace, beside all of them at every pace."""
     loads = [("alone", None), *((beside, arguments.pace[0]) for beside in arguments.beside)]
-    loads += [(arguments.beside[-1], pace) for pace in arguments.pace[1:] if arguments.beside]
+    loads += [(arguments.beside[-1], pace) for pace in arguments.pace[1:]]
     for work in (FRAME, *(arguments.products if variant in arguments.variants[: arguments.detailed] else ())):
         for slots in arguments.slots:
             for beside, pace in loads if work == FRAME else [("alone", None), ("both", arguments.pace[0])]:
@@ -166,7 +174,7 @@ async def measure(arguments: argparse.Namespace, variant: Variant, workers: Mapp
                 ])  # fmt: skip
 
 
-async def profile(arguments: argparse.Namespace, variant: Variant, workers: Mapping[str, Worker]) -> None:
+async def profile(arguments: argparse.Namespace, variant: Variant, workers: Workers) -> None:
     for beside, pace in (("alone", None), ("both", arguments.pace[0])):
         slots = arguments.slots[0]
         mine, _ = await together(workers, FRAME, slots, beside, pace, arguments.seconds, profiles=True)
@@ -181,31 +189,32 @@ async def run(arguments: argparse.Namespace) -> None:
         (folder / "made").write_bytes(bytes(8))
         await stack.enter_async_context(mps(folder))
         options = vars(arguments) | {"made": str(folder / "made"), "variants": [], "pace": []}
+        count = {"backbone": 1, "codec": arguments.codecs, "watermark": arguments.watermarks}
         keys = {(stage, *variant.env[stage].items()) for variant in arguments.variants for stage in STAGES}
-        if not arguments.beside:
-            keys = {key for key in keys if key[0] == "backbone"}
-        order = sorted(keys)
+        order = [key for key in sorted(keys) for _ in range(count[key[0]])]
         found = await asyncio.gather(
             *(Worker.start(key[0], dict(key[1:]), options) for key in order), return_exceptions=True
         )
-        workers = {}
+        workers: dict[tuple[object, ...], list[Worker]] = {key: [] for key in keys}
         for key, worker in zip(order, found, strict=True):
             if isinstance(worker, Worker):
-                workers[key] = worker
+                workers[key].append(worker)
                 stack.callback(worker.kill)
             else:
                 print(f"{key}: {worker!r}", flush=True)
-        print(f"{len(workers)} processes after {time.monotonic() - began:.0f} s, MPS={os.environ['MPS']}\n")
+        print(
+            f"{sum(map(len, workers.values()))} processes after {time.monotonic() - began:.0f} s, MPS={os.environ['MPS']}\n"
+        )
         row(["variant", "work", "slots", "beside, seconds of audio a second", "mean ms", "p95", "made/s",
              "codec/s", "ms a pass", "watermark/s", "ms a pass"])  # fmt: skip
         row(["---"] * 11)
         for call in (measure, *([profile] if arguments.profile else [])):
             for variant in arguments.variants[: arguments.detailed if call is profile else None]:
-                its = {stage: workers.get((stage, *variant.env[stage].items())) for stage in STAGES}
-                if None in its.values() and arguments.beside:
+                its = {stage: workers[stage, *variant.env[stage].items()] for stage in STAGES}
+                if not all(its.values()):
                     continue
                 try:
-                    await call(arguments, variant, {stage: each for stage, each in its.items() if each is not None})
+                    await call(arguments, variant, its)
                 except (RuntimeError, TimeoutError, OSError):  # one that fails must not cost the others their numbers
                     traceback.print_exc()
 
@@ -220,7 +229,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8, help="of each stream in a pass of codec and watermark")
     parser.add_argument("--codec-streams", type=int, default=128)
     parser.add_argument("--watermark-streams", type=int, default=64)
-    parser.add_argument("--beside", nargs="*", choices=[*BESIDE][1:], default=[*BESIDE][1:])
+    parser.add_argument("--codecs", type=int, default=1, help="processes, which share the pace")
+    parser.add_argument("--watermarks", type=int, default=1)
+    parser.add_argument("--beside", nargs="+", choices=[*BESIDE][1:], default=[*BESIDE][1:])
     parser.add_argument("--pace", type=read_pace, nargs="+", default=[1600.0, FOLLOW, None])
     parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
     parser.add_argument("--products", nargs="*", default=[])

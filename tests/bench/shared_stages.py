@@ -34,7 +34,7 @@ class Request:
 
     work: of the backbone: FRAME or a product's name; KERNELS of a frame are looked at where `profiles`.
     slots: of the frame, rows of the product. pace: of the others, seconds of audio a second; None: all that they
-    can; FOLLOW: what the backbone's frames have made.
+    can; FOLLOW: what the backbone's frames have made. share: of that, where a stage has several processes.
     """
 
     begin: float
@@ -42,6 +42,7 @@ class Request:
     work: str = FRAME
     slots: int = 0
     pace: float | str | None = None
+    share: float = 1.0
     profiles: bool = False
 
 
@@ -195,7 +196,7 @@ class Passes:
                 due_s = self._made.audio_s - first_s
             else:
                 due_s = float(request.pace) * (now - began) if request.pace is not None else np.inf
-            if due_s < result.audio_s + self._size_s:
+            if due_s * request.share < result.audio_s + self._size_s:
                 time.sleep(_POLL_S)
                 continue
             result.audio_s += self._step()
