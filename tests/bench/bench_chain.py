@@ -27,6 +27,7 @@ chain_setup.py has the limits:
     TRACED      share of the requests that are traced (0.2)
     CPUS        processors of the services, as 0-15; the callers have the others (all processors for both)
     MPS         1: the processes share the GPU through NVIDIA's MPS, instead of taking turns on it (0)
+    PRIORITY    1: with MPS=1 blocks of the backbone's kernels get a place before those of codec and watermark (0)
     RECORD      a folder: the services' metrics during each point, from the end of its ramp until no new utterance begins, go to
                 a file there that the alerts' tests can replay (1000.yaml of 1000:70:10); RECORD_EVERY_S: 1, 3, 5 or 15 (5)
     OUT         where its files go (out/chain): chain.md, chain.json, chain.png, gpu.csv; logs.txt when something failed

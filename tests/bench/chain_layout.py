@@ -81,6 +81,8 @@ class Layout:
             own |= {"PYTHONPATH": os.pathsep.join([*paths, *sys.path[1:]]), "PYTHONSAFEPATH": "1"}
         if process.gpu is not None:
             own |= {"CUDA_VISIBLE_DEVICES": process.gpu, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        if setting("MPS") == setting("PRIORITY") == "1" and process.stage in ("codec", "watermark"):
+            own["CUDA_MPS_CLIENT_PRIORITY"] = "1"  # below normal
         module = f"services.{process.stage}"
         if process.stage == "gateway":
             module = "gateway"

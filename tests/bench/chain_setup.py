@@ -108,7 +108,7 @@ _SETTINGS: dict[str, tuple[str | None, _Reader]] = {
     "LISTEN": ("0", _SWITCH), "AUDIO_S": ("20", _number(float, 0.08, 600)),
     "TURNS": ("0", _number(int, 0, 100)), "PAUSE_S": ("1", _number(float, 0, 60)),
     "PROMPT_S": ("0", _number(float, 0, 30)), "SHARED_PROMPT": ("0", _SWITCH),
-    "COMPARE": ("0", _COMPARE), "SEARCH": (None, _SWITCH), "MPS": ("0", _SWITCH),
+    "COMPARE": ("0", _COMPARE), "SEARCH": (None, _SWITCH), "MPS": ("0", _SWITCH), "PRIORITY": ("0", _SWITCH),
     "REPLICAS": (None, _COUNT), "CODECS": (None, _COUNT), "WATERMARKS": (None, _COUNT), "GATEWAYS": (None, _COUNT),
     "CODEC_GPU": ("0", _GPU), "WATERMARK_GPU": (None, _GPU),
     "LIMIT_S": ("240", _number(int, 1, 86400)), "READY_S": ("90", _number(float, 1, 3600)),
@@ -291,7 +291,13 @@ def facts(layout: Layout) -> dict[str, str]:
         "processes": ", ".join(p.name + (f" (GPU {p.gpu})" if p.gpu else "") for p in layout.processes),
         "code": setting("CODE").name if setting("CODE") else "this checkout's",
         "services": ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
-        + (", MPS" if setting("MPS") == "1" else ", no MPS"),
+        + (
+            ", no MPS"
+            if setting("MPS") == "0"
+            else ", MPS, the backbone first"
+            if setting("PRIORITY") == "1"
+            else ", MPS"
+        ),
         "callers": _kind_text() + (", on processors of their own" if setting("CPUS") else ""),
         "points": f"{os.environ.get('POINTS') or DEFAULT_POINTS} (streams:seconds:ramp or rate/s:seconds)",
     }

@@ -80,6 +80,14 @@ def test_services_stay_on_their_processors(monkeypatch):
     assert subprocess.run(asks, capture_output=True, text=True, timeout=20).stdout == "{0}\n"
 
 
+def test_codec_and_watermark_come_after_the_backbone_with_mps(monkeypatch):
+    for mps, priority, after in (("0", "1", set()), ("1", "0", set()), ("1", "1", {"codec", "watermark"})):
+        monkeypatch.setenv("MPS", mps)
+        monkeypatch.setenv("PRIORITY", priority)
+        children = layout(counts(), [], {}).children({})
+        assert {child.name for child in children if child.env.get("CUDA_MPS_CLIENT_PRIORITY") == "1"} == after
+
+
 def test_gateways_of_a_comparison_call_one_backbone_or_all():
     made = layout(counts(one=["backbone"], backbone=2), [], {})
     env = {child.name: child.env for child in made.children({})}
