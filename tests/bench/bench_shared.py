@@ -147,13 +147,15 @@ async def together(
     stages = [stage for stage in BESIDE[beside] for _ in workers[stage]]
     for stage in BESIDE[beside]:
         share = 1 / len(workers[stage])
-        asked += [(each, Request(now, until + _MARGIN_S, pace=pace, share=share)) for each in workers[stage]]
+        margin_s = 0.0 if pace == FOLLOW else _MARGIN_S  # without frames there is nothing to follow
+        its = Request(begin - margin_s, until + margin_s, pace=pace, share=share)
+        asked += [(each, its) for each in workers[stage]]
     mine, *found = await asyncio.gather(*(worker.ask(each, 4 * seconds + 15) for worker, each in asked))
     answers = {}
     for stage in BESIDE[beside]:
-        its = [answer for of, answer in zip(stages, found, strict=True) if of == stage]
-        times_ms = [each for answer in its for each in answer.times_ms]
-        answers[stage] = Answer(times_ms, sum(each.audio_s for each in its), max(each.wall_s for each in its))
+        theirs = [answer for of, answer in zip(stages, found, strict=True) if of == stage]
+        times_ms = [each for answer in theirs for each in answer.times_ms]
+        answers[stage] = Answer(times_ms, sum(each.audio_s for each in theirs), max(each.wall_s for each in theirs))
     return mine, answers
 
 
