@@ -10,6 +10,7 @@
 #   codec      the codec's passes beside stock moshi's
 #   watermark  seconds of audio marked a second, by streams, beside the generator's time
 #   prompts    clips of context audio encoded a second, beside stock moshi's
+#   shared     frames beside codec and watermark under MPS (two minutes; not among the parts run by default)
 #   peers      what others do: a torchtune loop, transformers (minutes; not among the parts run by default)
 #
 # Each part's output goes to the screen and to $OUT (default out/gpu); a part that fails or takes too long
@@ -88,6 +89,7 @@ for name in "${@:-tests variants bench conversation profile products codec water
         codec) part codec 120 "$PYTHON" tests/bench/bench_codec.py ;;
         watermark) part watermark 120 "$PYTHON" tests/bench/bench_watermark.py ;;
         prompts) part prompts 90 "$PYTHON" tests/bench/bench_prompts.py ;;
+        shared) part shared 150 "$PYTHON" tests/bench/bench_shared.py --variants plain priority=1 percentage=25 ;;
         peers) part peers 480 "$PYTHON" tests/bench/bench_generator.py --only torchtune transformers ;;
         *) echo "no part $each" >&2; exit 2 ;;
         esac
