@@ -110,17 +110,19 @@ class WatermarkServicer(watermark_pb2_grpc.WatermarkServiceServicer):
                         # With 0 s of audio the deadline is now at the earliest: a replay alternates with others.
                         deadline.audio_sent(len(marked) / self._bundle.sample_rate_hz, time.monotonic())
                         limit_idle(request_iterator, deadline.deadline_s)
-                        if not len(marked):
+                        given, data = len(marked), to_bytes(marked, encoding)
+                        del marked  # a caller who waits must not keep the memory of all streams of its pass
+                        if not given:
                             continue
                         if not sent:
                             instruments.stage_first_output.record(time.perf_counter() - began, _EMBED)
                             trace.get_current_span().add_event("first_frame")
                             # The delay that this stage adds besides the look-ahead.
                             _tracer.start_span("first_mark", start_time=asked_ns).end()
-                        sent += len(marked)
+                        sent += given
                         # Filled in place: a message that is put into another one is copied once more.
                         response = watermark_pb2.EmbedResponse()
-                        response.audio.data = to_bytes(marked, encoding)
+                        response.audio.data = data
                         if emitted >= next_checkpoint and (checkpoint := stream.checkpoint) is not None:
                             _write_checkpoint(response.audio.checkpoint, checkpoint)
                             next_checkpoint = emitted + self._bundle.sample_rate_hz

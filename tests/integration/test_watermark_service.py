@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import weakref
 
 import grpc
 import numpy as np
@@ -217,6 +218,30 @@ async def test_a_full_service_refuses_before_the_first_message_and_takes_over_fr
                 except grpc.aio.AioRpcError as refused:
                     assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert kinds == ["started", "finished"]
+
+
+async def test_a_caller_who_waits_keeps_nothing_of_the_passes_it_was_in(service, monkeypatch):
+    """What is marked lies in memory that all streams of a pass share."""
+    take, given = EmbedStream.take_marked, []
+
+    def note(self):
+        marked = take(self)
+        given.extend([weakref.ref(marked)] if len(marked) else [])
+        return marked
+
+    monkeypatch.setattr(EmbedStream, "take_marked", note)
+    call = service.Embed(timeout=30)
+    await call.write(start())
+    assert (await call.read()).HasField("started")
+    for _ in range(3):
+        await call.write(audio(speech_like(0.5)))
+        assert (await call.read()).HasField("audio")
+    assert len(given) == 3
+    limit_s = time.monotonic() + 10
+    while any(result() is not None for result in given) and time.monotonic() < limit_s:
+        await asyncio.sleep(0.01)
+    assert [result() for result in given] == [None] * 3
+    call.cancel()
 
 
 async def test_an_embedder_that_fails_gives_no_audio(service, monkeypatch):
