@@ -4,41 +4,30 @@ A stream is resampled to the model's rate and cut into STFT columns; each column
 subtract, bin by bin) is computed from the columns around it. The mark alone is transformed back, resampled to
 the stream's rate and added to the original samples, so the audio itself is never resampled. The result does not
 depend on how the stream was cut, nor on the other streams of its passes. A pass marks many streams at once, on
-the nets' device and on state in pools (embed_pass.py, state_pool.py); on the host a stream is a few integers,
-computed for all streams of a pass at once (planner.py).
+the nets' device and on state in pools (passes.py, embed_pass.py, state_pool.py); on the host a stream is a few
+integers, computed for all streams of a pass at once (planner.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-import threading
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from services.engine.graphs import on_device
-from services.watermark.embed_pass import EmbedPass, PassInput
-from services.watermark.graphs import PassGraphs, Recorder
+from services.watermark.embed_pass import EmbedPass
+from services.watermark.graphs import Recorder
 from services.watermark.kernels import PRECISIONS
 from services.watermark.key import check_key, key_symbols
 from services.watermark.level import FixedLevel, Level
 from services.watermark.marker import Marker
 from services.watermark.opening import FADE_S, Opening
-from services.watermark.planner import (
-    MAX_PASS_COLUMNS,
-    OPEN_LENGTH,
-    IntArray,
-    PassControl,
-    PassPlanner,
-    StreamPosition,
-    max_streams,
-)
+from services.watermark.passes import Passes, StartedPass, batch_buckets
+from services.watermark.planner import OPEN_LENGTH, PassPlanner, StreamPosition, max_streams
 from services.watermark.receptive_field import ReceptiveField
 from services.watermark.resampler import FilterBank, polyphase_filter
 from services.watermark.spectrum import Framing
@@ -46,23 +35,10 @@ from services.watermark.state_pool import StatePool
 from services.watermark.stream import Checkpoint, EmbedStream
 from services.watermark.weights import Nets
 
-log = logging.getLogger(__name__)
-
 _MAX_POWER = 16.0  # of what the service takes: MAX_PEAK of runtime.audio, squared
 _MAX_EAGER_COLUMNS = 32  # of one stream in a pass that is not padded
 MAX_OPENING_S = 1.0
 _CHUNKS_S = (0.08, 0.16, 0.32, 0.64)  # usual chunk lengths; a pass on a GPU has one of these lengths
-# Batch sizes that passes on a GPU are padded to.
-_BATCH_BUCKETS = sorted({1, *(base << bit for bit in range(9) for base in (2, 3) if base << bit <= MAX_PASS_COLUMNS)})
-
-
-class _StartedPass(NamedTuple):
-    """A pass whose result is not awaited yet."""
-
-    streams: Sequence[EmbedStream | Opening]
-    emit_counts: list[int]  # samples of each
-    columns: list[int]  # of each, this pass's included
-    marked: Tensor  # on the host, [streams, m + 3]: see EmbedPass.run
 
 
 class Embedder:
@@ -125,15 +101,15 @@ class Embedder:
         chunks = {self.receptive_field.max_columns(round(chunk * sample_rate_hz)): chunk for chunk in _CHUNKS_S}
         # Samples of all streams that fill one pass, at the least favourable chunk length.
         self.pass_samples = min(round(chunk * sample_rate_hz) * max_streams(each) for each, chunk in chunks.items())
-        self._buckets = {each: _batch_buckets(each, slots) for each in sorted(chunks)} if self._pad else {}
+        self._buckets = {each: batch_buckets(each, slots) for each in sorted(chunks)} if self._pad else {}
         self._planner = PassPlanner(self.receptive_field, self._framing, list(self._buckets), _MAX_EAGER_COLUMNS)
         with torch.inference_mode():
             self.state = StatePool(slots + 1, self.device, position_fields=len(StreamPosition._fields))
             with self.state.pass_slots(1) as reserved:
-                self._padding_slot = reserved[0]
+                padding_slot = reserved[0]
             self._pass = EmbedPass(
                 shape, self._framing, self.receptive_field, banks,
-                Marker(nets, self.state, self.precision, padding_slot=self._padding_slot), self.state,
+                Marker(nets, self.state, self.precision, padding_slot=padding_slot), self.state,
                 symbols=torch.tensor(key_symbols(check_key(key, shape.key_bytes)), device=self.device),
                 strength=10 ** (-sdr_db / 20),
                 level=level or FixedLevel(),
@@ -141,11 +117,10 @@ class Embedder:
                 history_samples=self.receptive_field.history_samples(self.lookahead_samples, self._planner.max_columns),
                 max_columns=self._planner.max_columns,
             )  # fmt: skip
-        self._pass_lock = threading.Lock()  # padded passes share their input buffer and memory
-        self._graphs = PassGraphs(self._run, self.device, self._buckets) if graphs and self._pad else None
-        self._captured_reallocations = 0  # of the state pool, when passes were captured
-        self._wants_graphs = False  # from the warm-up on, where there is something that captures
-        self.eager_passes = 0  # since the warm-up, where a graph was wanted
+        self._passes = Passes(
+            self._pass, self._planner, self.receptive_field, self.state, self.device,
+            padding_slot=padding_slot, buckets=self._buckets, graphs=graphs,
+        )  # fmt: skip
 
     @property
     def lookahead_samples(self) -> int:
@@ -174,7 +149,12 @@ class Embedder:
     @property
     def captured(self) -> int:
         """Captured passes."""
-        return 0 if self._graphs is None else self._graphs.captured
+        return self._passes.captured
+
+    @property
+    def eager_passes(self) -> int:
+        """Passes since the warm-up for which there was no graph, where one was wanted."""
+        return self._passes.eager
 
     def open(self) -> EmbedStream:
         """A new stream."""
@@ -206,26 +186,8 @@ class Embedder:
 
         recorder: what captures passes on a device other than CUDA.
         """
-        if not self._pad:
-            return
-        with self.state.pass_slots(), on_device(self.device), self._pass_lock:
-            wants_graphs = self._graphs is not None and (recorder is not None or self.device.type == "cuda")
-            if self._graphs is not None and wants_graphs:
-                try:
-                    self._graphs.capture(self._padding_input, recorder)
-                    self._captured_reallocations = self.state.reallocations
-                except RuntimeError as error:  # marking works without them
-                    self._graphs.drop()
-                    log.warning(
-                        "marking on %s without graphs, which takes several times as long: %s", self.device, error
-                    )
-            for columns, buckets in self._buckets.items():
-                for streams in buckets:
-                    for _ in range(2):  # allocates host memory for two passes in flight
-                        self._run_padded(self._padding_input(columns, streams), columns, streams, streams)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-            self._wants_graphs = wants_graphs
+        with self.state.pass_slots(), on_device(self.device):
+            self._passes.warm_up(recorder)
 
     def embed(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """A whole clip [n] → marked [n]."""
@@ -239,7 +201,8 @@ class Embedder:
         """Advance different streams of this embedder together.
 
         items: stream and its next samples [n]; None finishes the stream.
-        Returns: for each what `push` or `finish` returns or raises; a stream that fails fails alone.
+        Returns: for each what `push` or `finish` returns or raises; a stream that fails fails alone. What is marked
+            keeps the memory of its whole pass: copy what is to stay.
         Raises: what a pass raises; all streams are then over.
         """
         results: list[NDArray[np.float32] | Exception] = [np.zeros(0, np.float32)] * len(items)
@@ -260,42 +223,27 @@ class Embedder:
         return results
 
     def _mark(self, streams: list[EmbedStream]) -> None:
-        """Start every pass that is due, and wait for all of them once."""
+        """Start every pass that is due, and take what each gives while the device computes those after it."""
         new = [stream for stream in streams if stream.wants_slot]
         with _in_pass(streams):
             # Nested, so that closed streams release their slots before threads that wait for slots are woken.
             with self.state.pass_slots(len(new)) as slots, on_device(self.device), _in_pass(streams):
                 for stream, slot in zip(new, slots, strict=True):
                     stream.slot = slot
-                with self._pass_lock if self._pad else contextlib.nullcontext():
-                    moved = self.state.reallocations != self._captured_reallocations
-                    if self._graphs is not None and moved and self._graphs.captured:
-                        log.warning("more streams than slots were allocated for: marking continues without graphs")
-                        self._graphs.drop()
-                    self._clear(slots)
-                    started = self._start_openings(new)
-                    self._resume(new)
-                    started += self._start_due([stream for stream in streams if self._is_due(stream)])
-                if started and self.device.type == "cuda":
-                    done = torch.cuda.Event(blocking=True)  # sleeps, so that other Python threads run
-                    done.record()
-                    done.synchronize()
-            for each in started:
-                marked = each.marked.numpy()
-                finite, powers = (marked[:, -3] != 0).tolist(), np.ascontiguousarray(marked[:, -2:]).view(np.float64)
-                for stream, row, count, columns, is_finite, power in zip(
-                    each.streams, marked, each.emit_counts, each.columns, finite, powers[:, 0].tolist(), strict=True
-                ):
-                    stream.note_progress(columns, power)
-                    if count:  # a copy: otherwise a slow reader keeps the memory of all streams of its pass
-                        stream.append_marked(row[:count].copy(), is_finite)
+                self._passes.drop_stale_graphs()
+                self._clear(slots)
+                started = self._start_openings(new)
+                self._resume(new)
+                started += self._start_due([stream for stream in streams if self._is_due(stream)])
+                for each in started:
+                    each.collect()
 
     def _clear(self, slots: Sequence[int]) -> None:
         """Put slots where a stream begins."""
         self.state.clear(slots)
         StreamPosition(*self.state.positions).length[slots] = OPEN_LENGTH
 
-    def _start_openings(self, new: Sequence[EmbedStream]) -> list[_StartedPass]:
+    def _start_openings(self, new: Sequence[EmbedStream]) -> list[StartedPass]:
         """Start the passes of new streams' openings, in the slots that the streams then begin in."""
         if not (size := self.opening_samples):
             return []
@@ -325,66 +273,18 @@ class Embedder:
             position.consumed[stream.slot] = origin.first_sample + len(samples)
             position.emitted[stream.slot] = origin.first_marked_sample
 
-    def _start_due(self, streams: Sequence[EmbedStream | Opening]) -> list[_StartedPass]:
+    def _start_due(self, streams: Sequence[EmbedStream | Opening]) -> list[StartedPass]:
         """Start the passes for all columns that are due."""
         if not streams:
             return []
         slots, pending, finished = np.array([(each.slot, each.pending, each.finished) for each in streams]).T
         position = StreamPosition(*self.state.positions[:, slots])
         started = [
-            self._start([streams[index] for index in planned.indices], planned.control, planned.columns)
+            self._passes.start([streams[index] for index in planned.indices], planned)
             for planned in self._planner.plan(slots, position, pending, finished.astype(bool))
         ]
         self.state.positions[:, slots] = position
         return started
-
-    def _start(
-        self, streams: Sequence[EmbedStream | Opening], control: PassControl[IntArray], columns: int
-    ) -> _StartedPass:
-        """Start one pass of `columns` columns."""
-        count = len(streams)
-        new_samples = control.available - control.consumed
-        size, max_samples = count, int(new_samples.max())
-        if self._pad:
-            size = next((size for size in self._buckets[columns] if size >= count), count)
-            max_samples = self.receptive_field.max_samples(columns)
-        host = PassInput.allocate(size, max_samples, pinned=self.device.type == "cuda")
-        values = host.control.numpy()
-        for row, each in zip(values, control, strict=True):
-            row[:count] = each
-        if size > count:
-            values[:, count:] = self._planner.padding_row(self._padding_slot, columns)[:, None]
-        for row, stream, samples in zip(host.samples.numpy(), streams, new_samples.tolist(), strict=False):
-            stream.fill(row[:samples])
-        if self._pad:
-            marked = self._run_padded(host, columns, size, count)
-        else:
-            device_input, interior = host.to(self.device), self._planner.is_interior(control)
-            marked = self._pass.run(
-                device_input.control, device_input.samples, columns, mixed=False, interior=interior
-            ).to("cpu", non_blocking=True)
-        done = (control.first_column + control.column_count).tolist()
-        return _StartedPass(streams, control.emit_count.tolist(), done, marked)
-
-    def _run_padded(self, host: PassInput, columns: int, size: int, count: int) -> Tensor:
-        """Start a pass of `size` rows; returns host memory that holds the first `count` results once it is done."""
-        if self._wants_graphs and not self.captured:
-            self.eager_passes += 1
-        marked = self._run(host, columns) if self._graphs is None else self._graphs.run(host, columns, size)
-        output = torch.empty(count, marked.shape[1], pin_memory=self.device.type == "cuda")
-        return output.copy_(marked[:count], non_blocking=True)  # the next pass may overwrite it on the device
-
-    def _run(self, pass_input: PassInput, columns: int) -> Tensor:
-        device_input = pass_input.to(self.device)
-        return self._pass.run(device_input.control, device_input.samples, columns)
-
-    def _padding_input(self, columns: int, streams: int) -> PassInput:
-        """The input of a pass that has padding rows only."""
-        max_samples = self.receptive_field.max_samples(columns)
-        padding = PassInput.allocate(streams, max_samples, pinned=self.device.type == "cuda")
-        padding.control.numpy()[:] = self._planner.padding_row(self._padding_slot, columns)[:, None]
-        padding.samples.zero_()
-        return padding
 
 
 @contextlib.contextmanager
@@ -399,9 +299,3 @@ def _in_pass(streams: Sequence[EmbedStream]) -> Iterator[None]:
     finally:
         for stream in streams:
             stream.end_pass()
-
-
-def _batch_buckets(columns: int, slots: int) -> list[int]:
-    """Batch sizes that passes of `columns` columns are padded to, when `slots` streams are expected."""
-    largest = min(max_streams(columns), slots)
-    return [size for size in _BATCH_BUCKETS if size < largest] + [largest]

@@ -15,6 +15,7 @@ from services.watermark.embedder import Embedder
 from services.watermark.graphs import PassGraphs
 from services.watermark.key import PUBLIC_KEY
 from services.watermark.level import FixedLevel, RunningLevel
+from services.watermark.planner import MAX_PASS_COLUMNS
 from services.watermark.weights import load_nets
 from support.cuda_tape import CannotCapture, Tape
 from support.watermark_pair import speech_like, stock_model
@@ -160,8 +161,8 @@ def test_a_pass_full_of_like_chunks_has_no_second_one(untrained_44k):
     together = [embedder.pass_samples // samples for samples in chunks]
     for samples, streams in zip(chunks, together, strict=True):
         columns = embedder.receptive_field.max_columns(samples)
-        assert columns in embedder._buckets and streams * columns <= module.MAX_PASS_COLUMNS
-    assert max(map(int.__mul__, together, embedder._buckets)) > module.MAX_PASS_COLUMNS * 0.9
+        assert columns in embedder._buckets and streams * columns <= MAX_PASS_COLUMNS
+    assert max(map(int.__mul__, together, embedder._buckets)) > MAX_PASS_COLUMNS * 0.9
 
 
 def test_passes_are_for_what_streams_bring(untrained, monkeypatch):
@@ -275,6 +276,14 @@ def test_a_caller_may_write_over_what_it_gave(untrained):
         piece[:] = clip[start : start + 50]
         heard.append(stream.push(piece))
     assert np.abs(np.concatenate([*heard, stream.finish()]) - alone(untrained, clip, level=FixedLevel())).max() < 1e-6
+
+
+def test_samples_may_be_every_second_one_of_an_array_and_not_writable(untrained):
+    embedder, clip = Embedder(untrained, PUBLIC_KEY), speech_like(0.2)
+    wide = np.stack([clip, -clip], axis=1)
+    fixed = np.frombuffer(clip.tobytes(), np.float32)
+    for given in (wide[:, 0], fixed):
+        assert np.array_equal(embedder.embed(given), embedder.embed(clip))
 
 
 def test_looking_whether_samples_are_finite_is_quiet_and_exact(untrained):
