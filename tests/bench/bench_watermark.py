@@ -90,14 +90,16 @@ def asked(call: Callable[[], object], count: int) -> float:
     return sum(event.name.startswith(names) for event in seen.events()) / count
 
 
-def two_at_once(load: Load, count: int) -> float:
-    """Seconds of audio a second when two threads mark half of the streams each, for `count` passes."""
-    samples: list[int] = []
-    threads = [
-        threading.Thread(target=lambda half=half: samples.extend(half.step() for _ in range(count)))
-        for half in load.halves()
-    ]
+def two_at_once(load: Load, seconds: float) -> float:
+    """Seconds of audio a second when two threads mark half of the streams each, one pass after the other, for so long."""
     began = time.perf_counter()
+    samples: list[int] = []
+
+    def mark(half: Load) -> None:
+        while time.perf_counter() - began < seconds:
+            samples.append(half.step())
+
+    threads = [threading.Thread(target=mark, args=(half,)) for half in load.halves()]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -150,7 +152,7 @@ def table(arguments: argparse.Namespace, shape: Hparams, device: torch.device, p
                 seen, often = KernelTimes(load.step, device, 4), asked(load.step, 2)
                 kernels = f"{often:.0f} | {seen.busy_ms:.2f} | {seen.busy_ms * arguments.count / sum(times):.2f} | {seen.launches:.0f}"
                 own = f"{seen.busy_ms * arguments.count / audio_s:.3f}"
-            both = f"{two_at_once(load, arguments.count // 2):.0f}" if streams > 1 else ""
+            both = f"{two_at_once(load, arguments.seconds):.0f}" if streams > 1 else ""
             print(
                 f"| {streams} | {frames} | {spread} | {host_ms:.2f} | {kernels} | {1e3 / cost_ms:.0f} | {both} | {cost_ms:.3f} | {own} | {cost_ms / generator_ms:.2f} |",
                 flush=True,
@@ -179,7 +181,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64, 256, 512, 1024])
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--count", type=int, default=20, help="passes, one at a time")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of two at once")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try this script without a GPU")
     parser.add_argument("--generator-ms", type=float, default=26.0, help="a frame of the generator")
