@@ -26,6 +26,7 @@ from services.backbone.prompt import Audio, PromptLimits, Text
 from services.backbone.request import Request, Sampling
 from services.backbone.sampling import sample
 from services.backbone.scheduler import Scheduler
+from support.backbone_engines import lists
 from support.tiny_csm import tiny_part
 
 PART = tiny_part(codebooks=4)
@@ -104,10 +105,10 @@ class Conversation:
             prefilled = len(prompt.tokens) - generation.seq.table.cached_tokens
             if not evicts:
                 assert prefilled < len(prompt.tokens) - self.computed + BLOCK_TOKENS
-            frames = await generation.read(self.chance.randint(1, cap))
+            frames = lists(await generation.read(self.chance.randint(1, cap)))
             if self.chance.random() < 0.3:  # heard to the end, though cut later
                 while more := await generation.read(8):
-                    frames += more
+                    frames += lists(more)
             generation.cancel()
             heard = self.chance.randint(1, len(frames))
             self.turns.append(Turn(prompt, sampling, frames))
