@@ -32,6 +32,8 @@ from services.runtime.server import Stage, main
 from services.runtime.settings import StartError
 
 log = logging.getLogger(__name__)
+# Of the graph runner: beyond it a step of all takes twice as long as one of a quarter of them (docs/performance.md).
+_FLAT_SLOTS = 384
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
@@ -52,7 +54,7 @@ async def open_stage(settings: BackboneSettings) -> AsyncIterator[Stage]:
         newcomers=NewcomersFirst(
             1 / bundle.frame_rate_hz,
             head_start_s=settings.head_start_ms / 1000,
-            flat_slots=settings.eager_batch if isinstance(runner, EagerRunner) else 1,
+            flat_slots=settings.slots if isinstance(runner, EagerRunner) else _FLAT_SLOTS,
         ),
     )
     engine = Engine(runner, scheduler)

@@ -72,9 +72,9 @@ class BackboneSettings(ServerSettings):
     )
     head_start_ms: int = setting(
         "CSM_BACKBONE_HEAD_START_MS",
-        0,
-        "while a request has no audible frame yet, those that are this far ahead of their listeners wait; 0: none does. "
-        "For short utterances well below what the card carries",
+        400,
+        "graph runner, steps of more than 384 requests: while one has no audible frame yet, every second step leaves out "
+        "those that are this far ahead of their listeners; 0: none does",
         min=0,
         max=60_000,
     )
