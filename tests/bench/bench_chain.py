@@ -21,7 +21,8 @@ chain_setup.py has the limits:
     READY_S     for the services to start (90)
     BUNDLE      a bundle's name or folder; unset: CSM-1B's shapes with random weights, made first (SHAPES_FOLDER
                 keeps them there for the next run)
-    DEVICE      cuda or cpu, of backbone, codec and watermark (cuda); WATERMARK_DEVICE for the last alone
+    DEVICE      cuda or cpu, of backbone, codec and watermark (cuda), and with PROMPT_S of the tokenizer; WATERMARK_DEVICE for the
+                watermark alone
     SLOTS       of each backbone (1024); codecs and watermarks share as many as all backbones have
     CODE        a checkout of another version, whose services run instead of this one's: the same load before and after a change
     TRACED      share of the requests that are traced (0.2)

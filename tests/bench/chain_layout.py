@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from chain_setup import setting
+from chain_setup import encodes, setting
 
 from gateway.cli.supervisor import Child
 from gateway.stage_names import STAGES
@@ -89,7 +89,7 @@ class Layout:
             for stage in STAGES:
                 alone = process.name.startswith(ONE) and stage in self.counts.one
                 own[f"CSM_{stage.upper()}_ADDRESS"] = _target(self.named(stage)[: 1 if alone else None])
-        command = (sys.executable, "-m", module)
+        command: tuple[str, ...] = (sys.executable, "-m", module)
         if cpus := setting("CPUS"):
             command = ("taskset", "--cpu-list", ",".join(map(str, sorted(cpus))), *command)
         return Child(process.name, command, process.address, own)
@@ -109,7 +109,7 @@ def layout(counts: Counts, gpus: Sequence[str], first_gpu: Mapping[str, int]) ->
     processes = []
     for name, stage in zip(names, stages, strict=True):
         gpu = None
-        if gpus and stage in _ON_GPU:
+        if gpus and (stage in _ON_GPU or (stage == "tokenizer" and encodes())):
             index = sum(process.stage == stage for process in processes)
             gpu = gpus[(first_gpu.get(stage, 0) + index) % len(gpus)]
         processes.append(Process(name, stage, f"127.0.0.1:{next(ports)}", f"127.0.0.1:{next(ports)}", gpu))

@@ -158,6 +158,11 @@ def kind() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def encodes() -> bool:
+    """Whether the tokenizer has audio to encode, which is work for the device."""
+    return setting("PROMPT_S") > 0
+
+
 def call_s() -> float:
     """The longest that a caller hears in one call, in seconds, pauses between turns included."""
     turns = setting("TURNS") or 1
@@ -212,6 +217,7 @@ def configure(model: str, counts: Counts) -> None:
     wanted = {
         "CSM_BACKBONE_DEVICE": device, "CSM_CODEC_DEVICE": device,
         "CSM_WATERMARK_DEVICE": setting("WATERMARK_DEVICE") or device,
+        "CSM_TOKENIZER_DEVICE": device if encodes() else "cpu",
         "CSM_BACKBONE_RUNNER": "graph" if on_gpu else "eager",
         "CSM_BACKBONE_DTYPE": "bfloat16" if on_gpu else "auto",
         "CSM_BACKBONE_SLOTS": slots, "CSM_BACKBONE_QUEUE": slots,

@@ -60,6 +60,13 @@ def test_processes_of_a_stage_take_gpus_in_turn():
     assert child.env["CUDA_VISIBLE_DEVICES"] == "4" and child.env["CSM_MODEL"] == "embedded"
 
 
+def test_a_tokenizer_that_encodes_voice_prompts_is_on_a_gpu(monkeypatch):
+    monkeypatch.setenv("PROMPT_S", "10")
+    assert gpus(layout(counts(), ["0", "1"], {"watermark": 1})) == {
+        "tokenizer": "0", "backbone": "0", "codec": "0", "watermark": "1",
+    }  # fmt: skip
+
+
 def test_services_of_another_checkout_run_its_code(monkeypatch, tmp_path):
     """What `python -m` finds first is the other checkout, though both have the module and the folder is this one's."""
     (tmp_path / "services").mkdir()
