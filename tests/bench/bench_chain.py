@@ -58,7 +58,18 @@ from chain_layout import Layout, read_layout
 from chain_points import Done, Wish, next_streams
 from chain_record import Recorder
 from chain_report import write, write_logs, write_plot
-from chain_setup import call_s, check_settings, configure, facts, kind, make_bundle, mps, out_folder, setting
+from chain_setup import (
+    call_s,
+    callers_cpus,
+    check_settings,
+    configure,
+    facts,
+    kind,
+    make_bundle,
+    mps,
+    out_folder,
+    setting,
+)
 from chain_text import brief
 from chain_use import Busy, Gpu, Reading, children, use_between
 from csm_client.exceptions import SpeechError
@@ -302,8 +313,8 @@ async def start(layout: Layout, work: Path, stack: contextlib.AsyncExitStack) ->
 
 def main() -> int:
     check_settings()
-    if cpus := setting("CPUS"):
-        os.sched_setaffinity(0, os.sched_getaffinity(0) - cpus)  # the callers', and this process's
+    if setting("CPUS"):
+        os.sched_setaffinity(0, callers_cpus())  # and this process's
     out = out_folder("chain.md", "chain.json", "chain.png", "gpu.csv", "logs.txt")
     for number in _SIGNALS:
         signal.signal(number, lambda number, _: sys.exit(128 + number))

@@ -84,7 +84,9 @@ def _cpus(text: str) -> frozenset[int]:
     found: set[int] = set()
     for part in text.split(","):
         first, _, last = part.partition("-")
-        found |= set(range(int(first), int(last or first) + 1))
+        found |= (some := set(range(int(first), int(last or first) + 1)))
+        if not some:
+            raise ValueError
     if not found < set(range(os.cpu_count() or 1)):
         raise ValueError
     return frozenset(found)
@@ -156,6 +158,13 @@ def kind() -> dict[str, Any]:
         "turns": setting("TURNS"), "pause_s": setting("PAUSE_S"),
         "prompt_s": setting("PROMPT_S"), "shares_prompt": setting("SHARED_PROMPT") == "1",
     }  # fmt: skip
+
+
+def callers_cpus() -> set[int]:
+    """Processors of the callers: those that we may use and the services do not. Raises: SystemExit."""
+    if not (left := os.sched_getaffinity(0) - (setting("CPUS") or set())):
+        raise SystemExit(f"CPUS={os.environ['CPUS']!r}: leaves the callers none of the processors that we may use")
+    return left
 
 
 def encodes() -> bool:

@@ -16,7 +16,7 @@ import pytest
 from chain_layout import Counts, layout
 from chain_points import Wish
 from chain_report import write
-from chain_setup import call_s, check_settings, kind, out_folder
+from chain_setup import call_s, callers_cpus, check_settings, kind, out_folder
 
 from gateway.cli.bench.record import OK, UNFINISHED
 from services.runtime import tls
@@ -95,6 +95,16 @@ def test_codec_and_watermark_come_after_the_backbone_with_mps(monkeypatch):
         assert {child.name for child in children if child.env.get("CUDA_MPS_CLIENT_PRIORITY") == "1"} == after
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="the callers need a processor of their own")
+def test_callers_have_the_processors_that_are_left(monkeypatch):
+    monkeypatch.setenv("CPUS", "0")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 5})
+    assert callers_cpus() == {1, 5}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})  # as taskset or a container may have it
+    with pytest.raises(SystemExit, match="none of the processors"):
+        callers_cpus()
+
+
 def test_gateways_of_a_comparison_call_one_backbone_or_all():
     made = layout(counts(one=["backbone"], backbone=2), [], {})
     env = {child.name: child.env for child in made.children({})}
@@ -138,6 +148,7 @@ def test_counts_come_from_the_environment(monkeypatch):
         ("TRACED", "nan", "a number from 0 to 1"),
         ("CPUS", f"0-{os.cpu_count()}", "processors of this machine"),
         ("CPUS", "1-0-2", "processors of this machine"),
+        ("CPUS", "1-0", "processors of this machine"),
         ("DEVICE", "gpu", "cuda or cpu"),
         ("BUNDLE", "nothing/there", "embedded, noise or a folder with a bundle.toml"),
         ("SHAPES_FOLDER", __file__, "a folder"),
