@@ -34,6 +34,8 @@ from services.backbone.model import CsmModel
 from services.backbone.prompt import Prompt
 from services.backbone.request import Sampling
 from services.backbone.runner_api import Pending
+from services.backbone.staging import Staging
+from services.backbone.step_upload import Entry, StepUpload
 from services.engine.graphs import GraphRecorder, on_device
 
 # Beyond 256 in steps of one tile of the products: a padding row costs as much as a stream's, so one step from 1,024 to
@@ -108,7 +110,7 @@ class GraphRunner:
             self._frame = FrameStep(
                 model, self._state, blocks=self.blocks + 1, max_batch=slots, operations=operations_for(self.device)
             )
-            self._batch = torch.full((slots,), slots, device=self.device)  # slots of the next step
+            self._step, self._staging = StepUpload(self._state), Staging(self.device)
             self._codes = torch.zeros(slots, part.codebooks, dtype=torch.int64, device=self.device)
             self._prefill_inputs = torch.zeros(max_prefill_tokens, part.backbone.dim, device=self.device)
             self._prefill_at = torch.zeros(
@@ -118,10 +120,7 @@ class GraphRunner:
             {max_prefill_tokens, *(1 << bit for bit in range(5, max_prefill_tokens.bit_length()))} - {0}
         )
         # One for the step that is being read, one for the step after it.
-        self._readback_buffers = [
-            torch.zeros(slots, part.codebooks, dtype=torch.int64, pin_memory=self._is_cuda) for _ in "ab"
-        ]
-        self._sent_batch: list[int] = []
+        self._readbacks = [_Readback(self._codes, self._batch_buckets) for _ in "ab"]
         self._graphs: dict[int, Callable[[], None]] = {}  # what replays each
         self._prefill_graphs: dict[int, Callable[[], None]] = {}
         self._slots: dict[int, _Slot] = {}
@@ -156,7 +155,7 @@ class GraphRunner:
             if not left:
                 break
         with on_device(self.device):
-            self._upload_tables(dict.fromkeys([*(slot for slot, _, _ in pieces), *ready]))
+            self._write_tables(self._grown(dict.fromkeys([*(slot for slot, _, _ in pieces), *ready])))
             if pieces:
                 self._prefill_pass(pieces)
             if ready:
@@ -190,28 +189,20 @@ class GraphRunner:
         count = len(slots)
         size = next(size for size in self._batch_buckets if size >= count)
         batch = [*slots, *[self.slots] * (size - count)]
-        readback = self._readback_buffers[self._step_index % 2]
+        readback = self._readbacks[self._step_index % 2]
         self._step_index += 1
         with on_device(self.device):
-            self._upload_tables(slots)
-            if batch != self._sent_batch:
-                self._batch[:size] = self._upload(batch)
-                self._sent_batch = batch
+            grown = self._grown(slots)
+            if len(grown) > self.slots:  # a step gives a slot one block at most
+                self._write_tables(grown)
+                grown = []
+            self._step.send(batch, grown)
             if size in self._graphs:
                 self._graphs[size]()
             else:
                 self._run_frame(size)
-            readback[:count].copy_(self._codes[:count], non_blocking=True)
-            landed = torch.cuda.Event(blocking=True) if self._is_cuda else None  # blocking: waits without spinning
-            if landed is not None:
-                landed.record()
-
-        def collect() -> np.ndarray:
-            if landed is not None:
-                landed.synchronize()
-            return readback.numpy()[:count]
-
-        return collect
+            readback.start(size)
+        return partial(readback.wait, count)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -239,11 +230,14 @@ class GraphRunner:
                 pass
             if length < longest:
                 self.release(0)
+        self._step.send(
+            [0], [(0, 0, 0)]
+        )  # as it is; kernels are loaded on first use, which would stall running streams
         self.launch([0])()
         self.release(0)
 
     def _run_frame(self, size: int) -> None:
-        self._frame.run(self._batch[:size], self._codes[:size], self._splits(size), self._kernel_plan(size))
+        self._frame.run(self._step.batch[:size], self._codes[:size], self._splits(size), self._kernel_plan(size))
 
     def _splits(self, size: int) -> int:
         """Context splits that give every multiprocessor two programs at a small batch."""
@@ -262,17 +256,20 @@ class GraphRunner:
             blocks_for(shape.max_seq_len), min(wanted, int(free * _MEMORY_SHARE) // block_bytes(shape, self.dtype))
         )
 
-    def _upload_tables(self, slots: Sequence[int] | dict[int, None]) -> None:
-        """Upload table entries that these slots have got since the last upload."""
-        added: list[tuple[int, int, int]] = []
+    def _grown(self, slots: Sequence[int] | dict[int, None]) -> list[Entry]:
+        """Table entries that these slots have got since the last call, which are to be uploaded."""
+        added: list[Entry] = []
         for slot in slots:
             held = self._slots[slot]
             blocks = held.table.blocks
             if len(blocks) > held.uploaded_blocks:
                 added += [(slot, index, blocks[index]) for index in range(held.uploaded_blocks, len(blocks))]
                 held.uploaded_blocks = len(blocks)
-        if added:
-            slot_index, table_index, block = self._upload(added).unbind(1)
+        return added
+
+    def _write_tables(self, entries: list[Entry]) -> None:
+        if entries:
+            slot_index, table_index, block = self._upload(entries).unbind(1)
             self._state.tables.index_put_((slot_index, table_index), block.int())
 
     def _upload_state(self, slots: Sequence[int]) -> None:
@@ -303,6 +300,30 @@ class GraphRunner:
         return self._model.embed_tokens(tokens, mask).float()
 
     def _upload(self, values: list | np.ndarray) -> Tensor:
-        """To the device without a wait: from pinned memory, which lives until the copy is done."""
-        tensor = torch.as_tensor(values)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self._is_cuda else tensor
+        """To the device without a wait. Floats become fp32."""
+        array = np.asarray(values)
+        return self._staging.upload(array.astype(np.float32) if array.dtype == np.float64 else array)
+
+
+class _Readback:
+    """Page-locked memory for a step's codes."""
+
+    def __init__(self, codes: Tensor, sizes: Sequence[int]):
+        """codes: [B, K] on the device. sizes: of batches."""
+        is_cuda = codes.device.type == "cuda"
+        host = torch.zeros(codes.shape, dtype=codes.dtype, pin_memory=is_cuda)
+        self._codes, self._copies = host.numpy(), {size: (host[:size], codes[:size]) for size in sizes}
+        self._landed = torch.cuda.Event(blocking=True) if is_cuda else None  # blocking: waits without spinning
+
+    def start(self, size: int) -> None:
+        """Copy the codes of a batch, once all that was launched is done."""
+        host, codes = self._copies[size]
+        host.copy_(codes, non_blocking=True)
+        if self._landed is not None:
+            self._landed.record()
+
+    def wait(self, count: int) -> np.ndarray:
+        """The first rows of the batch: [count, K]."""
+        if self._landed is not None:
+            self._landed.synchronize()
+        return self._codes[:count]

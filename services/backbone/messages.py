@@ -28,8 +28,7 @@ def read_prompt(request: backbone_pb2.GenerateRequest, limits: PromptLimits, fra
     """The prompt and the cap on its frames. frame_limit: the server's own cap. Raises: InvalidArgument."""
     # Before any list is built: an empty frame is two bytes, and millions fit a message. A prompt that is a
     # little too long gets an exact error below.
-    tokens = len(request.prompt) + len(request.generated)
-    tokens += sum(len(part.text.ids) + len(part.audio.frames) for part in request.prompt)
+    tokens = prompt_tokens(request)
     if tokens > 4 * limits.max_seq_len:
         raise InvalidArgument("prompt", f"takes more than {4 * limits.max_seq_len} tokens, {limits.max_seq_len} fit")
     parts: list[Text | Audio] = []
@@ -50,6 +49,12 @@ def read_prompt(request: backbone_pb2.GenerateRequest, limits: PromptLimits, fra
         )
     except PromptError as error:
         raise InvalidArgument(error.field, error.description) from None
+
+
+def prompt_tokens(request: backbone_pb2.GenerateRequest) -> int:
+    """Tokens that the request's prompt takes; those that end a segment are counted for all parts."""
+    tokens = len(request.prompt) + len(request.generated)
+    return tokens + sum(len(part.text.ids) + len(part.audio.frames) for part in request.prompt)
 
 
 def read_sampling(request: backbone_pb2.GenerateRequest) -> Sampling:

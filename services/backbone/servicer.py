@@ -20,6 +20,7 @@ from services.backbone.frame_stream import FrameStream, StreamAborted
 from services.backbone.messages import (
     FINISH_REASONS,
     finished_message,
+    prompt_tokens,
     read_chunk_policy,
     read_prompt,
     read_sampling,
@@ -35,6 +36,7 @@ from services.runtime.identity import identity
 from services.runtime.version import version
 
 _GENERATE = {"stage": "backbone", "rpc.method": "csm.backbone.v1.BackboneService/Generate"}
+_MAX_INLINE_TOKENS = 64
 _tracer = trace.get_tracer("csm.backbone")
 _LOAD: dict[str, Callable[[Load], int]] = {
     "slots.active": lambda load: load.slots_active,
@@ -75,8 +77,10 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         began = time.perf_counter()
         sampling = read_sampling(request)
         sizer = read_chunk_policy(request.chunk_policy, 1 / self._bundle.frame_rate_hz)
-        # A long prompt takes milliseconds to check: not on the event loop.
-        engine_request = await asyncio.to_thread(self._read, request, sampling, context.time_remaining())
+        if prompt_tokens(request) > _MAX_INLINE_TOKENS:  # it takes milliseconds to check: not on the event loop
+            engine_request = await asyncio.to_thread(self._read, request, sampling, context.time_remaining())
+        else:  # less than a thread takes to start on it beside a busy engine
+            engine_request = self._read(request, sampling, context.time_remaining())
         stream = self._submit(engine_request)
         stream.span_context = trace.get_current_span().get_span_context()
         try:

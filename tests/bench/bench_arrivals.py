@@ -1,7 +1,7 @@
 """How soon a busy backbone takes in a new call: its servicer and scheduler over a null device, many streams running.
 
     python tests/bench/bench_arrivals.py --streams 300 --rate 30 --duration 12
-    python tests/bench/bench_arrivals.py --streams 1000 --rate 20 --frame-ms 21 --tables   # is the device waited for?
+    python tests/bench/bench_arrivals.py --streams 1000 --rate 20 --frame-ms 21 --generator tables  # is the device waited for?
 
 One process serves; this one keeps `--streams` generations running and opens `--rate` more a second, whose time to
 `started` it measures. Steps take `--frame-ms`, and what a step really took beyond that is what the host cost it.
@@ -43,19 +43,21 @@ async def measure(args: argparse.Namespace) -> None:
         listen,
         "--pass-ms",
         str(args.frame_ms),
-        *["--tables"] * args.tables,
+        "--generator",
+        args.generator,
     )
     server = await asyncio.create_subprocess_exec(sys.executable, *argv)
     try:
-        await wait_ready(listen, 30)
+        await wait_ready(listen, 90)
         async with grpc.aio.insecure_channel(listen) as channel:
-            await load(backbone_pb2_grpc.BackboneServiceStub(channel), args, server.pid)
+            for streams in args.streams:
+                await load(backbone_pb2_grpc.BackboneServiceStub(channel), args, streams, server.pid)
     finally:
         server.terminate()
         await server.wait()
 
 
-async def load(stub: backbone_pb2_grpc.BackboneServiceStub, args: argparse.Namespace, pid: int) -> None:
+async def load(stub: backbone_pb2_grpc.BackboneServiceStub, args: argparse.Namespace, streams: int, pid: int) -> None:
     started_s: list[float] = []
     frames = messages = 0
 
@@ -69,11 +71,11 @@ async def load(stub: backbone_pb2_grpc.BackboneServiceStub, args: argparse.Names
             frames += len(response.chunk.frames)
 
     async def keep_running(number: int) -> None:
-        await asyncio.sleep(2.0 * number / args.streams)
+        await asyncio.sleep(2.0 * number / streams)
         while True:
             await generate(number, 250, timed=False)
 
-    running = [asyncio.ensure_future(keep_running(number)) for number in range(args.streams)]
+    running = [asyncio.ensure_future(keep_running(number)) for number in range(streams)]
     await asyncio.sleep(3.0)
     frames, messages, spent_s, began_s, threads_s = 0, 0, processor_s(pid), time.perf_counter(), cpu_s(pid)
     arrivals = []
@@ -84,7 +86,7 @@ async def load(stub: backbone_pb2_grpc.BackboneServiceStub, args: argparse.Names
     wall_s, spent_s = time.perf_counter() - began_s, processor_s(pid) - spent_s
     shares = sorted(((used - threads_s.get(name, 0.0)) / wall_s for name, used in cpu_s(pid).items()), reverse=True)[1:]
     # New calls have few frames: their slots count as one stream in all.
-    step_ms = 1000 * wall_s * args.streams / frames
+    step_ms = 1000 * wall_s * streams / frames
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
@@ -92,22 +94,27 @@ async def load(stub: backbone_pb2_grpc.BackboneServiceStub, args: argparse.Names
         sys.exit("no call was taken in")
     audio_s = 0.08 * frames
     print(
-        f"{args.streams} streams and {args.rate:g} new calls a second: {audio_s / wall_s:.0f} s of audio a second, "
+        f"{streams} streams and {args.rate:g} new calls a second: {audio_s / wall_s:.0f} s of audio a second, "
         f"{messages / wall_s:.0f} messages a second\n"
         f"to started: p50 {spread.p50:.0f}, p95 {spread.p95:.0f}, most {spread.most:.0f} ms\n"
         f"backbone: {1000 * spent_s / audio_s:.2f} ms of processor time per second of audio ({spent_s / wall_s:.0%}), "
         f"its busiest threads {', '.join(f'{share:.0%}' for share in shares[:3])}\n"
-        f"a step took {step_ms:.1f} ms, the device's part {args.frame_ms:.1f}"
+        f"a step took {step_ms:.1f} ms, {'the GPU and the host' if args.generator == 'cuda' else f'the device {args.frame_ms:.1f} of it'}"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--streams", type=int, default=300)
+    parser.add_argument("--streams", type=int, nargs="+", default=[300])
     parser.add_argument("--rate", type=float, default=30.0)
     parser.add_argument("--duration", type=float, default=12.0)
     parser.add_argument("--frame-ms", type=float, default=53.0)
-    parser.add_argument("--tables", action="store_true", help="the runner for CUDA devices, over a null device")
+    parser.add_argument(
+        "--generator",
+        choices=["none", "tables", "cuda"],
+        default="none",
+        help="the runner for CUDA devices over a null device, or on a GPU with random weights",
+    )
     asyncio.run(measure(parser.parse_args()))
 
 

@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="with --card: of its speed that there is")
     parser.add_argument("--unix", action="store_true", help="stages on sockets of the Unix domain")
     parser.add_argument("--ramp", type=float, help="seconds in which the callers come (a third of the duration, 5)")
-    parser.add_argument("--tables", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--generator", default="none", help=argparse.SUPPRESS)
     parser.add_argument("--card-file", help=argparse.SUPPRESS)
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--listen", help=argparse.SUPPRESS)
@@ -155,7 +155,7 @@ def main() -> None:
     if args.stage and args.card and args.stage != "tokenizer":
         device = null_stages.Card(args.card_file, args.stage, args.card, args.share)
     else:
-        device = null_stages.Device(args.pass_ms / 1000, args.tables)
+        device = null_stages.Device(args.pass_ms / 1000, args.generator)
     work = (
         null_stages.serve(args.stage, settings, device, args.sizes if args.card else ())
         if args.stage

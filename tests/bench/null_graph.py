@@ -1,13 +1,14 @@
-"""The generator's runner for CUDA devices over a device that computes nothing: its tables, uploads and copies are its own.
+"""The generator's runner for CUDA devices, with random weights on one, or over a device that computes nothing.
 
-Runs on a CPU with a model of small shapes, whose frames and prefill passes are waits. What CUDA adds to them (pinned
-memory, the launch of a graph) is not in it.
+The second runs on a CPU with a model of small shapes, whose frames and prefill passes are waits. Tables, uploads and
+copies are the runner's own; what CUDA adds to them (page-locked memory, the launch of a graph) is not in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from baselines import random_model
 
 from models.bundle import Bundle, GeneratorPart, LlamaShape
-from services.backbone.graph_runner import GraphRunner
+from services.backbone.graph_runner import GraphRunner, kernel_plan_for
 from services.backbone.runner_api import Pending
 
 CODE = 7
@@ -41,10 +42,18 @@ class NullGraphRunner:
         return landed
 
 
-def null_graph_runner(
-    bundle: Bundle, slots: int, blocks: int, launch: Callable[[int, int], Callable[[], None]]
-) -> NullGraphRunner:
-    """blocks: of the cache."""
+def runner(
+    bundle: Bundle, slots: int, blocks: int, launch: Callable[[int, int], Callable[[], None]] | None
+) -> NullGraphRunner | GraphRunner:
+    """blocks: of the cache. launch: null_stages.Device.launch; None: on a GPU."""
+    if launch is None:
+        model = random_model(bundle.generator, torch.device("cuda"), torch.bfloat16)
+        plan = partial(kernel_plan_for, persistent_depth=True)
+        on_gpu = GraphRunner(
+            model, slots=slots, blocks=blocks, batch_buckets=(*range(256, 4097, 128),), kernel_plan=plan
+        )
+        on_gpu.warm_up()
+        return on_gpu
     torch.set_num_threads(1)
     backbone = LlamaShape(layers=1, heads=1, kv_heads=1, dim=16, intermediate_dim=16, max_seq_len=2048)
     part = GeneratorPart(
@@ -56,11 +65,11 @@ def null_graph_runner(
         sources=(),
         folder=Path(),
     )
-    runner = GraphRunner(random_model(part, torch.device("cpu"), torch.float32), slots=slots, blocks=blocks)
-    runner._codes.fill_(CODE)
-    runner._graphs = {size: _nothing for size in runner._batch_buckets}
-    runner._prefill_graphs = {size: _nothing for size in runner._prefill_buckets}
-    return NullGraphRunner(runner, launch)
+    on_cpu = GraphRunner(random_model(part, torch.device("cpu"), torch.float32), slots=slots, blocks=blocks)
+    on_cpu._codes.fill_(CODE)
+    on_cpu._graphs = dict.fromkeys(on_cpu._batch_buckets, _nothing)
+    on_cpu._prefill_graphs = dict.fromkeys(on_cpu._prefill_buckets, _nothing)
+    return NullGraphRunner(on_cpu, launch)
 
 
 def _nothing() -> None:

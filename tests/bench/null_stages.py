@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from csm.watermark.v1 import watermark_pb2_grpc
 from models.bundle import Bundle, load_bundle
 from services.backbone.blocks import BlockPool, blocks_for
 from services.backbone.engine import Engine
+from services.backbone.runner_api import Runner
 from services.backbone.scheduler import Scheduler
 from services.backbone.servicer import BackboneServicer
 from services.codec.servicer import CodecServicer
@@ -52,9 +54,9 @@ class Device:
 
     streams = 1  # that each stream stands for
 
-    def __init__(self, pass_s: float, has_tables: bool = False):
-        """has_tables: whether the generator's are kept up as on a GPU (null_graph.py)."""
-        self._pass_s, self._free_s, self.has_tables = pass_s, 0.0, has_tables
+    def __init__(self, pass_s: float, generator: str = "none"):
+        """generator: `tables`, kept up as on a GPU, or a GPU's own with random weights, `cuda` (null_graph.py)."""
+        self._pass_s, self._free_s, self.generator = pass_s, 0.0, generator
 
     def launch(self, count: int, frames: int) -> Callable[[], None]:
         """count: streams. frames: of each. Returns: waits until the pass is done."""
@@ -72,7 +74,7 @@ class Card:
     A pass takes what it takes on an H200, by the tables of docs/performance.md and NOTES.md.
     """
 
-    has_tables = False
+    generator = "none"
 
     def __init__(self, path: str, stage: str, streams: int, share: float = 1.0):
         """streams: that each stream stands for. share: of the card's speed that there is: passes disturb each other."""
@@ -224,12 +226,11 @@ async def open_tokenizer(bundle: Bundle, device: Device | Card, sizes: Sequence[
 async def open_backbone(bundle: Bundle, device: Device | Card, sizes: Sequence[int]) -> AsyncIterator[Stage]:
     pool = BlockPool(SLOTS * blocks_for(512))
     scheduler = Scheduler(slots=SLOTS, queue_capacity=SLOTS, pool=pool)
-    if device.has_tables:
-        from null_graph import null_graph_runner  # it needs torch
+    runner: Runner = NullRunner(device, bundle.codebooks, sizes)
+    if device.generator != "none":
+        import null_graph  # it needs torch
 
-        runner = null_graph_runner(bundle, SLOTS, pool.blocks, device.launch)
-    else:
-        runner = NullRunner(device, bundle.codebooks, sizes)
+        runner = null_graph.runner(bundle, SLOTS, pool.blocks, None if device.generator == "cuda" else device.launch)
     engine = Engine(runner, scheduler)
     servicer = BackboneServicer(bundle, engine, max_frames=1125, device="none", dtype="none")
     engine.start()
@@ -275,5 +276,7 @@ async def serve(name: str, settings, device: Device | Card, sizes: Sequence[int]
     """One stage, until the process is ended. sizes: of a generator's steps."""
     telemetry.configure(name, metrics_listen="127.0.0.1:0")
     async with OPEN[name](load_bundle(BUNDLE), device, sizes) as stage:
+        gc.collect()
+        gc.freeze()  # as services/runtime/server.py does
         await StageServer(stage, settings).start()
         await asyncio.Event().wait()
