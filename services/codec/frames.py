@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,7 +29,10 @@ def codes_of(frames: Sequence[Sequence[int]], *, codebooks: int, bins: int) -> n
     for i, codes in enumerate(frames):
         if len(codes) != codebooks:
             raise FramesError(f"frames[{i}].codes", f"must hold {codebooks} codes, not {len(codes)}")
-    table = np.array([codes[:] for codes in frames], dtype=np.int64)  # numpy reads lists much faster
+    numbers = array("q")  # read from lists: numpy takes half as long again, and longer from what protobuf gives
+    for codes in frames:
+        numbers.fromlist(codes[:])  # type: ignore[arg-type]
+    table = np.frombuffer(numbers, np.int64).reshape(-1, codebooks)
     if table.min() < 0 or table.max() >= bins:
         i, k = np.argwhere((table < 0) | (table >= bins))[0]
         raise FramesError(f"frames[{i}].codes[{k}]", f"must be below {bins}, not {table[i, k]}")

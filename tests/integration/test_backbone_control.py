@@ -226,3 +226,17 @@ async def test_spans_of_a_request_cancelled_in_the_queue(spans):
         assert found(METHOD)[0].attributes["csm.finish_reason"] == "FINISH_REASON_CANCELLED"
         assert not found("prefill") and queue.end_time >= queue.start_time
         await channel.close()
+
+
+async def test_only_a_long_prompt_is_checked_in_a_thread(monkeypatch):
+    """A thread starts late beside a busy engine, and a short prompt takes 50 us."""
+    checked, to_thread = [], asyncio.to_thread
+    monkeypatch.setattr(asyncio, "to_thread", lambda call, *args: checked.append(call) or to_thread(call, *args))
+    async with bench() as backbone:
+        backbone.runner.open.set()
+        for ids, threads in (([1] * 60, 0), ([1] * 70, 1)):
+            wanted = request(max_frames=2)
+            wanted.prompt[0].text.ids[:] = ids
+            assert [answer.WhichOneof("event") async for answer in backbone.stub.Generate(wanted)][-1] == "finished"
+            assert len(checked) == threads
+            await backbone.idle()
