@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64, 256, 512, 1024])
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--count", type=int, default=20, help="passes, one at a time")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of two at once")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of two at once")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try this script without a GPU")
     parser.add_argument("--generator-ms", type=float, default=26.0, help="a frame of the generator")

@@ -87,7 +87,7 @@ for name in "${@:-tests variants bench conversation profile products codec water
         profile) part profile 90 "$PYTHON" tests/bench/profile_frame.py ;;
         products) part products 60 "$PYTHON" tests/bench/bench_products.py ;;
         codec) part codec 120 "$PYTHON" tests/bench/bench_codec.py ;;
-        watermark) part watermark 120 "$PYTHON" tests/bench/bench_watermark.py ;;
+        watermark) part watermark 140 "$PYTHON" tests/bench/bench_watermark.py ;;
         prompts) part prompts 90 "$PYTHON" tests/bench/bench_prompts.py ;;
         shared) part shared 150 "$PYTHON" tests/bench/bench_shared.py --variants plain priority=1 percentage=25 ;;
         peers) part peers 480 "$PYTHON" tests/bench/bench_generator.py --only torchtune transformers ;;
