@@ -123,11 +123,11 @@ class EmbedStream:
     def fill(self, into: NDArray[np.float32]) -> None:
         """Move the next len(into) pending samples to a pass's input."""
         self.pending -= len(into)
-        start, target = 0, into.data  # through these the GIL stays: NumPy gives it away for a few microseconds
+        start = 0
         while start < len(into):
             samples = self._samples.popleft()
             count = min(len(samples), len(into) - start)
-            target[start : start + count] = samples.data[:count]
+            into[start : start + count] = samples[:count]
             if count < len(samples):
                 self._samples.appendleft(samples[count:])
             start += count
