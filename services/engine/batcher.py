@@ -84,10 +84,13 @@ class Batcher(Generic[Item, Result]):
 
     def take(self) -> list[_Pending[Item, Result]] | None:
         while self._pending:
-            first = min(self._pending, key=_deadline)  # of equal ones, the oldest
+            if self._max_batch == 1:
+                first, others = min(self._pending, key=_deadline), []  # of equal ones, the oldest
+            else:
+                first, *others = sorted(self._pending, key=_deadline)
             del self._pending[first]
             try:
-                return [first, *self._fill(first)]
+                return [first, *self._fill(first, others)]
             except Exception as error:  # the policy's
                 self._loop.post([partial(_settle, first, error)])
         return None
@@ -121,11 +124,10 @@ class Batcher(Generic[Item, Result]):
         for each in batch:
             _settle(each, failure)
 
-    def _fill(self, first: _Pending[Item, Result]) -> list[_Pending[Item, Result]]:
-        """Remove and return the other items of its pass."""
-        if self._max_batch == 1:
-            return []
-        others = sorted(self._pending, key=_deadline)
+    def _fill(
+        self, first: _Pending[Item, Result], others: list[_Pending[Item, Result]]
+    ) -> list[_Pending[Item, Result]]:
+        """Remove and return the other items of its pass. others: all that wait, most urgent first."""
         if self._batch_policy is not None:
             others = [others[index] for index in self._batch_policy(first.cost, [each.cost for each in others])]
         others = others[: self._max_batch - 1]

@@ -13,6 +13,8 @@ def select_batch(first: int, others: Sequence[int], max_samples: int) -> list[in
     """
     selected, room = [], max_samples - first
     for index, samples in enumerate(others):
+        if room <= 0:
+            break
         if samples <= room:
             selected.append(index)
             room -= samples
