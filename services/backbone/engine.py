@@ -37,7 +37,7 @@ class EngineStopped(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """How busy an engine is. frame_step_s: median of recent steps, 0 before the first.
+    """How busy an engine is. frame_step_s: median time from one frame of all to the next, 0 before the first.
 
     blocks_*: of the key-value cache, see blocks.py. prompt_tokens, prefix_hit_tokens: of all prompts admitted
     since the start, and how many of them were found in the prefix cache.
@@ -65,7 +65,8 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
     ):
-        # Called by the thread after each step, with its time and requests.
+        # Called by the thread after each step of all who are ready, with its requests and its time, that of small steps
+        # since the last one included: so often a stream gets a frame.
         self.on_step: Callable[[float, Sequence[SequenceState]], None] = lambda seconds, seqs: None
         self._runner = runner
         self._scheduler = scheduler
@@ -76,7 +77,8 @@ class Engine:
         self._heartbeat_s = clock()
         self._step_s: deque[float] = deque(maxlen=64)
         self._collected_s = clock()
-        self._in_flight: deque[tuple[list[SequenceState], float, Pending]] = deque()  # launched (at), not collected
+        self._small_s = 0.0  # of small steps since the last one of all
+        self._in_flight: deque[tuple[Schedule, float, Pending]] = deque()  # launched (at), not collected
         self._outbox: list[StreamEvent] = []  # the thread's own until it sends them
         self._hand_over: HandOver[StreamEvent] | None = None
         self._thread = threading.Thread(target=self._run, name="backbone-engine", daemon=True)
@@ -182,7 +184,7 @@ class Engine:
         if schedule.step:
             launched_s = self._clock()
             pending = self._runner.launch([seq.slot for seq in schedule.step])  # type: ignore[misc]
-            self._in_flight.append((schedule.step, launched_s, pending))
+            self._in_flight.append((schedule, launched_s, pending))
         while len(self._in_flight) > (self._runner.frames_ahead if schedule.step else 0):
             self._collect()
         self._send_events()
@@ -208,16 +210,19 @@ class Engine:
 
     def _collect(self) -> None:
         """Read the frames of the oldest step in flight."""
-        seqs, launched_s, pending = self._in_flight.popleft()
+        schedule, launched_s, pending = self._in_flight.popleft()
         rows = rows_of(pending())
         now = self._clock()
-        step_s = now - max(launched_s, self._collected_s)
-        self.on_step(step_s, seqs)
+        step_s = now - max(launched_s, self._collected_s) + self._small_s
+        self._small_s = step_s if schedule.is_small else 0.0
+        if not schedule.is_small:
+            self.on_step(step_s, schedule.step)
         with self._wake:
-            self._step_s.append(step_s)
+            if not schedule.is_small:
+                self._step_s.append(step_s)
             self._collected_s = now
             on_frame, outbox = self._scheduler.on_frame, self._outbox
-            for seq, row in zip(seqs, rows, strict=True):
+            for seq, row in zip(schedule.step, rows, strict=True):
                 if seq.finish is not None:  # it ended while the step was in flight
                     continue
                 is_complete = on_frame(seq, row, now) and seq.stream.add(row)

@@ -43,6 +43,7 @@ class Schedule:
     admitted: list[SequenceState] = field(default_factory=list)  # new to the runner
     prefill: list[SequenceState] = field(default_factory=list)
     step: list[SequenceState] = field(default_factory=list)
+    is_small: bool = False  # some who are ready sit this step out (newcomers.py)
     wait_s: float | None = None  # with nothing to do: when something may expire
 
     @property
@@ -150,7 +151,9 @@ class Scheduler:
             elif self._is_ready(seq):
                 ready.append(seq)
         if self._newcomers is not None:
+            count = len(ready)
             ready = self._newcomers.choose(ready, bool(schedule.prefill), now)
+            schedule.is_small = len(ready) < count
         for seq in ready:
             self._schedule(seq)
         schedule.step = ready

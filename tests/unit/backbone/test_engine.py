@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.backbone.request import FinishReason
-from services.backbone.scheduler import QueueFull
+from services.backbone.blocks import BlockPool
+from services.backbone.engine import Engine
+from services.backbone.newcomers import NewcomersFirst
+from services.backbone.request import FinishReason, Request, Sampling
+from services.backbone.scheduler import QueueFull, Scheduler
 from support.backbone_engines import Bench, FakeRunner, lists, until
 
 pytestmark = pytest.mark.timeout(30)
@@ -155,3 +158,38 @@ async def test_a_runner_that_is_a_frame_ahead_gives_the_same_streams():
         await until(lambda: runner.held == {})
         load = bench.engine.load()
         assert (load.slots_active, load.blocks_used, runner.under_way) == (0, 0, 0)
+
+
+class TimedRunner(FakeRunner):
+    """A step takes a second a slot, by a clock that nothing else moves."""
+
+    now = 0.0
+
+    def step(self, slots):
+        frames = super().step(slots)
+        self.now += len(slots)
+        return frames
+
+
+async def test_a_small_step_counts_with_the_next_one_of_all():
+    """So what is told as a step's time is how often a stream gets a frame."""
+    runner, told = TimedRunner(free=False), []
+    newcomers = NewcomersFirst(10.0, head_start_s=1.0)
+    scheduler = Scheduler(slots=5, queue_capacity=0, pool=BlockPool(256), newcomers=newcomers)
+    engine = Engine(runner, scheduler, clock=lambda: runner.now)
+    engine.on_step = lambda seconds, seqs: told.append((len(seqs), seconds))
+    for number in range(1, 5):
+        engine.submit(Request(number, Sampling(), 64, held_back_frames=0))
+    engine.start()
+    try:
+        runner.allow(12)  # some of them with the next one's prompt
+        await until(lambda: sum(each[0] == "step" for each in runner.log) == 12)
+        engine.submit(Request(5, Sampling(), 64, held_back_frames=64))
+        runner.allow(9)
+        await until(lambda: runner.log.count(("step", [1, 2, 3, 4, 5])) == 4)
+    finally:
+        runner.free = True
+        runner.allow(1)
+        await engine.stop(0)
+    assert runner.log.count(("step", [5])) >= 3
+    assert [each for each in told if each[0] == 5][:4] == [(5, 6.0)] * 4
