@@ -57,7 +57,9 @@ async def measure(args: argparse.Namespace) -> None:
         await server.wait()
 
 
-async def load(stub: backbone_pb2_grpc.BackboneServiceStub, args: argparse.Namespace, streams: int, pid: int) -> None:
+async def load(
+    stub: backbone_pb2_grpc.BackboneServiceAsyncStub, args: argparse.Namespace, streams: int, pid: int
+) -> None:
     started_s: list[float] = []
     frames = messages = 0
 

@@ -254,8 +254,8 @@ async def run(work: Path, out: Path) -> int:
             measuring = asyncio.ensure_future(measure_all(chain, out))
             died = [asyncio.ensure_future(supervisor.wait_died()) for supervisor in supervisors]
             try:
-                done, _ = await asyncio.wait({*died, measuring}, return_when=asyncio.FIRST_COMPLETED)
-                for task in sorted(done, key=lambda task: task is measuring):
+                ended, _ = await asyncio.wait({*died, measuring}, return_when=asyncio.FIRST_COMPLETED)
+                for task in sorted(ended, key=lambda task: task is measuring):
                     task.result()
             finally:
                 for task in (*died, measuring):

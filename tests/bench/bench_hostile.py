@@ -215,7 +215,7 @@ CASES = (
 )
 
 
-async def first_audio_s(speech: speech_pb2_grpc.SpeechServiceStub) -> float:
+async def first_audio_s(speech: speech_pb2_grpc.SpeechServiceAsyncStub) -> float:
     began = time.monotonic()
     request = speech_pb2.StreamSynthesizeRequest(
         utterance=speech_pb2.Utterance(text="The tide was out.", max_audio_ms=800)

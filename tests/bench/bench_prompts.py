@@ -5,7 +5,7 @@ from samples in the host's memory to all codes there. Ours go through the servic
 first; "alone" is one clip a pass. Stock is moshi's MimiModel.encode without its torch.compile, clip by clip and all
 in one call. Which codes are as those of a clip alone is seen in fp32: sums in another order tip close decisions, and with
 one code all those behind it in its frame. First of all, what a pass costs whose shape the device's libraries have not seen: why
-clips are filled up to few lengths there, and the service makes one pass of each before it is ready.
+clips are padded to few lengths there, and the service makes one pass of each before it is ready.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def codes(arguments: argparse.Namespace, mimi: MimiModel, device: torch.device, 
 
 
 def first_times(arguments: argparse.Namespace, encoder: ClipEncoder) -> None:
-    """The price of a shape that is new, of clips that are not filled up, by lengths that nothing before had."""
+    """The price of a shape that is new, of clips that are not padded, by lengths that nothing before had."""
     print("| passes of | ms, a new length: median | most | again: median | most |\n|---|---|---|---|---|")
     for number in sorted({1, min(8, max(arguments.clips))}):
         new, again = [], []
@@ -195,7 +195,7 @@ def main() -> None:
     print(f"{where}; torch {torch.__version__}, moshi {moshi}, Python {platform.python_version()}; "
           f"{mimi.num_codebooks} codebooks, passes of at most {arguments.batch} clips and {arguments.audio_s:g} s\n", flush=True)  # fmt: skip
     encoder = ClipEncoder(mimi)
-    first_times(arguments, ClipEncoder(mimi, fill=False))
+    first_times(arguments, ClipEncoder(mimi, pad=False))
     began = time.perf_counter()
     encoder.warm_up()
     print(f"\nwarm-up {time.perf_counter() - began:.1f} s", flush=True)

@@ -41,7 +41,7 @@ class Frames:
         state = self.runner._state
         state.positions[:-1], state.frames[:-1] = self._context, 0
         state.next_inputs.copy_(self._inputs)
-        self.runner._batch[:batch] = torch.arange(batch, device=state.positions.device)
+        self.runner._step.batch[:batch] = torch.arange(batch, device=state.positions.device)
 
     @property
     def before_rewind(self) -> int:
