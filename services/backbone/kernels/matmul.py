@@ -122,9 +122,11 @@ def _gated_tiles(
     out.store([row, output], gated.to(tl.bfloat16))
 
 
-def linear_gated(rows: Tensor, gate_up: Tensor, overlap: bool = False) -> Tensor:
-    if gated_product.supports(rows, gate_up):
-        return gated_product.linear_gated(rows, gate_up)
+def linear_gated(
+    rows: Tensor, gate_up: Tensor, overlap: bool = False, squares: Tensor | None = None, eps: float = 0.0
+) -> Tensor:
+    if squares is not None or gated_product.supports(rows, gate_up):
+        return gated_product.linear_gated(rows, gate_up, None, squares, eps)
     return triton_linear_gated(rows, gate_up, overlap)
 
 

@@ -9,6 +9,7 @@ waits inside for what it reads. It changes speed, never results.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -130,9 +131,45 @@ def linear_parts(rows: Tensor, weight: Tensor, overlap: bool = False) -> Tensor:
     return F.linear(rows, weight)
 
 
-def linear_gated(rows: Tensor, gate_up: Tensor, overlap: bool = False) -> Tensor:
-    """silu_mul of rows gate_upᵀ. rows: [N, D]; gate_up: [2 F, D], gate first. Returns: [N, F]."""
-    return silu_mul(F.linear(rows, gate_up))
+def linear_gated(
+    rows: Tensor, gate_up: Tensor, overlap: bool = False, squares: Tensor | None = None, eps: float = 0.0
+) -> Tensor:
+    """silu_mul of rows gate_upᵀ. rows: [N, D], see linear_scaled(); gate_up: [2 F, D], gate first. Returns: [N, F]."""
+    return silu_mul(F.linear(rows, gate_up) if squares is None else linear_scaled(rows, squares, eps, gate_up))
+
+
+def defers_norms(out: Tensor, down: Tensor) -> bool:
+    """Whether linear_add_scaled() takes such weights, and linear_scaled() and linear_gated() what it gives."""
+    return True
+
+
+def empty_parts(device: torch.device) -> Tensor:
+    """What linear_add_scaled() keeps partial sums in: one tensor for calls that follow one another."""
+    return torch.empty(0, device=device)
+
+
+def linear_add_scaled(rows: Tensor, weight: Tensor, x: Tensor, scale: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
+    """x += rows weightᵀ, in place, and RMSNorm(x) · scale but for its factor, which linear_scaled() applies.
+
+    rows: [N, M]; weight: [D, M]; x: [N, D] fp32; scale: [D]. parts: of empty_parts().
+    Returns: x · scale, [N, D], and sums of squares of parts of x, [N, T] fp32.
+    """
+    x += F.linear(rows, weight)
+    return (x * scale.float()).to(scale.dtype), x.square().sum(dim=1, keepdim=True)
+
+
+def linear_scaled(rows: Tensor, squares: Tensor | None, eps: float, weight: Tensor) -> Tensor:
+    """rows weightᵀ / √(mean square + eps), or without a factor. rows: [N, D]; squares: [N, T]; weight: [M, D]. Returns: [N, M]."""
+    product = F.linear(rows, weight)
+    if squares is None:
+        return product
+    return (product.float() * (squares.sum(dim=1, keepdim=True) / rows.shape[1] + eps).rsqrt()).to(product.dtype)
+
+
+def compile_deferring(
+    counts: Iterable[int], qkv: Tensor, out: Tensor, gate_up: Tensor, down: Tensor, heads: Iterable[Tensor]
+) -> None:
+    """Compile, side by side, what products with deferred norms take for so many rows. heads: weights after the last norm."""
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

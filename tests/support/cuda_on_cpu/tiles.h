@@ -1,4 +1,4 @@
-// What gated_cuda/ptx.cu has in PTX. Boxes arrive one by one in an order of chance, products are made as late as they may be.
+// What wgmma_cuda/ptx.cu has in PTX. Boxes arrive one by one in an order of chance, products are made as late as they may be.
 #include <functional>
 #include <map>
 
@@ -122,6 +122,10 @@ template <int SUMS> static void multiply(float (&sums)[SUMS], u64 x, u64 weights
             d[index] = sum;
         }
     });
+}
+template <class Value> static Value load_new(const Value *at) {
+    wait_a_turn();
+    return *at;
 }
 static float exp2_of(float x) { return exp2f(x); }
 static float inverse_of(float x) { return 1.0f / x; }

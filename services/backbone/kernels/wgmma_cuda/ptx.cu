@@ -1,4 +1,4 @@
-// All that is written in PTX. Part of one source, see product.cu. tests/support/cuda_on_cpu has the same for a CPU.
+// All that is written in PTX. Part of one source, see gated.cu. tests/support/cuda_on_cpu has the same for a CPU.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -93,6 +93,26 @@ __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.syn
 __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void wait_for_products() { // until at most N groups are left
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+// What blocks of one launch tell each other, or an earlier launch this one, by way of the L2 cache.
+__device__ __forceinline__ float load_new(const float *at) {
+    float v;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory");
+    return v;
+}
+__device__ __forceinline__ float2 load_new(const float2 *at) {
+    float2 v;
+    asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(at) : "memory");
+    return v;
+}
+__device__ __forceinline__ float4 load_new(const float4 *at) {
+    float4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(at)
+                 : "memory");
+    return v;
 }
 
 __device__ __forceinline__ float exp2_of(float x) {
