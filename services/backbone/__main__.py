@@ -23,7 +23,7 @@ from services.backbone.config import BackboneSettings
 from services.backbone.eager_runner import EagerRunner
 from services.backbone.engine import Engine
 from services.backbone.graph_runner import GraphRunner, kernel_plan_for
-from services.backbone.kernels import can_overlap, persistent
+from services.backbone.kernels import can_defer_norms, can_overlap, persistent
 from services.backbone.newcomers import NewcomersFirst
 from services.backbone.scheduler import Scheduler
 from services.backbone.servicer import BackboneServicer
@@ -93,7 +93,8 @@ def _load(settings: BackboneSettings, bundle: Bundle) -> EagerRunner | GraphRunn
     if settings.runner == "graph" or (settings.runner == "auto" and device.type == "cuda"):
         prefill = settings.max_prefill_tokens or 512
         persists = _uses_persistent_depth(settings, bundle, dtype, device)
-        plan = partial(kernel_plan_for, persistent_depth=persists, overlap=can_overlap(device))
+        can = {"overlap": can_overlap(device), "defers": can_defer_norms(device)}
+        plan = partial(kernel_plan_for, persistent_depth=persists, **can)
         runner = GraphRunner(model, slots=slots, blocks=blocks, max_prefill_tokens=prefill, kernel_plan=plan)
     else:
         prefill, batch = settings.max_prefill_tokens or 64, settings.eager_batch

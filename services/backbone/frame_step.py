@@ -7,7 +7,7 @@ in the tensors of `SlotState`; a slot joins or leaves by a change to them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from types import ModuleType
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.backbone.blocks import blocks_for
-from services.backbone.fused_llama import FusedLlama, KernelPlan
+from services.backbone.fused_llama import FusedLlama, KernelPlan, Rows
 from services.backbone.kernels.persistent import DepthKernel, DepthWeights
 from services.backbone.model import CsmModel, rope_table
 from services.backbone.transformer import Transformer
@@ -89,10 +89,15 @@ class FrameStep:
         state.numbers[:2].index_copy_(1, slots, numbers[:2] + 1)
         state.numbers[:2, state.slots] = 0  # padding stays at the start
 
-    def compile_depth(self, sizes: Sequence[int]) -> None:
-        """Compile the persistent depth decoder for batch sizes that will be run, side by side. Raises: CompileError."""
-        if sizes:
-            self._packed_depth().compile(sizes)
+    def compile(self, plans: Mapping[int, KernelPlan]) -> None:
+        """Compile, side by side, what takes long, for batch sizes and their plans. Raises: CompileError."""
+        persistent = [size for size, plan in plans.items() if plan.persistent_depth]
+        if persistent:
+            self._packed_depth().compile(persistent)
+        deferring = [size for size, plan in plans.items() if plan.deferred_norms]
+        if deferring:
+            self.backbone.compile(deferring, [self._projection, self._heads[0]])
+            self._depth.compile({*deferring, *(2 * size for size in deferring)}, self._heads[1:2])
 
     def _packed_depth(self) -> DepthWeights:
         if self._depth_weights is None:
@@ -106,10 +111,10 @@ class FrameStep:
             self._depth_kernels[batch] = DepthKernel(self._packed_depth(), batch)
         return self._depth_kernels[batch]
 
-    def _decode(self, hidden: Tensor, sampling: tuple[Tensor, ...], codes: Tensor, plan: KernelPlan) -> None:
+    def _decode(self, hidden: Rows, sampling: tuple[Tensor, ...], codes: Tensor, plan: KernelPlan) -> None:
         """The depth decoder (depth_decoder.py explains it): backbone outputs [B, D] → codes [B, K]."""
-        batch, depth = len(hidden), self._depth
-        inputs = torch.empty(2 * batch, self._projection.shape[0], device=hidden.device, dtype=torch.float32)
+        batch, depth, device = len(codes), self._depth, codes.device
+        inputs = torch.empty(2 * batch, self._projection.shape[0], device=device, dtype=torch.float32)
         # A launch without overlap (a copy would not do: overlapping launches cannot follow one). After it all earlier
         # work is over, which overlapping kernels rely on for what they read before they wait.
         torch.add(self.backbone.head(hidden, self._projection, plan), 0.0, out=inputs[:batch])
@@ -120,9 +125,9 @@ class FrameStep:
         draw(self.backbone.head(hidden, self._heads[0], plan), 0, inputs[batch:])
         first_plan = KernelPlan() if plan.matvec else plan  # two rows a slot, too many for `matvec`
         attend = depth.first_attention(self._blocks_per_slot, first_plan)
-        out, out_plan = depth.forward(inputs, attend, first_plan)[batch:], first_plan
+        out, out_plan = depth.forward(inputs, attend, first_plan, last=batch), first_plan
         for codebook in range(1, self.codebooks):
-            inputs = torch.empty(batch, inputs.shape[1], device=hidden.device, dtype=torch.float32)
+            inputs = torch.empty(batch, inputs.shape[1], device=device, dtype=torch.float32)
             draw(depth.head(out, self._heads[codebook], out_plan), codebook, inputs)
             out_plan = plan
             if codebook + 1 < self.codebooks:

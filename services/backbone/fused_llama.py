@@ -7,9 +7,10 @@ them, is an operation of kernels/, so that nothing makes the host wait.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ class KernelPlan:
     matvec: for a batch of one, products fused with norm, activation and residual.
     gated_matmul: for a larger batch, the MLP's first product and its activation are one launch.
     split_products: for some hundred rows, `out` and `down` give partial sums, which the norm adds up.
+    deferred_norms: for many rows, `out` and `down` add to the residual and prepare the norm, whose factor the next products
+        apply; where operations can (defers_norms), otherwise as without it.
     overlap: programmatic dependent launch: a kernel starts, and may prefetch its weights, while the previous one ends.
     persistent_depth: the depth decoder's whole frame is one launch (kernels/persistent.py).
     """
@@ -36,8 +39,19 @@ class KernelPlan:
     matvec: bool = False
     gated_matmul: bool = False
     split_products: bool = False
+    deferred_norms: bool = False
     overlap: bool = False
     persistent_depth: bool = False
+
+
+class Rows(NamedTuple):
+    """What a product takes: [N, D]. Where `squares` are given, sums of squares [N, T] fp32, its sums get RMSNorm's factor.
+
+    With KernelPlan.matvec these are the residual stream, fp32, whose norm is part of the product.
+    """
+
+    values: Tensor
+    squares: Tensor | None = None
 
 
 # (qkv, one layer's keys and values) → [N, H * hd]; for aligned rows also which row of qkv each has, [N] int64
@@ -55,6 +69,9 @@ class FusedLlama:
         self._layers, self._norm = transformer.layers, transformer.norm
         self._rope = torch.view_as_real(transformer.rope).flatten(1).contiguous()  # [max_seq_len, hd]
         self._ops = operations
+        first = self._layers[0]
+        self._can_defer = operations.defers_norms(first.out, first.down)
+        self._parts = operations.empty_parts(weight.device) if self._can_defer else None
 
     def packed_for_depth(
         self, projection: Tensor, heads: list[Tensor], table: Tensor, first_qkv: Tensor
@@ -114,51 +131,74 @@ class FusedLlama:
         return F.linear(self._ops.add_norm(x.float(), None, first.attention_norm, self.shape.norm_eps), first.qkv)
 
     def forward(
-        self, x: Tensor, attend: Attend, plan: KernelPlan, known: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
+        self, x: Tensor, attend: Attend, plan: KernelPlan, known: tuple[Tensor, Tensor] | None = None, last: int = 0
+    ) -> Rows:
         """All layers.
 
         x: [N, D] fp32, overwritten. attend: from paged_attention() or aligned_attention().
         known: the first layer's qkv, [V, (H + 2 KV) hd], and which of its rows each of x has, [N] int64; for
             aligned_attention() alone. None computes it.
-        Returns: [N, D], what head() takes.
+        last: if given, so many rows, the last ones, are wanted; of the others only keys and values. 0: all.
+        Returns: what head() takes.
         """
         ops, eps, overlap = self._ops, self.shape.norm_eps, plan.overlap
+        defers = self._defers(plan)
         product = ops.linear_parts if plan.split_products else ops.linear
-        normed = None
+        rows = None
         if known is None and not plan.matvec:
-            normed = ops.add_norm(x, None, self._layers[0].attention_norm, eps, overlap)
+            rows = Rows(ops.add_norm(x, None, self._layers[0].attention_norm, eps, overlap))
+
+        def add(to_add: Tensor, weight: Tensor, scale: Tensor) -> Rows:
+            if defers:
+                return Rows(*ops.linear_add_scaled(to_add, weight, x, scale, self._parts))
+            return Rows(ops.add_norm(x, product(to_add, weight, overlap), scale, eps, overlap))
+
         for index, layer in enumerate(self._layers):
             keys, values = self.cache.keys[index], self.cache.values[index]
             is_last = index + 1 == len(self._layers)
             if index == 0 and known is not None:
                 table, picked = known
                 attended = attend(table, keys, values, picked)
-            elif normed is None:
+            elif rows is None:
                 attended = attend(ops.norm_linear(x, layer.attention_norm, eps, layer.qkv, overlap), keys, values)
             else:
-                attended = attend(ops.linear(normed, layer.qkv, overlap), keys, values)
+                attended = attend(self._product(rows, layer.qkv, plan), keys, values)
+            if is_last:
+                attended, x = attended[-last:], x[-last:]
             if plan.matvec:
                 ops.linear_add(attended, layer.out, x, overlap)
                 gated = ops.norm_gated(x, layer.mlp_norm, eps, layer.gate_up, overlap)
                 ops.linear_add(gated, layer.down, x, overlap)
                 continue
-            normed = ops.add_norm(x, product(attended, layer.out, overlap), layer.mlp_norm, eps, overlap)
+            rows = add(attended, layer.out, layer.mlp_norm)
             gated = (
-                ops.linear_gated(normed, layer.gate_up, overlap)
+                ops.linear_gated(rows.values, layer.gate_up, overlap, rows.squares, eps)
                 if plan.gated_matmul
-                else ops.silu_mul(F.linear(normed, layer.gate_up))
+                else ops.silu_mul(F.linear(rows.values, layer.gate_up))
             )
-            next_norm = self._norm if is_last else self._layers[index + 1].attention_norm
-            normed = ops.add_norm(x, product(gated, layer.down, overlap), next_norm, eps, overlap)
-        return x if normed is None else normed
+            rows = add(gated, layer.down, self._norm if is_last else self._layers[index + 1].attention_norm)
+        return Rows(x) if rows is None else rows
 
-    def normed(self, out: Tensor, plan: KernelPlan) -> Tensor:
-        """The last norm. out: rows of what forward gave with the same plan. Returns: [N, D], the weights' dtype."""
-        return self._ops.add_norm(out, None, self._norm, self.shape.norm_eps) if plan.matvec else out
+    def compile(self, counts: Iterable[int], heads: Iterable[Tensor]) -> None:
+        """Compile, side by side, what so many rows take with deferred norms. heads: head()'s weights."""
+        if self._can_defer:
+            first = self._layers[0]
+            self._ops.compile_deferring(counts, first.qkv, first.out, first.gate_up, first.down, heads)
 
-    def head(self, out: Tensor, weight: Tensor, plan: KernelPlan) -> Tensor:
+    def normed(self, out: Rows, plan: KernelPlan) -> Tensor:
+        """The last norm. out: rows of what forward gave with the same plan, without deferred norms. Returns: [N, D], the weights' dtype."""
+        return self._ops.add_norm(out.values, None, self._norm, self.shape.norm_eps) if plan.matvec else out.values
+
+    def head(self, out: Rows, weight: Tensor, plan: KernelPlan) -> Tensor:
         """The last norm and a product. out: rows of what forward gave with the same plan. Returns: [N, M]."""
         if plan.matvec:
-            return self._ops.norm_linear(out, self._norm, self.shape.norm_eps, weight, plan.overlap)
-        return self._ops.linear(out, weight, plan.overlap)
+            return self._ops.norm_linear(out.values, self._norm, self.shape.norm_eps, weight, plan.overlap)
+        return self._product(out, weight, plan)
+
+    def _defers(self, plan: KernelPlan) -> bool:
+        return plan.deferred_norms and plan.gated_matmul and self._can_defer
+
+    def _product(self, rows: Rows, weight: Tensor, plan: KernelPlan) -> Tensor:
+        if self._defers(plan):
+            return self._ops.linear_scaled(rows.values, rows.squares, self.shape.norm_eps, weight)
+        return self._ops.linear(rows.values, weight, plan.overlap)

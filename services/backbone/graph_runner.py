@@ -42,16 +42,19 @@ from services.engine.graphs import GraphRecorder, on_device
 # all slots made 1,250 streams of 1,536 or 2,048 slots take the time of all slots.
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, *range(384, 4097, 128))
 _MAX_SPLITS = 16
+_DEFERS_UP_TO = 1024  # rows
 _MEMORY_SHARE = (
     0.85  # of the memory that is free once the weights are loaded; graphs, prefill and the depth cache take the rest
 )
 
 
-def kernel_plan_for(batch: int, persistent_depth: bool = False, overlap: bool = True) -> KernelPlan:
+def kernel_plan_for(
+    batch: int, persistent_depth: bool = False, overlap: bool = True, defers: bool = True
+) -> KernelPlan:
     """The fastest kernels for a batch size, by tests/bench/bench_variants.py.
 
-    persistent_depth: whether kernels/persistent.py may be used. overlap: kernels.can_overlap of the device; without it
-    the plan has what any GPU can run.
+    persistent_depth: whether kernels/persistent.py may be used. overlap, defers: kernels.can_overlap and
+    kernels.can_defer_norms of the device; without overlap the plan has what any GPU can run.
     """
     if not overlap:
         return KernelPlan(matvec=batch == 1)
@@ -60,6 +63,8 @@ def kernel_plan_for(batch: int, persistent_depth: bool = False, overlap: bool = 
         return KernelPlan(matvec=True, overlap=True, persistent_depth=is_persistent)
     if is_persistent:
         return KernelPlan(persistent_depth=True)
+    if defers and batch <= _DEFERS_UP_TO:
+        return KernelPlan(gated_matmul=True, split_products=batch <= 512, deferred_norms=True, overlap=True)
     overlaps = batch <= 512
     return KernelPlan(gated_matmul=True, split_products=overlaps, overlap=overlaps)
 
@@ -213,9 +218,7 @@ class GraphRunner:
         with on_device(self.device):
             if self._is_cuda:
                 recorder = GraphRecorder()
-                self._frame.compile_depth(
-                    [size for size in self._batch_buckets if self._kernel_plan(size).persistent_depth]
-                )
+                self._frame.compile({size: self._kernel_plan(size) for size in self._batch_buckets})
                 self._prefill_at[0] = self.slots  # all rows are padding meanwhile
                 for size in reversed(self._prefill_buckets):
                     self._prefill_graphs[size], _ = recorder(partial(self._run_prefill, size))

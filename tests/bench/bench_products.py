@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from services.backbone.graph_runner import kernel_plan_for
 from services.backbone.kernels import triton_ops
 from services.backbone.kernels.matmul import triton_linear_gated
 from services.engine.graphs import GraphRecorder
@@ -50,8 +51,15 @@ class Product:
         rows = torch.randn(count, self.width, device=device, dtype=torch.bfloat16)
         x = torch.randn(count, self.outputs, device=device)
         scale = torch.rand(self.outputs, device=device, dtype=torch.bfloat16)
+        plan = kernel_plan_for(count)
+        if plan.deferred_norms and not self.is_gated:
+            if not self.has_norm:
+                squares = torch.rand(count, 8, device=device)
+                return lambda weight: triton_ops.linear_scaled(rows, squares, 1e-5, weight)
+            parts = triton_ops.empty_parts(device)
+            return lambda weight: triton_ops.linear_add_scaled(rows, weight, x, scale, parts)
         if self.has_norm:
-            product = triton_ops.linear_parts if count <= 512 else F.linear
+            product = triton_ops.linear_parts if plan.split_products else F.linear
             return lambda weight: triton_ops.add_norm(x, product(rows, weight), scale, 1e-5)
         gated = triton_linear_gated if self.is_triton else triton_ops.linear_gated
         return lambda weight: gated(rows, weight) if self.is_gated else F.linear(rows, weight)

@@ -32,6 +32,7 @@ def choices(batch: int, persistent_depth: bool) -> dict[str, KernelPlan]:
         found["step attention, gated matmul"] = KernelPlan(gated_matmul=True)
         found["the same, split products"] = KernelPlan(gated_matmul=True, split_products=True)
         found["the same, split products, overlap"] = KernelPlan(gated_matmul=True, split_products=True, overlap=True)
+        found["deferred norms, overlap"] = KernelPlan(gated_matmul=True, deferred_norms=True, overlap=True)
     if persistent_depth and batch <= MAX_BATCH:
         found["persistent depth"] = dataclasses.replace(
             KernelPlan() if batch > 1 else kernel_plan_for(1), persistent_depth=True

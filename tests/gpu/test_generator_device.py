@@ -95,9 +95,10 @@ def frame_logits(model, prompts, forced, monkeypatch, plan):
 ], ids=["tiny", "narrow", "csm-1b"])  # fmt: skip
 @pytest.mark.parametrize("plan", [
     KernelPlan(step_attention=False), KernelPlan(matvec=True), KernelPlan(gated_matmul=True),
+    KernelPlan(gated_matmul=True, deferred_norms=True),
     pytest.param(KernelPlan(matvec=True, overlap=True), marks=pytest.mark.gpu),
     pytest.param(KernelPlan(persistent_depth=True), marks=pytest.mark.gpu),
-], ids=["library", "matvec", "gated_matmul", "overlap", "persistent"])  # fmt: skip
+], ids=["library", "matvec", "gated_matmul", "deferred norms", "overlap", "persistent"])  # fmt: skip
 def test_teacher_forced_logits(device, dtype, most, part, plan, monkeypatch):
     """‖ours - eager fp32‖ / ‖eager fp32‖ over all logits of each stream."""
     if device == "cpu" and dtype == torch.bfloat16:

@@ -11,6 +11,8 @@ from types import ModuleType
 
 import torch
 
+from services.backbone.kernels.wgmma import has_kernels
+
 
 def operations_for(device: torch.device) -> ModuleType:
     """The module of operations for a device. Imports Triton on CUDA alone."""
@@ -24,3 +26,8 @@ def can_overlap(device: torch.device) -> bool:
     a multiprocessor): compute capabilities 9 and 10, an H100 or B200. An A100 has no such launch, an RTX too little memory.
     """
     return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)
+
+
+def can_defer_norms(device: torch.device) -> bool:
+    """Whether a device has the products of wgmma.py, which prepare and apply norms: compute capability 9.0."""
+    return device.type != "cuda" or has_kernels(device)

@@ -253,11 +253,12 @@ CHOICES = [
     KernelPlan(step_attention=False), KernelPlan(matvec=True), KernelPlan(gated_matmul=True, split_products=True),
     pytest.param(KernelPlan(matvec=True, overlap=True), marks=pytest.mark.gpu),
     pytest.param(KernelPlan(gated_matmul=True, split_products=True, overlap=True), marks=pytest.mark.gpu),
+    KernelPlan(gated_matmul=True, deferred_norms=True),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "plan", CHOICES, ids=["library", "matvec", "many rows", "matvec, overlap", "many rows, overlap"]
+    "plan", CHOICES, ids=["library", "matvec", "many rows", "matvec, overlap", "many rows, overlap", "deferred"]
 )
 @pytest.mark.parametrize("count", [1, 3])
 @torch.inference_mode()
