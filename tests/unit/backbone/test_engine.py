@@ -172,7 +172,7 @@ class TimedRunner(FakeRunner):
 
 
 async def test_a_small_step_counts_with_the_next_one_of_all():
-    """So what is told as a step's time is how often a stream gets a frame."""
+    """So the time of a step is how often a stream gets a frame."""
     runner, told = TimedRunner(free=False), []
     newcomers = NewcomersFirst(10.0, head_start_s=1.0)
     scheduler = Scheduler(slots=5, queue_capacity=0, pool=BlockPool(256), newcomers=newcomers)
