@@ -5,9 +5,9 @@ runner_api.py says what the engine needs of a runner.
 Prefill leaves the last prompt token to the first step, so that every frame is the same work: one token
 through the backbone, then the depth decoder.
 
-A request's frames do not depend on the batch. Matmuls round differently at other batch sizes (a CPU's
-one-row product does; from four rows on MKL's rows are independent), so every step is computed at exactly
-`batch_size` rows and every prefill at no fewer than four, padding included; attention goes slot by slot; noise
+A request's frames do not depend on the batch. Matmuls round differently at other batch sizes (MKL's rows are
+independent from four rows on with AVX2, from sixteen with AVX-512), so every step is computed at exactly
+`batch_size` rows and every prefill at no fewer than sixteen, padding included; attention goes slot by slot; noise
 is counter-based; prompts are cut at multiples of `max_prefill_tokens`, wherever their cached prefix ends. So
 sharing a prefix that was prefilled changes no code.
 
@@ -37,7 +37,7 @@ from services.backbone.runner_api import Pending
 from services.backbone.sampling import sample
 from services.backbone.transformer import Transformer, attention
 
-_MIN_PREFILL_ROWS = 4
+_MIN_PREFILL_ROWS = 16
 _MAX_COPIED_BYTES = 256 << 20  # of a model: a larger one's weights are not held twice, whatever is faster
 _NOISE_FRAMES = 4
 _WARM_UP = Sampling(temperature=1.0, top_k=1, seed=0)
