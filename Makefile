@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TEST_INPUTS := examples/node/package.json tests/browser/package.json .ci/npm.sh
+TEST_INPUTS := .ci/install.sh examples/node/package.json tests/browser/package.json .ci/npm.sh
 INSTALL_INPUTS := pyproject.toml gateway/client/pyproject.toml models/embedded/pyproject.toml constraints.txt requirements-nodeps.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -19,23 +19,23 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 # The stamps make a second run install nothing; they go stale when a pin changes. pip would compile one file after
-# another, on one processor; some packages have files that no Python 3 compiles.
-COMPILE := $(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib/python3*/site-packages || true
-define install
-test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-$(BIN)/pip install --quiet --no-compile -c constraints.txt -e gateway/client -e models/embedded -e '.[$(1)]'
-$(BIN)/pip install --quiet --no-compile --no-deps -r requirements-nodeps.txt
-endef
-
+# another, on one processor; some packages have files that no Python 3 compiles. The packages' own tests and the
+# many models of transformers stay as they are until an import wants one.
+COMPILE := $(BIN)/python -W ignore -m compileall -qq -j 0 -x 'site-packages/(.*/tests?|transformers/models/.*)/' \
+	$(VENV)/lib/python3*/site-packages || true
 $(VENV)/run.stamp: $(INSTALL_INPUTS)
-	$(call install,all)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e gateway/client -e models/embedded -e '.[all]'
+	$(BIN)/pip install --quiet --no-compile --no-deps -r requirements-nodeps.txt
 	$(COMPILE)
 	touch $@
 
 # All that run.stamp stands for too. Llama 3's tokenizer.model, which a test wants, lies in a wheel whose own package
 # `models` would hide ours: a folder of its own.
 $(VENV)/test.stamp: $(INSTALL_INPUTS) $(TEST_INPUTS)
-	$(call install,test)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	.ci/install.sh $(VENV)
+	$(BIN)/pip install --quiet --no-compile --no-deps -r requirements-nodeps.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/llama3 llama-models==0.3.0
 	{ $(COMPILE); } & .ci/npm.sh $(VENV) && wait
 	touch $(VENV)/run.stamp $@
