@@ -31,6 +31,7 @@ _LEAST_SERVED = 0.03  # of a service's calls; an idle machine serves 0.09 of the
 _ALL_SERVED = 20_000  # with that many calls each method has served some
 _MOST_BROKEN_OFF = 0.1  # of a service's calls: its connections' age ends some
 _CALLERS = 48
+_STARTS_WITHIN_S = 600  # at a low priority, beside tests that use every processor
 _MAX_ANSWERS = 50
 _TENTHS = 10
 _WARM_UP_TENTHS = 3  # caches fill, threads start
@@ -104,8 +105,9 @@ class Report:
 async def fuzz(calls: int, seed: int, folder: Path, *, limit_s: float = math.inf) -> Report:
     """Send `calls` calls, or as many as `limit_s` lets begin. folder: for logs."""
     report, generator = Report(asked=calls), Generator(seed)
+    settings = {**SETTINGS, "CSM_VOICES_URL": str(folder / "voices")}
     async with (
-        Processes(folder, {**SETTINGS, "CSM_VOICES_URL": str(folder / "voices")}) as processes,
+        Processes(folder, settings, starts_within_s=_STARTS_WITHIN_S) as processes,
         AsyncExitStack() as stack,
     ):
         channels = {

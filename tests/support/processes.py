@@ -69,7 +69,8 @@ def free_ports(count: int) -> list[int]:
 class Processes:
     """Starts, kills and stops them. `addresses` maps a service's name to host:port.
 
-    settings: variables of all five, beside their own. credentials: what our own health checks need.
+    settings: variables of all five, beside their own. credentials: what our own health checks need. starts_within_s: the
+    longest that all five may take until they are ready.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class Processes:
         log_folder: Path,
         settings: Mapping[str, str] = MappingProxyType({}),
         credentials: grpc.ChannelCredentials | None = None,
+        starts_within_s: float = 120,
     ):
+        self._starts_within_s = starts_within_s
         self.logs, self.settings, self.credentials = log_folder, settings, credentials
         self.receiver = Receiver()
         names = [*MODULES, "otlp"]
@@ -91,7 +94,7 @@ class Processes:
         await self._otlp.start()
         try:
             await asyncio.gather(*(self.start(name) for name in MODULES))
-            await asyncio.gather(*(self.ready(name) for name in MODULES))
+            await asyncio.gather(*(self.ready(name, self._starts_within_s) for name in MODULES))
         except BaseException:
             await self.__aexit__()
             raise
