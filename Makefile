@@ -44,11 +44,11 @@ demo: $(VENV)/run.stamp
 	$(BIN)/csm demo
 
 # The tests in three processes, a file each: on two cores, since many wait for servers, and what starts once a file starts
-# once. In the order of the folders: the longest files are not the last. Beside them 10,000 fuzzed calls, on what they
+# once. In the order of the folders: the longest files are not the last. Beside them 5,000 fuzzed calls, on what they
 # leave of the processors; `make fuzz` makes 50,000.
 test: lint $(BIN)/promtool
 	PYTHONPATH=tests $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
-		-p fuzz.beside --fuzz-calls 10000 --deselect tests/fuzz/test_fuzz.py
+		-p fuzz.beside --fuzz-calls 5000 --deselect tests/fuzz/test_fuzz.py
 
 # Clients of other people, whose pins are not ours, in an environment of their own.
 $(VENV)/clients.stamp: $(VENV)/test.stamp tests/integration/clients/requirements.txt

@@ -1,4 +1,4 @@
-"""A pytest plugin (`-p fuzz.beside --fuzz-calls 10000`): fuzzes five processes beside the tests.
+"""A pytest plugin (`-p fuzz.beside --fuzz-calls 5000`): fuzzes five processes beside the tests.
 
 The servers and their caller step back for the tests, so they take the processor time that these leave: tests wait for
 timers and for each other. The run of tests ends when both have, and fails when the servers do.
