@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos.callers import Callers, Stream
+from chaos.callers import TEXTS, Callers, Stream
 from chaos.fleet import Fleet, Replica
 
 STAGES = ("tokenizer", "backbone", "codec", "watermark")
@@ -126,6 +126,7 @@ async def run(
     stages: Sequence[str] = STAGES,
     faults: Sequence[str] = ("kill", "freeze", "restart", "cut"),
     callers: int = 8,
+    texts: int = len(TEXTS),
     freeze_s: float = 10.0,
     quiet_s: float = 10.0,
     limit_s: float = math.inf,
@@ -139,7 +140,7 @@ async def run(
     """
     ends_s = time.monotonic() + limit_s
     async with Fleet(logs, doubled=stages, model=model, resumes=3) as fleet:
-        speaking = Callers(fleet.gateway, callers)
+        speaking = Callers(fleet.gateway, callers, texts)
         await speaking.learn()
         speaking.start()
         rows = [await _row(fleet, speaking, "none", "-", [lambda: asyncio.sleep(quiet_s)], ends_s)]

@@ -80,10 +80,10 @@ async def speak(
 
 
 class Callers:
-    """`count` callers at once. streams: all that have ended, in the order of their ends."""
+    """`count` callers at once, who say the first `texts` of TEXTS. streams: all that have ended, in the order of their ends."""
 
-    def __init__(self, address: str, count: int):
-        self._address, self._count = address, count
+    def __init__(self, address: str, count: int, texts: int = len(TEXTS)):
+        self._address, self._count, self._texts = address, count, TEXTS[:texts]
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self.twins: dict[str, np.ndarray] = {}
@@ -92,7 +92,7 @@ class Callers:
     async def learn(self) -> None:
         """Speak each text undisturbed. Raises: RuntimeError when one of them fails."""
         async with grpc.aio.insecure_channel(self._address) as channel:
-            for text in TEXTS:
+            for text in self._texts:
                 stream, samples = await speak(speech_pb2_grpc.SpeechServiceStub(channel), text, None)
                 if stream.error is not None or not len(samples):
                     raise RuntimeError(f"undisturbed, {text!r} fails: {stream.error or 'no audio'}")
@@ -111,7 +111,7 @@ class Callers:
         async with grpc.aio.insecure_channel(self._address) as channel:
             stub = speech_pb2_grpc.SpeechServiceStub(channel)
             while not self._stopping:
-                text = TEXTS[number % len(TEXTS)]
+                text = self._texts[number % len(self._texts)]
                 number += 1
                 stream, _ = await speak(stub, text, self.twins[text])
                 self.streams.append(stream)

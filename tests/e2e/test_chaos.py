@@ -10,7 +10,7 @@ STAGES = ("backbone", "codec", "watermark")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("stages", [("watermark",), pytest.param(STAGES, marks=pytest.mark.slow)], ids=len)
 async def test_no_utterance_is_lost_when_stages_die(tmp_path, stages):
-    rows, leaked = await run(rounds=1, stages=stages, faults=["kill"], callers=2, quiet_s=0.1, logs=tmp_path)
+    rows, leaked = await run(rounds=1, stages=stages, faults=["kill"], callers=2, texts=2, quiet_s=0.1, logs=tmp_path)
     undisturbed, *killed = rows
     assert undisturbed.fault == "none" and [row.stage for row in killed] == list(stages)
     for row in killed:

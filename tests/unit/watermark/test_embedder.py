@@ -146,7 +146,7 @@ def test_two_streams_in_one_pass_are_each_as_alone_and_as_whole(untrained):
 
 
 @pytest.mark.parametrize("files", ["pair_files", "pair_44k_files"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_stock_decoder_reads_our_mark_as_it_reads_the_stock_encoders(files, seed, request):
     paths = request.getfixturevalue(files)
     stock = stock_model(paths)
