@@ -40,3 +40,11 @@ def test_one_fault_fails_it(mutate):
     report = good_report()
     mutate(report)
     assert not report.is_clean, report.lines()
+
+
+@pytest.mark.parametrize(("served", "clean"), [(0, False), (1, True)])
+def test_a_run_of_few_calls_beside_tests_has_served_one_at_least(served, clean):
+    report = good_report()
+    report.asked = report.calls = 5_000
+    report.statuses["codec"].update(OK=served - 1_000)
+    assert report.is_clean is clean, report.lines()
