@@ -11,6 +11,7 @@
 #   watermark  seconds of audio marked a second, by streams, beside the generator's time
 #   prompts    clips of context audio encoded a second, beside stock moshi's
 #   shared     frames beside codec and watermark under MPS (two minutes; not among the parts run by default)
+#   power      watts, clock and joules of each kind of kernel in a frame (not among the parts run by default)
 #   peers      what others do: a torchtune loop, transformers (minutes; not among the parts run by default)
 #
 # Each part's output goes to the screen and to $OUT (default out/gpu); a part that fails or takes too long
@@ -52,7 +53,7 @@ all_tests() {
     start "$1" tests/gpu -m "gpu and slow" -k narrow
     start "$1" tests/gpu -m "gpu and slow" -k "csm-1b and bf16 and library"
     start "$1" tests/gpu -m "gpu and slow" -k "csm-1b and bf16 and matvec"
-    start "$1" tests/unit/backbone/test_eager_runner_cuda.py
+    start "$1" tests/unit/backbone/test_eager_runner_cuda.py tests/unit/backbone/test_row_kernels.py tests/unit/backbone/test_row_attention.py
     start "$1" tests/unit/codec/test_kernels.py -k "test_product"
     start "$1" tests/unit/codec/test_kernels.py -k "not test_product"
     start "$1" tests/unit/codec tests/unit/tokenizer --ignore=tests/unit/codec/test_kernels.py
@@ -90,6 +91,7 @@ for name in "${@:-tests variants bench conversation profile products codec water
         watermark) part watermark 140 "$PYTHON" tests/bench/bench_watermark.py ;;
         prompts) part prompts 90 "$PYTHON" tests/bench/bench_prompts.py ;;
         shared) part shared 150 "$PYTHON" tests/bench/bench_shared.py --variants plain priority=1 percentage=25 ;;
+        power) part power 90 "$PYTHON" tests/bench/bench_power.py ;;
         peers) part peers 480 "$PYTHON" tests/bench/bench_generator.py --only torchtune transformers ;;
         *) echo "no part $each" >&2; exit 2 ;;
         esac

@@ -3,7 +3,7 @@
 The same as `rope_write` and `attend` in two launches. A program rotates the queries of one kv head and its
 new key, writes key and value to the cache, starts its softmax with them and goes on to the earlier
 positions. It never reads back what it wrote, so no write has to be waited for. Rows of one call must
-be of different slots. reference.py says what it computes.
+be of different slots. reference.py says what it computes. row_attention.py does it where it can.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from services.backbone.kernels import row_attention
 from services.backbone.kernels.attention import TILE_TOKENS, combine_parts
 
 
@@ -102,6 +103,8 @@ def step_attend(
     qkv: Tensor, rope: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, keys: Tensor, values: Tensor,
     heads: int, splits: int = 1, overlap: bool = False,
 ) -> Tensor:  # fmt: skip
+    if splits == 1 and row_attention.can_attend(qkv, keys):
+        return row_attention.attend(qkv, rope, slots, positions, tables, keys, values, overlap=overlap)
     count, (kv_heads, blocks, block_tokens, head_dim) = qkv.shape[0], keys.shape
     assert slots.is_contiguous() and positions.is_contiguous() and tables.is_contiguous()
     out = torch.empty(count, heads * head_dim, device=qkv.device, dtype=qkv.dtype)

@@ -15,7 +15,7 @@ from services.backbone.kernels.nvrtc import HOPPER_SHARED_BYTES, compiles_for, o
 
 ARCHITECTURE = "sm_90a"
 COLUMNS = 64  # of a stage
-_SOURCES = Path(__file__).with_name("wgmma_cuda")
+SOURCES = Path(__file__).with_name("wgmma_cuda")
 
 
 @cache
@@ -53,11 +53,11 @@ class Ring(ABC):
         return self.stages * (self.stage_bytes + 16)
 
     def ptx_source(self) -> str:
-        return (_SOURCES / "ptx.cu").read_text() + multiply_source(self.weights)
+        return (SOURCES / "ptx.cu").read_text() + multiply_source(self.weights)
 
     def source(self, product: str) -> str:
         """CUDA C++. product: the file's name."""
-        return "\n".join([self.ptx_source(), *((_SOURCES / name).read_text() for name in ("ring.cu", product))])
+        return "\n".join([self.ptx_source(), *((SOURCES / name).read_text() for name in ("ring.cu", product))])
 
     def options(self, **values: int) -> list[str]:
         """The compiler's. values: what else the source takes from outside."""

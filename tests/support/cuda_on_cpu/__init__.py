@@ -24,8 +24,8 @@ def compile_for_cpu(
     arguments: str = "Args", replacement: str = "ptx.h",
 ) -> bytes:  # fmt: skip
     """The source, in which `ptx` is replaced, and NVRTC's options → the path of a library that launches one of its kernels."""
-    threads, ours, run = ((HERE / name).read_text() for name in ("threads.h", replacement, "run.h"))
-    text = source.replace(ptx, ours)
+    threads, ours, mma, run = ((HERE / name).read_text() for name in ("threads.h", replacement, "mma.h", "run.h"))
+    text = source.replace(ptx, ours + mma)
     assert text != source and "asm" not in text
     defines = [option for option in options if option.startswith("-D")]
     (folder / f"{kernel}.cpp").write_text("\n".join([threads, text, run]))

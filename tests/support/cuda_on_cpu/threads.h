@@ -30,6 +30,12 @@ template <class To, class From> static To bits_of(From from) {
 static float __uint_as_float(unsigned v) { return bits_of<float>(v); }
 static float __int_as_float(int v) { return bits_of<float>(v); }
 static unsigned __float_as_uint(float v) { return bits_of<unsigned>(v); }
+static unsigned __byte_perm(unsigned a, unsigned b, unsigned which) {
+    const unsigned long long both = (unsigned long long)b << 32 | a;
+    unsigned v = 0;
+    for (int each = 0; each < 4; each++) v |= (unsigned)(both >> (which >> 4 * each & 7) * 8 & 0xff) << 8 * each;
+    return v;
+}
 static unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((unsigned long long)a * b >> 32); }
 static float __frcp_rn(float v) { return 1.0f / v; }
 static float __fadd_rn(float a, float b) { return a + b; }

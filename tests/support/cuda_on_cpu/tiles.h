@@ -6,6 +6,7 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
+typedef long long i64;
 struct alignas(64) TensorMap { u64 words[16]; }; // address, sizes, strides in bytes, box
 
 static u8 *shared_memory() { return (u8 *)fiber->shared; }

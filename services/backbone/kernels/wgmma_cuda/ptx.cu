@@ -4,6 +4,7 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
+typedef long long i64;
 struct __align__(64) TensorMap { u64 words[16]; };
 
 __device__ __forceinline__ u8 *shared_memory() {
@@ -113,6 +114,28 @@ __device__ __forceinline__ float4 load_new(const float4 *at) {
                  : "l"(at)
                  : "memory");
     return v;
+}
+__device__ __forceinline__ uint4 load_new(const uint4 *at) {
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(at)
+                 : "memory");
+    return v;
+}
+
+// Products of a warp: lane 4 r + q has of a rows r and r + 8, columns 2 q, 2 q + 1 and 8 more; of b column r, rows 2 q, 2 q + 1
+// and 8 more; of c rows r and r + 8, columns 2 q and 2 q + 1.
+__device__ __forceinline__ void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+// 8 rows of 8 numbers of 16 bits: a lane has columns 2 q and 2 q + 1 of row r.
+__device__ __forceinline__ u32 transposed(u32 v) {
+    u32 turned;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(v));
+    return turned;
 }
 
 __device__ __forceinline__ float exp2_of(float x) {
