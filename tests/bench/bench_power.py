@@ -1,8 +1,8 @@
 """Watts, clock and joules of a frame's kernels, each kind by itself: python tests/bench/bench_power.py
 
 A card that is at its power limit lowers its clock until what it does takes so many watts. Then a frame takes as long as its
-joules at the limit's watts, and only fewer joules make it shorter. Each row is the second half of a second of one kernel after
-another, as many of them with weights of their own as a frame has. nvidia-smi tells watts and clock.
+joules at the limit's watts. Each row is the second half of 0.8 s of one kernel after another, each with another layer's
+weights. Draws, norms and embeddings are not among them. nvidia-smi tells watts and clock.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ _CONTEXT = 430
 class Meter:
     """Reads power and clock of the GPU all the time."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: int) -> None:
+        """gpu: nvidia-smi's number of it."""
         self._seen: list[tuple[float, float, float]] = []
         asked = ["--query-gpu=power.draw.instant,clocks.sm", "--format=csv,noheader,nounits", "-lms", "40"]
-        self._process = subprocess.Popen(["nvidia-smi", *asked], stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(["nvidia-smi", "-i", str(gpu), *asked], stdout=subprocess.PIPE, text=True)
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -91,8 +92,8 @@ class Kind(NamedTuple):
     a_frame: int
 
 
-def products(name: str, llama: FusedLlama, count: int, a_frame: int) -> list[Kind]:
-    """Of all layers, three times over."""
+def products(name: str, llama: FusedLlama, count: int, qkvs: int, others: int) -> list[Kind]:
+    """Of all layers, three times over. qkvs, others: launches of so many rows in a frame."""
     layers, width, parts = llama._layers, llama.shape.dim, llama._parts
     assert parts is not None
     rows, gated = noise(count, width), noise(count, llama.shape.intermediate_dim)
@@ -112,7 +113,10 @@ def products(name: str, llama: FusedLlama, count: int, a_frame: int) -> list[Kin
         for layer in [*layers] * 3:
             call(layer)
 
-    return [Kind(f"{name} {what}", partial(all_layers, call), 3 * len(layers), a_frame) for what, call in calls.items()]
+    return [
+        Kind(f"{name} {what}", partial(all_layers, call), 3 * len(layers), qkvs if what == "qkv" else others)
+        for what, call in calls.items()
+    ]
 
 
 def attention(llama: FusedLlama, qkv: Tensor, attends: list[Attend]) -> None:
@@ -137,12 +141,13 @@ def kinds(frames: Frames, count: int) -> list[Kind]:
     keys = backbone.cache.keys.view(-1)[: 1 << 30].view(torch.int32)
     large = [noise(8192, 8192) for _ in range(2)]
     return [
-        *products("depth", depth, count, 124),
+        # Its first step has two rows a slot; from the second on the first layer's qkv is a table's.
+        *products("depth", depth, count, 98, 127),
         Kind("depth attention", partial(attention, depth, noise(count, 1536), aligned), 124, 124),
         Kind("heads", heads, 31, 31),
-        *products("backbone", backbone, count, 16),
+        *products("backbone", backbone, count, 16, 16),
         Kind("backbone attention", partial(attention, backbone, noise(count, 3072), paged), 16, 16),
-        Kind("(a sum of 2.1 GB of memory)", lambda: keys.sum(dtype=torch.int32), 1, 0),
+        Kind(f"(a sum of {keys.nbytes / 1e9:.1f} GB of memory)", lambda: keys.sum(dtype=torch.int32), 1, 0),
         Kind("(a product of the library, 1.1 TFLOP)", lambda: F.linear(*large), 1, 0),
     ]
 
@@ -151,12 +156,13 @@ def kinds(frames: Frames, count: int) -> list[Kind]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slots", type=int, nargs="+", default=[1024, 512])
+    parser.add_argument("--gpu", type=int, default=0, help="nvidia-smi's number of the one that is visible")
     arguments = parser.parse_args()
     gc.collect()
     gc.freeze()  # every capture collects garbage
     part = load_bundle("csm-1b").generator
     model = random_model(part, torch.device("cuda"), torch.bfloat16)
-    frames, meter = Frames(model, part, max(arguments.slots), _CONTEXT), Meter()
+    frames, meter = Frames(model, part, max(arguments.slots), _CONTEXT), Meter(arguments.gpu)
     for count in arguments.slots:
         print(f"| {count} slots | us | W | MHz | ms a frame | J a frame |\n|---|---|---|---|---|---|")
         all_ms = all_joules = 0.0

@@ -70,6 +70,7 @@ def attend(
     out = torch.empty(len(qkv), HEADS * HEAD_DIM, device=qkv.device, dtype=qkv.dtype)
     tensors = (qkv, rope, slots, positions, tables, keys, values, out)
     assert all(tensor.is_contiguous() for tensor in tensors)
+    assert slots.dtype == positions.dtype == torch.int64 and tables.dtype == torch.int32 and rope.dtype == torch.float32
     maps = (tensor_map(store.flatten(1, 2), (HEAD_DIM, BLOCK_TOKENS, 1)) for store in (keys, values))
     arguments = _Arguments(
         *maps, *(tensor.data_ptr() for tensor in tensors),

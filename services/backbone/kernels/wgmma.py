@@ -1,4 +1,4 @@
-"""What the products on Hopper's tensor cores share: which devices have them, a block's ring, parts of their source.
+"""What kernels by TMA on Hopper GPUs share: which devices have them, a product's ring, parts of their source.
 
 Only bf16 and GPUs of compute capability 9.0: tiles come by TMA, and wgmma multiplies them.
 """

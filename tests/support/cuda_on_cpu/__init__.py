@@ -1,6 +1,6 @@
 """Kernels of CUDA C++ on a CPU: their source compiled by g++, each CUDA thread a fiber of one core.
 
-What is in PTX (ptx.cu) is replaced by ptx.h, for the gated product by tiles.h. Blocks run in an order of chance. It
+What is in PTX (ptx.cu) is replaced by ptx.h, or by tiles.h where TMA brings tiles, and by mma.h. Blocks run in an order of chance. It
 finds wrong indices, waits that never end, and pieces of weights read before they are there; not how a GPU orders what
 it writes to memory.
 """

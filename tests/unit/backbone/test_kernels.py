@@ -15,7 +15,7 @@ from models.bundle import GeneratorPart, LlamaShape
 from services.backbone.blocks import BLOCK_TOKENS
 from services.backbone.frame_step import FrameStep, SlotState
 from services.backbone.fused_llama import KernelPlan
-from services.backbone.kernels import reference, split_matmul, triton_ops
+from services.backbone.kernels import reference, row_attention, split_matmul, triton_ops
 from services.backbone.model import build_model, init_random, rope_table
 from services.backbone.noise import gumbel
 from services.backbone.sampling import sample
@@ -109,10 +109,11 @@ def test_rope_and_paged_attention(device, dtype, heads, kv_heads, head_dim, spli
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
 @pytest.mark.parametrize("splits", [1, 5])
 @pytest.mark.parametrize("overlap", [False, pytest.param(True, marks=pytest.mark.gpu)])
-def test_step_attention(device, dtype, heads, kv_heads, head_dim, splits, overlap):
+def test_step_attention(device, dtype, heads, kv_heads, head_dim, splits, overlap, monkeypatch):
     """One row of each of four slots; a fifth row is padding. What lies behind a sequence's own positions has no effect."""
     if overlap and device.type == "cpu":
         pytest.skip("only a GPU's launches overlap")
+    monkeypatch.setattr(row_attention, "can_attend", lambda *_: False)  # test_row_attention.py has that kernel
     width, blocks, longest = 24, 100, 24 * BLOCK_TOKENS
     shape = LlamaShape(1, heads, kv_heads, heads * head_dim, 1, longest)
     rope = torch.view_as_real(rope_table(shape, device)).flatten(1)

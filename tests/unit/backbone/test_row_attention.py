@@ -16,7 +16,7 @@ from services.backbone.model import rope_table
 from support import cuda_on_cpu
 
 # First position, ends and beginnings of blocks, of pairs of blocks, and of what a warp lists of the table at once.
-POSITIONS = [0, 1, 7, 8, 15, 16, 17, 31, 32, 47, 48, 100, 430, 511, 512, 513, 530, 1030]
+POSITIONS = [0, 1, 7, 8, 15, 16, 17, 31, 32, 47, 48, 100, 430, 511, 512, 513, 530, 1030, 1040, 2047]
 
 
 def tensor_map(tensor, box):
@@ -45,7 +45,7 @@ def device(request, tmp_path, monkeypatch):
 
 def test_attends(device):
     """Of rows at all kinds of positions; what is behind them in their last block is NaN, which reaches no row."""
-    count, width = len(POSITIONS), 70
+    count, width = len(POSITIONS), 128
     positions = torch.tensor(POSITIONS, device=device)
     blocks = count * width
     shape = LlamaShape(
@@ -62,7 +62,7 @@ def test_attends(device):
             cache[:, block, position % BLOCK_TOKENS :] = float("nan")
     theirs = [cache.clone() for cache in ours]
     qkv = torch.randn(count, (HEADS + 2 * KV_HEADS) * HEAD_DIM, device=device).bfloat16()
-    got = row_attention.attend(qkv, rope, slots, positions, tables, *ours)
+    got = row_attention.attend(qkv, rope, slots, positions, tables, *ours, overlap=device.type == "cuda")
     wanted = reference.step_attend(
         qkv, rope, slots, positions, tables, *(cache.nan_to_num_() for cache in theirs), HEADS
     )

@@ -13,9 +13,9 @@ struct __align__(64) AttendArguments {
     const float *rope;            // [positions, HEAD_DIM]: cosine and sine of each pair
     const i64 *slots, *positions; // [count]
     const int *tables;            // [slots, table_width]
-    u16 *new_keys, *new_values;   // what the maps are of
+    u16 *new_keys, *new_values;   // the memory of these maps, for the rows' own
     u16 *out;                     // [count, HEADS HEAD_DIM] bf16
-    i64 head_size;                // of keys, numbers
+    i64 head_size;                // numbers of one kv head's keys
     int count, table_width;
     float scale; // of scores, times log2(e)
 };
@@ -24,7 +24,7 @@ constexpr int HEAD_DIM = 64, TOKENS = 16, GROUP = HEADS / KV_HEADS, BLOCK = TOKE
 constexpr int TILE_BYTES = 2 * BLOCK * 2, RING_BYTES = STAGES * TILE_BYTES; // keys, then values
 constexpr int LEFT = 20; // numbers of a lane that a warp leaves to the first, where its ring was
 static_assert(SHARED == WARPS * (RING_BYTES + STAGES * 8) && LEFT * 32 * 4 <= RING_BYTES, "rings, then their barriers");
-static_assert(GROUP <= 8 && GROUP % 2 == 0, "queries of one kv head");
+static_assert(GROUP <= 8, "queries of one kv head");
 
 __device__ __forceinline__ float no_score() { return -__uint_as_float(0x7f800000); }
 __device__ __forceinline__ float low_half(u32 pair) { return __uint_as_float(pair << 16); }
