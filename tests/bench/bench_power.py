@@ -93,7 +93,7 @@ class Kind(NamedTuple):
 
 
 def products(name: str, llama: FusedLlama, count: int, qkvs: int, others: int) -> list[Kind]:
-    """Of all layers, three times over. qkvs, others: launches of so many rows in a frame."""
+    """Of all layers, three times over. qkvs, others: how many launches a frame has, of `count` rows."""
     layers, width, parts = llama._layers, llama.shape.dim, llama._parts
     assert parts is not None
     rows, gated = noise(count, width), noise(count, llama.shape.intermediate_dim)
