@@ -14,6 +14,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 HERE = Path(__file__).parent
 CAN_RUN = shutil.which("g++") is not None and platform.machine() == "x86_64"
 _MOST_TURNS = 20_000
@@ -34,6 +36,12 @@ def compile_for_cpu(
     library = folder / f"{kernel}.so"
     subprocess.run([*command, *defines, *names, folder / f"{kernel}.cpp", "-o", library], check=True)
     return bytes(library)
+
+
+def tensor_map(tensor: Tensor, box: tuple[int, int, int]) -> ctypes.Array[ctypes.c_uint64]:
+    """As nvrtc.tensor_map, in the words that tiles.h reads."""
+    words = [tensor.data_ptr(), *reversed(tensor.shape), tensor.stride(1) * 2, tensor.stride(0) * 2, *box]
+    return (ctypes.c_uint64 * 16)(*words)
 
 
 class Kernel:

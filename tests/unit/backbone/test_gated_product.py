@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
 import torch
 
 from services.backbone.kernels import gated_product, reference
 from services.backbone.kernels.gated_product import Tiling
 from support import cuda_on_cpu
-
-
-def tensor_map(tensor, box):
-    words = [tensor.data_ptr(), *reversed(tensor.shape), tensor.stride(1) * 2, tensor.stride(0) * 2, *box]
-    return (ctypes.c_uint64 * 16)(*words)
 
 
 @pytest.mark.slow
@@ -38,7 +31,7 @@ def test_against_the_twin(count, width, outputs, tiling, resident, parts, tmp_pa
     monkeypatch.setattr(gated_product, "compile_cuda", compiled)
     monkeypatch.setattr(gated_product, "Kernel", cuda_on_cpu.Kernel)
     monkeypatch.setattr(cuda_on_cpu.Kernel, "resident_clusters", lambda *_: resident, raising=False)
-    monkeypatch.setattr(gated_product, "tensor_map", tensor_map)
+    monkeypatch.setattr(gated_product, "tensor_map", cuda_on_cpu.tensor_map)
     gated_product._kernel.cache_clear()
     gated_product.cubin_of.cache_clear()
     rows, weight = torch.randn(count, width).bfloat16(), (torch.randn(2 * outputs, width) * width**-0.5).bfloat16()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
 import torch
 
@@ -17,11 +15,6 @@ from support import cuda_on_cpu
 
 # First position, ends and beginnings of blocks, of pairs of blocks, and of what a warp lists of the table at once.
 POSITIONS = [0, 1, 7, 8, 15, 16, 17, 31, 32, 47, 48, 100, 430, 511, 512, 513, 530, 1030, 1040, 2047]
-
-
-def tensor_map(tensor, box):
-    words = [tensor.data_ptr(), *reversed(tensor.shape), tensor.stride(1) * 2, tensor.stride(0) * 2, *box]
-    return (ctypes.c_uint64 * 16)(*words)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -39,7 +32,7 @@ def device(request, tmp_path, monkeypatch):
             return cuda_on_cpu.Kernel(library, "attend_step", shared_bytes=0)
 
         monkeypatch.setattr(row_attention, "_kernel", kernel)
-        monkeypatch.setattr(row_attention, "tensor_map", tensor_map)
+        monkeypatch.setattr(row_attention, "tensor_map", cuda_on_cpu.tensor_map)
     return torch.device(request.param)
 
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
 import torch
 
 from services.backbone.kernels import gated_product, reference, row_product
 from services.backbone.kernels.row_product import Tiling
 from support import cuda_on_cpu
-
-
-def tensor_map(tensor, box):
-    words = [tensor.data_ptr(), *reversed(tensor.shape), tensor.stride(1) * 2, tensor.stride(0) * 2, *box]
-    return (ctypes.c_uint64 * 16)(*words)
 
 
 @pytest.mark.slow
@@ -71,7 +64,7 @@ def test_all_that_a_layer_launches_is_compiled_ahead(count, monkeypatch):
 
     for module in (row_product, gated_product):
         monkeypatch.setattr(module, "compile_cuda", compiles)
-        monkeypatch.setattr(module, "tensor_map", tensor_map)
+        monkeypatch.setattr(module, "tensor_map", cuda_on_cpu.tensor_map)
         monkeypatch.setattr(module, "Kernel", LaunchesNothing)
     sizes = {
         "qkv": (1536, 1024),
@@ -131,7 +124,7 @@ def on_cpu(tiling, folder, monkeypatch):
 
     monkeypatch.setattr(row_product, "compile_cuda", compiled)
     monkeypatch.setattr(row_product, "Kernel", cuda_on_cpu.Kernel)
-    monkeypatch.setattr(row_product, "tensor_map", tensor_map)
+    monkeypatch.setattr(row_product, "tensor_map", cuda_on_cpu.tensor_map)
 
 
 @pytest.fixture(autouse=True)
