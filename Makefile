@@ -23,19 +23,21 @@ help:
 # many models of transformers stay as they are until an import wants one.
 COMPILE := $(BIN)/python -W ignore -m compileall -qq -j 0 -x 'site-packages/(.*/tests?|transformers/models/.*)/' \
 	$(VENV)/lib/python3*/site-packages || true
+define install
+test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(1)
+$(BIN)/pip install --quiet --no-compile --no-deps -r requirements-nodeps.txt
+endef
+
 $(VENV)/run.stamp: $(INSTALL_INPUTS)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e gateway/client -e models/embedded -e '.[all]'
-	$(BIN)/pip install --quiet --no-compile --no-deps -r requirements-nodeps.txt
+	$(call install,$(BIN)/pip install --quiet --no-compile -c constraints.txt -e gateway/client -e models/embedded -e '.[all]')
 	$(COMPILE)
 	touch $@
 
 # All that run.stamp stands for too. Llama 3's tokenizer.model, which a test wants, lies in a wheel whose own package
 # `models` would hide ours: a folder of its own.
 $(VENV)/test.stamp: $(INSTALL_INPUTS) $(TEST_INPUTS)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	.ci/install.sh $(VENV)
-	$(BIN)/pip install --quiet --no-compile --no-deps -r requirements-nodeps.txt
+	$(call install,.ci/install.sh $(VENV))
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/llama3 llama-models==0.3.0
 	{ $(COMPILE); } & .ci/npm.sh $(VENV) && wait
 	touch $(VENV)/run.stamp $@
